@@ -1,0 +1,1 @@
+"""Splits of traces, and tensors from them."""

@@ -1,0 +1,1 @@
+"""Predictors of routing: baselines, the network, its ONNX form."""

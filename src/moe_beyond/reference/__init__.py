@@ -1,0 +1,1 @@
+"""The model that makes the embedded default self-contained."""

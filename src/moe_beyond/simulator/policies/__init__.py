@@ -1,0 +1,1 @@
+"""Cache policies, a family a file."""

@@ -1,0 +1,1 @@
+"""Routing traces: what a router decided, for every token and layer."""

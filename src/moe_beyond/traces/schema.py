@@ -1,0 +1,280 @@
+"""The vocabulary of traces: what a trace holds, and the checks that make it one.
+
+Shape suffixes: T tokens (all prompts, one after another), L Mixture-of-Experts layers, K experts per token (top-k),
+E routed experts in a layer, P prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from moe_beyond.errors import InputError
+
+SCHEMA_VERSION = 1
+"""Version of the published form; a reader refuses a newer one."""
+
+ExpertIds = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Decoding = Literal["sampled", "greedy", "teacher-forced", "unknown"]
+
+
+class TraceMetadata(BaseModel):
+    """What is true of a whole trace: the model's shape and where the trace comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    model_id: str = Field(min_length=1)
+    model_revision: str = ""
+    layer_numbers: tuple[int, ...] = Field(min_length=1)
+    """Numbers of the MoE layers in the model, rising; dense layers are left out."""
+    num_experts: int = Field(ge=2, le=65536)
+    top_k: int = Field(ge=1)
+    expert_bytes: tuple[int, ...]
+    """Bytes that one expert of each MoE layer occupies in the precision that was traced; one number a layer."""
+    decoding: Decoding = "unknown"
+    """How decode tokens were chosen; `teacher-forced` where a given text was replayed."""
+    source: str
+    licence: str
+
+    @model_validator(mode="after")
+    def _shape_is_consistent(self) -> Self:
+        if list(self.layer_numbers) != sorted(set(self.layer_numbers)):
+            raise ValueError("layer_numbers must rise without repetition")
+        if len(self.expert_bytes) != len(self.layer_numbers):
+            raise ValueError("expert_bytes needs one number for each MoE layer")
+        if any(size <= 0 for size in self.expert_bytes):
+            raise ValueError("expert_bytes must be positive")
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})")
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Number of Mixture-of-Experts layers, L."""
+        return len(self.layer_numbers)
+
+    @property
+    def num_model_experts(self) -> int:
+        """Routed experts of the whole model, L * E."""
+        return self.num_layers * self.num_experts
+
+    @property
+    def token_cycle(self) -> int:
+        """Experts that one decode token touches, L * K: a global LRU smaller than this never hits."""
+        return self.num_layers * self.top_k
+
+    def require_same_model(self, other: TraceMetadata, what: str) -> None:
+        """Raise InputError unless `other` has the same layers, experts and top-k. `what` names `other`."""
+        for field in ("layer_numbers", "num_experts", "top_k"):
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                raise InputError(f"{what}: {field} is {theirs}, {self.model_id} has {mine}; use traces of one model")
+
+
+def expert_dtype(num_experts: int) -> type[np.uint8] | type[np.uint16]:
+    """The smallest dtype that holds every expert id."""
+    return np.uint8 if num_experts <= 256 else np.uint16
+
+
+@dataclass(frozen=True)
+class TokenTexts:
+    """Token strings, dictionary-encoded: token t reads `vocabulary[codes_T[t]]`."""
+
+    codes_T: npt.NDArray[np.int32]
+    vocabulary: tuple[str, ...]
+
+    @classmethod
+    def encode(cls, texts: list[str]) -> TokenTexts:
+        """Encode strings; the vocabulary is in order of first appearance."""
+        index: dict[str, int] = {}
+        codes = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int32, len(texts))
+        return cls(codes, tuple(index))
+
+    def decode(self) -> list[str]:
+        """The strings again, one a token."""
+        return [self.vocabulary[code] for code in self.codes_T.tolist()]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Routing of many prompts of one model; token t of the trace lies in the prompt whose offsets enclose it.
+
+    Attributes:
+        metadata: The model's shape and the trace's origin.
+        prompt_ids: P distinct names.
+        domains: P names of the data set or domain that each prompt comes from.
+        held_out_P: bool; True where the prompt's domain is kept for testing only.
+        prompt_offsets: int64 [P+1]; prompt p has tokens `prompt_offsets[p]:prompt_offsets[p+1]`.
+        num_prefill_P: int32; how many of a prompt's first tokens were prefill, the others were decoded one by one.
+        experts_TLK: expert ids in the router's order, uint8 or (above 256 experts) uint16.
+        weights_TLK: combine weights that belong to `experts_TLK`, float16, or None.
+        token_ids_T: ids of the model's tokenizer, int32, or None.
+        token_texts: token strings, or None (not captured, or dropped for privacy).
+        predicted_TLK: experts that a published predictor named for this token, same layout, or None.
+    """
+
+    metadata: TraceMetadata
+    prompt_ids: tuple[str, ...]
+    domains: tuple[str, ...]
+    held_out_P: npt.NDArray[np.bool_]
+    prompt_offsets: npt.NDArray[np.int64]
+    num_prefill_P: npt.NDArray[np.int32]
+    experts_TLK: ExpertIds
+    weights_TLK: npt.NDArray[np.float16] | None = None
+    token_ids_T: npt.NDArray[np.int32] | None = None
+    token_texts: TokenTexts | None = None
+    predicted_TLK: ExpertIds | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, T."""
+        return int(self.prompt_offsets[-1])
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts, P."""
+        return len(self.prompt_ids)
+
+    @cached_property
+    def positions_T(self) -> npt.NDArray[np.int64]:
+        """Position of each token in its prompt, int64, from 0."""
+        lengths = np.diff(self.prompt_offsets)
+        return np.arange(self.num_tokens) - np.repeat(self.prompt_offsets[:-1], lengths)
+
+    @cached_property
+    def is_prefill_T(self) -> npt.NDArray[np.bool_]:
+        """True for prefill tokens."""
+        lengths = np.diff(self.prompt_offsets)
+        return np.asarray(self.positions_T < np.repeat(self.num_prefill_P, lengths))
+
+    def select(self, prompts: npt.NDArray[np.int64]) -> Trace:
+        """The prompts with these indices, in this order, as a trace of its own."""
+        starts, ends = self.prompt_offsets[prompts], self.prompt_offsets[prompts + 1]
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+        tokens = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.arange(0)])
+        texts = self.token_texts
+        return replace(
+            self,
+            prompt_ids=tuple(self.prompt_ids[p] for p in prompts),
+            domains=tuple(self.domains[p] for p in prompts),
+            held_out_P=self.held_out_P[prompts],
+            prompt_offsets=offsets,
+            num_prefill_P=self.num_prefill_P[prompts],
+            experts_TLK=self.experts_TLK[tokens],
+            weights_TLK=None if self.weights_TLK is None else self.weights_TLK[tokens],
+            token_ids_T=None if self.token_ids_T is None else self.token_ids_T[tokens],
+            token_texts=None if texts is None else TokenTexts(texts.codes_T[tokens], texts.vocabulary),
+            predicted_TLK=None if self.predicted_TLK is None else self.predicted_TLK[tokens],
+        )
+
+
+def concatenate(traces: list[Trace]) -> Trace:
+    """Several traces of one model as one, prompts in the given order.
+
+    An optional column survives only where every trace has it. The metadata is the first trace's.
+
+    Raises:
+        InputError: The list is empty, or the traces are of different models.
+    """
+    if not traces:
+        raise InputError("no prompts: the list is empty; give at least one prompt")
+    first = traces[0]
+    for other in traces[1:]:
+        first.metadata.require_same_model(other.metadata, other.metadata.source)
+    lengths = np.concatenate([np.diff(trace.prompt_offsets) for trace in traces])
+
+    def joined(field: str) -> npt.NDArray[np.generic] | None:
+        columns = [getattr(trace, field) for trace in traces]
+        return None if any(column is None for column in columns) else np.concatenate(columns)
+
+    texts = [trace.token_texts for trace in traces]
+    present = [text for text in texts if text is not None]
+    return Trace(
+        metadata=first.metadata,
+        prompt_ids=tuple(name for trace in traces for name in trace.prompt_ids),
+        domains=tuple(name for trace in traces for name in trace.domains),
+        held_out_P=np.concatenate([trace.held_out_P for trace in traces]),
+        prompt_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        num_prefill_P=np.concatenate([trace.num_prefill_P for trace in traces]),
+        experts_TLK=np.concatenate([trace.experts_TLK for trace in traces]),
+        weights_TLK=joined("weights_TLK"),  # type: ignore[arg-type]
+        token_ids_T=joined("token_ids_T"),  # type: ignore[arg-type]
+        token_texts=_join_texts(present) if len(present) == len(texts) else None,
+        predicted_TLK=joined("predicted_TLK"),  # type: ignore[arg-type]
+    )
+
+
+def _join_texts(texts: list[TokenTexts]) -> TokenTexts:
+    index: dict[str, int] = {}
+    codes = []
+    for text in texts:
+        recode = np.array([index.setdefault(word, len(index)) for word in text.vocabulary], np.int32)
+        codes.append(recode[text.codes_T] if len(recode) else text.codes_T)
+    return TokenTexts(np.concatenate(codes), tuple(index))
+
+
+def validate(trace: Trace, where: str) -> Trace:
+    """Return `trace` unchanged if it keeps every rule of the schema.
+
+    Args:
+        trace: What was read or captured.
+        where: File or source to name in a message.
+
+    Raises:
+        InputError: The first rule that is broken, with prompt, position and layer.
+    """
+    meta = trace.metadata
+    shape = (trace.num_tokens, meta.num_layers, meta.top_k)
+    if trace.num_prompts == 0:
+        raise InputError(f"{where}: no prompts; give at least one")
+    if len(set(trace.prompt_ids)) != trace.num_prompts:
+        name = next(name for name in trace.prompt_ids if trace.prompt_ids.count(name) > 1)
+        raise InputError(f"{where}: prompt {name!r} stands there twice; give every prompt its own prompt_id")
+    lengths = np.diff(trace.prompt_offsets)
+    if (lengths <= 0).any():
+        name = trace.prompt_ids[int(np.argmax(lengths <= 0))]
+        raise InputError(f"{where}: prompt {name!r} has no tokens; remove it")
+    if (trace.num_prefill_P < 0).any() or (trace.num_prefill_P > lengths).any():
+        raise InputError(f"{where}: num_prefill must lie between 0 and the prompt's length")
+    for field in ("experts_TLK", "weights_TLK", "predicted_TLK"):
+        column = getattr(trace, field)
+        if column is not None and column.shape != shape:
+            raise InputError(f"{where}: {field} has shape {column.shape}, expected tokens x layers x top_k = {shape}")
+    for field in ("experts_TLK", "predicted_TLK"):
+        column = getattr(trace, field)
+        if column is not None and (column >= meta.num_experts).any():
+            token, layer, slot = (int(i[0]) for i in np.nonzero(column >= meta.num_experts))
+            raise InputError(
+                f"{where}: {locate(trace, token, layer)}: expert id {column[token, layer, slot]} in {field} is out of "
+                f"range, the model has experts 0 to {meta.num_experts - 1}"
+            )
+    ordered = np.sort(trace.experts_TLK, axis=-1)
+    repeated = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1)
+    if repeated.any():
+        token, layer = (int(i[0]) for i in np.nonzero(repeated))
+        raise InputError(
+            f"{where}: {locate(trace, token, layer)}: an expert is listed twice in "
+            f"{trace.experts_TLK[token, layer].tolist()}; a router chooses distinct experts"
+        )
+    if trace.weights_TLK is not None:
+        bad = ~np.isfinite(trace.weights_TLK) | (trace.weights_TLK < 0)
+        if bad.any():
+            token, layer, slot = (int(i[0]) for i in np.nonzero(bad))
+            raise InputError(
+                f"{where}: {locate(trace, token, layer)}: combine weight {trace.weights_TLK[token, layer, slot]} is "
+                "not a finite number >= 0; leave the weights out or mend them"
+            )
+    return trace
+
+
+def locate(trace: Trace, token: int, layer: int) -> str:
+    """Name a token and a layer as a person would look for them."""
+    prompt = int(np.searchsorted(trace.prompt_offsets, token, side="right")) - 1
+    position = token - int(trace.prompt_offsets[prompt])
+    return f"prompt {trace.prompt_ids[prompt]!r}, position {position}, layer {trace.metadata.layer_numbers[layer]}"
