@@ -1,0 +1,87 @@
+"""Parameters of the predictor: the sections `tune`, `train` and `export` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from moe_beyond.settings import Settings
+
+
+class SearchSpace(Settings):
+    """Sizes that the study may choose from."""
+
+    width: tuple[int, ...] = Field(default=(64, 96, 128, 192), min_length=1)
+    """Model width; must be divisible by every number of heads."""
+    depth: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    """Number of transformer blocks."""
+    heads: tuple[int, ...] = Field(default=(2, 4, 8), min_length=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if min(*self.width, *self.depth, *self.heads, 1) < 1:
+            raise ValueError("width, depth and heads must be at least 1")
+        for width in self.width:
+            for heads in self.heads:
+                if width % heads:
+                    raise ValueError(f"width {width} is not divisible by {heads} heads; change tune.space")
+        return self
+
+
+class TuneSettings(Settings):
+    """The search for the predictor's size."""
+
+    trials: int = Field(default=8, ge=1)
+    epochs: int = Field(default=3, ge=1)
+    """Epochs of a trial; every trial gets the same."""
+    max_prompts: int = Field(default=300, ge=1)
+    """At most this many training prompts in a trial, drawn by the seed."""
+    space: SearchSpace = SearchSpace()
+    recall_tolerance: float = Field(default=0.005, ge=0, le=1)
+    """The rule: of the Pareto front, the fastest size whose validation recall is within this of the best."""
+    max_latency_ms: float = Field(default=5.0, gt=0)
+    """A size whose median token step takes longer on one thread is never chosen."""
+    latency_repeats: int = Field(default=200, ge=10)
+
+
+class TrainSettings(Settings):
+    """The fit of a predictor; trials of the search use it too, with their own number of epochs."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Windows a step."""
+    window: int = Field(default=64, ge=8)
+    """Tokens that attention looks back over, and the length of a training window."""
+    learning_rate: float = Field(default=3e-3, gt=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    history_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of tokens whose previous routing is hidden in training, so that the network copes without it."""
+    token_dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of tokens replaced by the unknown token in training, so that the network copes with unseen ones."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    patience: int = Field(default=5, ge=1)
+    """Epochs without a better validation recall after which training stops."""
+    min_token_count: int = Field(default=2, ge=1)
+    """Token strings seen less often in training share the unknown embedding; their letters still tell them apart."""
+    letter_buckets: int = Field(default=2048, ge=16)
+    """Hash buckets of the character n-grams of a token string."""
+    accelerator: str = "cpu"
+    devices: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
+    """Threads for torch on CPU; 0 takes all cores."""
+
+
+class ExportSettings(Settings):
+    """The ONNX form of the predictor."""
+
+    opset: int = Field(default=20, ge=18)
+    parity_tolerance: float = Field(default=1e-4, gt=0)
+    """Largest allowed difference of a logit between torch and onnxruntime."""
+    parity_tokens: int = Field(default=200, ge=2)
+    """Tokens of the validation split that are streamed one by one through both."""
+    latency_repeats: int = Field(default=500, ge=10)
+    bootstrap_resamples: int = Field(default=1000, ge=100)
+    """Resamples of prompts behind each confidence interval."""
