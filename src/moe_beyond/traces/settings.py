@@ -48,3 +48,42 @@ class TracesSettings(Settings):
         if self.source == "transformers" and not self.transformers.model:
             raise ValueError("traces.transformers.model is empty; give a hub id or a folder")
         return self
+
+
+class ExtractSettings(Settings):
+    """How live capture runs; `import` uses none of it but `privacy`."""
+
+    english_prompts: int = Field(default=500, ge=4)
+    """Prompts cut from the reference model's held-out English; other models bring their own prompts."""
+    code_prompts: int = Field(default=100, ge=1)
+    """Prompts cut from Python code, the domain kept for testing only; reference model only."""
+    min_prompt_tokens: int = Field(default=24, ge=1)
+    max_prompt_tokens: int = Field(default=96, ge=1)
+    """Prompts of the reference model have lengths in this range; longer prompts of other models are cut."""
+    decode_tokens: int = Field(default=64, ge=0)
+    """Tokens decoded, and routed, after each prompt; 0 traces the given text alone."""
+    decoding: Literal["sampled", "greedy"] = "sampled"
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch_prompts: int = Field(default=50, ge=1)
+    shard_prompts: int = Field(default=200, ge=1)
+    """Prompts a file; memory holds one shard, and an interrupted capture loses at most one."""
+    chat_template: bool = True
+    """Wrap prompts in the tokenizer's chat template where it has one."""
+    privacy: Literal["text", "ids", "routing"] = "text"
+    """What a trace tells of its prompts: token texts and ids, ids alone (the tokenizer turns them back), or neither."""
+    weights: bool = True
+    """Store combine weights beside the expert ids."""
+    gate_inputs: bool = False
+    """Also store the hidden state that entered each gate: hidden_size * 2 bytes a token and layer."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that capture shards side by side; each loads the model."""
+
+    @model_validator(mode="after")
+    def _ranges_are_possible(self) -> Self:
+        if self.min_prompt_tokens > self.max_prompt_tokens:
+            raise ValueError(
+                f"extract.min_prompt_tokens ({self.min_prompt_tokens}) exceeds max_prompt_tokens "
+                f"({self.max_prompt_tokens})"
+            )
+        return self
