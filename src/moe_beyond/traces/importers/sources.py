@@ -1,0 +1,97 @@
+"""The files of a published trace set, whether it lies in a folder, an archive or a single file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from moe_beyond.errors import InputError
+
+_ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
+# what decompressors raise for bytes that are cut short or damaged
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
+
+
+def name_of(source: Path) -> str:
+    """The source's name without the endings of archives and data files: `puffin` for `a/puffin.tar.xz`."""
+    name = source.resolve().name
+    while (shorter := re.sub(r"\.(tar|xz|txz|gz|tgz|bz2|tbz2|zip|csv|json|npz|route)$", "", name)) != name:
+        name = shorter
+    return name
+
+
+def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts `prompt_2` before `prompt_10`."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((1, int(part), part) if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts)
+
+
+def members(source: Path, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
+
+    Names are relative to the folder or archive, with forward slashes. The order is the archive's or the file
+    system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is asked for.
+
+    Raises:
+        InputError: Nothing there, no such file inside, an empty file, a damaged archive, or a name that leaves it.
+    """
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; give the published folder, archive or file")
+    found = False
+    try:
+        for name, stream in _walk(source):
+            if name.endswith((suffix, suffix + ".gz")):
+                found = True
+                where = str(source / name) if source.is_dir() else f"{source}: {name}"
+                with stream, _buffered(stream, name.endswith(".gz")) as readable:
+                    if not readable.peek(1):
+                        raise InputError(f"{where}: the file is empty (0 bytes); fetch it again or remove it")
+                    yield name, readable
+    except _DAMAGED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{source}: damaged or cut short ({reason}); fetch it again") from error
+    if not found:
+        raise InputError(f"{source}: holds no file named *{suffix}; check the path and the format")
+
+
+def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    if source.is_dir():
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                yield path.relative_to(source).as_posix(), path.open("rb")
+    elif source.name.endswith(_ARCHIVE_SUFFIXES):
+        with tarfile.open(source, "r|*") as archive:
+            for member in archive:
+                _refuse_escape(source, member.name)
+                if member.issym() or member.islnk() or member.isdev():
+                    raise InputError(f"{source}: {member.name!r} is a link or device; pack plain files only")
+                stream = archive.extractfile(member)
+                if stream is not None:
+                    yield member.name, stream
+    elif source.suffix == ".zip":
+        with zipfile.ZipFile(source) as archive_zip:
+            for entry in archive_zip.infolist():
+                _refuse_escape(source, entry.filename)
+                if not entry.is_dir():
+                    yield entry.filename, archive_zip.open(entry)
+    else:
+        yield source.name, source.open("rb")
+
+
+def _refuse_escape(source: Path, name: str) -> None:
+    # nothing is unpacked to disk, but names become prompt ids and such an archive is not to be trusted
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{source}: {name!r} leads out of the archive; refuse it and fetch the original again")
+
+
+def _buffered(stream: IO[bytes], gzipped: bool) -> io.BufferedReader:
+    return io.BufferedReader(gzip.GzipFile(fileobj=stream) if gzipped else stream)  # type: ignore[arg-type]
