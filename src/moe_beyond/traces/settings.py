@@ -87,3 +87,30 @@ class ExtractSettings(Settings):
                 f"({self.max_prompt_tokens})"
             )
         return self
+
+
+class AssessSettings(Settings):
+    """What the suitability card measures, and from where on it says go."""
+
+    tokens: Literal["all", "decode"] = "all"
+    """Replay every token as if it was decoded, or the decoded ones only."""
+    windows: tuple[int, ...] = Field(default=(16, 64), min_length=1)
+    """Window lengths in tokens of the working set."""
+    max_curve_tokens: int = Field(default=20_000, ge=100)
+    """Hit curves use every n-th prompt so that about this many tokens are replayed."""
+    curve_points: int = Field(default=24, ge=4, le=200)
+    """Capacities at which Belady's curve is computed; LRU's has them all."""
+    budget_fraction: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the model's experts that fast memory is assumed to hold."""
+    bigger_budget_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """The larger cache that the verdict tries next."""
+    min_bound_hit_rate: float = Field(default=0.6, gt=0, lt=1)
+    """Belady's hit rate from which a cache of that size can pay: no policy gets above it."""
+    min_gain: float = Field(default=0.05, ge=0, lt=1)
+    """Points by which LRU or pinned popular experts must beat the share that the cache holds."""
+
+    @model_validator(mode="after")
+    def _budgets_rise(self) -> Self:
+        if self.bigger_budget_fraction <= self.budget_fraction:
+            raise ValueError("bigger_budget_fraction must exceed budget_fraction")
+        return self

@@ -181,6 +181,11 @@ def write_working(trace: Trace, directory: Path) -> None:
         (temporary / "trace.json").write_text(json.dumps(rest, ensure_ascii=False), encoding="utf-8")
 
 
+def has_working(directory: Path) -> bool:
+    """True if a working trace lies there; a split that a trace cannot fill is an empty directory."""
+    return (directory / "trace.json").is_file()
+
+
 def open_working(directory: Path) -> Trace:
     """Open the working form; arrays are memory-mapped, read-only.
 

@@ -24,7 +24,7 @@ def read(
     *,
     domain: str | None = None,
     held_out: bool = False,
-    privacy: Literal["text", "ids"] = "text",
+    privacy: Literal["text", "ids", "routing"] = "text",
 ) -> Trace:
     """Read a published trace set.
 
@@ -33,7 +33,7 @@ def read(
         source: The folder, archive (tar, zip) or file as it was published.
         domain: Name of the data set; by default what the format or the source's name says.
         held_out: Keep all of these prompts for testing only.
-        privacy: `ids` drops token strings.
+        privacy: `ids` drops token strings, `routing` drops token ids too.
 
     Raises:
         InputError: An unknown format, or the first rule of the format or the schema that is broken.
@@ -42,6 +42,8 @@ def read(
         raise InputError(f"unknown trace format {format!r}; expected one of {', '.join(FORMATS)}")
     trace = FORMATS[format](source, domain)
     trace = replace(trace, held_out_P=np.full(trace.num_prompts, held_out, np.bool_))
-    if privacy == "ids":
+    if privacy != "text":
         trace = replace(trace, token_texts=None)
+    if privacy == "routing":
+        trace = replace(trace, token_ids_T=None)
     return validate(trace, str(source))

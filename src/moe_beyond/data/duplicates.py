@@ -1,0 +1,145 @@
+"""Which prompts are the same, or nearly: fingerprints, and groups that must not be torn apart by a split.
+
+Everything here depends on the prompts' content alone, never on their order or names.
+Shape suffixes: T tokens of all prompts, P prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+from datasketch import MinHash, MinHashLSH
+
+from moe_beyond.data.settings import SplitSettings
+from moe_beyond.traces.schema import Trace
+
+Codes = npt.NDArray[np.uint64]
+_PERMUTATIONS = 128
+# 32 bands of 4 rows: a pair at Jaccard 0.7 is missed once in 6,000, one at 0.5 once in 8; candidates are then compared
+_BANDS = (32, 4)
+
+
+def token_codes_T(trace: Trace) -> Codes:
+    """A number for each token's content: its string, else its id, else the experts of its first MoE layer.
+
+    Strings come first: published traces of one model agree in them, ids are seldom there.
+    """
+    if trace.token_texts is not None:
+        texts = trace.token_texts
+        hashes = [_hash(text.encode("utf-8", "surrogatepass")) for text in texts.vocabulary]
+        by_word: Codes = np.array(hashes, np.uint64)
+        return by_word[texts.codes_T]
+    if trace.token_ids_T is not None:
+        return trace.token_ids_T.astype(np.uint64)
+    # the first router sees little more than the token itself, so equal tokens mostly share this set
+    first_layer = np.sort(trace.experts_TLK[:, 0], axis=-1)
+    sets, index = np.unique(first_layer, axis=0, return_inverse=True)
+    hashes = [_hash(row.astype("<u2").tobytes()) for row in sets]
+    by_set: Codes = np.array(hashes, np.uint64)
+    return by_set[index.reshape(-1)]
+
+
+def fingerprints(trace: Trace) -> list[str]:
+    """A hex digest of each whole prompt's tokens: equal digests are exact duplicates.
+
+    Where a trace has neither strings nor ids, all its routing is digested.
+    """
+    if trace.token_texts is None and trace.token_ids_T is None:
+        content: npt.NDArray[np.generic] = np.sort(trace.experts_TLK, axis=-1).astype("<u2")
+    else:
+        content = token_codes_T(trace).astype("<u8")
+    return [_digest(content[a:b]) for a, b in _bounds(trace)]
+
+
+def group_prompts(trace: Trace, settings: SplitSettings) -> npt.NDArray[np.int64]:
+    """The group of each prompt, int64 [P]: the index of the group's first member.
+
+    Two prompts are joined if they are identical, if their prefills are, if they share their first
+    `shared_prefix_tokens` tokens, or if the Jaccard index of their shingles reaches `near_duplicate_jaccard`.
+    """
+    codes = token_codes_T(trace)
+    groups = _UnionFind(trace.num_prompts)
+    groups.join_equal(fingerprints(trace))
+    prefix = settings.shared_prefix_tokens
+    keys: list[Hashable] = []
+    prefills: list[Hashable] = []
+    for p, (a, b) in enumerate(_bounds(trace)):
+        keys.append(codes[a : a + prefix].tobytes() if b - a >= prefix else p)
+        prefill = int(trace.num_prefill_P[p])
+        prefills.append(codes[a : a + prefill].tobytes() if prefill else p)
+    groups.join_equal(keys)
+    groups.join_equal(prefills)
+    shingles = [_shingles(codes[a:b], settings.shingle_tokens) for a, b in _bounds(trace)]
+    for p, q in _similar_pairs(shingles, settings.near_duplicate_jaccard):
+        groups.join(p, q)
+    return np.array([groups.find(p) for p in range(trace.num_prompts)], np.int64)
+
+
+def _similar_pairs(shingles: list[Codes], threshold: float) -> Iterable[tuple[int, int]]:
+    """Pairs whose Jaccard index is at least `threshold`: MinHash finds candidates, the sets themselves decide."""
+    index = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
+    first_of: dict[bytes, int] = {}
+    for p, mine in enumerate(shingles):
+        # one representative of equal sets: thousands of duplicates would make a quadratic number of pairs
+        representative = first_of.setdefault(mine.tobytes(), p)
+        if representative != p:
+            yield representative, p
+            continue
+        signature = MinHash(num_perm=_PERMUTATIONS, hashfunc=lambda value: value)
+        signature.update_batch((mine & np.uint64(0xFFFFFFFF)).tolist())
+        for q in sorted(index.query(signature)):
+            common = len(np.intersect1d(mine, shingles[q], assume_unique=True))
+            if common >= threshold * (len(mine) + len(shingles[q]) - common):
+                yield q, p
+        index.insert(p, signature)
+
+
+def _shingles(codes: Codes, size: int) -> Codes:
+    """Distinct hashes of all runs of `size` tokens; a shorter prompt is one run."""
+    windows = np.lib.stride_tricks.sliding_window_view(codes, min(size, len(codes)))
+    mixed = np.zeros(len(windows), np.uint64)
+    with np.errstate(over="ignore"):
+        for column in windows.T:
+            # FNV-1a over words, then the finaliser of splitmix64, so that all bits depend on all tokens
+            mixed = (mixed ^ column) * np.uint64(0x100000001B3)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = mixed ^ (mixed >> np.uint64(27))
+    return np.unique(mixed)
+
+
+class _UnionFind:
+    """Disjoint sets of prompts; a set is named by its smallest member."""
+
+    def __init__(self, size: int) -> None:
+        self._parent = list(range(size))
+
+    def find(self, member: int) -> int:
+        while self._parent[member] != member:
+            self._parent[member] = self._parent[self._parent[member]]
+            member = self._parent[member]
+        return member
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        self._parent[max(a, b)] = min(a, b)
+
+    def join_equal(self, keys: Iterable[Hashable]) -> None:
+        first: dict[Hashable, int] = {}
+        for member, key in enumerate(keys):
+            self.join(first.setdefault(key, member), member)
+
+
+def _bounds(trace: Trace) -> list[tuple[int, int]]:
+    return list(itertools.pairwise(trace.prompt_offsets.tolist()))
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _digest(content: npt.NDArray[np.generic]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(content).tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,137 @@
+"""Train, validation and test by distinct prompt, and what contamination was found on the way.
+
+Shape suffixes: P prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.data.duplicates import fingerprints, group_prompts
+from moe_beyond.data.settings import SplitSettings
+from moe_beyond.errors import InputError
+from moe_beyond.traces.schema import Trace
+
+SPLITS = ("train", "validation", "test_in_domain", "test_out_of_domain")
+"""Names of the splits; `test_out_of_domain` is absent where a trace has no held-out domain."""
+EXCLUDED = "excluded"
+"""Mark of a prompt in no split: an exact duplicate, or an in-domain prompt that a held-out domain repeats."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which split each prompt belongs to.
+
+    Attributes:
+        assignment: P names, one of `SPLITS` or `EXCLUDED`.
+        fingerprints: P digests of the prompts' tokens.
+        group_P: int64, equal for prompts that were kept together.
+        report: Counts of prompts and tokens per split, and of the contamination found; numbers only.
+    """
+
+    assignment: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    group_P: npt.NDArray[np.int64]
+    report: dict[str, Any]
+
+    def prompts(self, split: str) -> npt.NDArray[np.int64]:
+        """Indices of the split's prompts, rising."""
+        return np.array([p for p, name in enumerate(self.assignment) if name == split], np.int64)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits that have prompts, in the order of `SPLITS`."""
+        return tuple(name for name in SPLITS if name in self.assignment)
+
+
+def split_prompts(trace: Trace, settings: SplitSettings) -> Split:
+    """Divide the prompts of a trace.
+
+    Near duplicates stay together. A hash of a group's content decides its side, so that a prompt lands on the same
+    side whatever the order of files, and whatever else is there unless that joins its group to another. A group that
+    reaches into a held-out domain gives its held-out members to `test_out_of_domain`; the others are excluded.
+
+    Raises:
+        InputError: Fewer than three groups of in-domain prompts: not enough for train, validation and test.
+    """
+    marks = fingerprints(trace)
+    group_P = group_prompts(trace, settings)
+    members: dict[int, list[int]] = {}
+    for p, group in enumerate(group_P.tolist()):
+        members.setdefault(group, []).append(p)
+    held_out = {group for group, prompts in members.items() if trace.held_out_P[prompts].any()}
+    keys = {group: _position(marks, prompts) for group, prompts in members.items() if group not in held_out}
+    sides = _choose_sides(keys, settings)
+
+    assignment = []
+    seen: set[str] = set()
+    for p, group in enumerate(group_P.tolist()):
+        side = sides.get(group, "test_out_of_domain" if trace.held_out_P[p] else EXCLUDED)
+        if side != EXCLUDED and settings.exact_duplicates == "one":
+            side = EXCLUDED if marks[p] in seen else side
+            seen.add(marks[p])
+        assignment.append(side)
+    report = _report(trace, assignment, marks, list(members.values()))
+    return Split(tuple(assignment), tuple(marks), group_P, report)
+
+
+def _position(marks: list[str], prompts: list[int]) -> float:
+    """A number in [0, 1) that depends only on the content of the group."""
+    digest = hashlib.blake2b(min(marks[p] for p in prompts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _choose_sides(keys: dict[int, float], settings: SplitSettings) -> dict[int, str]:
+    """The side of each group: [0, test) is test, the next stretch validation, the rest train."""
+    if len(keys) < 3:
+        raise InputError(
+            f"split: {len(keys)} distinct in-domain prompts; train, validation and test need one each: "
+            "trace more prompts that differ"
+        )
+    edges = {
+        "test_in_domain": (0.0, settings.test_fraction),
+        "validation": (settings.test_fraction, settings.test_fraction + settings.validation_fraction),
+        "train": (settings.test_fraction + settings.validation_fraction, 1.0),
+    }
+    sides = {
+        group: next(name for name, (low, high) in edges.items() if low <= key < high) for group, key in keys.items()
+    }
+    for name, (low, high) in edges.items():
+        # few prompts can leave a side empty: the group nearest to it moves, from a side that keeps another
+        if name not in sides.values():
+            counts = Counter(sides.values())
+            spare = [group for group in keys if counts[sides[group]] > 1]
+            sides[min(spare, key=lambda group: (max(low - keys[group], keys[group] - high), keys[group]))] = name
+    return sides
+
+
+def _report(trace: Trace, assignment: list[str], marks: list[str], groups: list[list[int]]) -> dict[str, Any]:
+    lengths = np.diff(trace.prompt_offsets)
+    of_side = np.array(assignment)
+    held_out = trace.held_out_P
+    held_out_marks = {mark for mark, flag in zip(marks, held_out.tolist(), strict=True) if flag}
+    in_domain_marks = [mark for mark, flag in zip(marks, held_out.tolist(), strict=True) if not flag]
+    mixed = [group for group in groups if held_out[group].any() and not held_out[group].all()]
+    return {
+        "prompts": trace.num_prompts,
+        "tokens": trace.num_tokens,
+        "splits": {
+            name: {"prompts": int((of_side == name).sum()), "tokens": int(lengths[of_side == name].sum())}
+            for name in (*SPLITS, EXCLUDED)
+        },
+        "contamination": {
+            "distinct_prompts": len(set(marks)),
+            "exact_duplicates": len(marks) - len(set(marks)),
+            "groups": len(groups),
+            "prompts_in_shared_groups": sum(len(group) for group in groups if len(group) > 1),
+            "largest_group": max(len(group) for group in groups),
+            "in_domain_prompts_identical_to_held_out": sum(mark in held_out_marks for mark in in_domain_marks),
+            "in_domain_prompts_near_held_out": sum(int((~held_out[group]).sum()) for group in mixed),
+        },
+    }
