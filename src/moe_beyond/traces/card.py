@@ -1,0 +1,178 @@
+"""The suitability card: is this model worth offloading, by what its routing alone says?
+
+The verdict asks two things of a cache of a given size. Could any policy hit often enough (Belady's bound)? And is there
+structure to hit on: does LRU, or pinning the popular experts, beat the share of experts that the cache holds? Routing
+at random fails the second whatever the bound promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.traces.settings import AssessSettings
+from moe_beyond.traces.statistics import LayerStatistics
+
+Verdict = Literal["go", "go with a bigger cache", "do not"]
+
+
+@dataclass(frozen=True)
+class HitCurve:
+    """Hit rates of one policy by capacity; both arrays rise together, capacities in experts of the whole model."""
+
+    capacity_experts: npt.NDArray[np.int64]
+    hit_rate: npt.NDArray[np.float64]
+
+    def at(self, capacity_experts: float) -> float:
+        """The hit rate at a capacity, linear between the points; an empty cache hits nothing."""
+        capacities = np.concatenate([[0], self.capacity_experts])
+        return float(np.interp(capacity_experts, capacities, np.concatenate([[0.0], self.hit_rate])))
+
+
+Curves = Mapping[str, HitCurve]
+"""`lru`, `belady` and `static_popularity`."""
+
+
+def static_popularity_curve(counts_LE: npt.NDArray[np.int64]) -> HitCurve:
+    """Hit rate of pinning the most popular (layer, expert) pairs, at every capacity from 1 to L * E.
+
+    The popularity is that of the very tokens it is judged on: no fixed set of experts hits more.
+    """
+    falling = np.sort(counts_LE.reshape(-1))[::-1]
+    return HitCurve(np.arange(1, falling.size + 1, dtype=np.int64), np.cumsum(falling) / falling.sum())
+
+
+def suitability_card(
+    metadata: TraceMetadata,
+    num_prompts: int,
+    num_tokens: int,
+    layers: list[LayerStatistics],
+    curves: Curves,
+    settings: AssessSettings,
+) -> dict[str, Any]:
+    """The card as plain numbers and sentences, ready for JSON.
+
+    Args:
+        metadata: The model's shape and the trace's origin.
+        num_prompts: Prompts that were assessed.
+        num_tokens: Tokens that were assessed.
+        layers: Statistics of each MoE layer.
+        curves: Hit curves named `lru`, `belady` and `static_popularity`.
+        settings: Budgets and thresholds.
+    """
+    budgets = {
+        "budget": _budget(metadata, curves, settings.budget_fraction),
+        "bigger_budget": _budget(metadata, curves, settings.bigger_budget_fraction),
+    }
+    shares = overlap_shares(layers)
+    verdict, reasons = judge(budgets["budget"], budgets["bigger_budget"], settings)
+    headline = {
+        "previous_token_overlap": _mean([layer.previous_token_overlap for layer in layers]),
+        "entropy_ratio": _mean([layer.entropy_bits / layer.max_entropy_bits for layer in layers]),
+        "gini": _mean([layer.gini for layer in layers]),
+        "top_share": _mean([layer.top_share for layer in layers]),
+        "reuse_distance_median": _mean([layer.reuse_distance_median for layer in layers]),
+        "first_use_share": _mean([layer.first_use_share for layer in layers]),
+    }
+    for window in settings.windows:
+        sizes = [layer.working_set[window] for layer in layers]
+        headline[f"working_set_{window}_fraction"] = _mean(
+            [None if size is None else size / metadata.num_experts for size in sizes]
+        )
+    return {
+        "verdict": verdict,
+        "reasons": [*reasons, *_context(metadata, shares)],
+        "model_id": metadata.model_id,
+        "num_layers": metadata.num_layers,
+        "num_experts": metadata.num_experts,
+        "top_k": metadata.top_k,
+        "model_experts": metadata.num_model_experts,
+        "model_mib": sum(metadata.expert_bytes) * metadata.num_experts / 2**20,
+        "token_cycle_experts": metadata.token_cycle,
+        "token_cycle_fraction": metadata.token_cycle / metadata.num_model_experts,
+        "token_cycle_mib": sum(metadata.expert_bytes) * metadata.top_k / 2**20,
+        "prompts": num_prompts,
+        "tokens": num_tokens,
+        "decoding": metadata.decoding,
+        "source": metadata.source,
+        "licence": metadata.licence,
+        "shares": shares,
+        "headline": headline,
+        **budgets,
+    }
+
+
+def overlap_shares(layers: list[LayerStatistics]) -> dict[str, float | None]:
+    """Where the overlap of successive tokens comes from, as means over layers that add up to that overlap.
+
+    `chance`: k of E experts meet by accident. `static_skew`: what popular experts add to that for unrelated tokens.
+    `temporal_locality`: the rest, what only the nearness of two tokens explains; below 0 where neighbours avoid each other.
+    """
+    chance = _mean([layer.overlap_by_chance for layer in layers])
+    by_skew = _mean([layer.overlap_by_skew for layer in layers])
+    overlap = _mean([layer.previous_token_overlap for layer in layers])
+    if chance is None or by_skew is None or overlap is None:
+        return {"chance": chance, "static_skew": None, "temporal_locality": None}
+    return {"chance": chance, "static_skew": by_skew - chance, "temporal_locality": overlap - by_skew}
+
+
+def judge(
+    budget: dict[str, float], bigger_budget: dict[str, float], settings: AssessSettings
+) -> tuple[Verdict, list[str]]:
+    """The verdict and one sentence for each test that decided it."""
+    passed, reasons = _tests(budget, settings)
+    if passed:
+        return "go", reasons
+    bigger_passed, more = _tests(bigger_budget, settings)
+    return ("go with a bigger cache" if bigger_passed else "do not"), reasons + more
+
+
+def _tests(budget: dict[str, float], settings: AssessSettings) -> tuple[bool, list[str]]:
+    held, bound = budget["capacity_fraction"], budget["belady_hit_rate"]
+    enough = bound >= settings.min_bound_hit_rate
+    gain = max(budget["lru_hit_rate"], budget["static_popularity_hit_rate"]) - held
+    structured = gain >= settings.min_gain
+    size = f"With {held:.0%} of the experts in fast memory ({budget['mib']:.0f} MiB)"
+    return enough and structured, [
+        f"{size} no policy hits more than {bound:.0%} (Belady's bound), {'at least' if enough else 'below'} the "
+        f"{settings.min_bound_hit_rate:.0%} from which it can pay.",
+        f"{size} LRU hits {budget['lru_hit_rate']:.0%} and pinned popular experts "
+        f"{budget['static_popularity_hit_rate']:.0%}: the better one is {100 * gain:+.0f} points from the share held, "
+        f"{'at least' if structured else 'short of'} the {100 * settings.min_gain:+.0f} that show structure.",
+    ]
+
+
+def _context(metadata: TraceMetadata, shares: dict[str, float | None]) -> list[str]:
+    cycle = metadata.token_cycle
+    sentences = [
+        f"One token touches {cycle} of {metadata.num_model_experts} experts: a global LRU below {cycle} never hits while "
+        "layers come in a fixed order."
+    ]
+    skew, temporal = shares["static_skew"], shares["temporal_locality"]
+    if skew is not None and temporal is not None:
+        stronger = "temporal locality: follow the text" if temporal > skew else "static skew: pin what is popular"
+        sentences.append(
+            f"Beyond chance, popularity explains {100 * skew:.1f} points of the overlap of successive tokens and their "
+            f"nearness {100 * temporal:.1f}; the lever is {stronger}."
+        )
+    return sentences
+
+
+def _budget(metadata: TraceMetadata, curves: Curves, fraction: float) -> dict[str, float]:
+    capacity = fraction * metadata.num_model_experts
+    return {
+        "capacity_fraction": fraction,
+        "capacity_experts": round(capacity),
+        "mib": fraction * sum(metadata.expert_bytes) * metadata.num_experts / 2**20,
+        **{f"{name}_hit_rate": curves[name].at(capacity) for name in ("lru", "static_popularity", "belady")},
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None

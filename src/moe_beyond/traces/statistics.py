@@ -1,0 +1,177 @@
+"""What a trace alone says about routing: skew, locality and working sets, layer by layer.
+
+Every token counts as one step, prefill tokens too, and prompts are independent of each other.
+Shape suffixes: T tokens, L MoE layers, K experts per token, E experts in a layer, W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.traces.schema import ExpertIds, Trace
+
+Floats = npt.NDArray[np.float64]
+TOP_SHARE = 0.1
+"""`top_share` is the share of accesses that go to this fraction of a layer's experts, the most popular ones."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Routing of one MoE layer. Shares lie in [0, 1]; `None` where the trace is too short to tell.
+
+    Attributes:
+        layer: The layer's number in the model.
+        entropy_bits: Shannon entropy of the experts' popularity.
+        max_entropy_bits: log2 E, the entropy of equally popular experts.
+        gini: Gini coefficient of popularity, 0 for equally popular experts.
+        top_share: Share of accesses that the most popular tenth of the experts receives.
+        unused_experts: Experts that no token chose.
+        previous_token_overlap: Mean share of a token's experts that the token before it used.
+        overlap_by_chance: The same for unrelated tokens of equally popular experts, K / E.
+        overlap_by_skew: The same for unrelated tokens with this layer's popularity: sum of q_e^2 / K, where q_e is the
+            probability that a token uses expert e.
+        first_use_share: Share of accesses to an expert that the prompt has not used in this layer.
+        reuse_distance_median: Median tokens since the expert's last use in the prompt, of accesses that have one.
+        working_set: Mean number of distinct experts in windows of so many consecutive tokens of a prompt.
+    """
+
+    layer: int
+    entropy_bits: float
+    max_entropy_bits: float
+    gini: float
+    top_share: float
+    unused_experts: int
+    previous_token_overlap: float | None
+    overlap_by_chance: float
+    overlap_by_skew: float
+    first_use_share: float
+    reuse_distance_median: float | None
+    working_set: dict[int, float | None]
+
+    def row(self) -> dict[str, int | float | None]:
+        """As a row of a table; the working sets become columns `working_set_<window>`."""
+        plain = {name: value for name, value in vars(self).items() if name != "working_set"}
+        return plain | {f"working_set_{window}": size for window, size in self.working_set.items()}
+
+
+def layer_statistics(trace: Trace, windows: tuple[int, ...]) -> list[LayerStatistics]:
+    """Statistics of each MoE layer, in order; `windows` are lengths in tokens."""
+    counts_LE = expert_counts_LE(trace)
+    return [
+        _one_layer(trace, index, counts_E, reuse_TK, windows)
+        for index, (counts_E, reuse_TK) in enumerate(zip(counts_LE, reuse_distances(trace), strict=True))
+    ]
+
+
+def expert_counts_LE(trace: Trace) -> npt.NDArray[np.int64]:
+    """How often each expert was chosen, int64 [L, E]."""
+    meta = trace.metadata
+    counts = [
+        np.bincount(trace.experts_TLK[:, layer].reshape(-1), minlength=meta.num_experts)
+        for layer in range(meta.num_layers)
+    ]
+    return np.stack(counts).astype(np.int64)
+
+
+def reuse_distances(trace: Trace) -> Iterator[npt.NDArray[np.int32]]:
+    """For each layer, int32 [T, K]: tokens since the prompt last used that expert there; 0 for its first use."""
+    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
+    token_A = np.repeat(np.arange(trace.num_tokens, dtype=np.int32), trace.metadata.top_k)
+    base_T = prompt_T * trace.metadata.num_experts
+    for layer in range(trace.metadata.num_layers):
+        key_A = (base_T[:, None] + trace.experts_TLK[:, layer]).reshape(-1)
+        order_A = np.argsort(key_A, kind="stable")
+        distance_A = np.diff(token_A[order_A], prepend=0)
+        distance_A[np.diff(key_A[order_A], prepend=-1) != 0] = 0
+        reuse_A = np.empty_like(distance_A)
+        reuse_A[order_A] = distance_A
+        yield reuse_A.reshape(trace.num_tokens, trace.metadata.top_k)
+
+
+def reuse_histogram(trace: Trace) -> npt.NDArray[np.int64]:
+    """Accesses of all layers by reuse distance, int64; element 0 counts first uses."""
+    longest = int(np.diff(trace.prompt_offsets).max())
+    total = np.zeros(longest, np.int64)
+    for reuse_TK in reuse_distances(trace):
+        total += np.bincount(reuse_TK.reshape(-1), minlength=longest)
+    return total
+
+
+def entropy_bits(counts_E: npt.NDArray[np.int64]) -> float:
+    """Shannon entropy of counts, in bits."""
+    shares = counts_E[counts_E > 0] / counts_E.sum()
+    return float(max(0.0, -(shares * np.log2(shares)).sum()))
+
+
+def gini(counts_E: npt.NDArray[np.int64]) -> float:
+    """Gini coefficient of counts: 0 if all are equal, towards 1 if one has everything."""
+    ordered, size = np.sort(counts_E), len(counts_E)
+    ranks = np.arange(1, size + 1)
+    return float(((2 * ranks - size - 1) * ordered).sum() / (size * ordered.sum()))
+
+
+def previous_token_overlap(experts_TK: ExpertIds, is_first_T: npt.NDArray[np.bool_]) -> float | None:
+    """Mean share of a token's experts that the token before it in the prompt used; None if there is no such pair.
+
+    Args:
+        experts_TK: Experts of one layer.
+        is_first_T: True for the first token of each prompt.
+    """
+    later = np.nonzero(~is_first_T)[0]
+    if len(later) == 0:
+        return None
+    repeated = (experts_TK[later][:, :, None] == experts_TK[later - 1][:, None, :]).any(axis=2)
+    return float(repeated.mean())
+
+
+def working_set(
+    reuse_TK: npt.NDArray[np.int32], positions_T: npt.NDArray[np.int64], lengths_T: npt.NDArray[np.int64], window: int
+) -> float | None:
+    """Mean number of distinct experts in all windows of `window` consecutive tokens; None if no prompt is that long.
+
+    Args:
+        reuse_TK: Reuse distances of one layer, 0 for a prompt's first use.
+        positions_T: Position of each token in its prompt.
+        lengths_T: Length of each token's prompt.
+        window: Tokens.
+    """
+    # an access adds to the windows in which it is the first use of its expert: those that begin after the last use
+    latest = np.minimum(positions_T, lengths_T - window)[:, None]
+    after_last_use = np.where(reuse_TK > 0, positions_T[:, None] - reuse_TK + 1, 0)
+    earliest = np.maximum(after_last_use, np.maximum(positions_T - window + 1, 0)[:, None])
+    distinct = np.maximum(latest - earliest + 1, 0).sum()
+    num_windows = int((positions_T <= lengths_T - window).sum())
+    return float(distinct / num_windows) if num_windows else None
+
+
+def _one_layer(
+    trace: Trace,
+    index: int,
+    counts_E: npt.NDArray[np.int64],
+    reuse_TK: npt.NDArray[np.int32],
+    windows: tuple[int, ...],
+) -> LayerStatistics:
+    num_experts, top_k = trace.metadata.num_experts, trace.metadata.top_k
+    lengths = np.diff(trace.prompt_offsets)
+    again = reuse_TK[reuse_TK > 0]
+    top = int(np.ceil(TOP_SHARE * num_experts))
+    return LayerStatistics(
+        layer=trace.metadata.layer_numbers[index],
+        entropy_bits=entropy_bits(counts_E),
+        max_entropy_bits=float(np.log2(num_experts)),
+        gini=gini(counts_E),
+        top_share=float(np.sort(counts_E)[-top:].sum() / counts_E.sum()),
+        unused_experts=int((counts_E == 0).sum()),
+        previous_token_overlap=previous_token_overlap(trace.experts_TLK[:, index], trace.positions_T == 0),
+        overlap_by_chance=top_k / num_experts,
+        overlap_by_skew=float(((counts_E / trace.num_tokens) ** 2).sum() / top_k),
+        first_use_share=float((reuse_TK == 0).mean()),
+        reuse_distance_median=float(np.median(again)) if len(again) else None,
+        working_set={
+            window: working_set(reuse_TK, trace.positions_T, np.repeat(lengths, lengths), window) for window in windows
+        },
+    )
