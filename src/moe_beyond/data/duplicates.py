@@ -31,16 +31,16 @@ def token_codes_T(trace: Trace) -> Codes:
     if trace.token_texts is not None:
         texts = trace.token_texts
         hashes = [_hash(text.encode("utf-8", "surrogatepass")) for text in texts.vocabulary]
-        by_word: Codes = np.array(hashes, np.uint64)
-        return by_word[texts.codes_T]
+        codes: Codes = np.array(hashes, np.uint64)[texts.codes_T]
+        return codes
     if trace.token_ids_T is not None:
         return trace.token_ids_T.astype(np.uint64)
     # the first router sees little more than the token itself, so equal tokens mostly share this set
     first_layer = np.sort(trace.experts_TLK[:, 0], axis=-1)
     sets, index = np.unique(first_layer, axis=0, return_inverse=True)
     hashes = [_hash(row.astype("<u2").tobytes()) for row in sets]
-    by_set: Codes = np.array(hashes, np.uint64)
-    return by_set[index.reshape(-1)]
+    by_set: Codes = np.array(hashes, np.uint64)[index.reshape(-1)]
+    return by_set
 
 
 def fingerprints(trace: Trace) -> list[str]:

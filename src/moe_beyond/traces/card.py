@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.traces.schema import Trace, TraceMetadata
 from moe_beyond.traces.settings import AssessSettings
 from moe_beyond.traces.statistics import LayerStatistics
 
@@ -48,23 +48,17 @@ def static_popularity_curve(counts_LE: npt.NDArray[np.int64]) -> HitCurve:
 
 
 def suitability_card(
-    metadata: TraceMetadata,
-    num_prompts: int,
-    num_tokens: int,
-    layers: list[LayerStatistics],
-    curves: Curves,
-    settings: AssessSettings,
+    trace: Trace, layers: list[LayerStatistics], curves: Curves, settings: AssessSettings
 ) -> dict[str, Any]:
     """The card as plain numbers and sentences, ready for JSON.
 
     Args:
-        metadata: The model's shape and the trace's origin.
-        num_prompts: Prompts that were assessed.
-        num_tokens: Tokens that were assessed.
+        trace: The tokens that were assessed.
         layers: Statistics of each MoE layer.
         curves: Hit curves named `lru`, `belady` and `static_popularity`.
         settings: Budgets and thresholds.
     """
+    metadata = trace.metadata
     budgets = {
         "budget": _budget(metadata, curves, settings.budget_fraction),
         "bigger_budget": _budget(metadata, curves, settings.bigger_budget_fraction),
@@ -96,8 +90,8 @@ def suitability_card(
         "token_cycle_experts": metadata.token_cycle,
         "token_cycle_fraction": metadata.token_cycle / metadata.num_model_experts,
         "token_cycle_mib": sum(metadata.expert_bytes) * metadata.top_k / 2**20,
-        "prompts": num_prompts,
-        "tokens": num_tokens,
+        "prompts": trace.num_prompts,
+        "tokens": trace.num_tokens,
         "decoding": metadata.decoding,
         "source": metadata.source,
         "licence": metadata.licence,
@@ -111,7 +105,8 @@ def overlap_shares(layers: list[LayerStatistics]) -> dict[str, float | None]:
     """Where the overlap of successive tokens comes from, as means over layers that add up to that overlap.
 
     `chance`: k of E experts meet by accident. `static_skew`: what popular experts add to that for unrelated tokens.
-    `temporal_locality`: the rest, what only the nearness of two tokens explains; below 0 where neighbours avoid each other.
+    `temporal_locality`: the rest, what only the nearness of two tokens explains; below 0 where neighbours
+    avoid each other.
     """
     chance = _mean([layer.overlap_by_chance for layer in layers])
     by_skew = _mean([layer.overlap_by_skew for layer in layers])
@@ -150,8 +145,8 @@ def _tests(budget: dict[str, float], settings: AssessSettings) -> tuple[bool, li
 def _context(metadata: TraceMetadata, shares: dict[str, float | None]) -> list[str]:
     cycle = metadata.token_cycle
     sentences = [
-        f"One token touches {cycle} of {metadata.num_model_experts} experts: a global LRU below {cycle} never hits while "
-        "layers come in a fixed order."
+        f"One token touches {cycle} of {metadata.num_model_experts} experts: a global LRU below {cycle} never hits "
+        "while layers come in a fixed order."
     ]
     skew, temporal = shares["static_skew"], shares["temporal_locality"]
     if skew is not None and temporal is not None:

@@ -50,14 +50,14 @@ def members(source: Path, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
         for name, stream in _walk(source):
             if name.endswith((suffix, suffix + ".gz")):
                 found = True
-                where = str(source / name) if source.is_dir() else f"{source}: {name}"
-                with stream, _buffered(stream, name.endswith(".gz")) as readable:
+                where = f"{source}: {name}"
+                plain = gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
+                with stream, io.BufferedReader(_Guarded(plain, where)) as readable:
                     if not readable.peek(1):
                         raise InputError(f"{where}: the file is empty (0 bytes); fetch it again or remove it")
                     yield name, readable
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: damaged or cut short ({reason}); fetch it again") from error
+        raise _damaged(str(source), error) from error
     if not found:
         raise InputError(f"{source}: holds no file named *{suffix}; check the path and the format")
 
@@ -93,5 +93,25 @@ def _refuse_escape(source: Path, name: str) -> None:
         raise InputError(f"{source}: {name!r} leads out of the archive; refuse it and fetch the original again")
 
 
-def _buffered(stream: IO[bytes], gzipped: bool) -> io.BufferedReader:
-    return io.BufferedReader(gzip.GzipFile(fileobj=stream) if gzipped else stream)  # type: ignore[arg-type]
+class _Guarded(io.RawIOBase):
+    """A stream whose damage is an InputError, whoever reads it."""
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, where: str) -> None:
+        self._stream = stream
+        self._where = where
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed wants a wider buffer
+        try:
+            data = self._stream.read(len(buffer))
+        except _DAMAGED as error:
+            raise _damaged(self._where, error) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _damaged(where: str, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{where}: damaged or cut short ({reason}); fetch it again")

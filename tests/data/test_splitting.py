@@ -1,0 +1,177 @@
+"""The split keeps like with like, whatever the order, and says what contamination it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_beyond.data.duplicates import fingerprints, group_prompts, token_codes_T
+from moe_beyond.data.settings import SplitSettings
+from moe_beyond.data.splitting import EXCLUDED, SPLITS, split_prompts
+from moe_beyond.errors import InputError
+from moe_beyond.traces import importers
+from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, concatenate, validate
+
+SHARED = Path(__file__).parents[3] / "shared" / "traces"
+DEFAULTS = SplitSettings()
+META = TraceMetadata(
+    model_id="m", layer_numbers=(1, 2), num_experts=8, top_k=2, expert_bytes=(1, 1), source="s", licence="l"
+)
+
+
+def trace_of(
+    prompts: Sequence[Sequence[str]],
+    held_out: Sequence[bool] | None = None,
+    prefill: Sequence[int] | None = None,
+    column: str = "texts",
+) -> Trace:
+    """A trace with these token strings; the routing follows from each token alone."""
+    flat = [token for prompt in prompts for token in prompt]
+    words = {token: number for number, token in enumerate(sorted(set(flat)))}
+    ids = np.array([words[token] for token in flat], np.int32)
+    first = np.stack([ids % 8, (ids + 1 + ids // 8 % 7) % 8], axis=1)
+    lengths = [len(prompt) for prompt in prompts]
+    return validate(
+        Trace(
+            metadata=META,
+            prompt_ids=tuple(f"p{i}" for i in range(len(prompts))),
+            domains=("d",) * len(prompts),
+            held_out_P=np.array(held_out or [False] * len(prompts)),
+            prompt_offsets=np.cumsum([0, *lengths]).astype(np.int64),
+            num_prefill_P=np.array(prefill or lengths, np.int32),
+            experts_TLK=np.stack([first, first], axis=1).astype(np.uint8),
+            token_ids_T=ids if column == "ids" else None,
+            token_texts=TokenTexts.encode(flat) if column == "texts" else None,
+        ),
+        "test",
+    )
+
+
+def random_prompts(count: int, length: int = 40, seed: int = 0) -> list[list[str]]:
+    rng = np.random.default_rng(seed)
+    return [[str(word) for word in rng.integers(0, 5000, length)] for _ in range(count)]
+
+
+def test_every_prompt_is_in_one_split_and_fractions_are_about_right() -> None:
+    split = split_prompts(trace_of(random_prompts(2000)), DEFAULTS)
+    counts = {name: len(split.prompts(name)) for name in (*SPLITS, EXCLUDED)}
+    assert sum(counts.values()) == 2000
+    # a binomial of 2000 at 0.1 has a standard deviation of 13
+    assert abs(counts["validation"] - 200) < 55
+    assert abs(counts["test_in_domain"] - 200) < 55
+    assert counts["test_out_of_domain"] == counts[EXCLUDED] == 0
+    assert split.names == ("train", "validation", "test_in_domain")
+
+
+@pytest.mark.parametrize("column", ["texts", "ids"])
+def test_exact_duplicates_count_once_and_are_reported(column: str) -> None:
+    prompts = random_prompts(30)
+    trace = trace_of([*prompts, prompts[3], prompts[3]], column=column)
+    split = split_prompts(trace, DEFAULTS)
+    assert split.assignment[30] == split.assignment[31] == EXCLUDED
+    assert split.report["contamination"]["distinct_prompts"] == 30
+    assert split.report["contamination"]["exact_duplicates"] == 2
+    everything = split_prompts(trace, SplitSettings(exact_duplicates="all"))
+    assert everything.assignment[3] == everything.assignment[30] == everything.assignment[31]
+    assert EXCLUDED not in everything.assignment
+
+
+def test_near_duplicates_land_on_one_side_and_distant_ones_are_free() -> None:
+    prompts = random_prompts(300, length=60)
+    edited = [[*prompt[:30], "EDIT", *prompt[31:]] for prompt in prompts]
+    trace = trace_of(prompts + edited)
+    groups = group_prompts(trace, SplitSettings(shared_prefix_tokens=1000))
+    # one changed token spoils 5 of 56 shingles: Jaccard index 51 / 61
+    np.testing.assert_array_equal(groups[:300], groups[300:])
+    assert len(set(groups.tolist())) == 300
+    strict = SplitSettings(shared_prefix_tokens=1000, near_duplicate_jaccard=0.9)
+    assert len(set(group_prompts(trace, strict).tolist())) == 600
+
+
+def test_a_shared_prefix_joins_and_a_shorter_one_does_not() -> None:
+    a, b = random_prompts(2, length=200)
+    for shared, groups in ((31, 2), (32, 1)):
+        trace = trace_of([a, [*a[:shared], *b]])
+        assert len(set(group_prompts(trace, SplitSettings(shared_prefix_tokens=32)).tolist())) == groups
+
+
+def test_continuations_of_one_prompt_stay_together_and_are_all_kept() -> None:
+    prompts = random_prompts(20, length=10)
+    tails = random_prompts(20, length=60, seed=1)
+    again = [[*prompts[0], *tails[i]] for i in range(5)]
+    trace = trace_of(prompts + again, prefill=[10] * 25)
+    split = split_prompts(trace, DEFAULTS)
+    assert len({split.assignment[p] for p in (0, *range(20, 25))}) == 1
+    assert EXCLUDED not in split.assignment
+
+
+def test_held_out_prompts_are_test_data_and_their_twins_leave_training() -> None:
+    prompts = random_prompts(40)
+    near = [*prompts[1][:20], "EDIT", *prompts[1][21:]]
+    trace = trace_of([*prompts, prompts[0], near], held_out=[False] * 40 + [True, True])
+    split = split_prompts(trace, SplitSettings(shared_prefix_tokens=1000))
+    assert split.assignment[40:] == ("test_out_of_domain", "test_out_of_domain")
+    assert split.assignment[0] == split.assignment[1] == EXCLUDED
+    contamination = split.report["contamination"]
+    assert contamination["in_domain_prompts_identical_to_held_out"] == 1
+    assert contamination["in_domain_prompts_near_held_out"] == 2
+
+
+@given(order=st.permutations(range(24)), dropped=st.sets(st.integers(0, 23), max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_a_prompt_keeps_its_side_whatever_the_order_and_the_company(order: list[int], dropped: set[int]) -> None:
+    prompts = random_prompts(24)
+    whole = split_prompts(trace_of(prompts), SplitSettings(test_fraction=0.3, validation_fraction=0.3))
+    kept = [p for p in order if p not in dropped]
+    part = split_prompts(
+        trace_of([prompts[p] for p in kept]), SplitSettings(test_fraction=0.3, validation_fraction=0.3)
+    )
+    assert [whole.assignment[p] for p in kept] == list(part.assignment)
+
+
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_few_prompts_still_fill_every_side(count: int) -> None:
+    for seed in range(20):
+        split = split_prompts(trace_of(random_prompts(count, seed=seed)), DEFAULTS)
+        assert split.names == ("train", "validation", "test_in_domain")
+
+
+def test_too_few_distinct_prompts_is_an_input_error() -> None:
+    prompt = random_prompts(1)[0]
+    with pytest.raises(InputError, match="1 distinct in-domain prompts"):
+        split_prompts(trace_of([prompt, prompt, prompt]), DEFAULTS)
+
+
+def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint() -> None:
+    prompts = random_prompts(30)
+    trace = trace_of([*prompts, prompts[3]], column="none")
+    marks = fingerprints(trace)
+    assert len(set(marks)) == 30
+    assert marks[30] == marks[3]
+    assert split_prompts(trace, DEFAULTS).report["contamination"]["exact_duplicates"] == 1
+
+
+def test_codes_depend_on_the_words_not_on_their_place_in_the_vocabulary() -> None:
+    forward, backward = trace_of([["a", "b"], ["c"]]), trace_of([["c"], ["a", "b"]])
+    assert token_codes_T(forward)[:2].tolist() == token_codes_T(backward)[1:].tolist()
+    assert token_codes_T(forward).dtype == np.uint64
+
+
+def test_published_prompts_hold_the_known_contamination() -> None:
+    archives = [SHARED / f"{name}.tar.xz" for name in ("puffin", "webglm")]
+    if not all(archive.exists() for archive in archives):
+        pytest.skip("the published traces are not beside the repository")
+    puffin, webglm = (
+        importers.read("moe-beyond-csv", archive, held_out=archive.name == "webglm.tar.xz") for archive in archives
+    )
+    split = split_prompts(concatenate([puffin, webglm]), DEFAULTS)
+    assert len(split.prompts("test_out_of_domain")) == 50
+    assert split.report["contamination"]["distinct_prompts"] == 1702 + 50
+    assert split.report["contamination"]["in_domain_prompts_near_held_out"] == 0
+    sides = [set(np.array(split.assignment)[split.group_P == group]) - {EXCLUDED} for group in set(split.group_P)]
+    assert all(len(side) == 1 for side in sides)
