@@ -1,0 +1,23 @@
+"""Compilation of the replay's inner loops, typed so that strict type checks still see the functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from numba import njit, types
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# what a policy's rank function takes and gives: see `policies.base`
+RANK = types.float64(types.float64[:, ::1], types.int64, types.int64, types.int64)
+
+
+def compiled(signature: Any = None) -> Callable[[Function], Function]:
+    """Compile with numba: cached on disk beside the source, and without the interpreter's lock.
+
+    Args:
+        signature: Give one where the function is handed to another compiled function: it is then passed by address,
+            so that one compiled replay, cached once, serves every policy.
+    """
+    return cast("Callable[[Function], Function]", njit(signature, cache=True, nogil=True, error_model="numpy"))

@@ -1,0 +1,64 @@
+import numpy as np
+from hypothesis import given
+
+from moe_beyond.simulator.events import NEVER, Events, events_of
+from moe_beyond.traces.schema import Trace
+from tests.simulator.strategies import make_trace, traces
+
+
+def members(events: Events) -> list[list[int]]:
+    return [events.members_A[a:b].tolist() for a, b in zip(events.offsets_N[:-1], events.offsets_N[1:], strict=True)]
+
+
+def test_a_batched_prefill_is_one_step_with_the_union_of_each_layer():
+    trace = make_trace(3, num_layers=2, num_experts=5, top_k=2, lengths=(4, 3), prefill=(2, 0))
+    events = events_of(trace)
+    assert events.num_steps == (1 + 2) + 3
+    first = [sorted({layer * 5 + e for t in (0, 1) for e in trace.experts_TLK[t, layer].tolist()}) for layer in (0, 1)]
+    assert members(events)[:2] == first
+    assert events.token_S.tolist() == [-1, 2, 3, 4, 5, 6]
+    assert events.prompt_S.tolist() == [0, 0, 0, 1, 1, 1]
+    assert events.prompt_tokens_PF.tolist() == [[2, 2], [0, 3]]
+
+
+def test_decode_keeps_the_routers_order():
+    trace = make_trace(4, lengths=(3,), prefill=(0,))
+    events = events_of(trace)
+    expected = [(trace.experts_TLK[t, layer] + layer * 5).tolist() for t in range(3) for layer in range(2)]
+    assert members(events) == expected
+
+
+def test_token_by_token_turns_prefill_into_decode_steps():
+    trace = make_trace(5, lengths=(4,), prefill=(4,))
+    assert events_of(trace).num_steps == 1
+    events = events_of(trace, "token_by_token")
+    assert events.num_steps == 4
+    assert events.is_decode_S.all()
+    assert events.prompt_tokens_PF.tolist() == [[0, 4]]
+
+
+@given(traces())
+def test_next_use_names_the_next_event_that_wants_the_expert(trace: Trace):
+    events = events_of(trace)
+    lists = members(events)
+    prompt_N = events.prompt_S[events.step_N].tolist()
+    for within in (False, True):
+        next_use_A = events.next_use_A(within_prompt=within)
+        for now, wanted in enumerate(lists):
+            for place, expert in enumerate(wanted):
+                later = [
+                    n
+                    for n in range(now + 1, len(lists))
+                    if expert in lists[n] and (not within or prompt_N[n] == prompt_N[now])
+                ]
+                assert next_use_A[events.offsets_N[now] + place] == (later[0] if later else NEVER)
+
+
+@given(traces())
+def test_one_by_one_keeps_the_accesses_and_their_order(trace: Trace):
+    events = events_of(trace)
+    single = events.one_by_one()
+    np.testing.assert_array_equal(single.members_A, events.members_A)
+    assert single.num_events == events.num_accesses
+    assert (np.diff(single.offsets_N) == 1).all()
+    np.testing.assert_array_equal(single.layer_N, single.members_A // trace.metadata.num_experts)
