@@ -1,0 +1,48 @@
+"""What no cache can beat: Belady's MIN, which knows every future use.
+
+L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966. Both
+forms are event-atomic: an event's experts are all in hand while it runs, and what is kept is chosen after it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.policies.base import NEXT_USE, Policy, Rank
+
+
+@compiled(RANK)
+def nearest_use(features_FM: npt.NDArray[np.float64], expert: int, event: int, step: int) -> float:
+    """Rank of the farthest next use: lowest where it is farthest."""
+    return -float(features_FM[NEXT_USE, expert])
+
+
+class Belady(Policy):
+    """Keeps the experts that are used next, and none of an event's own that others beat: fewest loads of all policies.
+
+    The bound holds for caches in slots. With experts of different sizes in a budget of bytes it is a good rule only.
+    """
+
+    name = "belady"
+    bypass = True
+    knows_future = True
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return nearest_use
+
+
+class BeladyForced(Policy):
+    """Belady under the engines' rule that what an event loads stays: the bound of policies without bypass."""
+
+    name = "belady_forced"
+    knows_future = True
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return nearest_use

@@ -1,0 +1,74 @@
+"""How much a cache holds: slots or bytes, of the whole model or of each layer.
+
+Shape suffixes: M experts of the model, L MoE layers, G groups that share a budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.errors import InputError
+from moe_beyond.traces.schema import TraceMetadata
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limit of a cache in its own units, with the group of experts that each limit is for.
+
+    Attributes:
+        units_M: What an expert takes: 1, or its bytes; int64.
+        group_M: The group whose budget it takes it from, int64.
+        budget_G: Units of each group, int64.
+    """
+
+    units_M: npt.NDArray[np.int64]
+    group_M: npt.NDArray[np.int64]
+    budget_G: npt.NDArray[np.int64]
+
+    @property
+    def capacity_experts(self) -> int:
+        """Experts that fit; of a budget in bytes, how many of the smallest."""
+        return int(self.budget_G.sum() // self.units_M.min())
+
+    @classmethod
+    def slots(cls, meta: TraceMetadata, capacity_experts: int, *, per_layer: bool = False) -> Self:
+        """`capacity_experts` experts of any size.
+
+        Per layer, the slots are dealt out evenly, the first layers get what is left over.
+
+        Raises:
+            InputError: The capacity is not between 1 and the experts of the model.
+        """
+        if not 1 <= capacity_experts <= meta.num_model_experts:
+            raise InputError(
+                f"capacity: {capacity_experts} experts, {meta.model_id} has {meta.num_model_experts}; "
+                f"give between 1 and {meta.num_model_experts}"
+            )
+        return cls._dealt(meta, np.ones(meta.num_model_experts, np.int64), capacity_experts, per_layer=per_layer)
+
+    @classmethod
+    def bytes(cls, meta: TraceMetadata, capacity_bytes: int, *, per_layer: bool = False) -> Self:
+        """As many experts as fit into `capacity_bytes`.
+
+        Raises:
+            InputError: The budget does not hold the largest expert.
+        """
+        largest = max(meta.expert_bytes)
+        if capacity_bytes < largest:
+            raise InputError(
+                f"budget: {capacity_bytes} bytes, the largest expert of {meta.model_id} has {largest}; give more"
+            )
+        sizes_M = np.repeat(np.asarray(meta.expert_bytes, np.int64), meta.num_experts)
+        return cls._dealt(meta, sizes_M, capacity_bytes, per_layer=per_layer)
+
+    @classmethod
+    def _dealt(cls, meta: TraceMetadata, units_M: npt.NDArray[np.int64], total: int, *, per_layer: bool) -> Self:
+        if not per_layer:
+            return cls(units_M, np.zeros(meta.num_model_experts, np.int64), np.array([total], np.int64))
+        layers = np.arange(meta.num_layers, dtype=np.int64)
+        share_L = total // meta.num_layers + (layers < total % meta.num_layers)
+        return cls(units_M, np.repeat(layers, meta.num_experts), share_L.astype(np.int64))

@@ -1,0 +1,96 @@
+"""The simulate stage's work: every policy at every capacity on every test split.
+
+Shape suffixes: T tokens, L MoE layers, E routed experts in a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moe_beyond.predictor.base import Predictor
+from moe_beyond.simulator.bounds import Belady, BeladyForced
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.policies.on_demand import Lfu, Lru
+from moe_beyond.simulator.policies.static import StaticPopularity
+from moe_beyond.simulator.prefetch import Prefetch
+from moe_beyond.simulator.replay import sweep
+from moe_beyond.simulator.results import Replay
+from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.traces.schema import Trace, TraceMetadata
+
+
+@dataclass(frozen=True)
+class SplitReplays:
+    """All replays of one split.
+
+    Attributes:
+        split: Name of the split.
+        metadata: The model's shape.
+        replays: One a policy and capacity, in the order of the settings.
+    """
+
+    split: str
+    metadata: TraceMetadata
+    replays: tuple[Replay, ...]
+
+    def at(self, capacity_experts: int) -> dict[str, Replay]:
+        """The replays of one capacity by policy."""
+        return {r.policy: r for r in self.replays if r.capacity_experts == capacity_experts}
+
+
+def replay_splits(
+    splits: Mapping[str, Trace], training: Trace, predictors: Sequence[Predictor], settings: SimulateSettings
+) -> list[SplitReplays]:
+    """Replay every split.
+
+    Args:
+        splits: Test traces by name.
+        training: The training split: the only one that a policy may learn from.
+        predictors: Predictors that prefetch on top of LRU.
+        settings: Capacities and rules.
+
+    Raises:
+        InputError: A split is of another model than the training split.
+    """
+    for name, trace in splits.items():
+        training.metadata.require_same_model(trace.metadata, name)
+    static = StaticPopularity.fit(training)
+    return [
+        replay_split(name, trace, [Lru(), Lfu(), static, Belady(), BeladyForced()], predictors, settings)
+        for name, trace in splits.items()
+    ]
+
+
+def replay_split(
+    name: str, trace: Trace, on_demand: Sequence[Policy], predictors: Sequence[Predictor], settings: SimulateSettings
+) -> SplitReplays:
+    """Replay one split: policies that load on demand, and a prefetcher for each predictor."""
+    meta = trace.metadata
+    events = events_of(trace, settings.prefill)
+    budgets = [Budget.slots(meta, capacity) for capacity in capacities(meta, settings)]
+    replays: list[Replay] = []
+    for policy in on_demand:
+        replays += sweep(events, policy, budgets, keep_warm=settings.keep_warm)
+    for predictor in predictors:
+        prefetch = Prefetch(
+            predictor=predictor.name.replace(" ", "_"),
+            probabilities_TLE=predictor.probabilities_TLE(trace),
+            width=settings.prefetch_width or meta.top_k,
+            threshold=settings.prefetch_threshold,
+            eviction=Lru(),
+        )
+        replays += sweep(events, prefetch, budgets, keep_warm=settings.keep_warm)
+    return SplitReplays(name, meta, tuple(replays))
+
+
+def capacities(meta: TraceMetadata, settings: SimulateSettings) -> list[int]:
+    """The capacities in experts, rising; shares that come to the same number of experts count once."""
+    return sorted({capacity_experts(meta, share) for share in settings.capacities})
+
+
+def capacity_experts(meta: TraceMetadata, share: float) -> int:
+    """A share of the model's experts as a whole number, at least one."""
+    return max(1, round(share * meta.num_model_experts))

@@ -1,0 +1,86 @@
+"""The one interface of cache policies: who leaves, who is fetched ahead, and what the policy needs to know.
+
+A policy never counts and never touches residency: the replay does. It ranks experts; whoever ranks lowest leaves first.
+
+Shape suffixes: N events, M experts of the model, S steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.simulator.events import Events
+
+# What the replay keeps of every expert, resident or not: rows of the array `features_FM` that a rank function reads.
+LAST_USE = 0
+"""Event of the last use; -1 before the first."""
+LAST_STEP = 1
+"""Step of the last use; -1 before the first."""
+USES = 2
+"""Uses so far, kept when the expert leaves."""
+USES_RESIDENT = 3
+"""Uses since the expert was last admitted."""
+ADMITTED = 4
+"""Running number of the admission: a later one is larger."""
+NEXT_USE = 5
+"""Event of the next use: only bounds may read it."""
+SCORE = 6
+"""What the policy's own `scores_SM` says in this step."""
+NUM_FEATURES = 7
+
+Rank = Callable[[npt.NDArray[np.float64], int, int, int], float]
+"""`rank(features_FM, expert, event, step)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
+
+Ties leave least recently used first, then by lower id.
+"""
+
+
+@dataclass(frozen=True)
+class Prefetches:
+    """Experts to fetch before each event, most wanted first.
+
+    Attributes:
+        offsets_N: int64 [N+1]; event n's are `experts[offsets_N[n]:offsets_N[n+1]]`.
+        experts: int32, model-wide expert ids.
+    """
+
+    offsets_N: npt.NDArray[np.int64]
+    experts: npt.NDArray[np.int32]
+
+    @classmethod
+    def none(cls, events: Events) -> Prefetches:
+        """Nothing is fetched ahead."""
+        return cls(np.zeros(events.num_events + 1, np.int64), np.zeros(0, np.int32))
+
+
+class Policy(ABC):
+    """What to keep, and what to fetch before it is asked for."""
+
+    name: str
+    """Name in tables, plots and on the command line."""
+    per_layer: ClassVar[bool] = False
+    """True where each layer has a budget of its own, so that layers do not evict each other's experts."""
+    bypass: ClassVar[bool] = False
+    """True where an expert may be used without being kept: the event's own experts compete with the residents."""
+
+    knows_future: ClassVar[bool] = False
+    """True for bounds: their rank reads NEXT_USE, which no policy can know."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> Rank:
+        """The compiled rank function."""
+
+    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+        """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row."""
+        return np.zeros((0, events.metadata.num_model_experts), np.float32)
+
+    def prefetches(self, events: Events) -> Prefetches:
+        """What to fetch before each event."""
+        return Prefetches.none(events)

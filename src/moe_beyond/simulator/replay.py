@@ -1,0 +1,67 @@
+"""One policy, one trace, some budgets: what was hit, missed, moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_beyond.simulator import kernels
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.results import Replay
+
+
+def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = True) -> Replay:
+    """Replay events through a cache that starts empty.
+
+    Args:
+        events: What is asked for.
+        policy: Who leaves and what is fetched ahead.
+        budget: How much the cache holds.
+        keep_warm: Keep cache and counts from one prompt to the next; otherwise every prompt starts empty.
+
+    Returns:
+        Counts per prompt and phase. The same input gives the same counts on every machine: ties are broken by id.
+    """
+    return sweep(events, policy, [budget], keep_warm=keep_warm)[0]
+
+
+def sweep(events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_warm: bool = True) -> list[Replay]:
+    """Replay the same events through a cache of each budget; what the policy foresees is worked out once."""
+    empties_N = np.zeros(events.num_events, bool) if keep_warm else events.starts_prompt_N
+    next_use_A = events.next_use_A(within_prompt=not keep_warm) if policy.knows_future else np.zeros(0, np.int64)
+    scores_SM = np.ascontiguousarray(policy.scores_SM(events), dtype=np.float32)
+    prefetches = policy.prefetches(events)
+    row_S = events.prompt_S.astype(np.int64) * 2 + events.is_decode_S
+    row_N = row_S[events.step_N]
+
+    def run(budget: Budget) -> Replay:
+        counts_RC, misses_N = kernels.replay(
+            policy.rank,
+            policy.bypass,
+            events.members_A,
+            events.offsets_N,
+            events.step_N,
+            row_N,
+            empties_N,
+            next_use_A,
+            scores_SM,
+            prefetches.offsets_N,
+            prefetches.experts,
+            events.expert_bytes_M,
+            budget.units_M,
+            budget.group_M,
+            budget.budget_G,
+            2 * events.num_prompts,
+        )
+        return Replay(
+            policy=policy.name,
+            capacity_experts=budget.capacity_experts,
+            counts_PFC=counts_RC.reshape(events.num_prompts, 2, kernels.NUM_COUNTERS),
+            tokens_PF=events.prompt_tokens_PF,
+            misses_N=misses_N,
+        )
+
+    return [run(budget) for budget in budgets]

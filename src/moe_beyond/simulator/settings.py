@@ -1,0 +1,38 @@
+"""Parameters of the replay: the section `simulate` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from moe_beyond.settings import Settings
+
+
+class SimulateSettings(Settings):
+    """Which caches are replayed, and how."""
+
+    capacities: tuple[float, ...] = Field(default=(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75), min_length=1)
+    """Sizes of the cache as shares of all routed experts of the model, rising."""
+    headline_capacity: float = Field(default=0.1, gt=0, le=1)
+    """The capacity whose numbers stand in metrics.json; one of `capacities`."""
+    prefetch_width: int | None = Field(default=None, ge=1)
+    """Experts fetched ahead at most per token and layer; null: as many as the router chooses."""
+    prefetch_threshold: float = Field(default=0.0, ge=0, le=1)
+    """An expert of a lower predicted probability is not fetched."""
+    keep_warm: bool = True
+    """Keep the cache from one prompt to the next; false: each prompt starts with an empty one."""
+    prefill: Literal["batched", "token_by_token"] = "batched"
+    """Whether a prompt's prefill is one step, or its tokens count as decoded (for traces that hold nothing else)."""
+    bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
+    """Resamples of the prompts behind every interval."""
+
+    @model_validator(mode="after")
+    def _capacities_are_shares(self) -> Self:
+        if any(not 0 < share <= 1 for share in self.capacities):
+            raise ValueError("capacities must be shares of the model, above 0 and at most 1")
+        if list(self.capacities) != sorted(set(self.capacities)):
+            raise ValueError("capacities must rise without repetition")
+        if self.headline_capacity not in self.capacities:
+            raise ValueError(f"headline_capacity must be one of capacities, {list(self.capacities)}")
+        return self

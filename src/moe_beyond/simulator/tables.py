@@ -1,0 +1,101 @@
+"""Replays as rows for reports: `replay.csv`, `comparisons.csv` and the headline of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.simulator.bounds import Belady
+from moe_beyond.simulator.experiment import SplitReplays, capacity_experts
+from moe_beyond.simulator.intervals import Resamples
+from moe_beyond.simulator.results import Replay
+from moe_beyond.simulator.settings import SimulateSettings
+
+BOUND = Belady.name
+
+
+def replay_table(splits: Sequence[SplitReplays], settings: SimulateSettings, seed: int) -> pl.DataFrame:
+    """A row a split, policy and capacity: counts, ratios, and the hit rate's 95 % interval over prompts."""
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        resamples = _resamples(split, settings, seed)
+        for replay in split.replays:
+            total, decode, interval = replay.total, replay.decode, resamples.hit_rate(replay)
+            rows.append(
+                {
+                    "split": split.split,
+                    "policy": replay.policy,
+                    "capacity_experts": replay.capacity_experts,
+                    "capacity_fraction": replay.capacity_experts / split.metadata.num_model_experts,
+                    "accesses": total.accesses,
+                    "hits": total.hits,
+                    "misses": total.misses,
+                    "hit_rate": total.hit_rate,
+                    "hit_rate_low": interval.low,
+                    "hit_rate_high": interval.high,
+                    "bytes_moved": total.bytes_moved,
+                    "mib_per_token": total.mib_per_token,
+                    "tokens": total.tokens,
+                    "prefetches": total.prefetches,
+                    "prefetches_useful": total.prefetches_useful,
+                    "prefetches_useless": total.prefetches_useless,
+                    "loads_avoided": total.loads_avoided,
+                    "decode_accesses": decode.accesses,
+                    "decode_hits": decode.hits,
+                    "decode_hit_rate": decode.hit_rate,
+                    "decode_mib_per_token": decode.mib_per_token,
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def comparison_table(splits: Sequence[SplitReplays], settings: SimulateSettings, seed: int) -> pl.DataFrame:
+    """A row a split, capacity and pair of policies: by how much a's hit rate exceeds b's, paired by prompt."""
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        resamples = _resamples(split, settings, seed)
+        for capacity in dict.fromkeys(replay.capacity_experts for replay in split.replays):
+            replays = list(split.at(capacity).values())
+            for i, a in enumerate(replays):
+                for b in replays[:i]:
+                    difference = resamples.difference(a, b)
+                    rows.append(
+                        {
+                            "split": split.split,
+                            "capacity_experts": capacity,
+                            "a": a.policy,
+                            "b": b.policy,
+                            "difference": difference.value,
+                            "low": difference.low,
+                            "high": difference.high,
+                        }
+                    )
+    return pl.DataFrame(rows)
+
+
+def headline(splits: Sequence[SplitReplays], settings: SimulateSettings) -> dict[str, Any]:
+    """Nested numbers at the headline capacity: split, policy, then the number's name."""
+    metrics: dict[str, Any] = {"headline_capacity": settings.headline_capacity}
+    for split in splits:
+        capacity = capacity_experts(split.metadata, settings.headline_capacity)
+        replays = split.at(capacity)
+        metrics[split.split] = {"capacity_experts": capacity, "token_cycle_experts": split.metadata.token_cycle}
+        metrics[split.split] |= {name: _headline(replay, replays[BOUND]) for name, replay in replays.items()}
+    return metrics
+
+
+def _headline(replay: Replay, bound: Replay) -> dict[str, float]:
+    total = replay.total
+    return {
+        "hit_rate": total.hit_rate,
+        "decode_hit_rate": replay.decode.hit_rate,
+        "mib_per_token": total.mib_per_token,
+        # of the loads that perfect foresight avoids, the share that this policy avoids: prefetched loads count as loads
+        "fraction_of_belady": total.loads_avoided / bound.total.loads_avoided if bound.total.hits else 0.0,
+    }
+
+
+def _resamples(split: SplitReplays, settings: SimulateSettings, seed: int) -> Resamples:
+    return Resamples.draw(len(split.replays[0].tokens_PF), settings.bootstrap_samples, seed)

@@ -1,0 +1,110 @@
+"""A slow, obvious event-atomic cache: sets and loops, written from the contract, sharing no code with the kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moe_beyond.simulator.events import Events
+
+
+@dataclass
+class Outcome:
+    """What the reference counted."""
+
+    hits: list[int] = field(default_factory=list)
+    prefetched: int = 0
+    useful: int = 0
+    useless: int = 0
+
+
+def replay(
+    events: Events,
+    policy: str,
+    capacities: dict[int, int],
+    group_of: dict[int, int],
+    *,
+    keep_warm: bool = True,
+    scores: list[float] | None = None,
+    wanted: list[list[int]] | None = None,
+) -> Outcome:
+    """Replay events in plain Python.
+
+    Args:
+        events: What is asked for.
+        policy: "lru", "lfu", "static", "belady" or "belady_forced".
+        capacities: Slots of each group.
+        group_of: Group of each expert.
+        keep_warm: Whether cache and memory survive from prompt to prompt.
+        scores: For "static", a score of each expert.
+        wanted: Experts to prefetch before each event, a list a event.
+    """
+    lists = [events.members_A[events.offsets_N[n] : events.offsets_N[n + 1]].tolist() for n in range(events.num_events)]
+    prompts = events.prompt_S[events.step_N].tolist()
+    outcome = Outcome()
+    resident: set[int] = set()
+    unused: set[int] = set()
+    last: dict[int, int] = {}
+    uses: Counter[int] = Counter()
+
+    def next_use(expert: int, now: int) -> float:
+        for later in range(now + 1, len(lists)):
+            if not keep_warm and prompts[later] != prompts[now]:
+                return np.inf
+            if expert in lists[later]:
+                return later
+        return np.inf
+
+    def order(expert: int, now: int) -> tuple[float, int, int]:
+        if policy == "lfu":
+            first: float = uses[expert]
+        elif scores is not None:
+            first = scores[expert]
+        elif policy.startswith("belady"):
+            first = -next_use(expert, now)
+        else:
+            first = last.get(expert, -1)
+        return (first, last.get(expert, -1), expert)
+
+    def shrink(group: int, limit: int, spared: set[int], now: int) -> None:
+        while True:
+            mine = {e for e in resident if group_of[e] == group}
+            candidates = mine - spared
+            if len(mine) <= limit or not candidates:
+                return
+            victim = min(candidates, key=lambda e: order(e, now))
+            resident.discard(victim)
+            if victim in unused:
+                unused.discard(victim)
+                outcome.useless += 1
+
+    for now, members in enumerate(lists):
+        if not keep_warm and now and prompts[now] != prompts[now - 1]:
+            outcome.useless += len(unused)
+            for memory in (resident, unused, last, uses):
+                memory.clear()
+        ahead = wanted[now] if wanted else []
+        for expert in ahead:
+            if expert in resident:
+                continue
+            group = group_of[expert]
+            shrink(group, capacities[group] - 1, set(ahead), now)
+            if sum(group_of[e] == group for e in resident) < capacities[group]:
+                resident.add(expert)
+                unused.add(expert)
+                outcome.prefetched += 1
+        outcome.hits.append(sum(e in resident for e in members))
+        for expert in members:
+            if expert in unused:
+                unused.discard(expert)
+                outcome.useful += 1
+            last[expert] = now
+            uses[expert] += 1
+        resident |= set(members)
+        for group in {group_of[e] for e in members}:
+            shrink(group, capacities[group], set() if policy in ("static", "belady") else set(members), now)
+            shrink(group, capacities[group], set(), now)
+    outcome.useless += len(unused)
+    return outcome

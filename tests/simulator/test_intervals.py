@@ -1,0 +1,41 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from moe_beyond.simulator import kernels
+from moe_beyond.simulator.intervals import Resamples
+from moe_beyond.simulator.results import Replay
+
+
+def replay_of(hits_P: npt.ArrayLike, accesses_P: npt.ArrayLike) -> Replay:
+    counts = np.zeros((np.size(hits_P), 2, kernels.NUM_COUNTERS), np.int64)
+    counts[:, 1, kernels.HITS], counts[:, 1, kernels.ACCESSES] = hits_P, accesses_P
+    tokens = np.ones((np.size(hits_P), 2), np.int64)
+    return Replay("toy", 1, counts, tokens, np.zeros(0, np.int32))
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    draw = np.random.default_rng(0)
+    accesses = np.full(200, 100)
+    easy = draw.integers(10, 90, 200)
+    a, b = replay_of(easy + 5, accesses), replay_of(easy, accesses)
+    resamples = Resamples.draw(200, 2000, seed=1)
+    difference = resamples.difference(a, b)
+    assert (difference.low, difference.value, difference.high) == pytest.approx((0.05, 0.05, 0.05))
+    alone = resamples.hit_rate(b)
+    assert alone.high - alone.low > 0.03
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    draw = np.random.default_rng(5)
+    accesses = np.full(80, 50)
+    covered = 0
+    for trial in range(200):
+        interval = Resamples.draw(80, 400, seed=trial).hit_rate(replay_of(draw.binomial(50, 0.4, 80), accesses))
+        covered += interval.low <= 0.4 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_one_prompt_gives_no_width():
+    interval = Resamples.draw(1, 100, seed=0).hit_rate(replay_of([3], [10]))
+    assert (interval.low, interval.value, interval.high) == (0.3, 0.3, 0.3)

@@ -1,0 +1,185 @@
+"""The compiled replay against a slow, obvious one, and what must hold of any replay."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_beyond.simulator.bounds import Belady, BeladyForced
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.policies.on_demand import Lfu, Lru
+from moe_beyond.simulator.policies.static import StaticPopularity
+from moe_beyond.simulator.prefetch import Prefetch
+from moe_beyond.simulator.replay import replay, sweep
+from moe_beyond.traces.schema import Trace
+from tests.simulator import slow_cache
+from tests.simulator.strategies import capacities_of, make_trace, traces
+
+
+def policy_of(name: str, trace: Trace, seed: int) -> Policy:
+    popularity = np.random.default_rng(seed).integers(0, 4, trace.metadata.num_model_experts).astype(np.float32)
+    return {
+        "lru": Lru(),
+        "lfu": Lfu(),
+        "static": StaticPopularity(popularity),
+        "belady": Belady(),
+        "belady_forced": BeladyForced(),
+    }[name]
+
+
+def probabilities(trace: Trace, seed: int) -> npt.NDArray[np.float32]:
+    shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+@pytest.mark.parametrize("name", ["lru", "lfu", "static", "belady", "belady_forced"])
+@given(data=st.data(), keep_warm=st.booleans(), per_layer=st.booleans(), seed=st.integers(0, 99))
+def test_counts_equal_the_slow_reference(name, data, keep_warm, per_layer, seed):
+    trace = data.draw(traces())
+    meta = trace.metadata
+    capacity = data.draw(st.integers(meta.num_layers if per_layer else 1, meta.num_model_experts))
+    budget = Budget.slots(meta, capacity, per_layer=per_layer)
+    policy, events = policy_of(name, trace, seed), events_of(trace)
+    expected = slow_cache.replay(
+        events,
+        name,
+        capacities=dict(enumerate(budget.budget_G.tolist())),
+        group_of=dict(enumerate(budget.group_M.tolist())),
+        keep_warm=keep_warm,
+        scores=policy.popularity_M.tolist() if isinstance(policy, StaticPopularity) else None,
+    )
+    result = replay(events, policy, budget, keep_warm=keep_warm)
+    lengths = np.diff(events.offsets_N)
+    assert (lengths - result.misses_N).tolist() == expected.hits
+    assert result.total.hits == sum(expected.hits)
+
+
+@given(data=st.data(), keep_warm=st.booleans(), width=st.integers(0, 4), seed=st.integers(0, 99))
+def test_prefetch_equals_the_slow_reference(data, keep_warm, width, seed):
+    trace = data.draw(traces())
+    meta, events = trace.metadata, events_of(trace)
+    policy = Prefetch("drawn", probabilities(trace, seed), width, Lru(), threshold=0.3)
+    budget = Budget.slots(meta, data.draw(capacities_of(trace)))
+    wanted = []
+    for layer, step in zip(events.layer_N, events.step_N, strict=True):
+        token = events.token_S[step]
+        scores = policy.probabilities_TLE[token, layer] if token >= 0 else np.zeros(meta.num_experts)
+        ranked = sorted((-scores[e], e) for e in range(meta.num_experts))[:width]
+        wanted.append([int(layer) * meta.num_experts + e for negated, e in ranked if -negated >= np.float32(0.3)])
+    expected = slow_cache.replay(
+        events,
+        "lru",
+        capacities={0: int(budget.budget_G[0])},
+        group_of=dict.fromkeys(range(meta.num_model_experts), 0),
+        keep_warm=keep_warm,
+        wanted=wanted,
+    )
+    total = replay(events, policy, budget, keep_warm=keep_warm).total
+    assert total.hits == sum(expected.hits)
+    assert (total.prefetches, total.prefetches_useful, total.prefetches_useless) == (
+        expected.prefetched,
+        expected.useful,
+        expected.useless,
+    )
+
+
+@given(data=st.data(), keep_warm=st.booleans(), seed=st.integers(0, 99))
+def test_no_lossless_policy_loads_less_than_belady(data, keep_warm, seed):
+    trace = data.draw(traces())
+    events, budget = events_of(trace), Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
+    bound = replay(events, Belady(), budget, keep_warm=keep_warm).total
+    forced = replay(events, BeladyForced(), budget, keep_warm=keep_warm).total
+    assert bound.hits >= forced.hits
+    for name in ("lru", "lfu", "static"):
+        policy = policy_of(name, trace, seed)
+        assert bound.hits >= replay(events, policy, budget, keep_warm=keep_warm).total.hits
+        prefetch = Prefetch("drawn", probabilities(trace, seed), 2, policy)
+        assert bound.loads <= replay(events, prefetch, budget, keep_warm=keep_warm).total.loads
+    for name in ("lru", "lfu"):
+        assert forced.hits >= replay(events, policy_of(name, trace, seed), budget, keep_warm=keep_warm).total.hits
+
+
+@given(trace=traces(), keep_warm=st.booleans())
+def test_lru_hits_rise_with_capacity(trace, keep_warm):
+    meta = trace.metadata
+    budgets = [Budget.slots(meta, capacity) for capacity in range(1, meta.num_model_experts + 1)]
+    hits = [r.total.hits for r in sweep(events_of(trace), Lru(), budgets, keep_warm=keep_warm)]
+    assert hits == sorted(hits)
+
+
+@given(data=st.data(), width=st.integers(0, 4), seed=st.integers(0, 99))
+def test_bytes_moved_are_those_of_misses_and_prefetches(data, width, seed):
+    trace = data.draw(traces())
+    events, meta = events_of(trace), trace.metadata
+    policy = Prefetch("drawn", probabilities(trace, seed), width, Lru())
+    result = replay(events, policy, Budget.slots(meta, data.draw(capacities_of(trace))))
+    by_layer = np.asarray(meta.expert_bytes)[events.layer_N]
+    total = result.total
+    assert total.demand_bytes == int((by_layer * result.misses_N).sum())
+    assert total.misses == int(result.misses_N.sum())
+    assert total.prefetches == total.prefetches_useful + total.prefetches_useless
+    assert total.bytes_moved == total.demand_bytes + total.prefetch_bytes
+    if len(set(meta.expert_bytes)) == 1:
+        assert total.bytes_moved == total.loads * meta.expert_bytes[0]
+
+
+@given(data=st.data(), keep_warm=st.booleans())
+def test_prompts_and_phases_add_up_to_the_accesses_of_the_trace(data, keep_warm):
+    trace = data.draw(traces())
+    events = events_of(trace)
+    result = replay(events, Lru(), Budget.slots(trace.metadata, data.draw(capacities_of(trace))), keep_warm=keep_warm)
+    assert result.total.accesses == events.num_accesses
+    assert result.total.tokens == trace.num_tokens
+    decode_tokens = trace.num_tokens - int(trace.num_prefill_P.sum())
+    assert result.decode.accesses == decode_tokens * trace.metadata.token_cycle
+    assert result.prefill.accesses + result.decode.accesses == result.total.accesses
+    assert result.accesses_P.sum() == result.total.accesses
+
+
+def test_a_global_lru_that_the_other_layers_fill_never_hits_in_decode():
+    trace = make_trace(1, num_layers=4, num_experts=8, top_k=3, lengths=(50,), prefill=(0,))
+    others = trace.metadata.token_cycle - trace.metadata.top_k
+    full, spare = sweep(events_of(trace), Lru(), [Budget.slots(trace.metadata, c) for c in (others, others + 1)])
+    assert full.total.hits == 0
+    assert spare.total.hits > 0
+
+
+def test_a_cold_cache_forgets_the_prompt_before():
+    trace = make_trace(2, lengths=(5, 5), prefill=(0, 0))
+    events, budget = events_of(trace), Budget.slots(trace.metadata, trace.metadata.num_model_experts)
+    warm = replay(events, Lru(), budget, keep_warm=True)
+    cold = replay(events, Lru(), budget, keep_warm=False)
+    assert warm.hits_P[0] == cold.hits_P[0]
+    assert warm.hits_P[1] > cold.hits_P[1]
+    alone = replay(events_of(trace.select(np.array([1]))), Lru(), budget)
+    assert cold.hits_P[1] == alone.total.hits
+
+
+def test_prefetching_what_comes_hits_everything_and_still_moves_bytes():
+    trace = make_trace(6, lengths=(20,), prefill=(0,))
+    meta, events = trace.metadata, events_of(trace)
+    truth_TLE = np.zeros((20, meta.num_layers, meta.num_experts), np.float32)
+    np.put_along_axis(truth_TLE, trace.experts_TLK.astype(np.int64), 1, axis=2)
+    budget = Budget.slots(meta, meta.top_k)
+    total = replay(events, Prefetch("oracle", truth_TLE, meta.top_k, Lru()), budget).total
+    assert total.hit_rate == 1
+    assert total.prefetches_useless == 0
+    assert total.loads_avoided < replay(events, Belady(), budget).total.loads_avoided + 1e-12
+    assert total.bytes_moved >= replay(events, Belady(), budget).total.bytes_moved
+
+
+@given(data=st.data(), seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_a_replay_does_not_change_its_input(data, seed):
+    trace = data.draw(traces())
+    events, table = events_of(trace), probabilities(trace, seed)
+    before = (events.members_A.copy(), table.copy())
+    policy = Prefetch("drawn", table, 2, Lru())
+    budget = Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
+    first, second = replay(events, policy, budget), replay(events, policy, budget)
+    np.testing.assert_array_equal(first.counts_PFC, second.counts_PFC)
+    np.testing.assert_array_equal(events.members_A, before[0])
+    np.testing.assert_array_equal(table, before[1])
