@@ -13,7 +13,6 @@ import sysconfig
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
-
 from pydoc_data import topics
 
 _NOT_STANDARD_LIBRARY = {

@@ -36,8 +36,13 @@ def expert_load(model: DeepseekV2ForCausalLM, batches: list[torch.Tensor]) -> np
     return total
 
 
-def load_summary(counts_LE: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Entropy of the load in bits (at most log2 E) and experts never chosen: mean, worst, and per layer."""
+def load_summary(counts_LE: npt.NDArray[np.int64], first_layer: int) -> dict[str, Any]:
+    """Entropy of the load in bits (at most log2 E) and number of experts never chosen, overall and per layer.
+
+    Args:
+        counts_LE: How often each expert was chosen.
+        first_layer: The model's number of the first MoE layer.
+    """
     shares_LE = counts_LE / counts_LE.sum(axis=1, keepdims=True)
     entropy_L = -np.where(shares_LE > 0, shares_LE * np.log2(np.where(shares_LE > 0, shares_LE, 1)), 0).sum(axis=1)
     dead_L = (counts_LE == 0).sum(axis=1)
@@ -47,6 +52,6 @@ def load_summary(counts_LE: npt.NDArray[np.int64]) -> dict[str, Any]:
         "dead_experts": int(dead_L.sum()),
         "layers": {
             str(layer): {"entropy_bits": float(entropy), "dead_experts": int(dead)}
-            for layer, (entropy, dead) in enumerate(zip(entropy_L, dead_L, strict=True))
+            for layer, (entropy, dead) in enumerate(zip(entropy_L, dead_L, strict=True), first_layer)
         },
     }

@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_beyond.errors import InputError
+from moe_beyond.reference.recipe import CODE, ENGLISH, read_held_out
+from moe_beyond.traces.capture_models import ModelSource, load
 from moe_beyond.traces.capture_prompts import EncodedPrompt
+from moe_beyond.traces.capture_shards import CaptureJob
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
     from moe_beyond.reference.corpus import Document
+    from moe_beyond.traces.settings import ExtractSettings
+
+
+def reference_job(folder: Path, settings: ExtractSettings, seed: int) -> CaptureJob:
+    """How to trace the reference model in `folder`."""
+    return CaptureJob(
+        model=ModelSource(str(folder)),
+        model_id="moe-beyond/reference",
+        source="live capture over English and code of Python's standard library",
+        licence="PSF-2.0",
+        settings=settings,
+        seed=seed,
+    )
+
+
+def reference_prompts(folder: Path, settings: ExtractSettings, seed: int) -> list[EncodedPrompt]:
+    """Windows of held-out English, and of code as a domain that is kept for testing.
+
+    Raises:
+        InputError: The folder holds no reference model, or the held-out text is too short.
+    """
+    tokenizer = load(ModelSource(str(folder))).tokenizer
+    wanted = [(ENGLISH, settings.english_prompts, False), (CODE, settings.code_prompts, True)]
+    return [
+        prompt
+        for domain, count, held_out in wanted
+        for prompt in windows(
+            read_held_out(folder, domain),
+            tokenizer,
+            count=count,
+            min_tokens=settings.min_prompt_tokens,
+            max_tokens=settings.max_prompt_tokens,
+            domain=domain,
+            held_out=held_out,
+            seed=seed,
+        )
+    ]
 
 
 def windows(
     documents: list[Document],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     count: int,
     min_tokens: int,

@@ -45,7 +45,8 @@ def collect(settings: ReferenceSettings) -> Corpus:
     for document in sorted(corpus.code(), key=lambda document: corpus.sha256([document])):
         if sum(len(chosen.text) for chosen in code) < _CODE_CHARACTERS:
             code.append(document)
-    return Corpus([document for document in english if document not in held_out], held_out, code)
+    kept_out = {document.name for document in held_out}
+    return Corpus([document for document in english if document.name not in kept_out], held_out, code)
 
 
 def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) -> tuple[dict[str, Any], History]:
@@ -67,7 +68,7 @@ def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) ->
     network = model.build(settings, tokenizer, seed)
     unfinished = scratch / training.fingerprint(settings, digest, seed)
     initial = training.validate(network, held_out_N, settings)
-    history = training.fit(network, train_N, held_out_N, settings, seed, unfinished)
+    history = training.fit(network, train_N, held_out_N, settings, seed=seed, scratch=unfinished)
     metrics = {
         "validation_cross_entropy": history.validation_loss[-1],
         "initial_cross_entropy": initial,
@@ -76,7 +77,9 @@ def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) ->
         "trained_tokens": training.num_steps(settings) * settings.batch_sequences * settings.sequence_tokens,
         "documents": {"train": len(documents.train), "held_out": len(documents.held_out), "code": len(documents.code)},
         "corpus_tokens": {"train": len(train_N), "held_out": len(held_out_N)},
-        "load": load_summary(expert_load(network, training.validation_batches(held_out_N, settings))),
+        "load": load_summary(
+            expert_load(network, training.validation_batches(held_out_N, settings)), settings.dense_layers
+        ),
     }
     _save(network, tokenizer, documents, _card(metrics, digest, seed), output)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -90,9 +93,7 @@ def read_held_out(folder: Path, domain: str) -> list[Document]:
     return [Document(row["name"], row["text"]) for row in rows if row["domain"] == domain]
 
 
-def unigram_cross_entropy(
-    train_N: training.Tokens, held_out_N: training.Tokens, vocabulary_size: int
-) -> float:
+def unigram_cross_entropy(train_N: training.Tokens, held_out_N: training.Tokens, vocabulary_size: int) -> float:
     """Nats a held-out token of the model that knows token frequencies alone (add-one smoothing)."""
     counts = np.bincount(train_N, minlength=vocabulary_size) + 1.0
     return float(-np.log(counts / counts.sum())[held_out_N].mean())
@@ -118,9 +119,9 @@ def _save(
 def _card(metrics: dict[str, Any], digest: str, seed: int) -> str:
     return f"""# Reference Mixture-of-Experts
 
-A DeepSeek-V2-shaped model of {metrics["parameters"]:,} parameters, trained for {metrics["trained_tokens"]:,} tokens on the
-English that ships with Python. It stands in for a real model so that the pipeline needs no download; it does not represent one:
-its routing is mostly lexical.
+A DeepSeek-V2-shaped model of {metrics["parameters"]:,} parameters, trained for {metrics["trained_tokens"]:,} tokens on
+the English that ships with Python. It stands in for a real model so that the pipeline needs no download; it does not
+represent one: its routing is mostly lexical.
 
 - validation cross-entropy {metrics["validation_cross_entropy"]:.2f} nats a token (token frequencies alone:
   {metrics["unigram_cross_entropy"]:.2f}, untrained: {metrics["initial_cross_entropy"]:.2f})

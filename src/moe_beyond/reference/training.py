@@ -91,6 +91,7 @@ def fit(
     train_N: Tokens,
     validation_N: Tokens,
     settings: ReferenceSettings,
+    *,
     seed: int,
     scratch: Path,
 ) -> History:

@@ -1,0 +1,50 @@
+"""Traces the routing of the chosen source: the reference model, any transformers MoE, or published traces."""
+
+from pathlib import Path
+from typing import Any
+
+from moe_beyond.config import Params
+from moe_beyond.files import replacing
+from moe_beyond.reference.prompts import reference_job, reference_prompts
+from moe_beyond.traces import importers, store
+from moe_beyond.traces.capture_shards import CaptureCounts, capture
+from moe_beyond.traces.capture_sources import transformers_job, transformers_prompts
+from moe_beyond.tracking import stage_run
+
+
+def main() -> None:
+    with stage_run("extract") as run:
+        make = {"reference": from_reference, "transformers": from_transformers, "import": from_published}
+        run.write_metrics(make[run.params.traces.source](run.params, run.root, run.root / "data" / "traces"))
+
+
+def from_reference(params: Params, root: Path, output: Path) -> dict[str, Any]:
+    folder = Path("models/reference")
+    prompts = reference_prompts(folder, params.extract, params.seed)
+    job = reference_job(folder, params.extract, params.seed)
+    return capture(job, prompts, root / ".scratch" / "extract", output).metrics()
+
+
+def from_transformers(params: Params, root: Path, output: Path) -> dict[str, Any]:
+    source = params.traces.transformers
+    prompts = transformers_prompts(source, params.extract, root)
+    job = transformers_job(source, params.extract, params.seed)
+    return capture(job, prompts, root / ".scratch" / "extract", output).metrics()
+
+
+def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
+    source, privacy = params.traces.imported, params.extract.privacy
+    parts = [("train", source.train, False), ("held-out", source.held_out, True)]
+    with replacing(output) as temporary:
+        temporary.mkdir()
+        for name, path, held_out in parts:
+            if path is not None:
+                trace = importers.read(source.format, root / path, held_out=held_out, privacy=privacy)
+                store.write_parquet(trace, temporary / f"{name}.parquet")
+        # read as one: both must be of one model, with distinct prompts
+        whole = store.read_parquet(temporary)
+    return CaptureCounts.of(whole).metrics()
+
+
+if __name__ == "__main__":
+    main()
