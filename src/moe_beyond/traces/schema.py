@@ -156,16 +156,32 @@ class Trace:
     def select(self, prompts: npt.NDArray[np.int64]) -> Trace:
         """The prompts with these indices, in this order, as a trace of its own."""
         starts, ends = self.prompt_offsets[prompts], self.prompt_offsets[prompts + 1]
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
         tokens = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.arange(0)])
+        return self._take(prompts, tokens, ends - starts, self.num_prefill_P[prompts])
+
+    def decode_only(self) -> Trace:
+        """The decoded tokens alone; prompts without any are left out."""
+        decoded = np.diff(self.prompt_offsets) - self.num_prefill_P.astype(np.int64)
+        prompts = np.nonzero(decoded)[0]
+        return self._take(
+            prompts, np.nonzero(~self.is_prefill_T)[0], decoded[prompts], np.zeros(len(prompts), np.int32)
+        )
+
+    def _take(
+        self,
+        prompts: npt.NDArray[np.int64],
+        tokens: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        num_prefill_P: npt.NDArray[np.int32],
+    ) -> Trace:
         texts = self.token_texts
         return replace(
             self,
             prompt_ids=tuple(self.prompt_ids[p] for p in prompts),
             domains=tuple(self.domains[p] for p in prompts),
             held_out_P=self.held_out_P[prompts],
-            prompt_offsets=offsets,
-            num_prefill_P=self.num_prefill_P[prompts],
+            prompt_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            num_prefill_P=num_prefill_P,
             experts_TLK=self.experts_TLK[tokens],
             weights_TLK=None if self.weights_TLK is None else self.weights_TLK[tokens],
             token_ids_T=None if self.token_ids_T is None else self.token_ids_T[tokens],

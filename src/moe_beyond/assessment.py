@@ -1,0 +1,137 @@
+"""Everything the assess stage says about a trace: tables, hit curves and the suitability card.
+
+Shape suffixes: L MoE layers, E experts in a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.bounds import Belady
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.events import Events, events_of
+from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.replay import sweep
+from moe_beyond.traces.card import Curves, HitCurve, static_popularity_curve, suitability_card
+from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.settings import AssessSettings
+from moe_beyond.traces.statistics import expert_counts_LE, layer_statistics, reuse_histogram
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a trace says.
+
+    Attributes:
+        card: Verdict, reasons, shares and headline numbers, ready for JSON.
+        layers: A row a layer, columns of `LayerStatistics`.
+        popularity: Columns layer, expert, share; shares of a layer add up to 1.
+        hit_curves: Columns policy, capacity_experts, capacity_fraction, hit_rate.
+        reuse_distances: Columns distance (tokens), cumulative_share of all accesses; first uses are never reached.
+    """
+
+    card: dict[str, Any]
+    layers: pl.DataFrame
+    popularity: pl.DataFrame
+    hit_curves: pl.DataFrame
+    reuse_distances: pl.DataFrame
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers of the card."""
+        verdict = {"do not": 0, "go with a bigger cache": 1, "go": 2}[self.card["verdict"]]
+        sections = ("shares", "headline", "budget", "bigger_budget")
+        sizes = ("num_layers", "num_experts", "top_k", "token_cycle_experts", "prompts", "tokens")
+        return {
+            "verdict_level": verdict,
+            **{name: self.card[name] for name in sizes},
+            **{section: {k: v for k, v in self.card[section].items() if v is not None} for section in sections},
+        }
+
+
+def assess(trace: Trace, settings: AssessSettings) -> Assessment:
+    """Assess the routing of a trace.
+
+    Raises:
+        InputError: `tokens: decode` on a trace without decoded tokens.
+    """
+    if settings.tokens == "decode":
+        trace = trace.decode_only()
+        if trace.num_prompts == 0:
+            raise InputError("assess.tokens is 'decode', but the trace holds prefill only; set it to 'all'")
+    counts_LE = expert_counts_LE(trace)
+    layers = layer_statistics(trace, settings.windows)
+    curves = hit_curves(trace, counts_LE, settings)
+    meta = trace.metadata
+    return Assessment(
+        card=suitability_card(trace, layers, curves, settings),
+        layers=pl.DataFrame([layer.row() for layer in layers], infer_schema_length=None),
+        popularity=pl.DataFrame(
+            {
+                "layer": np.repeat(meta.layer_numbers, meta.num_experts),
+                "expert": np.tile(np.arange(meta.num_experts), meta.num_layers),
+                "share": (counts_LE / counts_LE.sum(axis=1, keepdims=True)).reshape(-1),
+            }
+        ),
+        hit_curves=pl.concat(
+            pl.DataFrame(
+                {
+                    "policy": [name] * len(curve.hit_rate),
+                    "capacity_experts": curve.capacity_experts,
+                    "capacity_fraction": curve.capacity_experts / meta.num_model_experts,
+                    "hit_rate": curve.hit_rate,
+                }
+            )
+            for name, curve in curves.items()
+        ),
+        reuse_distances=_reuse_table(reuse_histogram(trace)),
+    )
+
+
+def hit_curves(trace: Trace, counts_LE: npt.NDArray[np.int64], settings: AssessSettings) -> Curves:
+    """Hit rates over capacity, every token replayed as a decoded one, the cache kept from prompt to prompt.
+
+    LRU and Belady replay every n-th prompt, so that about `max_curve_tokens` tokens are enough for any trace.
+    """
+    sample = every_nth_prompt(trace, settings.max_curve_tokens)
+    events = events_of(sample, "token_by_token")
+    total = trace.metadata.num_model_experts
+    grid = np.unique(np.round(np.linspace(0, total, settings.curve_points + 1)[1:]).astype(np.int64))
+    # where a global LRU starts to hit
+    capacities = np.unique(np.concatenate([grid, [trace.metadata.token_cycle]]))
+    return {
+        "lru": _curve(events, Lru(), capacities),
+        "static_popularity": _at(static_popularity_curve(counts_LE), capacities),
+        "belady": _curve(events, Belady(), capacities),
+    }
+
+
+def every_nth_prompt(trace: Trace, max_tokens: int) -> Trace:
+    """Every n-th prompt, n as small as keeps about `max_tokens` tokens; the whole trace if it is no longer."""
+    step = -(-trace.num_tokens // max_tokens)
+    return trace if step == 1 else trace.select(np.arange(0, trace.num_prompts, step))
+
+
+def _curve(events: Events, policy: Policy, capacities: npt.NDArray[np.int64]) -> HitCurve:
+    budgets = [Budget.slots(events.metadata, int(capacity)) for capacity in capacities]
+    return HitCurve(capacities, np.array([replay.total.hit_rate for replay in sweep(events, policy, budgets)]))
+
+
+def _at(curve: HitCurve, capacities: npt.NDArray[np.int64]) -> HitCurve:
+    return HitCurve(capacities, np.array([curve.at(int(capacity)) for capacity in capacities]))
+
+
+def _reuse_table(histogram: npt.NDArray[np.int64]) -> pl.DataFrame:
+    """Cumulative shares at every distance up to 32, then at ever wider steps up to the longest."""
+    longest = len(histogram) - 1
+    distances = np.unique(np.round(np.concatenate([np.arange(1, 33), np.geomspace(32, max(longest, 32), 40)])))
+    distances = distances[distances <= max(longest, 1)].astype(np.int64)
+    within = np.cumsum(histogram) - histogram[0]
+    shares = [float(within[min(distance, longest)] / histogram.sum()) for distance in distances.tolist()]
+    return pl.DataFrame({"distance": distances, "cumulative_share": shares})
