@@ -27,6 +27,7 @@ def replay(
     group_of: dict[int, int],
     *,
     keep_warm: bool = True,
+    overrun: bool = False,
     scores: list[float] | None = None,
     wanted: list[list[int]] | None = None,
 ) -> Outcome:
@@ -38,6 +39,7 @@ def replay(
         capacities: Slots of each group.
         group_of: Group of each expert.
         keep_warm: Whether cache and memory survive from prompt to prompt.
+        overrun: Whether an event that alone wants more than its budget keeps it until the group's next event.
         scores: For "static", a score of each expert.
         wanted: Experts to prefetch before each event, a list a event.
     """
@@ -48,6 +50,7 @@ def replay(
     unused: set[int] = set()
     last: dict[int, int] = {}
     uses: Counter[int] = Counter()
+    clock = 0
 
     def next_use(expert: int, now: int) -> float:
         for later in range(now + 1, len(lists)):
@@ -100,11 +103,13 @@ def replay(
             if expert in unused:
                 unused.discard(expert)
                 outcome.useful += 1
-            last[expert] = now
+            clock += 1
+            last[expert] = clock
             uses[expert] += 1
         resident |= set(members)
         for group in {group_of[e] for e in members}:
             shrink(group, capacities[group], set() if policy in ("static", "belady") else set(members), now)
-            shrink(group, capacities[group], set(), now)
+            if not overrun:
+                shrink(group, capacities[group], set(), now)
     outcome.useless += len(unused)
     return outcome

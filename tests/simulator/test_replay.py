@@ -36,8 +36,9 @@ def probabilities(trace: Trace, seed: int) -> npt.NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("name", ["lru", "lfu", "static", "belady", "belady_forced"])
-@given(data=st.data(), keep_warm=st.booleans(), per_layer=st.booleans(), seed=st.integers(0, 99))
-def test_counts_equal_the_slow_reference(name, data, keep_warm, per_layer, seed):
+@given(data=st.data(), rules=st.tuples(st.booleans(), st.booleans(), st.booleans()), seed=st.integers(0, 99))
+def test_counts_equal_the_slow_reference(name, data, rules, seed):
+    keep_warm, overrun, per_layer = rules
     trace = data.draw(traces())
     meta = trace.metadata
     capacity = data.draw(st.integers(meta.num_layers if per_layer else 1, meta.num_model_experts))
@@ -49,9 +50,10 @@ def test_counts_equal_the_slow_reference(name, data, keep_warm, per_layer, seed)
         capacities=dict(enumerate(budget.budget_G.tolist())),
         group_of=dict(enumerate(budget.group_M.tolist())),
         keep_warm=keep_warm,
+        overrun=overrun,
         scores=policy.popularity_M.tolist() if isinstance(policy, StaticPopularity) else None,
     )
-    result = replay(events, policy, budget, keep_warm=keep_warm)
+    result = replay(events, policy, budget, keep_warm=keep_warm, overrun=overrun)
     lengths = np.diff(events.offsets_N)
     assert (lengths - result.misses_N).tolist() == expected.hits
     assert result.total.hits == sum(expected.hits)

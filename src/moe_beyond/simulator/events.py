@@ -33,7 +33,7 @@ class Events:
 
     Attributes:
         metadata: The model's shape and the size of its experts.
-        members_A: int32, model-wide expert ids; distinct within an event.
+        members_A: int32, model-wide expert ids; distinct within an event, the most recently wanted last.
         offsets_N: int64 [N+1]; event n wants `members_A[offsets_N[n]:offsets_N[n+1]]`.
         layer_N: int32, index of the MoE layer.
         step_N: int32, step of the whole trace, from 0, rising.
@@ -159,7 +159,7 @@ def _members(
     prompt_S: npt.NDArray[np.int32],
     num_experts: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Members of all events: a decoded token's experts in the router's order, a prefill's union by rising id."""
+    """Members of all events: a decoded token's experts in the router's order, a prefill's union by last use."""
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
     members_A = np.empty(experts_TLK.size, np.int32)
     offsets_N = np.zeros(len(token_S) * num_layers + 1, np.int64)
@@ -176,13 +176,15 @@ def _members(
             else:
                 first = prompt_offsets[prompt_S[step]]
                 wanted_E[:] = False
-                for t in range(first, first + batched_P[prompt_S[step]]):
-                    for slot in range(top_k):
-                        wanted_E[experts_TLK[t, layer, slot]] = True
-                for expert in range(num_experts):
-                    if wanted_E[expert]:
-                        members_A[end] = base + expert
-                        end += 1
+                start = end
+                for t in range(first + batched_P[prompt_S[step]] - 1, first - 1, -1):
+                    for slot in range(top_k - 1, -1, -1):
+                        expert = experts_TLK[t, layer, slot]
+                        if not wanted_E[expert]:
+                            wanted_E[expert] = True
+                            members_A[end] = base + expert
+                            end += 1
+                members_A[start:end] = members_A[start:end][::-1].copy()
             offsets_N[step * num_layers + layer + 1] = end
     return members_A[:end].copy(), offsets_N
 

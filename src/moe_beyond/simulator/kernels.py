@@ -97,7 +97,7 @@ def _remove(cache: Cache, group: int, place: int, row: int) -> None:
 
 
 @compiled()
-def _make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, event: int, step: int, row: int) -> None:
+def _make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, now: int, step: int, row: int) -> None:
     """Let the lowest ranks leave until the group uses at most `limit`, or only experts stamped `stamp` are left."""
     if cache.used_G[group] <= limit:
         return
@@ -105,7 +105,7 @@ def _make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, even
     for place in range(cache.count_G[group]):
         expert = residents[place]
         protected = cache.protected_M[expert] == stamp
-        ranks[place] = np.inf if protected else rank(features_FM, expert, event, step)
+        ranks[place] = np.inf if protected else rank(features_FM, expert, now, step)
     while cache.used_G[group] > limit:
         best = -1
         lowest = np.inf
@@ -114,8 +114,8 @@ def _make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, even
                 best, lowest = place, ranks[place]
             elif ranks[place] == lowest and best >= 0:
                 a, b = residents[place], residents[best]
-                last_a, last_b = features_FM[LAST_USE, a], features_FM[LAST_USE, b]
-                if last_a < last_b or (last_a == last_b and a < b):
+                # only experts that nothing has used yet share a last use
+                if (features_FM[LAST_USE, a], a) < (features_FM[LAST_USE, b], b):
                     best = place
         if best < 0:
             return
@@ -144,7 +144,7 @@ def _empty(cache: Cache) -> None:
 
 @compiled()
 def _prefetch(
-    rank: Any, cache: Cache, experts: npt.NDArray[np.int32], stamp: int, event: int, step: int, row: int
+    rank: Any, cache: Cache, experts: npt.NDArray[np.int32], stamp: int, now: int, step: int, row: int
 ) -> None:
     """Admit what is not resident yet; nothing of the list pushes out another of it."""
     for expert in experts:
@@ -154,7 +154,7 @@ def _prefetch(
             continue
         group = cache.group_M[expert]
         limit = cache.budget_G[group] - cache.units_M[expert]
-        _make_room(rank, cache, group, limit, stamp, event, step, row)
+        _make_room(rank, cache, group, limit, stamp, now, step, row)
         if cache.used_G[group] <= limit:
             _admit(cache, expert, row)
             cache.counts_RC[row, PREFETCHES] += 1
@@ -162,7 +162,7 @@ def _prefetch(
 
 
 @compiled()
-def _use(cache: Cache, expert: int, event: int, step: int, row: int) -> bool:
+def _use(cache: Cache, expert: int, now: int, step: int, row: int) -> bool:
     """Count one access; admit the expert where it was missed. Returns whether it was."""
     counts_C = cache.counts_RC[row]
     features_FM = cache.features_FM
@@ -177,7 +177,7 @@ def _use(cache: Cache, expert: int, event: int, step: int, row: int) -> bool:
         if cache.prefetch_row_M[expert] != _DEMANDED:
             cache.counts_RC[cache.prefetch_row_M[expert], USEFUL] += 1
             cache.prefetch_row_M[expert] = _DEMANDED
-    features_FM[LAST_USE, expert] = event
+    features_FM[LAST_USE, expert] = now
     features_FM[LAST_STEP, expert] = step
     features_FM[USES, expert] += 1
     features_FM[USES_RESIDENT, expert] += 1
@@ -187,6 +187,7 @@ def _use(cache: Cache, expert: int, event: int, step: int, row: int) -> bool:
 @compiled(
     _RESULT(
         t.FunctionType(RANK),
+        t.boolean,
         t.boolean,
         t.int32[::1],
         t.int64[::1],
@@ -207,6 +208,7 @@ def _use(cache: Cache, expert: int, event: int, step: int, row: int) -> bool:
 def replay(
     rank: Any,
     bypass: bool,
+    overrun: bool,
     members_A: npt.NDArray[np.int32],
     offsets_N: npt.NDArray[np.int64],
     step_N: npt.NDArray[np.int32],
@@ -227,6 +229,7 @@ def replay(
     Args:
         rank: The policy's rank function.
         bypass: Whether the event's own experts compete with the residents after it.
+        overrun: Whether an event that alone wants more than its budget keeps it all until its group's next event.
         members_A: Accessed experts, distinct within an event.
         offsets_N: Where each event's accesses begin and end.
         step_N: Step of each event.
@@ -275,21 +278,22 @@ def replay(
             cache.features_FM[SCORE] = scores_SM[step]
             scored_step = step
         ahead = prefetch_experts[prefetch_offsets_N[event] : prefetch_offsets_N[event + 1]]
-        _prefetch(rank, cache, ahead, 2 * event, event, step, row)
+        _prefetch(rank, cache, ahead, 2 * event, offsets_N[event], step, row)
         # no place is given up before the event has ended, so every access is judged on what was there at its start
         stamp = 2 * event + 1
         for access in range(offsets_N[event], offsets_N[event + 1]):
             expert = members_A[access]
-            misses_N[event] += _use(cache, expert, event, step, row)
+            misses_N[event] += _use(cache, expert, access, step, row)
             if len(next_use_A):
                 cache.features_FM[NEXT_USE, expert] = next_use_A[access]
             if not bypass:
                 cache.protected_M[expert] = stamp
-        if misses_N[event]:
-            # an event lies in one layer, so its first expert names the group
-            group = group_M[members_A[offsets_N[event]]]
-            _make_room(rank, cache, group, budget_G[group], stamp, event, step, row)
+        # an event lies in one layer, so its first expert names the group
+        group = group_M[members_A[offsets_N[event]]]
+        now = offsets_N[event + 1]
+        _make_room(rank, cache, group, budget_G[group], stamp, now, step, row)
+        if not overrun:
             # where the event alone wants more than fits, its own lowest ranks leave too
-            _make_room(rank, cache, group, budget_G[group], _NOBODY_IS_SPARED, event, step, row)
+            _make_room(rank, cache, group, budget_G[group], _NOBODY_IS_SPARED, now, step, row)
     _count_useless(cache)
     return cache.counts_RC, misses_N

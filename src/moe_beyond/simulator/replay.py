@@ -13,7 +13,7 @@ from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.results import Replay
 
 
-def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = True) -> Replay:
+def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = True, overrun: bool = False) -> Replay:
     """Replay events through a cache that starts empty.
 
     Args:
@@ -21,14 +21,18 @@ def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = 
         policy: Who leaves and what is fetched ahead.
         budget: How much the cache holds.
         keep_warm: Keep cache and counts from one prompt to the next; otherwise every prompt starts empty.
+        overrun: An event that alone wants more than the budget keeps it all until the next event, as engines do that
+            never evict what they have just used. Off, a budget is a budget, which bounds and comparisons need.
 
     Returns:
         Counts per prompt and phase. The same input gives the same counts on every machine: ties are broken by id.
     """
-    return sweep(events, policy, [budget], keep_warm=keep_warm)[0]
+    return sweep(events, policy, [budget], keep_warm=keep_warm, overrun=overrun)[0]
 
 
-def sweep(events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_warm: bool = True) -> list[Replay]:
+def sweep(
+    events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_warm: bool = True, overrun: bool = False
+) -> list[Replay]:
     """Replay the same events through a cache of each budget; what the policy foresees is worked out once."""
     empties_N = np.zeros(events.num_events, bool) if keep_warm else events.starts_prompt_N
     next_use_A = events.next_use_A(within_prompt=not keep_warm) if policy.knows_future else np.zeros(0, np.int64)
@@ -41,6 +45,7 @@ def sweep(events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_war
         counts_RC, misses_N = kernels.replay(
             policy.rank,
             policy.bypass,
+            overrun,
             events.members_A,
             events.offsets_N,
             events.step_N,

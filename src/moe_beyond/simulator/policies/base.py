@@ -19,7 +19,7 @@ from moe_beyond.simulator.events import Events
 
 # What the replay keeps of every expert, resident or not: rows of the array `features_FM` that a rank function reads.
 LAST_USE = 0
-"""Event of the last use; -1 before the first."""
+"""Access of the last use: a later one is larger; -1 before the first."""
 LAST_STEP = 1
 """Step of the last use; -1 before the first."""
 USES = 2
@@ -35,7 +35,9 @@ SCORE = 6
 NUM_FEATURES = 7
 
 Rank = Callable[[npt.NDArray[np.float64], int, int, int], float]
-"""`rank(features_FM, expert, event, step)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
+"""`rank(features_FM, expert, now, step)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
+
+`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1.
 
 Ties leave least recently used first, then by lower id.
 """

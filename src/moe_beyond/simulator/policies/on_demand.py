@@ -11,13 +11,13 @@ from moe_beyond.simulator.policies.base import LAST_USE, USES, Policy, Rank
 
 
 @compiled(RANK)
-def last_use(features_FM: npt.NDArray[np.float64], expert: int, event: int, step: int) -> float:
+def last_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
     """Rank of least recently used."""
     return float(features_FM[LAST_USE, expert])
 
 
 @compiled(RANK)
-def uses(features_FM: npt.NDArray[np.float64], expert: int, event: int, step: int) -> float:
+def uses(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
     """Rank of least frequently used, counting also the uses before an eviction."""
     return float(features_FM[USES, expert])
 
@@ -37,6 +37,13 @@ class Lru(Policy):
         return last_use
 
 
+class LayerLru(Lru):
+    """Least recently used within each layer, slots dealt evenly: no layer pushes out another's experts."""
+
+    name = "layer_lru"
+    per_layer = True
+
+
 class Lfu(Policy):
     """Least frequently used of the whole model; counts survive an eviction, ties leave least recently used first."""
 
@@ -46,3 +53,10 @@ class Lfu(Policy):
     @override
     def rank(self) -> Rank:
         return uses
+
+
+class LayerLfu(Lfu):
+    """Least frequently used within each layer, slots dealt evenly."""
+
+    name = "layer_lfu"
+    per_layer = True
