@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BASELINE_PREDICTORS = ("token_unigram", "previous_token", "popularity")
-"""Predictors that nobody had to train; strongest first where routing is mostly lexical."""
+"""Predictors that count instead of learning."""
 
 _LABELS = {
     "lru": "LRU",
@@ -22,9 +22,11 @@ _LABELS = {
     "emoe": "eMoE",
     "premoe": "PreMoe",
     "flashmoe": "FlashMoE",
+    "static_popularity": "Static popularity",
     "belady": "Belady (bound)",
-    "test_in_domain": "Test, same domain",
-    "test_out_of_domain": "Test, other domain",
+    "belady_forced": "Belady, forced admission (bound)",
+    "test_in_domain": "Same domain",
+    "test_out_of_domain": "Another domain",
 }
 
 # colour tokens are resolved by the theme, so that one chart serves light and dark
@@ -53,9 +55,10 @@ def label(name: str) -> str:
     """What a person reads for an identifier."""
     if name in _LABELS:
         return _LABELS[name]
-    words = name.replace("_", " ").replace("+", " + ")
-    for short in ("lru", "lfu"):
-        words = " ".join(short.upper() if word == short else word for word in words.split())
+    before, prefetch, eviction = name.partition("_prefetch_")
+    if prefetch:
+        return f"{label(before)} prefetch + {label(eviction)}"
+    words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 
 

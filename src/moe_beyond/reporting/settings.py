@@ -11,8 +11,6 @@ class ReportSettings(Settings):
     """What the page puts first, and how large its pictures are."""
 
     title: str = Field(default="MoE-Beyond", min_length=1)
-    headline_capacity: float = Field(default=0.10, gt=0, le=1)
-    """Share of the model's experts that fit into fast memory in the headline numbers; the nearest replayed one counts."""
     chart_width: int = Field(default=760, ge=320, le=2400)
     """Width of the PNG figures in CSS pixels."""
     figure_scale: float = Field(default=2.0, ge=1, le=4)

@@ -55,6 +55,7 @@ _CONFIG: dict[str, Any] = {
     "font": FONT,
     "aria": False,  # the page gives each chart one text; hundreds of unnamed marks help nobody
     "view": {"stroke": None},
+    "range": {"heatmap": "@ramp"},
     "axis": {
         "labelColor": "@muted",
         "titleColor": "@muted",
@@ -68,7 +69,14 @@ _CONFIG: dict[str, Any] = {
         "ticks": False,
         "tickCount": 5,
     },
-    "axisX": {"grid": False, "domain": True, "domainColor": "@grey", "ticks": True, "tickColor": "@grey", "tickSize": 4},
+    "axisX": {
+        "grid": False,
+        "domain": True,
+        "domainColor": "@grey",
+        "ticks": True,
+        "tickColor": "@grey",
+        "tickSize": 4,
+    },
     "legend": {
         "orient": "bottom",
         "title": None,
@@ -87,9 +95,9 @@ _CONFIG: dict[str, Any] = {
     "line": {"strokeWidth": 2.25, "strokeCap": "round", "strokeJoin": "round"},
     "point": {"filled": True, "size": 36},
     "style": {
-        "mark-rule": {"stroke": "@muted", "strokeWidth": 1, "strokeDash": [3, 3]},
-        "mark-text": {"fill": "@muted", "fontSize": 11.5, "align": "left", "baseline": "top", "dx": 5},
-        "ring": {"filled": False, "stroke": "@ink", "strokeWidth": 2, "size": 260, "opacity": 1},
+        "mark-rule": {"color": "@muted", "strokeWidth": 1, "strokeDash": [3, 3]},
+        "mark-text": {"color": "@muted", "fontSize": 11.5, "align": "left", "baseline": "top", "dx": 5},
+        "ring": {"filled": False, "color": "@ink", "strokeWidth": 2, "size": 260, "opacity": 1},
     },
 }
 

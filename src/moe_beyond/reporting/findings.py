@@ -1,0 +1,239 @@
+"""What the tables say, in sentences, whether it flatters or not.
+
+Every sentence is computed; none is written for a result that was expected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from moe_beyond.reporting.headline import (
+    CacheRow,
+    Contest,
+    Score,
+    by_layer,
+    contest,
+    hardest_split,
+    recall_name,
+    scores,
+    split_label,
+)
+from moe_beyond.reporting.names import is_bound, is_learned, label
+from moe_beyond.reporting.tables import Tables
+from moe_beyond.reporting.text import interval, listed, mib, number, percent, points
+
+Tone = Literal["good", "bad", "neutral"]
+_VERDICTS = {
+    "go": "Worth offloading",
+    "go with a bigger cache": "Worth offloading with a bigger cache",
+    "do not": "Not worth offloading",
+}
+_NOTABLE_WASTE = 0.5  # more than half of the prefetched experts unused is worth a sentence of its own
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence, how it bears on the predictor, and the table behind it."""
+
+    tone: Tone
+    text: str
+    source: str
+
+
+def verdict(tables: Tables, fraction: float) -> str:
+    """The page's first sentence: what the model's traces promise and what the predictor made of it."""
+    said = str(tables.card.get("verdict", "")).strip().rstrip(".")
+    opening = _VERDICTS.get(said.lower().replace("_", " "), said)
+    split = hardest_split(tables)
+    result = contest(tables, split, fraction) if split else None
+    if result is None:
+        rest = "No replay of a trained predictor stands beside it yet."
+        return f"{_capital(opening)}. {rest}" if opening else f"No verdict yet: {tables['replay'].absent or rest}"
+    ours, rival = result.ours, result.rival
+    sentence = (
+        f"with {percent(ours.capacity_fraction, 0)} of the experts in fast memory, prefetching by the predictor hits "
+        f"{percent(ours.hit_rate)} on {split_label(result.split)}; the best other policy, {label(rival.policy)}, hits "
+        f"{percent(rival.hit_rate)}"
+    )
+    if result.demand is not None and result.demand.mib_per_token > 0:
+        ratio = ours.mib_per_token / result.demand.mib_per_token
+        sentence += f". It moves {number(ratio)} times the bytes of the best policy without prefetch"
+    return f"{_capital(opening)}: {sentence}." if opening else f"{_capital(sentence)}."
+
+
+def findings(tables: Tables, fraction: float) -> list[Finding]:
+    """All findings: prediction first, then caching, per split."""
+    found: list[Finding] = []
+    for split in tables.splits:
+        found += prediction_findings(tables, split)
+    found += domain_shift(tables)
+    for split in tables.splits:
+        result = contest(tables, split, fraction)
+        if result is not None:
+            found += cache_findings(tables, result)
+    return found + cycle_findings(tables, fraction) + timing_findings(tables) + comparison_findings(tables)
+
+
+def prediction_findings(tables: Tables, split: str) -> list[Finding]:
+    """The trained predictor against the best baseline, overall and layer by layer."""
+    rows = scores(tables, split)
+    ours = [row for row in rows if is_learned(row.predictor)]
+    baselines = [row for row in rows if not is_learned(row.predictor)]
+    if not ours or not baselines:
+        return []
+    mine, rival = ours[0], max(baselines, key=lambda row: row.recall)
+    text = (
+        f"On {split_label(split)} the predictor's {recall_name(tables)} is {_score(mine)}; the best baseline, "
+        f"{label(rival.predictor).lower()}, has {_score(rival)} ({points(mine.recall - rival.recall)})."
+    )
+    apart = mine.low is None or rival.high is None or mine.low > rival.high
+    if mine.recall > rival.recall and not apart:
+        text += " Their intervals overlap, so this split alone does not decide it."
+    tone: Tone = "bad" if mine.recall <= rival.recall else "good" if apart else "neutral"
+    source = tables["quality"].path
+    return [Finding(tone, text, source), *_lost_layers(tables, split, mine.predictor, source)]
+
+
+def _score(score: Score) -> str:
+    return " ".join(part for part in (percent(score.recall), interval(score.low, score.high)) if part)
+
+
+def _lost_layers(tables: Tables, split: str, ours: str, source: str) -> list[Finding]:
+    rows = by_layer(tables["quality"].rows, split)
+    mine = rows.filter(pl.col("predictor") == ours).select("layer", mine="recall_at_k")
+    others = rows.filter(pl.col("predictor").is_in([name for name in tables.predictors if not is_learned(name)]))
+    beaten = others.join(mine, on="layer").filter(pl.col("recall_at_k") >= pl.col("mine"))
+    if beaten.is_empty():
+        return []
+    layers = [str(layer) for layer in beaten["layer"].unique().sort().to_list()]
+    names = listed([label(name).lower() for name in beaten["predictor"].unique().sort().to_list()])
+    where = f"{len(layers)} of {mine.height} layers ({listed(layers, 12)})"
+    text = f"In {where} {names} is at least as good on {split_label(split)}."
+    return [Finding("bad", text, source)]
+
+
+def domain_shift(tables: Tables) -> list[Finding]:
+    """How much recall falls from the training domain to another one."""
+    names = ("test_in_domain", "test_out_of_domain")
+    pairs = [{row.predictor: row.recall for row in scores(tables, name)} for name in names]
+    ours = tables.learned_predictor
+    if ours is None or any(ours not in pair for pair in pairs):
+        return []
+    drop = pairs[0][ours] - pairs[1][ours]
+    change = f"{'loses' if drop > 0 else 'gains'} {100 * abs(drop):.1f} points of {recall_name(tables)}"
+    text = f"From its own domain to another the predictor {change}."
+    return [Finding("bad" if drop > 0 else "good", text, tables["quality"].path)]
+
+
+def cache_findings(tables: Tables, result: Contest) -> list[Finding]:
+    """Hit rate and bytes of ours against the best other policy, and at how many capacities that holds."""
+    ours, rival, source = result.ours, result.rival, tables["replay"].path
+    where = f"at {percent(ours.capacity_fraction, 0)} capacity on {split_label(result.split)}"
+    gain = ours.hit_rate - rival.hit_rate
+    text = (
+        f"Prefetching by the predictor hits {percent(ours.hit_rate)} {where}; {label(rival.policy)} hits "
+        f"{percent(rival.hit_rate)} ({points(gain)})."
+    )
+    if ours.loads_avoided is not None and result.bound is not None and result.bound.loads_avoided:
+        share = ours.loads_avoided / result.bound.loads_avoided
+        avoided = f"avoids {percent(share, 0)} of the loads that perfect foresight avoids"
+        said = avoided if share > 0 else "loads more than a cache that never hits"
+        text += f" Counting every load, prefetched ones too, it {said}."
+    found = [Finding("good" if gain > 0 else "bad", text, source)]
+    if result.demand is not None:
+        found.append(_bytes_finding(ours, result.demand, where, source))
+    if ours.prefetches and ours.useless > _NOTABLE_WASTE * ours.prefetches:
+        waste = percent(ours.useless / ours.prefetches, 0)
+        found.append(
+            Finding("bad", f"{waste} of the experts it prefetched were not used before they left {where}.", source)
+        )
+    return found + _lost_capacities(tables, result)
+
+
+def _bytes_finding(ours: CacheRow, demand: CacheRow, where: str, source: str) -> Finding:
+    if ours.mib_per_token > demand.mib_per_token:
+        text = (
+            f"Prefetch moves more bytes than it saves {where}: {mib(ours.mib_per_token)} per token against "
+            f"{mib(demand.mib_per_token)} with {label(demand.policy)}, the best policy without prefetch. It can pay "
+            "in time only where the link would otherwise idle."
+        )
+        return Finding("bad", text, source)
+    text = (
+        f"It also moves fewer bytes {where}: {mib(ours.mib_per_token)} per token against {mib(demand.mib_per_token)} "
+        f"with {label(demand.policy)}, the best policy without prefetch."
+    )
+    return Finding("good", text, source)
+
+
+def _lost_capacities(tables: Tables, result: Contest) -> list[Finding]:
+    rows = tables["replay"].rows.filter(pl.col("split") == result.split)
+    mine = rows.filter(pl.col("policy") == result.ours.policy).select("capacity_experts", mine="hit_rate")
+    rivals = [name for name in tables.policies if not is_learned(name) and not is_bound(name)]
+    best = rows.filter(pl.col("policy").is_in(rivals)).group_by("capacity_experts").agg(pl.col("hit_rate").max())
+    lost = best.join(mine, on="capacity_experts").filter(pl.col("hit_rate") > pl.col("mine")).sort("capacity_experts")
+    if lost.is_empty():
+        return []
+    sizes = listed([number(size) for size in lost["capacity_experts"].to_list()])
+    text = (
+        f"At {lost.height} of {mine.height} capacities ({sizes} experts) a policy without the trained predictor hits "
+        f"more on {split_label(result.split)}."
+    )
+    return [Finding("bad", text, tables["replay"].path)]
+
+
+def cycle_findings(tables: Tables, fraction: float) -> list[Finding]:
+    """A warning where the headline capacity cannot hold one token's experts, so that any policy beats LRU."""
+    cycle, total = tables.token_cycle, tables.model_experts
+    if cycle is None or total is None or fraction * total >= cycle:
+        return []
+    text = (
+        f"The headline capacity, {number(round(fraction * total))} experts, is below one token cycle "
+        f"({number(cycle)}): there a global LRU cannot hit while layers come in a fixed order, so a lead over LRU "
+        "says little."
+    )
+    return [Finding("bad", text, "reports/assess/card.json")]
+
+
+def timing_findings(tables: Tables) -> list[Finding]:
+    """Per device: at how many capacities ours is faster than every other policy that can be built."""
+    frame, ours = tables["timing"].frame, tables.learned_policy
+    split = hardest_split(tables)
+    if frame is None or ours is None or split is None:
+        return []
+    found = []
+    rows = frame.filter(
+        (pl.col("split") == split) & ~pl.col("policy").is_in([p for p in tables.policies if is_bound(p)])
+    )
+    for (device,), part in rows.group_by("device", maintain_order=True):
+        mine = part.filter(pl.col("policy") == ours).select("capacity_experts", mine="ms_per_token")
+        others = part.filter(pl.col("policy") != ours).group_by("capacity_experts").agg(pl.col("ms_per_token").min())
+        both = others.join(mine, on="capacity_experts")
+        won = both.filter(pl.col("mine") < pl.col("ms_per_token")).height
+        tone: Tone = "good" if won == both.height else "bad" if won == 0 else "neutral"
+        where = f"{won} of {both.height} capacities ({split_label(split)})"
+        text = f"On {device} the predictor gives the fastest tokens at {where}."
+        found.append(Finding(tone, text, tables["timing"].path))
+    return found
+
+
+def comparison_findings(tables: Tables) -> list[Finding]:
+    """How many of ours' paired comparisons, at all capacities, do not decide anything."""
+    frame, ours = tables["comparisons"].frame, tables.learned_policy
+    if frame is None or ours is None:
+        return []
+    mine = frame.filter((pl.col("a") == ours) | (pl.col("b") == ours))
+    undecided = mine.filter((pl.col("low") <= 0) & (pl.col("high") >= 0)).height
+    if not undecided:
+        return []
+    text = (
+        f"In {undecided} of {mine.height} paired comparisons of {label(ours)} with another policy the interval of the "
+        "difference in hit rate includes zero: no winner there."
+    )
+    return [Finding("neutral", text, tables["comparisons"].path)]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

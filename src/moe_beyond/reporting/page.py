@@ -1,0 +1,196 @@
+"""Renders the page and its pictures: `reports/index.html` and `reports/figures/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import polars as pl
+import vl_convert
+from markupsafe import Markup
+
+from moe_beyond.errors import InputError
+from moe_beyond.files import replacing
+from moe_beyond.reporting import theme
+from moe_beyond.reporting.blocks import Figure, Section
+from moe_beyond.reporting.cache_sections import cache_section, comparison_section, explorer_section, timing_section
+from moe_beyond.reporting.model_sections import model_section
+from moe_beyond.reporting.plots import Chart
+from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
+from moe_beyond.reporting.record_sections import data_section, method_section, run_section
+from moe_beyond.reporting.settings import ReportSettings
+from moe_beyond.reporting.summary import summarise
+from moe_beyond.reporting.tables import Tables, read_tables
+
+_VEGA_LITE = "6.4"  # what Altair 6 writes
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render_report(
+    root: Path, settings: ReportSettings, *, headline_capacity: float, run_summary: Mapping[str, Any]
+) -> list[Path]:
+    """Write the page, its figures as PNG, and wide tables for DVC's plots.
+
+    Args:
+        root: The project's root; tables are read below `reports/` and `data/splits/`.
+        settings: Section `report` of the parameters.
+        headline_capacity: Share of the model's experts in fast memory that the headline numbers speak of.
+        run_summary: What was run, groups of facts by heading (see `record_sections.run_section`); the fact
+            `traces.source` of the group `Parameters` tells whether the traced model is the built-in stand-in.
+
+    Returns:
+        Every file written.
+
+    Raises:
+        InputError: A table is broken, or the page came out larger than `settings.max_page_bytes`.
+    """
+    tables = read_tables(root)
+    parameters = run_summary.get("Parameters", {})
+    stand_in = isinstance(parameters, Mapping) and parameters.get("traces.source") == "reference"
+    summary = summarise(tables, headline_capacity)
+    sections = [
+        summary.scores,
+        explorer_section(tables, headline_capacity),
+        cache_section(tables),
+        timing_section(tables),
+        comparison_section(tables, headline_capacity),
+        predictor_section(tables),
+        search_section(tables),
+        training_section(tables),
+        model_section(tables),
+        data_section(tables),
+        method_section(tables, stand_in=stand_in),
+        run_section(tables, run_summary),
+    ]
+    html = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=settings.title,
+            model=_model_name(tables, run_summary),
+            summary=summary,
+            sections=sections,
+            themes={"colours": theme.COLOURS, "config": theme.config()},
+            # our own files and a library, not data: the template must not escape them
+            vega=Markup(_vega_runtime()),  # noqa: S704
+            css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+            script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),  # noqa: S704
+        )
+    )
+    size = len(html.encode())
+    if size > settings.max_page_bytes:
+        raise InputError(
+            f"reports/index.html: {size} bytes, more than report.max_page_bytes ({settings.max_page_bytes}); replay "
+            "fewer capacities or policies, or raise the limit"
+        )
+    figures = _write_figures(root / "reports" / "figures", sections, tables, settings)
+    page = root / "reports" / "index.html"
+    with replacing(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return [page, *figures]
+
+
+def chart_spec(chart: Chart) -> dict[str, Any]:
+    """A chart as Vega-Lite with colour tokens and without configuration."""
+    # a heat map of a large model has more rows than Altair allows unasked
+    with alt.data_transformers.enable("default", max_rows=None):
+        spec: dict[str, Any] = chart.to_dict()
+    spec.pop("config", None)
+    return spec
+
+
+def figure_png(figure: Figure, width: int, scale: float) -> bytes:
+    """The figure as PNG in light colours, without a browser.
+
+    Args:
+        figure: The figure; its title stands above the chart.
+        width: Width of the plot in CSS pixels.
+        scale: Pixels per CSS pixel.
+    """
+    spec = chart_spec(figure.chart) | {
+        "width": width,
+        "padding": 16,
+        "background": theme.COLOURS["light"]["page"],
+        "title": {"text": figure.title, "anchor": "start", "color": "@ink", "fontSize": 15, "offset": 14},
+        "config": theme.config(),
+    }
+    png: bytes = vl_convert.vegalite_to_png(theme.paint(spec, "light"), vl_version=_VEGA_LITE, scale=scale)
+    return png
+
+
+def _write_figures(folder: Path, sections: Sequence[Section], tables: Tables, settings: ReportSettings) -> list[Path]:
+    """Replace the whole folder, so that no figure of an earlier run stays behind."""
+    names = []
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for figure in (figure for section in sections for figure in section.figures):
+            png = figure_png(figure, settings.chart_width, settings.figure_scale)
+            (temporary / f"{figure.name}.png").write_bytes(png)
+            names.append(f"{figure.name}.png")
+        for name, frame in dvc_tables(tables).items():
+            frame.write_csv(temporary / name)
+            names.append(name)
+    return [folder / name for name in names]
+
+
+def dvc_tables(tables: Tables) -> dict[str, pl.DataFrame]:
+    """Wide tables for DVC's own line plots, which draw a line a column and compare revisions."""
+    wide: dict[str, pl.DataFrame] = {}
+    replay, quality = tables["replay"].frame, tables["quality"].frame
+    for split in tables.splits:
+        if replay is not None:
+            part = replay.filter(pl.col("split") == split).sort("capacity_fraction")
+            for value in ("hit_rate", "mib_per_token"):
+                table = part.pivot("policy", index="capacity_fraction", values=value, maintain_order=True)
+                wide[f"{value}_{split}.csv"] = table
+        if quality is not None:
+            part = quality.filter((pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") != "all"))
+            part = part.with_columns(pl.col("layer").cast(pl.Int64)).sort("layer")
+            table = part.pivot("predictor", index="layer", values="recall_at_k", maintain_order=True)
+            wide[f"recall_by_layer_{split}.csv"] = table
+    return wide
+
+
+def _model_name(tables: Tables, run_summary: Mapping[str, Any]) -> str:
+    for values in (tables.card, *tables.metrics.values(), run_summary):
+        for key, value in values.items():
+            if str(key).split(".")[-1] in ("model", "model_id") and isinstance(value, str) and value:
+                return value
+    return ""
+
+
+def _vega_runtime() -> str:
+    """Vega, Vega-Lite and Vega-Embed for the page, once."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE)
+    if "</script" in bundle.lower() or "<!--" in bundle:
+        raise AssertionError("the bundle would end its script element early")
+    return bundle
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["script_json"] = _script_json
+    environment.filters["link"] = _link
+    environment.filters["spec"] = lambda figure: chart_spec(figure.chart)
+    return environment
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that is safe inside a script element."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704
+
+
+def _link(path: str) -> str:
+    """A path from the project's root as seen from `reports/index.html`."""
+    return path.removeprefix("reports/") if path.startswith("reports/") else f"../{path}"

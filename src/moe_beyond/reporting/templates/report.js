@@ -1,0 +1,177 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const themes = JSON.parse(document.getElementById("themes").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const PIXELS_PER_LEGEND_COLUMN = 175;
+
+  const mode = () => root.dataset.mode || (dark.matches ? "dark" : "light");
+
+  // the twin of theme.paint: "@blue" becomes the theme's blue
+  const paint = (text, which) =>
+    JSON.parse(text.replace(/"@([a-z]+)"/g, (_, name) => JSON.stringify(themes.colours[which][name])));
+
+  // ---- tooltip -------------------------------------------------------------------------------------------------
+  const tip = document.getElementById("tip");
+  const showTip = (_handler, event, _item, value) => {
+    if (value === null || value === undefined || value === "") {
+      tip.hidden = true;
+      return;
+    }
+    const list = document.createElement("dl");
+    for (const [key, text] of Object.entries(typeof value === "object" ? value : { "": value })) {
+      list.append(Object.assign(document.createElement("dt"), { textContent: key }));
+      list.append(Object.assign(document.createElement("dd"), { textContent: text }));
+    }
+    tip.replaceChildren(list);
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    const left = event.clientX + 14 + box.width > innerWidth ? event.clientX - 14 - box.width : event.clientX + 14;
+    const top = event.clientY + 14 + box.height > innerHeight ? event.clientY - 14 - box.height : event.clientY + 14;
+    tip.style.left = `${Math.max(4, left)}px`;
+    tip.style.top = `${Math.max(4, top)}px`;
+  };
+
+  // ---- charts --------------------------------------------------------------------------------------------------
+  const charts = [...document.querySelectorAll("figure")].map((figure) => ({
+    place: figure.querySelector(".chart"),
+    text: figure.querySelector("script").textContent,
+    embedded: null,
+    drawn: "",
+  }));
+
+  const legendColumns = (width) => Math.max(1, Math.min(4, Math.floor(width / PIXELS_PER_LEGEND_COLUMN)));
+
+  async function draw(chart, which) {
+    const columns = legendColumns(chart.place.clientWidth);
+    const state = `${which} ${columns}`;
+    if (chart.drawn === state) return;
+    chart.drawn = state;
+    const spec = paint(chart.text, which);
+    spec.config = paint(JSON.stringify(themes.config), which);
+    spec.config.legend.columns = columns;
+    if (chart.embedded) chart.embedded.finalize();
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, tooltip: showTip };
+    chart.embedded = await vegaEmbed(chart.place, spec, options);
+  }
+
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        const chart = charts.find((candidate) => candidate.place === entry.target);
+        chart.near = entry.isIntersecting;
+        if (chart.near) draw(chart, mode());
+      }
+    },
+    { rootMargin: "800px 0px" },
+  );
+  charts.forEach((chart) => near.observe(chart.place));
+  const redraw = () => charts.filter((chart) => chart.near || chart.drawn).forEach((chart) => draw(chart, mode()));
+  dark.addEventListener("change", redraw);
+  let pending = 0;
+  addEventListener("resize", () => {
+    clearTimeout(pending);
+    pending = setTimeout(redraw, 120);
+  });
+  // paper is white: print light charts, all of them
+  addEventListener("beforeprint", () => {
+    root.dataset.before = root.dataset.mode || "";
+    root.dataset.mode = "light";
+    charts.forEach((chart) => draw(chart, "light"));
+  });
+  addEventListener("afterprint", () => {
+    if (root.dataset.before) root.dataset.mode = root.dataset.before;
+    else delete root.dataset.mode;
+    redraw();
+  });
+
+  // ---- theme ---------------------------------------------------------------------------------------------------
+  const button = document.getElementById("mode");
+  const names = { "": "automatic", light: "light", dark: "dark" };
+  const next = { "": "light", light: "dark", dark: "" };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const chosen = next[root.dataset.mode || ""];
+    if (chosen) root.dataset.mode = chosen;
+    else delete root.dataset.mode;
+    button.textContent = `Theme: ${names[chosen]}`;
+    redraw();
+  });
+
+  // ---- contents ------------------------------------------------------------------------------------------------
+  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const passed = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        links.forEach((link) => link.removeAttribute("aria-current"));
+        links.get(entry.target.id)?.setAttribute("aria-current", "true");
+      }
+    },
+    { rootMargin: "-10% 0px -80% 0px" },
+  );
+  document.querySelectorAll("main > section[id]").forEach((section) => passed.observe(section));
+
+  // ---- explorer ------------------------------------------------------------------------------------------------
+  const explorer = document.getElementById("explore");
+  if (explorer) {
+    const data = JSON.parse(explorer.querySelector("script").textContent);
+    const form = explorer.querySelector("form");
+    const { split, device, capacity, size } = form.elements;
+    const table = explorer.querySelector("table");
+    const caption = explorer.querySelector(".caption");
+
+    const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+
+    function row(policy) {
+      const line = document.createElement("tr");
+      const name = cell("th", policy.cells[0]);
+      name.scope = "row";
+      line.append(name);
+      const hit = cell("td", "");
+      const meter = Object.assign(document.createElement("span"), { className: "meter", ariaHidden: "true" });
+      const bar = Object.assign(document.createElement("span"), { className: "bar" });
+      bar.style.width = `${100 * policy.hit}%`;
+      bar.style.background = policy.colour === "ink" ? "var(--ink)" : `var(--${policy.colour})`;
+      meter.append(bar);
+      hit.append(meter, policy.cells[1]);
+      line.append(hit, ...policy.cells.slice(2).map((text) => cell("td", text)));
+      if (device) line.append(...policy.times[device.selectedIndex].map((text) => cell("td", text)));
+      return line;
+    }
+
+    function show() {
+      const chosen = data.splits[split.selectedIndex];
+      const state = chosen.states[Number(capacity.value)];
+      size.textContent = state.label;
+      capacity.setAttribute("aria-valuetext", state.label);
+      const name = `${chosen.label} at ${state.label}`;
+      caption.textContent = name;
+      table.setAttribute("aria-label", name);
+      table.tHead.rows[0].replaceChildren(
+        ...data.columns.map((text) => Object.assign(cell("th", text), { scope: "col" })),
+      );
+      table.tBodies[0].replaceChildren(...state.rows.map(row));
+    }
+
+    function enterSplit() {
+      const chosen = data.splits[split.selectedIndex];
+      capacity.max = chosen.states.length - 1;
+      if (Number(capacity.value) > chosen.states.length - 1) capacity.value = chosen.start;
+      show();
+    }
+
+    data.splits.forEach((entry) => split.add(new Option(entry.label, entry.id)));
+    if (device) data.devices.forEach((name) => device.add(new Option(name)));
+    split.selectedIndex = data.splits.length - 1;
+    const opening = data.splits[split.selectedIndex];
+    capacity.max = opening.states.length - 1;
+    capacity.value = opening.start;
+    form.hidden = false;
+    split.addEventListener("change", enterSplit);
+    if (device) device.addEventListener("change", show);
+    capacity.addEventListener("input", show);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    show();
+  }
+})();

@@ -1,0 +1,36 @@
+"""Turns the tables of all stages into the page and its figures."""
+
+from typing import Any
+
+from moe_beyond.config import Params, flatten
+from moe_beyond.reporting.page import render_report
+from moe_beyond.tracking import stage_run
+from moe_beyond.tracking.stage import context_tags
+
+
+def main() -> None:
+    with stage_run("report") as run:
+        render_report(
+            run.root,
+            run.params.report,
+            headline_capacity=run.params.simulate.headline_capacity,
+            run_summary=facts(run.params, context_tags(run.stage, run.root)),
+        )
+
+
+def facts(params: Params, tags: dict[str, str]) -> dict[str, Any]:
+    versions = {key.removeprefix("version."): value for key, value in tags.items() if key.startswith("version.")}
+    source = params.traces.source
+    # sections that the chosen source of traces does not read would only mislead
+    unread = {"reference": ("traces.transformers", "traces.import"), "transformers": ("reference", "traces.import")}
+    skipped = unread.get(source, ("reference", "traces.transformers"))
+    parameters = flatten(params.model_dump(by_alias=True, mode="json"))
+    return {
+        "Code": {key: value for key, value in tags.items() if key in ("git.commit", "git.dirty", "dvc_exp_name")},
+        "Parameters": {key: value for key, value in parameters.items() if not key.startswith(skipped)},
+        "Libraries": versions,
+    }
+
+
+if __name__ == "__main__":
+    main()
