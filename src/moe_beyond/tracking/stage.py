@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from moe_beyond.files import write_json
 from moe_beyond.tracking.connection import connect
 
 import mlflow  # isort: skip  # after `connection`, which sets what mlflow reads at import
+from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Metric, Param, RunStatus
 from mlflow.tracking import MlflowClient
 
@@ -62,31 +63,18 @@ class StageRun:
         log_metrics(self.client, self.run_id, metrics, step)
 
     @contextmanager
-    def child(self, name: str, params: dict[str, Any]) -> Iterator[ChildRun]:
-        """A run below this one, for a trial of a search; closed as KILLED where the body calls `prune`."""
-        parent = {"mlflow.parentRunId": self.run_id, "moe_beyond.stage": self.stage}
+    def child(self, name: str, params: dict[str, Any]) -> Iterator[Callable[[dict[str, float], int], None]]:
+        """A run below this one, for a trial of a search; yields what logs its metrics at a step."""
+        tags = {"mlflow.parentRunId": self.run_id, "moe_beyond.stage": f"{self.stage}-trial"}
         experiment = self.client.get_run(self.run_id).info.experiment_id
-        run = self.client.create_run(experiment, run_name=name, tags=parent)
-        child = ChildRun(run.info.run_id, self.client)
-        log_params(self.client, child.run_id, params)
-        status = "FAILED"
+        run_id = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        log_params(self.client, run_id, params)
+        status = RunStatus.FAILED
         try:
-            yield child
-            status = "FINISHED"
+            yield partial(log_metrics, self.client, run_id)
+            status = RunStatus.FINISHED
         finally:
-            self.client.set_terminated(child.run_id, status)
-
-
-@dataclass(frozen=True)
-class ChildRun:
-    """An open run of a trial."""
-
-    run_id: str
-    client: MlflowClient
-
-    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
-        log_metrics(self.client, self.run_id, metrics, step)
+            self.client.set_terminated(run_id, RunStatus.to_string(status))
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: dict[str, Any], step: int = 0) -> None:
@@ -175,13 +163,16 @@ def _log_datasets(run: StageRun) -> None:
     for path in run.declared.deps:
         if not path.startswith(("data/", "models/")) or not (run.root / path).exists():
             continue
-        source = LocalArtifactDatasetSource(str(run.root / path))
-        dataset = MetaDataset(source, name=path.replace("/", "."), digest=content_md5(run.root / path)[:36])
+        source = resolve_dataset_source(str(run.root / path))
+        dataset = MetaDataset(  # type: ignore[abstract]  # mlflow leaves out `profile` itself
+            source, name=path.replace("/", "."), digest=content_md5(run.root / path)
+        )
         mlflow.log_input(dataset, context="input")
 
 
 def _write_receipt(run: StageRun) -> None:
-    receipt = {"stage": run.stage, "run_id": run.run_id, "experiment_id": mlflow.active_run().info.experiment_id}
+    experiment_id = run.client.get_run(run.run_id).info.experiment_id
+    receipt = {"stage": run.stage, "run_id": run.run_id, "experiment_id": experiment_id}
     write_json(run.reports / "run.json", receipt)
 
 

@@ -1,0 +1,151 @@
+"""Batches of token windows from memory-mapped traces.
+
+Shape suffixes: B batch, T tokens of a window, L MoE layers, K top-k, G n-grams.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moe_beyond.data.features import Features, token_features
+from moe_beyond.data.tokens import TokenEncoder
+from moe_beyond.traces.schema import Trace
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one length after padding; padding is marked by `real_BT` and counts in no average."""
+
+    tokens_BT: Tensor
+    letters_BTG: Tensor
+    previous_BTLK: Tensor
+    experts_BTLK: Tensor
+    real_BT: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+class WindowDataset(Dataset[tuple[int, int]]):
+    """Windows of a trace as (first token, end), without their content.
+
+    Prompts are cut into windows of at most `length` tokens. With a generator, the first cut of each prompt is drawn
+    anew in every epoch, so that no token always stands at a window's start, where it sees no history.
+    """
+
+    def __init__(self, trace: Trace, length: int, generator: np.random.Generator | None = None) -> None:
+        self.offsets = np.asarray(trace.prompt_offsets)
+        self.windows: list[tuple[int, int]] = []
+        self.length = length
+        self.generator = generator
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the cuts of the next epoch."""
+        windows: list[tuple[int, int]] = []
+        for start, end in zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True):
+            shift = 0
+            if self.generator is not None and end - start > self.length:
+                shift = int(self.generator.integers(0, self.length))
+            cuts = [start, *range(start + (shift or self.length), end, self.length), end]
+            windows += itertools.pairwise(cuts)
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.windows[index]
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of windows of similar length, in random order: a third less padding than plain shuffling.
+
+    Windows are shuffled, sorted by length within stretches of `_STRETCH` batches, and the batches shuffled again.
+    """
+
+    _STRETCH = 8
+
+    def __init__(self, windows: list[tuple[int, int]], batch_size: int, generator: np.random.Generator) -> None:
+        self.lengths = np.array([end - start for start, end in windows])
+        self.batch_size, self.generator = batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.generator.permutation(len(self.lengths))
+        stretches = np.array_split(order, range(0, len(order), self._STRETCH * self.batch_size)[1:])
+        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in stretches])
+        batches = np.array_split(order, range(0, len(order), self.batch_size)[1:])
+        for index in self.generator.permutation(len(batches)).tolist():
+            yield batches[index].tolist()
+
+
+class Collate:
+    """Gathers the content of windows into a padded batch."""
+
+    def __init__(self, trace: Trace, features: Features) -> None:
+        self.features = features
+        self.experts_TLK = trace.experts_TLK
+        self.none = trace.metadata.num_experts
+
+    def __call__(self, windows: list[tuple[int, int]]) -> Batch:
+        """Pad to the longest window of the batch."""
+        lengths = [end - start for start, end in windows]
+        shape_BT = (len(windows), max(lengths))
+        routing_shape = (*shape_BT, *self.experts_TLK.shape[1:])
+        tokens_BT = np.zeros(shape_BT, np.int64)
+        letters_BTG = np.zeros((*shape_BT, self.features.letters_TG.shape[1]), np.int64)
+        previous_BTLK = np.full(routing_shape, self.none, np.int64)
+        experts_BTLK = np.zeros(routing_shape, np.int64)
+        real_BT = np.zeros(shape_BT, bool)
+        for row, ((start, end), length) in enumerate(zip(windows, lengths, strict=True)):
+            tokens_BT[row, :length] = self.features.tokens_T[start:end]
+            letters_BTG[row, :length] = self.features.letters_TG[start:end]
+            previous_BTLK[row, :length] = self.features.previous_TLK[start:end]
+            experts_BTLK[row, :length] = self.experts_TLK[start:end]
+            real_BT[row, :length] = True
+        return Batch(*map(torch.from_numpy, (tokens_BT, letters_BTG, previous_BTLK, experts_BTLK, real_BT)))
+
+
+class RoutingData(pl.LightningDataModule):
+    """Training and validation windows of two splits."""
+
+    def __init__(
+        self, train: Trace, validation: Trace, encoder: TokenEncoder, *, length: int, batch_size: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.train_windows = WindowDataset(train, length, np.random.default_rng(seed))
+        self.validation_windows = WindowDataset(validation, length)
+        self.train_collate = Collate(train, token_features(train, encoder))
+        self.validation_collate = Collate(validation, token_features(validation, encoder))
+        self.generator = np.random.default_rng(seed + 1)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled windows with fresh cuts; the trainer asks for a new loader every epoch."""
+        self.train_windows.redraw()
+        return DataLoader(
+            self.train_windows,  # type: ignore[arg-type]  # the collate function turns windows into a Batch
+            batch_sampler=LengthBatches(self.train_windows.windows, self.batch_size, self.generator),
+            collate_fn=self.train_collate,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation windows in order."""
+        return DataLoader(self.validation_windows, self.batch_size, collate_fn=self.validation_collate)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning does not look into dataclasses that are frozen."""
+        return batch.to(device)

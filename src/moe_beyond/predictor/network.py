@@ -1,0 +1,162 @@
+"""The predictor: a small causal transformer over tokens that answers for all layers at once.
+
+Ahead of a token it knows the token itself, the routing of the token before, and, through its state, earlier ones.
+Attention looks back over a fixed window and positions enter only as distances, so the state needs no counter: keys and
+values of the last `window - 1` tokens.
+
+Shape suffixes: B batch, T tokens of this call, S tokens in the state (0 to window - 1), L MoE layers, E experts,
+K top-k, G n-grams, D width, N blocks, H heads, C = D / H channels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Everything that fixes the shapes of the network's tensors."""
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+    num_tokens: int
+    letter_buckets: int
+    width: int
+    depth: int
+    heads: int
+    window: int
+
+    def as_dict(self) -> dict[str, int]:
+        """For checkpoints and ONNX metadata."""
+        return asdict(self)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; attention over a window with a learned bias per distance and head."""
+
+    def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.attention_norm = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.distance_bias = nn.Parameter(torch.zeros(heads, window))
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, keys_BSD: Tensor, values_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the block's output and the new keys and values of the last window - 1 tokens."""
+        queries_BTD, keys_BTD, values_BTD = self.queries_keys_values(self.attention_norm(x_BTD)).chunk(3, dim=-1)
+        keys_BSD = torch.cat([keys_BSD, keys_BTD], dim=1)
+        values_BSD = torch.cat([values_BSD, values_BTD], dim=1)
+        attended_BTD = self._attend(queries_BTD, keys_BSD, values_BSD)
+        x_BTD = x_BTD + self.dropout(self.attention_out(attended_BTD))
+        x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD, keys_BSD[:, -(self.window - 1) :], values_BSD[:, -(self.window - 1) :]
+
+    def _attend(self, queries_BTD: Tensor, keys_BSD: Tensor, values_BSD: Tensor) -> Tensor:
+        num_queries, num_keys, width = queries_BTD.shape[1], keys_BSD.shape[1], queries_BTD.shape[2]
+        channels = width // self.heads
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(x.shape[0], x.shape[1], self.heads, channels).transpose(1, 2)
+
+        # query i stands at i + (keys - queries): the state comes before it
+        query_at_T = torch.arange(num_queries, device=queries_BTD.device) + (num_keys - num_queries)
+        distance_TS = query_at_T[:, None] - torch.arange(num_keys, device=queries_BTD.device)[None, :]
+        visible_TS = (distance_TS >= 0) & (distance_TS < self.window)
+        bias_HTS = self.distance_bias[:, distance_TS.clamp(0, self.window - 1)]
+        scores_BHTS = split(queries_BTD) @ split(keys_BSD).transpose(-1, -2) * channels**-0.5 + bias_HTS
+        scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -1e9)
+        mixed_BHTC: Tensor = scores_BHTS.softmax(dim=-1) @ split(values_BSD)
+        return mixed_BHTC.transpose(1, 2).flatten(2)
+
+
+class TokenStep(nn.Module):
+    """Logits of every expert of every layer for each token, ahead of the token's first layer."""
+
+    def __init__(self, shape: NetworkShape, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.token_embedding = nn.Embedding(shape.num_tokens, shape.width)
+        self.letter_embedding = nn.Embedding(shape.letter_buckets, shape.width, padding_idx=0)
+        self.previous_in = nn.Linear(shape.num_layers * shape.num_experts, shape.width)
+        self.input_norm = nn.LayerNorm(shape.width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.window, dropout) for _ in range(shape.depth))
+        self.output_norm = nn.LayerNorm(shape.width)
+        self.output = nn.Linear(shape.width, shape.num_layers * shape.num_experts)
+        nn.init.normal_(self.token_embedding.weight, std=0.5)
+        nn.init.normal_(self.letter_embedding.weight, std=0.5)
+        nn.init.zeros_(self.letter_embedding.weight[0])
+
+    def set_class_prior(self, popularity_LE: Tensor) -> None:
+        """Start from the training split's popularity: without it, the first epochs learn that most experts are idle."""
+        prior = popularity_LE.clamp(1e-4, 1 - 1e-4)
+        with torch.no_grad():
+            self.output.bias.copy_(torch.log(prior / (1 - prior)).flatten())
+
+    def empty_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """State ahead of a prompt's first token: keys and values, each [B, N, 0, D]."""
+        empty = torch.zeros(batch, self.shape.depth, 0, self.shape.width)
+        # two tensors: torch.export takes one tensor given twice for one input
+        return empty, empty.clone()
+
+    def forward(
+        self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor, keys_BNSD: Tensor, values_BNSD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step over T tokens.
+
+        Args:
+            tokens_BT: int64, token indices, 0 unknown.
+            letters_BTG: int64, n-gram buckets, 0 padding.
+            previous_BTLK: int64, experts of the token before; num_experts where there is none.
+            keys_BNSD: Keys of earlier tokens.
+            values_BNSD: Values of earlier tokens.
+
+        Returns:
+            Logits [B, T, L, E], and the new keys and values with S = min(S + T, window - 1).
+        """
+        x_BTD = self._embed(tokens_BT, letters_BTG, previous_BTLK)
+        new_keys, new_values = [], []
+        for index, block in enumerate(self.blocks):
+            x_BTD, keys_BSD, values_BSD = block(x_BTD, keys_BNSD[:, index], values_BNSD[:, index])
+            new_keys.append(keys_BSD)
+            new_values.append(values_BSD)
+        logits = self.output(self.output_norm(x_BTD))
+        logits_BTLE = logits.view(*tokens_BT.shape, self.shape.num_layers, self.shape.num_experts)
+        return logits_BTLE, torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1)
+
+    def _embed(self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor) -> Tensor:
+        letters_BTD = self.letter_embedding(letters_BTG).sum(dim=2)
+        count_BT1 = (letters_BTG > 0).sum(dim=2, keepdim=True).clamp(min=1)
+        previous_BTD = self.previous_in(one_hot_routing(previous_BTLK, self.shape.num_experts))
+        x_BTD = self.token_embedding(tokens_BT) + letters_BTD / count_BT1.sqrt() + previous_BTD
+        return torch.as_tensor(self.dropout(self.input_norm(x_BTD)))
+
+
+def one_hot_routing(experts_BTLK: Tensor, num_experts: int) -> Tensor:
+    """Which experts are named, as float [B, T, L * E]; the id `num_experts` names none."""
+    experts_BTLX = torch.zeros(*experts_BTLK.shape[:3], num_experts + 1, device=experts_BTLK.device)
+    experts_BTLX = experts_BTLX.scatter(3, experts_BTLK, 1.0)
+    return experts_BTLX[..., :num_experts].flatten(2)
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def rebuild(shape: dict[str, Any], weights: dict[str, Tensor]) -> TokenStep:
+    """The network from a checkpoint's shape and weights, in evaluation mode."""
+    network = TokenStep(NetworkShape(**shape))
+    network.load_state_dict(weights)
+    return network.eval()

@@ -1,0 +1,31 @@
+"""Exports the predictor to ONNX, holds it to torch's answers, times it, and scores it on every split."""
+
+from pathlib import Path
+
+from moe_beyond.data.splitting import SPLITS
+from moe_beyond.evaluation import evaluate
+from moe_beyond.files import replacing
+from moe_beyond.predictor.checkpoint import load_checkpoint
+from moe_beyond.predictor.onnx import export_predictor
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.traces import store
+from moe_beyond.tracking import stage_run
+
+CHECKPOINT = Path("models/checkpoint")
+PREDICTOR = Path("models/predictor")
+
+
+def main() -> None:
+    with stage_run("export") as run:
+        settings = run.params.export
+        present = [name for name in SPLITS if (Path("data/splits") / name / "trace.json").exists()]
+        splits = {name: store.open_working(Path("data/splits") / name) for name in present}
+        exported = export_predictor(load_checkpoint(CHECKPOINT), PREDICTOR, splits["validation"], settings)
+        quality = evaluate(OnnxPredictor(PREDICTOR), splits, settings.bootstrap_resamples, run.params.seed)
+        with replacing(run.reports / "quality.csv") as temporary:
+            quality.table.write_csv(temporary)
+        run.write_metrics(exported | quality.metrics())
+
+
+if __name__ == "__main__":
+    main()

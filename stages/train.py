@@ -1,0 +1,44 @@
+"""Fits the predictor at the size that the search chose."""
+
+from pathlib import Path
+
+import polars as pl
+
+from moe_beyond.dvcfile import content_md5
+from moe_beyond.files import replacing
+from moe_beyond.predictor.checkpoint import save_checkpoint
+from moe_beyond.scratch import fingerprint, scratch_folder
+from moe_beyond.traces import store
+from moe_beyond.tracking import stage_run
+from moe_beyond.training import fit, read_size
+
+SPLITS = Path("data/splits")
+BEST = Path("reports/tune/best.yaml")
+CHECKPOINT = Path("models/checkpoint")
+
+
+def main() -> None:
+    with stage_run("train") as run:
+        params, size = run.params, read_size(BEST)
+        folders = [SPLITS / "train", SPLITS / "validation"]
+        train, validation = (store.open_working(folder) for folder in folders)
+        key = fingerprint(params.seed, params.train, size, *map(content_md5, folders))
+        with scratch_folder(run.root, "train", key) as scratch:
+            result = fit(
+                train,
+                validation,
+                size,
+                params.train,
+                epochs=params.train.epochs,
+                seed=params.seed,
+                scratch=scratch,
+                log_step=run.log_step_metrics,
+            )
+            save_checkpoint(result.checkpoint, CHECKPOINT)
+            with replacing(run.reports / "history.csv") as temporary:
+                pl.DataFrame(result.history).write_csv(temporary)
+            run.write_metrics(result.metrics())
+
+
+if __name__ == "__main__":
+    main()
