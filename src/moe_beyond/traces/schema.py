@@ -82,6 +82,11 @@ def expert_dtype(num_experts: int) -> type[np.uint8] | type[np.uint16]:
     return np.uint8 if num_experts <= 256 else np.uint16
 
 
+def empty_experts(shape: tuple[int, ...], num_experts: int) -> ExpertIds:
+    """An array of zeros for expert ids."""
+    return np.zeros(shape, np.uint8) if num_experts <= 256 else np.zeros(shape, np.uint16)
+
+
 @dataclass(frozen=True)
 class TokenTexts:
     """Token strings, dictionary-encoded: token t reads `vocabulary[codes_T[t]]`."""

@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces.importers import moe_beyond_csv
+from moe_beyond.traces.importers import bigmoe_route, moe_beyond_csv
 from moe_beyond.traces.schema import Trace, validate
 
 FORMATS: dict[str, Callable[[Path, str | None], Trace]] = {
     "moe-beyond-csv": moe_beyond_csv.read,
+    "bigmoe-route": bigmoe_route.read,
 }
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces.importers.csv_columns import expert_lists, integers, read_columns
-from moe_beyond.traces.importers.sources import members, name_of, natural_order
+from moe_beyond.traces.importers.csv_table import CsvTable
+from moe_beyond.traces.importers.sources import locate, members, name_of, natural_order
 from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata
 
 NUM_EXPERTS = 64
@@ -66,7 +66,7 @@ def read(source: Path, domain: str | None) -> Trace:
     # keyed by the routing itself: in the public repository the numbers of the two folders do not match
     answers: dict[bytes, list[_Answer]] = defaultdict(list)
     for name, stream in members(source, ".csv"):
-        where = f"{source}: {name}"
+        where = locate(source, name)
         if "predicted" in PurePosixPath(name).parts[:-1]:
             key, answer = _read_predicted(stream.read(), name, where)
             answers[key].append(answer)
@@ -99,54 +99,52 @@ def _prompt_ids(prompts: list[_Prompt], domain: str, source: Path) -> tuple[str,
 
 
 def _read_routed(data: bytes, name: str, where: str) -> _Prompt:
-    columns = read_columns(data, _ROUTED, where)
-    if len(set(columns["Batch Number"])) != 1:
+    table = CsvTable.read(data, _ROUTED, where)
+    if len(set(table.columns["Batch Number"])) != 1:
         raise InputError(f"{where}: several values of 'Batch Number'; expected one prompt a file, split it")
-    order_LT = _rows_by_layer(columns["Layer ID"], where)
-    experts = _experts(columns["Activated Expert IDs"], "Activated Expert IDs", where)
-    tokens = columns["Token"]
+    order_LT = _rows_by_layer(table)
+    tokens = table.columns["Token"]
     texts = tuple(tokens[row] for row in order_LT[0])
     for rows in order_LT[1:]:
         if texts != tuple(tokens[row] for row in rows):
-            row = next(int(row) for row, text in zip(rows, texts, strict=True) if tokens[row] != text)
-            first = texts[rows.tolist().index(row)]
+            row, first = next((int(row), text) for row, text in zip(rows, texts, strict=True) if tokens[row] != text)
             raise InputError(
-                f"{where}: row {row + 2}: token {tokens[row]!r}, layer {LAYER_NUMBERS[0]} has {first!r} at that "
+                f"{table.at(row)}: token {tokens[row]!r}, layer {LAYER_NUMBERS[0]} has {first!r} at that "
                 "position; every layer must list the same tokens"
             )
-    return _Prompt(name, experts[order_LT].transpose(1, 0, 2), texts)
+    return _Prompt(name, _experts_TLK(table, "Activated Expert IDs", order_LT), texts)
 
 
 def _read_predicted(data: bytes, name: str, where: str) -> tuple[bytes, _Answer]:
-    columns = read_columns(data, _PREDICTED, where)
-    order_LT = _rows_by_layer(columns["Layer ID"], where)
-    positions = integers(columns["Token"], "Token", where)
-    expected = np.arange(order_LT.shape[1])
-    if (positions[order_LT] != expected).any():
-        row = int(order_LT[positions[order_LT] != expected][0])
-        raise InputError(f"{where}: row {row + 2}: position {positions[row]} breaks the count 0, 1, 2, ... of a layer")
-    experts = _experts(columns["Activated Expert IDs"], "Activated Expert IDs", where)
-    predicted = _experts(columns["Predicted Expert IDs"], "Predicted Expert IDs", where)
-    return _routing_key(experts[order_LT].transpose(1, 0, 2)), _Answer(name, predicted[order_LT].transpose(1, 0, 2))
+    table = CsvTable.read(data, _PREDICTED, where)
+    order_LT = _rows_by_layer(table)
+    positions = table.integers("Token")
+    wrong = positions[order_LT] != np.arange(order_LT.shape[1])
+    if wrong.any():
+        row = int(order_LT[wrong][0])
+        raise InputError(f"{table.at(row)}: position {positions[row]} breaks the count 0, 1, 2, ... of a layer")
+    answer = _Answer(name, _experts_TLK(table, "Predicted Expert IDs", order_LT))
+    return _routing_key(_experts_TLK(table, "Activated Expert IDs", order_LT)), answer
 
 
-def _experts(cells: tuple[str, ...], name: str, where: str) -> npt.NDArray[np.uint8]:
-    return expert_lists(cells, name, where, top_k=TOP_K, num_experts=NUM_EXPERTS).astype(np.uint8)
+def _experts_TLK(table: CsvTable, name: str, order_LT: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    ids = table.expert_lists(name, TOP_K, NUM_EXPERTS).astype(np.uint8)
+    return ids[order_LT].transpose(1, 0, 2)
 
 
-def _rows_by_layer(cells: tuple[str, ...], where: str) -> npt.NDArray[np.int64]:
+def _rows_by_layer(table: CsvTable) -> npt.NDArray[np.int64]:
     """Row indices as [layers, tokens], in the file's order within a layer."""
-    layers = integers(cells, "Layer ID", where)
+    layers = table.integers("Layer ID")
     found, counts = np.unique(layers, return_counts=True)
     for layer in sorted(set(found.tolist()) ^ set(LAYER_NUMBERS)):
         if layer in LAYER_NUMBERS:
-            raise InputError(f"{where}: layer {layer} is missing; expected layers 1 to {LAYER_NUMBERS[-1]}")
+            raise InputError(f"{table.where}: layer {layer} is missing; expected layers 1 to {LAYER_NUMBERS[-1]}")
         row = int(np.argmax(layers == layer))
-        raise InputError(f"{where}: row {row + 2}: Layer ID {layer}, expected 1 to {LAYER_NUMBERS[-1]}")
+        raise InputError(f"{table.at(row)}: Layer ID {layer}, expected 1 to {LAYER_NUMBERS[-1]}")
     uneven = np.nonzero(counts != counts[0])[0]
     if len(uneven):
         raise InputError(
-            f"{where}: layer {found[uneven[0]]} has {counts[uneven[0]]} rows, layer {found[0]} has {counts[0]}; "
+            f"{table.where}: layer {found[uneven[0]]} has {counts[uneven[0]]} rows, layer {found[0]} has {counts[0]}; "
             "every layer needs a row a token"
         )
     return np.argsort(layers, kind="stable").reshape(len(LAYER_NUMBERS), -1)

@@ -34,6 +34,13 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), part) if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts)
 
 
+def locate(source: Path, name: str) -> str:
+    """Name a member of a source in a message."""
+    if source.is_dir():
+        return str(source / name)
+    return str(source) if name == source.name else f"{source}: {name}"
+
+
 def members(source: Path, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
 
@@ -50,7 +57,7 @@ def members(source: Path, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
         for name, stream in _walk(source):
             if name.endswith((suffix, suffix + ".gz")):
                 found = True
-                where = f"{source}: {name}"
+                where = locate(source, name)
                 plain = gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
                 with stream, io.BufferedReader(_Guarded(plain, where)) as readable:
                     if not readable.peek(1):
