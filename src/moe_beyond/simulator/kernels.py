@@ -33,7 +33,7 @@ from moe_beyond.simulator.policies.base import (
 ACCESSES, HITS, COMPULSORY, EVICTIONS, PREFETCHES, USEFUL, USELESS, DEMAND_BYTES, PREFETCH_BYTES = range(9)
 NUM_COUNTERS = 9
 
-_RESULT: Any = t.Tuple((t.int64[:, ::1], t.int32[::1]))  # type: ignore[no-untyped-call]
+_RESULT: Any = t.Tuple((t.int64[:, ::1], t.int32[::1]))
 
 _ABSENT = -1
 _DEMANDED = -1

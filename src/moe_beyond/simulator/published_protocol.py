@@ -1,0 +1,144 @@
+"""The replay of the MoE-Beyond paper (arXiv 2508.17137), exactly, so that any predictor can meet it on its own terms.
+
+An LRU over (layer, expert), filled at random at the start of each prompt. Rows come in (token, layer) order. The rows
+of the first ten tokens, and the one after them, only touch their experts. From that row on, a row first touches its
+predicted experts and then its own, in the router's order; only the latter are counted. One by one, not as an event.
+
+Loading costs nothing and takes no time here, and touching a prediction always makes it resident: predicting all experts
+of a layer would score 100 %. The rates of `replay` are the ones to decide by; these compare with the paper.
+
+Shape suffixes: T tokens, L MoE layers, K experts per token, P prompts, M experts of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.recency import empty_list, touch
+from moe_beyond.traces.schema import Trace
+
+WARM_UP_TOKENS = 10
+BASELINE_PROMPTS = 9
+
+
+@dataclass(frozen=True)
+class PublishedReplay:
+    """What the protocol counts.
+
+    Attributes:
+        capacity_experts: Slots of the cache.
+        hits_P: Hits of each prompt, int64; 0 where a prompt is no longer than the warm-up.
+        accesses_P: Counted accesses of each prompt, int64.
+    """
+
+    capacity_experts: int
+    hits_P: npt.NDArray[np.int64]
+    accesses_P: npt.NDArray[np.int64]
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over all counted accesses."""
+        accesses = int(self.accesses_P.sum())
+        return int(self.hits_P.sum()) / accesses if accesses else 0.0
+
+
+def published_replay(
+    trace: Trace, predicted_TLK: npt.NDArray[np.integer], capacity_experts: int, seed: int
+) -> PublishedReplay:
+    """Replay a trace under the paper's protocol.
+
+    Args:
+        trace: Prompts; all of their tokens are replayed one by one.
+        predicted_TLK: The predictor's experts for each token and layer, [T, L, any number].
+        capacity_experts: Slots of the cache.
+        seed: Of the random filling.
+
+    Raises:
+        InputError: The capacity is not between 1 and the experts of the model, or the predictions are of another trace.
+    """
+    meta = trace.metadata
+    if not 1 <= capacity_experts <= meta.num_model_experts:
+        raise InputError(
+            f"capacity: {capacity_experts} experts, {meta.model_id} has {meta.num_model_experts}; "
+            f"give between 1 and {meta.num_model_experts}"
+        )
+    if predicted_TLK.shape[:2] != (trace.num_tokens, meta.num_layers):
+        raise InputError(
+            f"predictions have shape {predicted_TLK.shape}, the trace has {trace.num_tokens} tokens and "
+            f"{meta.num_layers} layers; predict for this trace"
+        )
+    draw = np.random.default_rng(seed)
+    fill_PC = np.stack(
+        [
+            draw.choice(meta.num_model_experts, capacity_experts, replace=False).astype(np.int32)
+            for _ in range(trace.num_prompts)
+        ]
+    )
+    hits_P, accesses_P = _replay(
+        np.asarray(trace.experts_TLK), np.asarray(predicted_TLK), trace.prompt_offsets, fill_PC, meta.num_experts
+    )
+    return PublishedReplay(capacity_experts, hits_P, accesses_P)
+
+
+def most_probable(probabilities_TLE: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """The `count` most probable experts per token and layer, ties by lower id, int64 [T, L, count]."""
+    return np.argsort(-probabilities_TLE, axis=-1, kind="stable")[..., :count]
+
+
+def crippled_moe_infinity(history: Trace, tokens: int) -> npt.NDArray[np.int64]:
+    """The paper's stand-in for MoE-Infinity: one mean of nine prompts' activation counts, the same answer for all.
+
+    It is k-means with a single cluster. MoE-Infinity itself (arXiv 2401.14361) keeps up to a thousand matrices and
+    matches each request against them while it runs.
+
+    Args:
+        history: The prompts to average, all of them.
+        tokens: For how many tokens to repeat the answer.
+
+    Returns:
+        Each layer's K experts of the largest mean count, most used first, int64 [tokens, L, K].
+    """
+    meta = history.metadata
+    base_L = np.arange(meta.num_layers, dtype=np.int64)[:, None] * meta.num_experts
+    flat = (history.experts_TLK.astype(np.int64) + base_L).ravel()
+    counts_LE = np.bincount(flat, minlength=meta.num_model_experts).reshape(meta.num_layers, meta.num_experts)
+    best_LK = np.argsort(-counts_LE, axis=1, kind="stable")[:, : meta.top_k]
+    return np.broadcast_to(best_LK, (tokens, *best_LK.shape))
+
+
+@compiled()
+def _replay(
+    experts_TLK: Any,
+    predicted_TLK: Any,
+    prompt_offsets: npt.NDArray[np.int64],
+    fill_PC: npt.NDArray[np.int32],
+    num_experts: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    num_prompts, capacity = fill_PC.shape
+    num_layers = experts_TLK.shape[1]
+    hits_P, accesses_P = np.zeros(num_prompts, np.int64), np.zeros(num_prompts, np.int64)
+    first_counted = WARM_UP_TOKENS * num_layers
+    for prompt in range(num_prompts):
+        residents = empty_list(num_layers * num_experts)
+        for expert in fill_PC[prompt]:
+            touch(residents, expert, capacity)
+        first = prompt_offsets[prompt]
+        for row in range((prompt_offsets[prompt + 1] - first) * num_layers):
+            token, layer = first + row // num_layers, row % num_layers
+            base = layer * num_experts
+            if row <= first_counted:
+                for expert in experts_TLK[token, layer]:
+                    touch(residents, base + expert, capacity)
+            if row >= first_counted:
+                for expert in predicted_TLK[token, layer]:
+                    touch(residents, base + expert, capacity)
+                for expert in experts_TLK[token, layer]:
+                    accesses_P[prompt] += 1
+                    hits_P[prompt] += touch(residents, base + expert, capacity)
+    return hits_P, accesses_P

@@ -1,0 +1,77 @@
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.published_protocol import (
+    WARM_UP_TOKENS,
+    crippled_moe_infinity,
+    most_probable,
+    published_replay,
+)
+from moe_beyond.traces.schema import Trace
+from tests.simulator.strategies import make_trace
+
+
+def touch(cache: OrderedDict[int, None], key: int, capacity: int) -> bool:
+    hit = key in cache
+    cache.pop(key, None)
+    cache[key] = None
+    if len(cache) > capacity:
+        cache.popitem(last=False)
+    return hit
+
+
+def by_hand(trace: Trace, predicted_TLK: npt.NDArray[np.int64], fills: list[list[int]]) -> list[int]:
+    """The protocol as one would write it down: an ordered dict, a loop over rows."""
+    num_layers, num_experts = trace.metadata.num_layers, trace.metadata.num_experts
+    hits = []
+    for prompt, fill in enumerate(fills):
+        cache: OrderedDict[int, None] = OrderedDict.fromkeys(fill)
+        count = 0
+        start, end = trace.prompt_offsets[prompt : prompt + 2]
+        rows = [(t, layer) for t in range(start, end) for layer in range(num_layers)]
+        for row, (token, layer) in enumerate(rows):
+            actual = [layer * num_experts + int(e) for e in trace.experts_TLK[token, layer]]
+            if row <= WARM_UP_TOKENS * num_layers:
+                for key in actual:
+                    touch(cache, key, len(fill))
+            if row >= WARM_UP_TOKENS * num_layers:
+                for expert in predicted_TLK[token, layer]:
+                    touch(cache, layer * num_experts + int(expert), len(fill))
+                count += sum(touch(cache, key, len(fill)) for key in actual)
+        hits.append(count)
+    return hits
+
+
+@given(seed=st.integers(0, 1000), capacity=st.integers(1, 15), width=st.integers(0, 5))
+def test_it_equals_the_protocol_written_by_hand(seed, capacity, width):
+    trace = make_trace(seed, num_layers=3, lengths=(14, 8, 11), prefill=(14, 8, 11))
+    scores = np.random.default_rng(seed).random((33, 3, 5), np.float32)
+    predicted = most_probable(scores, width)
+    replay = published_replay(trace, predicted, capacity, seed)
+    draw = np.random.default_rng(seed)
+    fills = [draw.choice(15, capacity, replace=False).tolist() for _ in range(3)]
+    assert replay.hits_P.tolist() == by_hand(trace, predicted, fills)
+    assert replay.accesses_P.tolist() == [4 * 3 * 2, 0, 1 * 3 * 2]
+
+
+def test_the_baseline_repeats_each_layers_most_used_experts():
+    trace = make_trace(1, num_layers=2, lengths=(30, 30), prefill=(30, 30))
+    answer = crippled_moe_infinity(trace, tokens=4)
+    assert answer.shape == (4, 2, 2)
+    for layer in range(2):
+        counts = np.bincount(trace.experts_TLK[:, layer].ravel(), minlength=5)
+        assert sorted(counts[answer[3, layer]]) == sorted(counts)[-2:]
+
+
+def test_predictions_of_another_trace_are_refused():
+    trace = make_trace(1)
+    with pytest.raises(InputError, match="predict for this trace"):
+        published_replay(trace, np.zeros((3, 2, 2), np.uint8), 4, seed=0)
+    with pytest.raises(InputError, match="give between 1 and 10"):
+        published_replay(trace, trace.experts_TLK, 0, seed=0)
