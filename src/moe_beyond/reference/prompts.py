@@ -29,6 +29,7 @@ def reference_job(folder: Path, settings: ExtractSettings, seed: int) -> Capture
         licence="PSF-2.0",
         settings=settings,
         seed=seed,
+        threads=1,
     )
 
 

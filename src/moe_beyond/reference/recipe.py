@@ -15,6 +15,7 @@ from moe_beyond.files import replacing
 from moe_beyond.reference import corpus, model, training
 from moe_beyond.reference.corpus import Document
 from moe_beyond.reference.evaluation import expert_load, load_summary
+from moe_beyond.threads import torch_threads
 
 if TYPE_CHECKING:
     from transformers import DeepseekV2ForCausalLM, PreTrainedTokenizerFast
@@ -49,8 +50,11 @@ def collect(settings: ReferenceSettings) -> Corpus:
     return Corpus([document for document in english if document.name not in kept_out], held_out, code)
 
 
+@torch_threads(1)
 def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) -> tuple[dict[str, Any], History]:
     """Train the reference model and write it, its tokenizer and the held-out documents to `output`.
+
+    Computes with one thread, as fast as two for a model of this size, so that any machine gives the same model.
 
     Args:
         settings: Shape and budget.

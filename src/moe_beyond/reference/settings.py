@@ -24,7 +24,7 @@ class ReferenceSettings(Settings):
 
     held_out_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of documents that the model never trains on; prompts to trace are cut from these."""
-    tokens: int = Field(default=1_100_000, ge=1)
+    tokens: int = Field(default=1_000_000, ge=1)
     """Training budget in tokens, not minutes: the same on every machine."""
     sequence_tokens: int = Field(default=128, ge=8)
     batch_sequences: int = Field(default=16, ge=1)

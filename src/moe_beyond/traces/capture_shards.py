@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.threads import torch_threads
 from moe_beyond.traces import store
 from moe_beyond.traces.capture import RoutingRecorder
 from moe_beyond.traces.capture_discovery import MoELayer, moe_layers
@@ -45,6 +46,7 @@ class CaptureJob:
         licence: Of the prompts.
         settings: How to capture.
         seed: Of sampling.
+        threads: Of torch; 1 is fastest for small models, None leaves torch's choice.
     """
 
     model: ModelSource
@@ -53,6 +55,7 @@ class CaptureJob:
     licence: str
     settings: ExtractSettings
     seed: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _capture_shard(
     layers = moe_layers(loaded.model)
     size = job.settings.batch_prompts
     routed: list[RoutedPrompt] = []
-    with RoutingRecorder(layers, job.settings.gate_inputs) as recorder:
+    with torch_threads(job.threads), RoutingRecorder(layers, job.settings.gate_inputs) as recorder:
         for start in range(0, len(prompts), size):
             batch = route_batch(loaded.model, recorder, prompts[start : start + size], job.settings, job.seed)
             routed.extend(batch)
