@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ class RoutedPrompt:
     gate_inputs_TLH: npt.NDArray[np.float16] | None
 
 
-class SeededSampler(LogitsProcessor):  # type: ignore[misc]
+class SeededSampler(LogitsProcessor):
     """Draws each prompt's next token from a random stream of its own, and leaves generate() nothing else to choose.
 
     A stream depends on the seed and the prompt's id, so the other prompts of a batch do not change what is drawn.
@@ -58,19 +58,20 @@ class SeededSampler(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores that are 0 for the drawn token and minus infinity for all others, float32 [B, V]."""
-        logits_BV = scores.float() / self._temperature
+        logits_BV: torch.Tensor = scores.float() / self._temperature
         if self._warper is not None:
-            logits_BV = self._warper(input_ids, logits_BV)
+            logits_BV = self._warper(input_ids, cast(torch.FloatTensor, logits_BV))
         cumulative_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
         # open interval from above: a draw of the whole mass would point past the last token
         draws = torch.tensor([[stream.random()] for stream in self._streams], dtype=torch.float64)
         targets_B1 = draws.to(cumulative_BV.device) * cumulative_BV[:, -1:]
         drawn_B1 = torch.searchsorted(cumulative_BV, targets_B1, right=True)
-        return torch.full_like(logits_BV, -torch.inf).scatter_(1, drawn_B1, 0.0)
+        chosen_BV = torch.full_like(logits_BV, -torch.inf).scatter_(1, drawn_B1, 0.0)
+        return cast(torch.FloatTensor, chosen_BV)
 
 
 def _words(text: str) -> list[int]:
-    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32).tolist()
+    return [int(word) for word in np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)]
 
 
 def route_batch(
@@ -117,7 +118,8 @@ def _generate(
         pad_token_id=_pad_id(model),
         use_cache=True,
     )
-    sequences_BC: torch.Tensor = model.generate(
+    network: Any = model  # transformers' stubs take generate() for a tensor
+    sequences_BC: torch.Tensor = network.generate(
         input_ids=batch.ids_BC.to(model.device),
         attention_mask=batch.mask_BC.to(model.device),
         generation_config=config,

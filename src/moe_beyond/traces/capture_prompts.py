@@ -111,9 +111,10 @@ def encode(
     for prompt in prompts:
         if chat_template and getattr(tokenizer, "chat_template", None):
             turn = [{"role": "user", "content": prompt.prompt}]
-            ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+            fields: Any = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
         else:
-            ids = tokenizer(prompt.prompt)["input_ids"]
+            fields = tokenizer(prompt.prompt)
+        ids: list[int] = fields["input_ids"]
         if not ids:
             raise InputError(f"prompt {prompt.id!r} has no tokens; remove it")
         encoded.append(EncodedPrompt(prompt.id, prompt.domain, held_out, tuple(ids[:max_tokens])))

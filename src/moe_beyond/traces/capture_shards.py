@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import joblib
 import numpy as np
@@ -28,7 +28,7 @@ from moe_beyond.traces.capture import RoutingRecorder
 from moe_beyond.traces.capture_discovery import MoELayer, moe_layers
 from moe_beyond.traces.capture_generation import RoutedPrompt, route_batch
 from moe_beyond.traces.capture_models import LoadedModel, ModelSource, library_versions, load
-from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, expert_dtype, validate
+from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata, expert_dtype, validate
 
 if TYPE_CHECKING:
     from moe_beyond.traces.capture_prompts import EncodedPrompt
@@ -151,7 +151,7 @@ def _capture_shard(
 
 
 def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], routed: list[RoutedPrompt]) -> Trace:
-    experts_TLK = np.concatenate([prompt.experts_TLK for prompt in routed])
+    ids_TLK = np.concatenate([prompt.experts_TLK for prompt in routed])
     ids_T = np.concatenate([prompt.token_ids_T for prompt in routed])
     settings = job.settings
     metadata = TraceMetadata(
@@ -159,12 +159,13 @@ def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], rout
         model_revision=loaded.revision,
         layer_numbers=tuple(layer.number for layer in layers),
         num_experts=layers[0].num_experts,
-        top_k=experts_TLK.shape[-1],
+        top_k=ids_TLK.shape[-1],
         expert_bytes=tuple(layer.expert_bytes for layer in layers),
         decoding=settings.decoding if settings.decode_tokens else "teacher-forced",
         source=job.source,
         licence=job.licence,
     )
+    experts_TLK = cast(ExpertIds, ids_TLK.astype(expert_dtype(metadata.num_experts)))
     texts = None
     if settings.privacy == "text":
         texts = TokenTexts.encode([str(text) for text in loaded.tokenizer.convert_ids_to_tokens(ids_T.tolist())])
@@ -175,7 +176,7 @@ def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], rout
         held_out_P=np.array([prompt.prompt.held_out for prompt in routed]),
         prompt_offsets=np.cumsum([0, *(len(prompt.token_ids_T) for prompt in routed)]).astype(np.int64),
         num_prefill_P=np.array([len(prompt.prompt.token_ids) for prompt in routed], np.int32),
-        experts_TLK=experts_TLK.astype(expert_dtype(metadata.num_experts)),
+        experts_TLK=experts_TLK,
         weights_TLK=(
             np.concatenate([prompt.weights_TLK for prompt in routed]).astype(np.float16) if settings.weights else None
         ),
