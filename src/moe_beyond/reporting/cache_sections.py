@@ -262,9 +262,9 @@ def comparison_section(tables: Tables, fraction: float) -> Section:
         columns = ("Against", "Difference in hit rate, points", "95 % interval", "Hits more")
         blocks.append(DataTable(caption, columns, tuple(rows), tables["comparisons"].path))
     lead = (
-        "Both sides replay the same prompts; prompts, not tokens, are resampled, because tokens of one prompt "
-        "resemble each other. Where the interval includes zero, the table names no winner. The file has every pair "
-        "at every capacity."
+        "Ours is the policy that the trained predictor drives. Both sides replay the same prompts; prompts, not "
+        "tokens, are resampled, because tokens of one prompt resemble each other. Where the interval includes zero, "
+        "the table names no winner. The file has every pair at every capacity."
     )
     return Section("comparisons", "Comparisons", title, lead, tuple(blocks))
 
@@ -274,7 +274,7 @@ def _compared(row: dict[str, Any], ours: str) -> tuple[str, ...]:
     flip = -1 if row["b"] == ours else 1
     other = row["a"] if row["b"] == ours else row["b"]
     low, high = sorted((flip * row["low"], flip * row["high"]))
-    winner = label(ours) if low > 0 else label(other) if high < 0 else "undecided"
+    winner = "ours" if low > 0 else "the other" if high < 0 else "undecided"
     return (label(other), signed(flip * row["difference"]), interval(low, high, 2), winner)
 
 

@@ -69,7 +69,7 @@ def findings(tables: Tables, fraction: float) -> list[Finding]:
     found: list[Finding] = []
     for split in tables.splits:
         found += prediction_findings(tables, split)
-    found += domain_shift(tables)
+    found += generalisation_findings(tables)
     for split in tables.splits:
         result = contest(tables, split, fraction)
         if result is not None:
@@ -115,17 +115,25 @@ def _lost_layers(tables: Tables, split: str, ours: str, source: str) -> list[Fin
     return [Finding("bad", text, source)]
 
 
-def domain_shift(tables: Tables) -> list[Finding]:
-    """How much recall falls from the training domain to another one."""
-    names = ("test_in_domain", "test_out_of_domain")
-    pairs = [{row.predictor: row.recall for row in scores(tables, name)} for name in names]
+def generalisation_findings(tables: Tables) -> list[Finding]:
+    """How much recall changes from training prompts to held-out ones, and from there to another domain."""
     ours = tables.learned_predictor
-    if ours is None or any(ours not in pair for pair in pairs):
+    if ours is None:
         return []
-    drop = pairs[0][ours] - pairs[1][ours]
-    change = f"{'loses' if drop > 0 else 'gains'} {100 * abs(drop):.1f} points of {recall_name(tables)}"
-    text = f"From its own domain to another the predictor {change}."
-    return [Finding("bad" if drop > 0 else "good", text, tables["quality"].path)]
+    names = ("train", "test_in_domain", "test_out_of_domain")
+    recall = {name: next((row.recall for row in scores(tables, name) if row.predictor == ours), None) for name in names}
+    steps = {
+        ("train", "test_in_domain"): "From the prompts it was trained on to held-out ones",
+        ("test_in_domain", "test_out_of_domain"): "From its own domain to another",
+    }
+    found = []
+    for (before, after), words in steps.items():
+        first, second = recall[before], recall[after]
+        if first is not None and second is not None:
+            change = f"{'loses' if second < first else 'gains'} {100 * abs(second - first):.1f} points"
+            text = f"{words} the predictor {change} of {recall_name(tables)}."
+            found.append(Finding("bad" if second < first else "good", text, tables["quality"].path))
+    return found
 
 
 def cache_findings(tables: Tables, result: Contest) -> list[Finding]:
@@ -137,14 +145,9 @@ def cache_findings(tables: Tables, result: Contest) -> list[Finding]:
         f"Prefetching by the predictor hits {percent(ours.hit_rate)} {where}; {label(rival.policy)} hits "
         f"{percent(rival.hit_rate)} ({points(gain)})."
     )
-    if ours.loads_avoided is not None and result.bound is not None and result.bound.loads_avoided:
-        share = ours.loads_avoided / result.bound.loads_avoided
-        avoided = f"avoids {percent(share, 0)} of the loads that perfect foresight avoids"
-        said = avoided if share > 0 else "loads more than a cache that never hits"
-        text += f" Counting every load, prefetched ones too, it {said}."
     found = [Finding("good" if gain > 0 else "bad", text, source)]
     if result.demand is not None:
-        found.append(_bytes_finding(ours, result.demand, where, source))
+        found.append(_bytes_finding(result, result.demand, where, source))
     if ours.prefetches and ours.useless > _NOTABLE_WASTE * ours.prefetches:
         waste = percent(ours.useless / ours.prefetches, 0)
         found.append(
@@ -153,19 +156,24 @@ def cache_findings(tables: Tables, result: Contest) -> list[Finding]:
     return found + _lost_capacities(tables, result)
 
 
-def _bytes_finding(ours: CacheRow, demand: CacheRow, where: str, source: str) -> Finding:
+def _bytes_finding(result: Contest, demand: CacheRow, where: str, source: str) -> Finding:
+    ours, rival = (
+        result.ours,
+        f"{mib(demand.mib_per_token)} with {label(demand.policy)}, the best policy without prefetch",
+    )
     if ours.mib_per_token > demand.mib_per_token:
         text = (
-            f"Prefetch moves more bytes than it saves {where}: {mib(ours.mib_per_token)} per token against "
-            f"{mib(demand.mib_per_token)} with {label(demand.policy)}, the best policy without prefetch. It can pay "
-            "in time only where the link would otherwise idle."
+            f"Prefetch moves more bytes than it saves {where}: {mib(ours.mib_per_token)} per token against {rival}. It can "
+            "pay in time only where the link would otherwise idle."
         )
-        return Finding("bad", text, source)
-    text = (
-        f"It also moves fewer bytes {where}: {mib(ours.mib_per_token)} per token against {mib(demand.mib_per_token)} "
-        f"with {label(demand.policy)}, the best policy without prefetch."
-    )
-    return Finding("good", text, source)
+    else:
+        text = f"It also moves no more bytes {where}: {mib(ours.mib_per_token)} per token against {rival}."
+    if ours.loads_avoided is not None and result.bound is not None and result.bound.loads_avoided:
+        share = ours.loads_avoided / result.bound.loads_avoided
+        avoided = f"avoids {percent(share, 0)} of the loads that perfect foresight avoids"
+        said = avoided if share > 0 else "loads more than a cache that never hits"
+        text += f" Counting every load, prefetched ones too, it {said}."
+    return Finding("bad" if ours.mib_per_token > demand.mib_per_token else "good", text, source)
 
 
 def _lost_capacities(tables: Tables, result: Contest) -> list[Finding]:

@@ -146,19 +146,12 @@ def _reuse(tables: Tables) -> list[Block]:
     shown = plots.thin(frame, _CURVE_ROWS)
     rows = tuple((number(row["distance"]), percent(row["cumulative_share"])) for row in shown.iter_rows(named=True))
     caption = f"Share of accesses by reuse distance, {shown.height} of {frame.height} distances; the file has all"
-    data = DataTable(caption, ("Distance, at most", "Share of accesses"), rows, table.path)
+    data = DataTable(caption, ("Tokens, at most", "Share of accesses"), rows, table.path)
     half = frame.filter(pl.col("cumulative_share") >= 0.5)
     alt = "Rising curve on a logarithmic axis. " + (
-        f"Half of all accesses come back within {number(half['distance'][0])} distinct experts."
+        f"Half of all accesses name an expert that the prompt used at most {number(half['distance'][0])} tokens ago."
         if not half.is_empty()
-        else "Less than half of all accesses ever come back."
+        else f"{percent(1 - frame['cumulative_share'][-1])} of all accesses are an expert's first use in its prompt."
     )
-    return [
-        Figure(
-            "reuse_distances",
-            "How soon an expert comes back",
-            alt,
-            plots.reuse_distances(frame, tables.token_cycle),
-            data,
-        )
-    ]
+    chart = plots.reuse_distances(frame)
+    return [Figure("reuse_distances", "How soon an expert comes back", alt, chart, data)]

@@ -235,28 +235,25 @@ def hit_curves(curves: pl.DataFrame, policies: Sequence[str], cycle: float | Non
     return _finish(alt.layer(*_cycle_mark(cycle, cycle_experts), lines))
 
 
-def reuse_distances(distances: pl.DataFrame, cycle_experts: int | None) -> Chart:
-    """Share of accesses whose expert was last used at most that many distinct experts ago (log scale)."""
-    frame = thin(distances.filter(pl.col("distance") > 0)).select("distance", "cumulative_share")
+def reuse_distances(distances: pl.DataFrame) -> Chart:
+    """Share of accesses whose expert was last used in that layer at most so many tokens ago (log scale)."""
+    frame = thin(distances).select("distance", "cumulative_share")
     x = alt.X(
         "distance:Q",
-        title="reuse distance, distinct experts since the last use",
+        title="tokens since the prompt last used that expert",
         scale=alt.Scale(type="log", nice=False),
         axis=alt.Axis(format=",d"),
     )
     y = alt.Y(
         "cumulative_share:Q", title="share of accesses", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1])
     )
-    tooltip = [alt.Tooltip("distance:Q", format=","), alt.Tooltip("cumulative_share:Q", title="share", format=".1%")]
-    line = alt.Chart(frame).mark_line(interpolate="step-after", color="@blue").encode(x=x, y=y, tooltip=tooltip)
-    layers: list[Chart] = [line]
-    if cycle_experts is not None:
-        mark = alt.Chart(pl.DataFrame({"x": [cycle_experts], "text": [f"one token cycle, {cycle_experts} experts"]}))
-        layers += [
-            mark.mark_rule(style="mark-rule").encode(x="x:Q"),
-            mark.mark_text(style="mark-text").encode(x="x:Q", y=alt.value(2), text="text:N"),
-        ]
-    return _finish(alt.layer(*layers))
+    tooltip = [
+        alt.Tooltip("distance:Q", title="tokens", format=","),
+        alt.Tooltip("cumulative_share:Q", title="share", format=".1%"),
+    ]
+    base = alt.Chart(frame).encode(x=x, y=y, tooltip=tooltip)
+    line = base.mark_line(interpolate="step-after", color="@blue")
+    return _finish(alt.layer(line, base.mark_point(size=260, opacity=0)))
 
 
 def loss_curves(history: pl.DataFrame) -> Chart:

@@ -209,7 +209,14 @@ def _trial_table(trials: pl.DataFrame, source: str) -> DataTable:
                 remark,
             )
         )
-    headings = ("Trial", *(name.capitalize() for name in shape), "Parameters", "Validation recall@k", "Latency, ms", "")
+    headings = (
+        "Trial",
+        *(name.capitalize() for name in shape),
+        "Parameters",
+        "Validation recall@k",
+        "Latency, ms",
+        "Remark",
+    )
     return DataTable("Trials, fastest first", headings, tuple(rows), source, emphasis)
 
 

@@ -68,6 +68,7 @@ _CONFIG: dict[str, Any] = {
         "domain": False,
         "ticks": False,
         "tickCount": 5,
+        "labelFlush": False,
     },
     "axisX": {
         "grid": False,

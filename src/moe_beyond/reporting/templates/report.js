@@ -4,6 +4,7 @@
   const themes = JSON.parse(document.getElementById("themes").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const PIXELS_PER_LEGEND_COLUMN = 175;
+  const NARROW = 420;
 
   const mode = () => root.dataset.mode || (dark.matches ? "dark" : "light");
 
@@ -50,9 +51,12 @@
     const spec = paint(chart.text, which);
     spec.config = paint(JSON.stringify(themes.config), which);
     spec.config.legend.columns = columns;
+    if (chart.place.clientWidth < NARROW) spec.config.axis.tickCount = 4;
     if (chart.embedded) chart.embedded.finalize();
     const options = { mode: "vega-lite", renderer: "svg", actions: false, tooltip: showTip };
     chart.embedded = await vegaEmbed(chart.place, spec, options);
+    // the container says in words what the chart shows
+    chart.place.querySelector("svg").setAttribute("aria-hidden", "true");
   }
 
   const near = new IntersectionObserver(
