@@ -154,10 +154,10 @@ def _set(row: int, column: int, value: str) -> Callable[[Rows], None]:
         (_set(4, 0, "3"), "layer 2 has 2 rows, layer 1 has 3"),
         (_set(4, 2, "other"), "row 5: token 'other', layer 1 has"),
         (_set(4, 1, "1"), "several values of 'Batch Number'"),
-        (lambda rows: rows[4].pop(), "row 5: 3 fields, the header has 4"),
+        (lambda rows: rows[4].pop(), "row 5: 3 fields, expected 4"),
         (lambda rows: rows.pop(), "layer 26 has 2 rows, layer 1 has 3"),
         (lambda rows: rows.__delitem__(slice(4, 7)), "layer 2 is missing"),
-        (lambda rows: rows.__delitem__(slice(1, None)), "a header and no rows"),
+        (lambda rows: rows.__delitem__(slice(1, None)), "no rows of data"),
     ],
 )
 def test_a_broken_file_is_one_line_with_file_and_row(

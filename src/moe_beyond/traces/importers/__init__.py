@@ -10,12 +10,23 @@ from typing import Literal
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces.importers import bigmoe_route, moe_beyond_csv
+from moe_beyond.traces.importers import (
+    bigmoe_route,
+    esft,
+    gpt_oss_fingerprint,
+    llamacpp_csv,
+    moe_beyond_csv,
+    vllm_npz,
+)
 from moe_beyond.traces.schema import Trace, validate
 
 FORMATS: dict[str, Callable[[Path, str | None], Trace]] = {
     "moe-beyond-csv": moe_beyond_csv.read,
+    "esft": esft.read,
+    "gpt-oss-fingerprint": gpt_oss_fingerprint.read,
     "bigmoe-route": bigmoe_route.read,
+    "vllm-npz": vllm_npz.read,
+    "llamacpp-csv": llamacpp_csv.read,
 }
 
 

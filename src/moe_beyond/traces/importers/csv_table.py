@@ -36,7 +36,9 @@ class CsvTable:
     first_row: int
 
     @classmethod
-    def read(cls, data: bytes, wanted: Sequence[str], where: str, comment: str | None = None) -> Self:
+    def read(
+        cls, data: bytes, wanted: Sequence[str], where: str, *, comment: str | None = None, header: Sequence[str] = ()
+    ) -> Self:
         """Read the wanted columns of a CSV with a header; others are ignored.
 
         Python's csv module, not a faster one: token strings hold lone quotes, commas, carriage returns and line breaks.
@@ -46,6 +48,7 @@ class CsvTable:
             wanted: Names that the header must hold.
             where: Names the file in messages.
             comment: Lines that begin with it, before the header, are skipped.
+            header: Names of the columns of a file without a header line.
 
         Raises:
             InputError: Not UTF-8, a broken quote, a missing column, a row of another length, or no rows.
@@ -55,31 +58,32 @@ class CsvTable:
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
         stream = io.StringIO(text, newline="")
-        header_row = 1
+        first_row = 1
         while comment is not None and text.startswith(comment, stream.tell()):
             stream.readline()
-            header_row += 1
+            first_row += 1
         rows: list[list[str]] = []
         try:
             rows.extend(csv.reader(stream, strict=True))
         except csv.Error as error:
-            row = header_row + len(rows)
-            raise InputError(f"{where}: row {row}: {error}; quote the field as RFC 4180 says") from error
-        header = rows[0] if rows else []
+            raise InputError(
+                f"{where}: row {first_row + len(rows)}: {error}; quote the field as RFC 4180 says"
+            ) from error
+        if not header:
+            header, rows = (rows[0] if rows else []), rows[1:]
+            first_row += 1
         for name in wanted:
             if name not in header:
                 raise InputError(
-                    f"{where}: row {header_row}: column {name!r} is missing, found {header}; check the format"
+                    f"{where}: row {first_row - 1}: column {name!r} is missing, found {header}; check the format"
                 )
-        if len(rows) == 1:
-            raise InputError(f"{where}: a header and no rows; remove the file")
-        for number, row_cells in enumerate(rows[1:], start=header_row + 1):
-            if len(row_cells) != len(header):
-                raise InputError(
-                    f"{where}: row {number}: {len(row_cells)} fields, the header has {len(header)}; mend the row"
-                )
-        columns = list(zip(*rows[1:], strict=True))
-        return cls({name: columns[header.index(name)] for name in wanted}, where, header_row + 1)
+        if not rows:
+            raise InputError(f"{where}: no rows of data; remove the file")
+        for number, cells in enumerate(rows, start=first_row):
+            if len(cells) != len(header):
+                raise InputError(f"{where}: row {number}: {len(cells)} fields, expected {len(header)}; mend the row")
+        columns = list(zip(*rows, strict=True))
+        return cls({name: columns[header.index(name)] for name in wanted}, where, first_row)
 
     def at(self, index: int) -> str:
         """Name a row in a message."""

@@ -41,7 +41,12 @@ def locate(source: Path, name: str) -> str:
     return str(source) if name == source.name else f"{source}: {name}"
 
 
-def members(source: Path, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
+def is_single_file(source: Path) -> bool:
+    """True for a file that is no archive."""
+    return source.is_file() and not source.name.endswith((*_ARCHIVE_SUFFIXES, ".zip"))
+
+
+def members(source: Path, suffix: str, mend: str = "check the path and the format") -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
 
     Names are relative to the folder or archive, with forward slashes. The order is the archive's or the file
@@ -66,7 +71,7 @@ def members(source: Path, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
     except _DAMAGED as error:
         raise _damaged(str(source), error) from error
     if not found:
-        raise InputError(f"{source}: holds no file named *{suffix}; check the path and the format")
+        raise InputError(f"{source}: holds no file named *{suffix}; {mend}")
 
 
 def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
