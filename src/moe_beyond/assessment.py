@@ -13,12 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.bounds import Belady
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import Events, events_of
-from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.replay import sweep
+from moe_beyond.simulator.curves import belady_curve, lru_curve
+from moe_beyond.simulator.events import events_of
 from moe_beyond.traces.card import Curves, HitCurve, static_popularity_curve, suitability_card
 from moe_beyond.traces.schema import Trace
 from moe_beyond.traces.settings import AssessSettings
@@ -80,35 +76,23 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
             }
         ),
         hit_curves=pl.concat(
-            pl.DataFrame(
-                {
-                    "policy": [name] * len(curve.hit_rate),
-                    "capacity_experts": curve.capacity_experts,
-                    "capacity_fraction": curve.capacity_experts / meta.num_model_experts,
-                    "hit_rate": curve.hit_rate,
-                }
-            )
-            for name, curve in curves.items()
+            _curve_table(name, curve, meta.token_cycle, settings.curve_points) for name, curve in curves.items()
         ),
         reuse_distances=_reuse_table(reuse_histogram(trace)),
     )
 
 
 def hit_curves(trace: Trace, counts_LE: npt.NDArray[np.int64], settings: AssessSettings) -> Curves:
-    """Hit rates over capacity, every token replayed as a decoded one, the cache kept from prompt to prompt.
+    """Hit rates at every capacity, every token replayed as a decoded one, the cache kept from prompt to prompt.
 
     LRU and Belady replay every n-th prompt, so that about `max_curve_tokens` tokens are enough for any trace.
     """
-    sample = every_nth_prompt(trace, settings.max_curve_tokens)
-    events = events_of(sample, "token_by_token")
-    total = trace.metadata.num_model_experts
-    grid = np.unique(np.round(np.linspace(0, total, settings.curve_points + 1)[1:]).astype(np.int64))
-    # where a global LRU starts to hit
-    capacities = np.unique(np.concatenate([grid, [trace.metadata.token_cycle]]))
+    events = events_of(every_nth_prompt(trace, settings.max_curve_tokens), "token_by_token")
+    capacities = np.arange(1, trace.metadata.num_model_experts + 1, dtype=np.int64)
     return {
-        "lru": _curve(events, Lru(), capacities),
-        "static_popularity": _at(static_popularity_curve(counts_LE), capacities),
-        "belady": _curve(events, Belady(), capacities),
+        "lru": HitCurve(capacities, lru_curve(events).hit_rate_D[1:]),
+        "static_popularity": static_popularity_curve(counts_LE),
+        "belady": HitCurve(capacities, belady_curve(events).hit_rate_D[1:]),
     }
 
 
@@ -118,13 +102,20 @@ def every_nth_prompt(trace: Trace, max_tokens: int) -> Trace:
     return trace if step == 1 else trace.select(np.arange(0, trace.num_prompts, step))
 
 
-def _curve(events: Events, policy: Policy, capacities: npt.NDArray[np.int64]) -> HitCurve:
-    budgets = [Budget.slots(events.metadata, int(capacity)) for capacity in capacities]
-    return HitCurve(capacities, np.array([replay.total.hit_rate for replay in sweep(events, policy, budgets)]))
-
-
-def _at(curve: HitCurve, capacities: npt.NDArray[np.int64]) -> HitCurve:
-    return HitCurve(capacities, np.array([curve.at(int(capacity)) for capacity in capacities]))
+def _curve_table(name: str, curve: HitCurve, token_cycle: int, points: int) -> pl.DataFrame:
+    """Evenly spaced points of a curve, the one-token cycle and the capacity below it among them."""
+    total = len(curve.hit_rate)
+    shown = np.unique(
+        [*np.round(np.linspace(1, total, min(points, total))).astype(int), token_cycle, max(token_cycle - 1, 1)]
+    )
+    return pl.DataFrame(
+        {
+            "policy": [name] * len(shown),
+            "capacity_experts": shown,
+            "capacity_fraction": shown / total,
+            "hit_rate": curve.hit_rate[shown - 1],
+        }
+    )
 
 
 def _reuse_table(histogram: npt.NDArray[np.int64]) -> pl.DataFrame:

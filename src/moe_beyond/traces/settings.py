@@ -96,10 +96,10 @@ class AssessSettings(Settings):
     """Replay every token as if it was decoded, or the decoded ones only."""
     windows: tuple[int, ...] = Field(default=(16, 64), min_length=1)
     """Window lengths in tokens of the working set."""
-    max_curve_tokens: int = Field(default=5_000, ge=100)
+    max_curve_tokens: int = Field(default=200_000, ge=100)
     """Hit curves use every n-th prompt so that about this many tokens are replayed."""
-    curve_points: int = Field(default=16, ge=4, le=200)
-    """Capacities of the hit curves, evenly spaced; the one-token cycle is added."""
+    curve_points: int = Field(default=400, ge=10)
+    """Points of each hit curve in the table; the curves themselves have every capacity."""
     budget_fraction: float = Field(default=0.25, gt=0, lt=1)
     """Share of the model's experts that fast memory is assumed to hold."""
     bigger_budget_fraction: float = Field(default=0.5, gt=0, lt=1)
