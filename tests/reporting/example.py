@@ -286,8 +286,9 @@ def comparisons_table() -> pl.DataFrame:
     )
 
 
-def write_example(root: Path, example: Example = Example(), *, times: bool = True) -> None:
+def write_example(root: Path, example: Example | None = None, *, times: bool = True) -> None:
     """Write every table, card, metrics file and receipt that the page reads, below `root`."""
+    example = example or Example()
     reports = root / "reports"
     replayed = replay_table(example)
     tables = {f"assess/{name}": frame for name, frame in assess_tables(example).items()}

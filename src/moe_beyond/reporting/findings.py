@@ -157,14 +157,12 @@ def cache_findings(tables: Tables, result: Contest) -> list[Finding]:
 
 
 def _bytes_finding(result: Contest, demand: CacheRow, where: str, source: str) -> Finding:
-    ours, rival = (
-        result.ours,
-        f"{mib(demand.mib_per_token)} with {label(demand.policy)}, the best policy without prefetch",
-    )
+    ours = result.ours
+    rival = f"{mib(demand.mib_per_token)} with {label(demand.policy)}, the best policy without prefetch"
     if ours.mib_per_token > demand.mib_per_token:
         text = (
-            f"Prefetch moves more bytes than it saves {where}: {mib(ours.mib_per_token)} per token against {rival}. It can "
-            "pay in time only where the link would otherwise idle."
+            f"Prefetch moves more bytes than it saves {where}: {mib(ours.mib_per_token)} per token against {rival}. "
+            "It can pay in time only where the link would otherwise idle."
         )
     else:
         text = f"It also moves no more bytes {where}: {mib(ours.mib_per_token)} per token against {rival}."

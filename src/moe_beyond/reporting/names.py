@@ -29,8 +29,8 @@ _LABELS = {
     "test_out_of_domain": "Another domain",
 }
 
-# colour tokens are resolved by the theme, so that one chart serves light and dark
-_COLOURS = ("@blue", "@vermilion", "@green", "@orange", "@purple", "@sky", "@wine", "@teal")
+# colour tokens are resolved by the theme, so that one chart serves light and dark; blue is kept for ours
+_FREE_COLOURS = ("@wine", "@teal", "@sky", "@green", "@purple", "@orange", "@vermilion")
 _DASHES = ([1, 0], [8, 3], [4, 2], [2, 2], [10, 3, 2, 3], [6, 2, 2, 2])
 _FIXED = {
     "lru": ("@vermilion", [1, 0]),
@@ -90,7 +90,7 @@ def looks(names: list[str]) -> dict[str, Look]:
         elif (key := name if name in _FIXED else baseline_in(name)) in _FIXED and _FIXED[key] not in chosen.values():
             chosen[name] = _FIXED[key]
     taken = {colour for colour, _ in chosen.values()}
-    left = [colour for colour in _COLOURS if colour not in taken]
+    left = [colour for colour in _FREE_COLOURS if colour not in taken]
     for name in names:
         if name not in chosen:
             # past the palette, lines are grey and told apart by dash, tooltip and table

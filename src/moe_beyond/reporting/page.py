@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from markupsafe import Markup
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.reporting import theme
-from moe_beyond.reporting.blocks import Figure, Section
+from moe_beyond.reporting.blocks import Figure
 from moe_beyond.reporting.cache_sections import cache_section, comparison_section, explorer_section, timing_section
 from moe_beyond.reporting.model_sections import model_section
 from moe_beyond.reporting.plots import Chart
@@ -28,6 +30,15 @@ from moe_beyond.reporting.tables import Tables, read_tables
 
 _VEGA_LITE = "6.4"  # what Altair 6 writes
 _TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page as text, with the figures and the tables for DVC that go beside it."""
+
+    html: str
+    figures: tuple[Figure, ...]
+    wide: dict[str, pl.DataFrame]
 
 
 def render_report(
@@ -48,7 +59,24 @@ def render_report(
     Raises:
         InputError: A table is broken, or the page came out larger than `settings.max_page_bytes`.
     """
-    tables = read_tables(root)
+    page = compose(read_tables(root), settings, headline_capacity=headline_capacity, run_summary=run_summary)
+    size = len(page.html.encode())
+    if size > settings.max_page_bytes:
+        raise InputError(
+            f"reports/index.html: {size} bytes, more than report.max_page_bytes ({settings.max_page_bytes}); replay "
+            "fewer capacities or policies, or raise the limit"
+        )
+    figures = _write_figures(root / "reports" / "figures", page, settings)
+    path = root / "reports" / "index.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page.html, encoding="utf-8")
+    return [path, *figures]
+
+
+def compose(
+    tables: Tables, settings: ReportSettings, *, headline_capacity: float, run_summary: Mapping[str, Any]
+) -> Page:
+    """Make the page without writing anything; arguments as for `render_report`."""
     parameters = run_summary.get("Parameters", {})
     stand_in = isinstance(parameters, Mapping) and parameters.get("traces.source") == "reference"
     summary = summarise(tables, headline_capacity)
@@ -81,17 +109,7 @@ def render_report(
             script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),  # noqa: S704
         )
     )
-    size = len(html.encode())
-    if size > settings.max_page_bytes:
-        raise InputError(
-            f"reports/index.html: {size} bytes, more than report.max_page_bytes ({settings.max_page_bytes}); replay "
-            "fewer capacities or policies, or raise the limit"
-        )
-    figures = _write_figures(root / "reports" / "figures", sections, tables, settings)
-    page = root / "reports" / "index.html"
-    with replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return [page, *figures]
+    return Page(html, tuple(figure for section in sections for figure in section.figures), dvc_tables(tables))
 
 
 def chart_spec(chart: Chart) -> dict[str, Any]:
@@ -122,16 +140,16 @@ def figure_png(figure: Figure, width: int, scale: float) -> bytes:
     return png
 
 
-def _write_figures(folder: Path, sections: Sequence[Section], tables: Tables, settings: ReportSettings) -> list[Path]:
+def _write_figures(folder: Path, page: Page, settings: ReportSettings) -> list[Path]:
     """Replace the whole folder, so that no figure of an earlier run stays behind."""
     names = []
     with replacing(folder) as temporary:
         temporary.mkdir()
-        for figure in (figure for section in sections for figure in section.figures):
+        for figure in page.figures:
             png = figure_png(figure, settings.chart_width, settings.figure_scale)
             (temporary / f"{figure.name}.png").write_bytes(png)
             names.append(f"{figure.name}.png")
-        for name, frame in dvc_tables(tables).items():
+        for name, frame in page.wide.items():
             frame.write_csv(temporary / name)
             names.append(name)
     return [folder / name for name in names]
@@ -163,6 +181,7 @@ def _model_name(tables: Tables, run_summary: Mapping[str, Any]) -> str:
     return ""
 
 
+@cache
 def _vega_runtime() -> str:
     """Vega, Vega-Lite and Vega-Embed for the page, once."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE)

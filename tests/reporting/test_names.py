@@ -1,0 +1,63 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_beyond.reporting.names import is_bound, is_learned, label, looks, ordered
+
+KNOWN = [
+    "lru",
+    "lfu",
+    "static_popularity",
+    "belady",
+    "belady_forced",
+    "predictor_prefetch_lru",
+    "token_unigram_prefetch_lru",
+    "fifo",
+    "layer_lru",
+    "lfru",
+]
+
+
+@given(st.lists(st.sampled_from(KNOWN), unique=True, min_size=1))
+def test_no_two_lines_look_alike_and_ours_is_always_blue(names: list[str]):
+    styles = looks(names)
+    seen = {(style.colour, tuple(style.dash)) for style in styles.values()}
+    assert len(seen) == len(names)
+    for name, style in styles.items():
+        assert (style.colour == "@blue") == is_learned(name)
+        assert (style.colour == "@ink") == is_bound(name)
+
+
+@given(st.sets(st.sampled_from(KNOWN), min_size=2))
+def test_a_line_keeps_its_look_whatever_stands_beside_it(names: set[str]):
+    fixed = {"lru", "lfu", "predictor_prefetch_lru", "token_unigram_prefetch_lru"} & names
+    for name in fixed:
+        assert looks(sorted(names))[name] == looks([name])[name]
+
+
+def test_more_lines_than_colours_turn_grey_rather_than_fail():
+    styles = looks([f"policy_{i}" for i in range(30)])
+    assert [style.colour for style in styles.values()].count("@grey") == 23
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lru", "LRU"),
+        ("predictor_prefetch_lru", "Predictor prefetch + LRU"),
+        ("token_unigram_prefetch_layer_lfu", "Token unigram prefetch + LFU per layer"),
+        ("belady", "Belady (bound)"),
+        ("something_new", "Something new"),
+    ],
+)
+def test_labels_read_as_words(name: str, words: str):
+    assert label(name) == words
+
+
+def test_baselines_are_not_learned():
+    assert [name for name in KNOWN if is_learned(name)] == ["predictor_prefetch_lru"]
+    assert not is_learned("token_unigram")
+
+
+def test_ours_comes_first_and_bounds_last():
+    assert ordered(["belady", "lru", "predictor_prefetch_lru", "lru"]) == ["predictor_prefetch_lru", "lru", "belady"]
