@@ -1,4 +1,4 @@
-"""Reads a router's decisions while a model runs: hooks on the experts modules, the same for every architecture.
+"""Reads a router's decisions while a model runs: hooks on the modules that `capture_discovery` finds.
 
 Shape suffixes: B prompts of a batch, C columns of the padded batch (prompt and decoded tokens), L MoE layers,
 K experts per token, H hidden size.
@@ -54,7 +54,11 @@ class RoutingRecorder:
     def __enter__(self) -> Self:
         self._calls = [[] for _ in self.layers]
         for index, layer in enumerate(self.layers):
-            self._handles.append(layer.experts.register_forward_pre_hook(self._hook(index), with_kwargs=True))
+            if layer.router is None:
+                handle = layer.experts.register_forward_pre_hook(self._on_experts(index), with_kwargs=True)
+            else:
+                handle = layer.router.register_forward_hook(self._on_router(index, layer.name))
+            self._handles.append(handle)
         return self
 
     def __exit__(
@@ -86,16 +90,24 @@ class RoutingRecorder:
         experts_BCLK, weights_BCLK = by_falling_weight(torch.stack(columns[0], 2), torch.stack(columns[1], 2))
         return Routing(experts_BCLK, weights_BCLK, torch.stack(columns[2], 2) if self.gate_inputs else None)
 
-    def _hook(self, index: int) -> Callable[..., None]:
-        def note(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, ids, weights = _arguments(args, kwargs)
-            # copies: these tensors are views of live activations
-            noted = [ids.to(torch.int32, copy=True), weights.to(torch.float32, copy=True)]
-            if self.gate_inputs:
-                noted.append(hidden.reshape(-1, hidden.shape[-1]).to(torch.float16, copy=True))
-            self._calls[index].append(tuple(tensor.detach() for tensor in noted))
+    def _on_experts(self, index: int) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._note(index, *_arguments(args, kwargs))
 
-        return note
+        return hook
+
+    def _on_router(self, index: int, name: str) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._note(index, args[0], *_answer(output, name))
+
+        return hook
+
+    def _note(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        # copies: these tensors are views of live activations
+        noted = [_rows(ids).to(torch.int32, copy=True), _rows(weights).to(torch.float32, copy=True)]
+        if self.gate_inputs:
+            noted.append(_rows(hidden).to(torch.float16, copy=True))
+        self._calls[index].append(tuple(tensor.detach() for tensor in noted))
 
 
 def by_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,6 +125,20 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Ten
     values = [*args, *(kwargs[name] for name in ("hidden_states", "top_k_index", "top_k_weights")[len(args) :])]
     hidden, ids, weights = values[:3]
     return hidden, ids, weights
+
+
+def _answer(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert ids and weights among what a router returns: an integer and a float tensor of one shape."""
+    tensors = [part for part in output if isinstance(part, torch.Tensor)] if isinstance(output, tuple | list) else []
+    for ids in tensors:
+        for weights in tensors:
+            if not ids.is_floating_point() and weights.is_floating_point() and ids.shape == weights.shape:
+                return ids, weights
+    raise InputError(f"the router beside {name} returns no expert ids with weights; this model cannot be traced")
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
 
 
 def _by_prompt(rows: torch.Tensor, num_prompts: int) -> torch.Tensor:

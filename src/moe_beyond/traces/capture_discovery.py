@@ -1,7 +1,8 @@
 """Which modules of a model are its experts: found by what transformers gives every Mixture-of-Experts, not by class.
 
 Since transformers 5 each architecture hands its experts module the hidden states, the chosen ids and the combine
-weights, whatever its router does (groups, biases, renormalisation, jitter). That call is where routing is read.
+weights, whatever its router does (groups, biases, renormalisation, jitter). That call is where routing is read. Models
+that bring their own code often keep a list of experts, called one by one; there the router's answer is read instead.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
@@ -27,7 +29,9 @@ class MoELayer:
     Attributes:
         number: The layer's number in the model; dense layers count too.
         name: Name of the module that holds the experts.
-        experts: That module. It is called with (hidden_states, expert ids, combine weights).
+        experts: That module.
+        router: None where `experts` is called with (hidden states, expert ids, combine weights). Else the module whose
+            answer holds ids and weights.
         num_experts: Routed experts.
         expert_bytes: Bytes of one expert's parameters in the precision that is loaded.
     """
@@ -35,6 +39,7 @@ class MoELayer:
     number: int
     name: str
     experts: nn.Module
+    router: nn.Module | None
     num_experts: int
     expert_bytes: int
 
@@ -45,14 +50,13 @@ def moe_layers(model: PreTrainedModel) -> list[MoELayer]:
     Raises:
         InputError: The model has none that can be read, or layers of unequal numbers of experts.
     """
-    found = [(name, module) for name, module in model.named_modules() if _is_experts(module)]
-    kind = getattr(model.config, "model_type", type(model).__name__)
-    if not found:
+    layers = _fused(model) or _listed(model)
+    if not layers:
+        kind = getattr(model.config, "model_type", type(model).__name__)
         raise InputError(
-            f"{_name(model)}: no experts found in a model of type {kind!r}; expected a Mixture-of-Experts that "
-            "transformers implements itself (remote code is not read)"
+            f"{_name(model)}: no experts found in a model of type {kind!r}; expected a Mixture-of-Experts whose "
+            "experts module or router tells expert ids and weights"
         )
-    layers = [_layer(name, module) for name, module in found]
     layers.sort(key=lambda layer: layer.number)
     number, times = Counter(layer.number for layer in layers).most_common(1)[0]
     if times > 1:
@@ -65,19 +69,35 @@ def moe_layers(model: PreTrainedModel) -> list[MoELayer]:
     return layers
 
 
-def _is_experts(module: nn.Module) -> bool:
-    # both are set by transformers' decorator of experts classes, `use_experts_implementation`
-    return hasattr(module, "_is_expert_parallel") and hasattr(type(module), "_apply_gate")
+def _fused(model: PreTrainedModel) -> list[MoELayer]:
+    """Layers whose experts are one module that transformers' `use_experts_implementation` decorates."""
+    layers = []
+    for name, module in model.named_modules():
+        # the decorator sets both
+        if hasattr(module, "_is_expert_parallel") and hasattr(type(module), "_apply_gate"):
+            num_experts = int(getattr(module, "num_experts", 0)) or next(module.parameters()).shape[0]
+            layers.append(_layer(name, module, None, num_experts))
+    return layers
 
 
-def _layer(name: str, module: nn.Module) -> MoELayer:
+def _listed(model: PreTrainedModel) -> list[MoELayer]:
+    """Layers that keep a list of experts beside a `gate` or `router`."""
+    layers = []
+    for name, module in model.named_modules():
+        experts = getattr(module, "experts", None)
+        router = getattr(module, "gate", None) or getattr(module, "router", None)
+        if isinstance(experts, nn.ModuleList) and isinstance(router, nn.Module):
+            layers.append(_layer(f"{name}.experts", experts, router, len(experts)))
+    return layers
+
+
+def _layer(name: str, experts: nn.Module, router: nn.Module | None, num_experts: int) -> MoELayer:
     numbers = _LAYER_NUMBER.findall(name)
     if not numbers:
         raise InputError(f"module {name!r} holds experts but no layer number can be read from its name")
-    num_experts = int(getattr(module, "num_experts", 0)) or next(module.parameters()).shape[0]
-    total = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    return MoELayer(int(numbers[0]), name, module, num_experts, total // num_experts)
+    total = sum(parameter.numel() * parameter.element_size() for parameter in experts.parameters())
+    return MoELayer(int(numbers[0]), name, experts, router, num_experts, total // num_experts)
 
 
 def _name(model: PreTrainedModel) -> str:
-    return model.config.name_or_path or type(model).__name__
+    return getattr(model.config, "name_or_path", "") or type(model).__name__

@@ -99,6 +99,7 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], scratch: Path, output
     loaded = load(job.model)
     unfinished = scratch / fingerprint(job, prompts, loaded.revision)
     unfinished.mkdir(parents=True, exist_ok=True)
+    _remove_half_written(unfinished)
     size = job.settings.shard_prompts
     shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     paths = [unfinished / f"part-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
@@ -112,6 +113,7 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], scratch: Path, output
             for tokens in parallel(joblib.delayed(_capture_shard)(job, shard, path) for shard, path in waiting):
                 advance(tokens)
     counts = sum((CaptureCounts.of(store.read_parquet(path)) for path in paths), CaptureCounts())
+    _remove_half_written(unfinished)
     with replacing(output) as temporary:
         # shutil, not rename: scratch and output may lie on different disks
         shutil.move(unfinished, temporary)
@@ -123,6 +125,17 @@ def fingerprint(job: CaptureJob, prompts: list[EncodedPrompt], revision: str) ->
     settings = job.settings.model_dump(exclude={"workers"})
     parts = [asdict(job) | {"settings": settings}, [asdict(prompt) for prompt in prompts], revision, library_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def gate_inputs_path(shard: Path) -> Path:
+    """The array beside a shard with its gate inputs: float16 [tokens, layers, hidden size], in the shard's order."""
+    return shard.with_name(shard.name.replace("part-", "gate-inputs-")).with_suffix(".npy")
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what a killed process was writing; only a rename makes a shard."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
 
 
 def _capture_shard(
@@ -142,8 +155,7 @@ def _capture_shard(
     trace = validate(_to_trace(job, loaded, layers, routed), job.model_id)
     inputs = [prompt.gate_inputs_TLH for prompt in routed if prompt.gate_inputs_TLH is not None]
     if inputs:
-        beside = path.with_name(path.name.replace("part-", "gate-inputs-")).with_suffix(".npy")
-        with replacing(beside) as temporary, temporary.open("wb") as file:
+        with replacing(gate_inputs_path(path)) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(inputs), allow_pickle=False)
     # the Parquet file comes last: its presence means that the shard is complete
     store.write_parquet(trace, path)
@@ -210,3 +222,4 @@ def _progress(
             progress.update(bar, advance=tokens, description=f"{rate:,.0f} tokens/s")
 
         yield advance
+        progress.update(bar, completed=total)
