@@ -61,9 +61,9 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
         trace = trace.decode_only()
         if trace.num_prompts == 0:
             raise InputError("assess.tokens is 'decode', but the trace holds prefill only; set it to 'all'")
-    counts_LE = expert_counts_LE(trace)
+    counts_LE = expert_counts_LE(trace.experts_TLK, trace.metadata.num_experts)
     layers = layer_statistics(trace, settings.windows)
-    curves = hit_curves(trace, counts_LE, settings)
+    curves = hit_curves(trace, settings)
     meta = trace.metadata
     return Assessment(
         card=suitability_card(trace, layers, curves, settings),
@@ -82,7 +82,7 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
     )
 
 
-def hit_curves(trace: Trace, counts_LE: npt.NDArray[np.int64], settings: AssessSettings) -> Curves:
+def hit_curves(trace: Trace, settings: AssessSettings) -> Curves:
     """Hit rates at every capacity, every token replayed as a decoded one, the cache kept from prompt to prompt.
 
     LRU and Belady replay every n-th prompt, so that about `max_curve_tokens` tokens are enough for any trace.
@@ -91,7 +91,7 @@ def hit_curves(trace: Trace, counts_LE: npt.NDArray[np.int64], settings: AssessS
     capacities = np.arange(1, trace.metadata.num_model_experts + 1, dtype=np.int64)
     return {
         "lru": HitCurve(capacities, lru_curve(events).hit_rate_D[1:]),
-        "static_popularity": static_popularity_curve(counts_LE),
+        "static_popularity": static_popularity_curve(trace),
         "belady": HitCurve(capacities, belady_curve(events).hit_rate_D[1:]),
     }
 

@@ -16,7 +16,10 @@ import numpy.typing as npt
 
 from moe_beyond.traces.schema import Trace, TraceMetadata
 from moe_beyond.traces.settings import AssessSettings
-from moe_beyond.traces.statistics import LayerStatistics
+from moe_beyond.traces.statistics import LayerStatistics, expert_counts_LE
+
+_SHORT_TRACE = 0.02
+"""Share of compulsory misses above which the card warns that hit rates are understated."""
 
 Verdict = Literal["go", "go with a bigger cache", "do not"]
 
@@ -38,13 +41,21 @@ Curves = Mapping[str, HitCurve]
 """`lru`, `belady` and `static_popularity`."""
 
 
-def static_popularity_curve(counts_LE: npt.NDArray[np.int64]) -> HitCurve:
+def static_popularity_curve(trace: Trace) -> HitCurve:
     """Hit rate of pinning the most popular (layer, expert) pairs, at every capacity from 1 to L * E.
 
-    The popularity is that of the very tokens it is judged on: no fixed set of experts hits more.
+    Popularity is learned on one half of the trace and judged on the other, both ways: every second prompt, or the
+    halves of a single one. Judged on what it was learned from, it would look good on any short trace.
     """
-    falling = np.sort(counts_LE.reshape(-1))[::-1]
-    return HitCurve(np.arange(1, falling.size + 1, dtype=np.int64), np.cumsum(falling) / falling.sum())
+    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
+    half_T = prompt_T % 2 == 0 if trace.num_prompts > 1 else np.arange(trace.num_tokens) < trace.num_tokens // 2
+    halves = [
+        expert_counts_LE(trace.experts_TLK[half], trace.metadata.num_experts).reshape(-1) for half in (half_T, ~half_T)
+    ]
+    hits = np.zeros(halves[0].size, np.int64)
+    for learned, judged in (halves, halves[::-1]):
+        hits += np.cumsum(judged[np.argsort(-learned, kind="stable")])
+    return HitCurve(np.arange(1, hits.size + 1, dtype=np.int64), hits / hits[-1])
 
 
 def suitability_card(
@@ -72,6 +83,7 @@ def suitability_card(
         "top_share": _mean([layer.top_share for layer in layers]),
         "reuse_distance_median": _mean([layer.reuse_distance_median for layer in layers]),
         "first_use_share": _mean([layer.first_use_share for layer in layers]),
+        "compulsory_miss_share": 1 - curves["belady"].at(metadata.num_model_experts),
     }
     for window in settings.windows:
         sizes = [layer.working_set[window] for layer in layers]
@@ -80,7 +92,7 @@ def suitability_card(
         )
     return {
         "verdict": verdict,
-        "reasons": [*reasons, *_context(metadata, shares)],
+        "reasons": [*reasons, *_context(metadata, shares, curves)],
         "model_id": metadata.model_id,
         "num_layers": metadata.num_layers,
         "num_experts": metadata.num_experts,
@@ -135,18 +147,19 @@ def _tests(budget: dict[str, float], settings: AssessSettings) -> tuple[bool, li
     size = f"With {held:.0%} of the experts in fast memory ({budget['mib']:.0f} MiB)"
     return enough and structured, [
         f"{size} no policy hits more than {bound:.0%} (Belady's bound), {'at least' if enough else 'below'} the "
-        f"{settings.min_bound_hit_rate:.0%} from which it can pay.",
+        f"{settings.min_bound_hit_rate:.0%} that are asked for; a perfect one would move "
+        f"{budget['belady_mib_per_token']:.0f} MiB a token.",
         f"{size} LRU hits {budget['lru_hit_rate']:.0%} and pinned popular experts "
         f"{budget['static_popularity_hit_rate']:.0%}: the better one is {100 * gain:+.0f} points from the share held, "
         f"{'at least' if structured else 'short of'} the {100 * settings.min_gain:+.0f} that show structure.",
     ]
 
 
-def _context(metadata: TraceMetadata, shares: dict[str, float | None]) -> list[str]:
-    cycle = metadata.token_cycle
+def _context(metadata: TraceMetadata, shares: dict[str, float | None], curves: Curves) -> list[str]:
+    others = (metadata.num_layers - 1) * metadata.top_k
     sentences = [
-        f"One token touches {cycle} of {metadata.num_model_experts} experts: a global LRU below {cycle} never hits "
-        "while layers come in a fixed order."
+        f"One token touches {metadata.token_cycle} of {metadata.num_model_experts} experts, {others} of them between "
+        f"two visits to a layer: a global LRU of at most {others} never hits."
     ]
     skew, temporal = shares["static_skew"], shares["temporal_locality"]
     if skew is not None and temporal is not None:
@@ -155,17 +168,27 @@ def _context(metadata: TraceMetadata, shares: dict[str, float | None]) -> list[s
             f"Beyond chance, popularity explains {100 * skew:.1f} points of the overlap of successive tokens and their "
             f"nearness {100 * temporal:.1f}; the lever is {stronger}."
         )
+    compulsory = 1 - curves["belady"].at(metadata.num_model_experts)
+    if compulsory > _SHORT_TRACE:
+        sentences.append(
+            f"The trace is short: {compulsory:.0%} of its accesses are the first to their expert, which no cache that "
+            "starts empty can hit; longer use hits more."
+        )
     return sentences
 
 
 def _budget(metadata: TraceMetadata, curves: Curves, fraction: float) -> dict[str, float]:
     capacity = fraction * metadata.num_model_experts
-    return {
+    token_mib = sum(metadata.expert_bytes) * metadata.top_k / 2**20
+    numbers = {
         "capacity_fraction": fraction,
         "capacity_experts": round(capacity),
         "mib": fraction * sum(metadata.expert_bytes) * metadata.num_experts / 2**20,
-        **{f"{name}_hit_rate": curves[name].at(capacity) for name in ("lru", "static_popularity", "belady")},
     }
+    for name in ("lru", "static_popularity", "belady"):
+        numbers[f"{name}_hit_rate"] = curves[name].at(capacity)
+        numbers[f"{name}_mib_per_token"] = (1 - numbers[f"{name}_hit_rate"]) * token_mib
+    return numbers
 
 
 def _mean(values: list[float | None]) -> float | None:

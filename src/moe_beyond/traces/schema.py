@@ -66,7 +66,10 @@ class TraceMetadata(BaseModel):
 
     @property
     def token_cycle(self) -> int:
-        """Experts that one decode token touches, L * K: a global LRU smaller than this never hits."""
+        """Experts that one decode token touches, L * K.
+
+        A global LRU of at most (L - 1) * K never hits: the other layers touch that many between two visits to a layer.
+        """
         return self.num_layers * self.top_k
 
     def require_same_model(self, other: TraceMetadata, what: str) -> None:

@@ -104,8 +104,9 @@ class AssessSettings(Settings):
     """Share of the model's experts that fast memory is assumed to hold."""
     bigger_budget_fraction: float = Field(default=0.5, gt=0, lt=1)
     """The larger cache that the verdict tries next."""
-    min_bound_hit_rate: float = Field(default=0.6, gt=0, lt=1)
-    """Belady's hit rate from which a cache of that size can pay: no policy gets above it."""
+    min_bound_hit_rate: float = Field(default=0.75, gt=0, lt=1)
+    """Belady's hit rate from which a cache of that size is worth having: at 0.75 a perfect policy would cut the traffic
+    to a quarter, and no real one can do better."""
     min_gain: float = Field(default=0.05, ge=0, lt=1)
     """Points by which LRU or pinned popular experts must beat the share that the cache holds."""
 

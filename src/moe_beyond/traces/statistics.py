@@ -32,8 +32,8 @@ class LayerStatistics:
         unused_experts: Experts that no token chose.
         previous_token_overlap: Mean share of a token's experts that the token before it used.
         overlap_by_chance: The same for unrelated tokens of equally popular experts, K / E.
-        overlap_by_skew: The same for unrelated tokens with this layer's popularity: sum of q_e^2 / K, where q_e is the
-            probability that a token uses expert e.
+        overlap_by_skew: The same for any two different tokens of the trace, near or far: what popularity alone
+            explains. None if there is one token.
         first_use_share: Share of accesses to an expert that the prompt has not used in this layer.
         reuse_distance_median: Median tokens since the expert's last use in the prompt, of accesses that have one.
         working_set: Mean number of distinct experts in windows of so many consecutive tokens of a prompt.
@@ -47,7 +47,7 @@ class LayerStatistics:
     unused_experts: int
     previous_token_overlap: float | None
     overlap_by_chance: float
-    overlap_by_skew: float
+    overlap_by_skew: float | None
     first_use_share: float
     reuse_distance_median: float | None
     working_set: dict[int, float | None]
@@ -60,20 +60,17 @@ class LayerStatistics:
 
 def layer_statistics(trace: Trace, windows: tuple[int, ...]) -> list[LayerStatistics]:
     """Statistics of each MoE layer, in order; `windows` are lengths in tokens."""
-    counts_LE = expert_counts_LE(trace)
+    counts_LE = expert_counts_LE(trace.experts_TLK, trace.metadata.num_experts)
     return [
         _one_layer(trace, index, counts_E, reuse_TK, windows)
         for index, (counts_E, reuse_TK) in enumerate(zip(counts_LE, reuse_distances(trace), strict=True))
     ]
 
 
-def expert_counts_LE(trace: Trace) -> npt.NDArray[np.int64]:
+def expert_counts_LE(experts_TLK: ExpertIds, num_experts: int) -> npt.NDArray[np.int64]:
     """How often each expert was chosen, int64 [L, E]."""
-    meta = trace.metadata
-    counts = [
-        np.bincount(trace.experts_TLK[:, layer].reshape(-1), minlength=meta.num_experts)
-        for layer in range(meta.num_layers)
-    ]
+    layers = range(experts_TLK.shape[1])
+    counts = [np.bincount(experts_TLK[:, layer].reshape(-1), minlength=num_experts) for layer in layers]
     return np.stack(counts).astype(np.int64)
 
 
@@ -128,6 +125,14 @@ def previous_token_overlap(experts_TK: ExpertIds, is_first_T: npt.NDArray[np.boo
     return float(repeated.mean())
 
 
+def overlap_by_skew(counts_E: npt.NDArray[np.int64], num_tokens: int, top_k: int) -> float | None:
+    """Mean share of experts that two different tokens have in common, over all pairs of tokens of one layer."""
+    if num_tokens < 2:
+        return None
+    pairs = (counts_E.astype(np.float64) * (counts_E - 1)).sum()
+    return float(pairs / (num_tokens * (num_tokens - 1)) / top_k)
+
+
 def working_set(
     reuse_TK: npt.NDArray[np.int32], positions_T: npt.NDArray[np.int64], lengths_T: npt.NDArray[np.int64], window: int
 ) -> float | None:
@@ -168,7 +173,7 @@ def _one_layer(
         unused_experts=int((counts_E == 0).sum()),
         previous_token_overlap=previous_token_overlap(trace.experts_TLK[:, index], trace.positions_T == 0),
         overlap_by_chance=top_k / num_experts,
-        overlap_by_skew=float(((counts_E / trace.num_tokens) ** 2).sum() / top_k),
+        overlap_by_skew=overlap_by_skew(counts_E, trace.num_tokens, top_k),
         first_use_share=float((reuse_TK == 0).mean()),
         reuse_distance_median=float(np.median(again)) if len(again) else None,
         working_set={

@@ -1,0 +1,109 @@
+"""Statistics equal what a slow, obvious count gives, and the two ends that are known without counting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_beyond.traces import statistics
+from moe_beyond.traces.schema import Trace
+from tests.traces.random_traces import random_trace, trace_of
+
+
+def prompts_of(trace: Trace) -> Iterator[np.ndarray]:
+    yield from np.split(trace.experts_TLK, trace.prompt_offsets[1:-1])
+
+
+traces = st.builds(
+    random_trace,
+    st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    layers=st.integers(1, 3),
+    experts=st.integers(3, 9),
+    top_k=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+
+
+@given(trace=traces)
+@settings(deadline=None, max_examples=50)
+def test_reuse_distances_equal_a_slow_count(trace: Trace) -> None:
+    for layer, reuse_TK in enumerate(statistics.reuse_distances(trace)):
+        expected = []
+        for prompt in prompts_of(trace):
+            last: dict[int, int] = {}
+            for token, chosen in enumerate(prompt[:, layer].tolist()):
+                expected.append([token - last[expert] if expert in last else 0 for expert in chosen])
+                last.update(dict.fromkeys(chosen, token))
+        assert reuse_TK.tolist() == expected
+
+
+@given(trace=traces, window=st.integers(1, 6))
+@settings(deadline=None, max_examples=50)
+def test_working_sets_equal_a_slow_count(trace: Trace, window: int) -> None:
+    for layer, row in enumerate(statistics.layer_statistics(trace, (window,))):
+        sizes = [
+            len(np.unique(prompt[start : start + window, layer]))
+            for prompt in prompts_of(trace)
+            for start in range(len(prompt) - window + 1)
+        ]
+        expected = np.mean(sizes) if sizes else None
+        assert row.working_set[window] == (None if expected is None else pytest.approx(expected))
+
+
+@given(trace=traces)
+@settings(deadline=None, max_examples=50)
+def test_overlaps_equal_a_slow_count(trace: Trace) -> None:
+    top_k = trace.metadata.top_k
+    for layer, row in enumerate(statistics.layer_statistics(trace, (4,))):
+        successive = [
+            len(set(a) & set(b)) / top_k
+            for prompt in prompts_of(trace)
+            for a, b in zip(prompt[:-1, layer].tolist(), prompt[1:, layer].tolist(), strict=True)
+        ]
+        tokens = trace.experts_TLK[:, layer].tolist()
+        anywhere = [len(set(a) & set(b)) / top_k for i, a in enumerate(tokens) for j, b in enumerate(tokens) if i != j]
+        assert row.previous_token_overlap == (pytest.approx(np.mean(successive)) if successive else None)
+        assert row.overlap_by_skew == (pytest.approx(np.mean(anywhere)) if anywhere else None)
+        assert row.overlap_by_chance == top_k / trace.metadata.num_experts
+
+
+def test_equal_popularity_has_full_entropy_and_no_inequality() -> None:
+    counts = np.full(64, 7)
+    assert statistics.entropy_bits(counts) == pytest.approx(6)
+    assert statistics.gini(counts) == pytest.approx(0)
+
+
+def test_one_popular_expert_has_no_entropy_and_the_highest_gini() -> None:
+    counts = np.zeros(64, np.int64)
+    counts[5] = 100
+    assert statistics.entropy_bits(counts) == 0
+    assert statistics.gini(counts) == pytest.approx(63 / 64)
+
+
+def test_gini_is_the_mean_absolute_difference_over_twice_the_mean() -> None:
+    counts = np.array([1, 4, 9, 20])
+    differences = np.abs(counts[:, None] - counts[None, :]).mean()
+    assert statistics.gini(counts) == pytest.approx(differences / (2 * counts.mean()))
+
+
+def test_the_histogram_counts_every_access_once() -> None:
+    trace = random_trace([9, 1, 14], layers=3)
+    histogram = statistics.reuse_histogram(trace)
+    assert histogram.sum() == trace.experts_TLK.size
+    first = sum(len(np.unique(prompt[:, layer])) for prompt in prompts_of(trace) for layer in range(3))
+    assert histogram[0] == first
+
+
+def test_counts_and_top_share() -> None:
+    experts = np.array([[[0]], [[0]], [[0]], [[1]]])
+    trace = trace_of(experts, [4], num_experts=20)
+    (row,) = statistics.layer_statistics(trace, (2,))
+    assert statistics.expert_counts_LE(trace.experts_TLK, 20)[0, :3].tolist() == [3, 1, 0]
+    # a tenth of 20 experts is two
+    assert row.top_share == 1
+    assert row.unused_experts == 18
+    assert row.row()["working_set_2"] == pytest.approx(4 / 3)
