@@ -35,7 +35,7 @@ def replay(
 
     Args:
         events: What is asked for.
-        policy: "lru", "lfu", "static", "belady" or "belady_forced".
+        policy: Name of the rule; "static" ranks by `scores`.
         capacities: Slots of each group.
         group_of: Group of each expert.
         keep_warm: Whether cache and memory survive from prompt to prompt.
@@ -50,6 +50,10 @@ def replay(
     unused: set[int] = set()
     last: dict[int, int] = {}
     uses: Counter[int] = Counter()
+    uses_resident: Counter[int] = Counter()
+    admitted: dict[int, int] = {}
+    last_step: dict[int, int] = {}
+    steps = events.step_N.tolist()
     clock = 0
 
     def next_use(expert: int, now: int) -> float:
@@ -63,6 +67,14 @@ def replay(
     def order(expert: int, now: int) -> tuple[float, int, int]:
         if policy == "lfu":
             first: float = uses[expert]
+        elif policy == "lfu_resident":
+            first = uses_resident[expert]
+        elif policy == "fifo":
+            first = admitted[expert]
+        elif policy == "lfru":
+            first = uses[expert] / (clock + 1 - last[expert])
+        elif policy == "least_stale":
+            first = admitted[expert] + 1e9 * (last_step.get(expert) == steps[now])
         elif scores is not None:
             first = scores[expert]
         elif policy.startswith("belady"):
@@ -86,7 +98,7 @@ def replay(
     for now, members in enumerate(lists):
         if not keep_warm and now and prompts[now] != prompts[now - 1]:
             outcome.useless += len(unused)
-            for memory in (resident, unused, last, uses):
+            for memory in (resident, unused, last, last_step, uses):
                 memory.clear()
         ahead = wanted[now] if wanted else []
         for expert in ahead:
@@ -105,7 +117,12 @@ def replay(
                 outcome.useful += 1
             clock += 1
             last[expert] = clock
+            last_step[expert] = steps[now]
             uses[expert] += 1
+            if expert not in resident:
+                admitted[expert] = clock
+                uses_resident[expert] = 0
+            uses_resident[expert] += 1
         resident |= set(members)
         for group in {group_of[e] for e in members}:
             shrink(group, capacities[group], set() if policy in ("static", "belady") else set(members), now)

@@ -1,5 +1,7 @@
 """The compiled replay against a slow, obvious one, and what must hold of any replay."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -10,7 +12,7 @@ from moe_beyond.simulator.bounds import Belady, BeladyForced
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import events_of
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.policies.on_demand import Lfu, Lru
+from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru, Random
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.prefetch import Prefetch
 from moe_beyond.simulator.replay import replay, sweep
@@ -24,6 +26,10 @@ def policy_of(name: str, trace: Trace, seed: int) -> Policy:
     return {
         "lru": Lru(),
         "lfu": Lfu(),
+        "lfu_resident": LfuResident(),
+        "fifo": Fifo(),
+        "lfru": Lfru(),
+        "least_stale": LeastStale(),
         "static": StaticPopularity(popularity),
         "belady": Belady(),
         "belady_forced": BeladyForced(),
@@ -35,7 +41,10 @@ def probabilities(trace: Trace, seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-@pytest.mark.parametrize("name", ["lru", "lfu", "static", "belady", "belady_forced"])
+DEMAND = ["lru", "lfu", "lfu_resident", "fifo", "lfru", "least_stale"]
+
+
+@pytest.mark.parametrize("name", [*DEMAND, "static", "belady", "belady_forced"])
 @given(data=st.data(), rules=st.tuples(st.booleans(), st.booleans(), st.booleans()), seed=st.integers(0, 99))
 def test_counts_equal_the_slow_reference(name, data, rules, seed):
     keep_warm, overrun, per_layer = rules
@@ -95,12 +104,12 @@ def test_no_lossless_policy_loads_less_than_belady(data, keep_warm, seed):
     bound = replay(events, Belady(), budget, keep_warm=keep_warm).total
     forced = replay(events, BeladyForced(), budget, keep_warm=keep_warm).total
     assert bound.hits >= forced.hits
-    for name in ("lru", "lfu", "static"):
+    for name in (*DEMAND, "static"):
         policy = policy_of(name, trace, seed)
         assert bound.hits >= replay(events, policy, budget, keep_warm=keep_warm).total.hits
         prefetch = Prefetch("drawn", probabilities(trace, seed), 2, policy)
         assert bound.loads <= replay(events, prefetch, budget, keep_warm=keep_warm).total.loads
-    for name in ("lru", "lfu"):
+    for name in DEMAND:
         assert forced.hits >= replay(events, policy_of(name, trace, seed), budget, keep_warm=keep_warm).total.hits
 
 
@@ -185,3 +194,15 @@ def test_a_replay_does_not_change_its_input(data, seed):
     np.testing.assert_array_equal(first.counts_PFC, second.counts_PFC)
     np.testing.assert_array_equal(events.members_A, before[0])
     np.testing.assert_array_equal(table, before[1])
+
+
+def test_random_eviction_follows_its_seed_and_treats_all_alike():
+    trace = make_trace(3, num_layers=1, num_experts=20, top_k=1, lengths=(4000,), prefill=(0,))
+    uniform = np.random.default_rng(0).integers(0, 20, (4000, 1, 1)).astype(np.uint8)
+    events = events_of(replace(trace, experts_TLK=uniform))
+    budget = Budget.slots(trace.metadata, 10)
+    runs = {seed: replay(events, Random(seed), budget).misses_N for seed in (0, 0, 1)}
+    np.testing.assert_array_equal(runs[0], replay(events, Random(0), budget).misses_N)
+    assert (runs[0] != runs[1]).any()
+    # of 20 equally likely experts half are resident, whoever leaves
+    assert replay(events, Random(0), budget).total.hit_rate == pytest.approx(0.5, abs=0.03)

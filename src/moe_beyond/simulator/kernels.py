@@ -37,8 +37,9 @@ _RESULT: Any = t.Tuple((t.int64[:, ::1], t.int32[::1]))
 
 _ABSENT = -1
 _DEMANDED = -1
-_NEVER_PROTECTED = -2
-_NOBODY_IS_SPARED = -1
+# stamps count half events: 2n while event n's prefetches are admitted, 2n + 1 while its own experts are
+NEVER_PROTECTED = -1
+NOBODY_IS_SPARED = 2**62
 
 
 class Cache(NamedTuple):
@@ -50,7 +51,7 @@ class Cache(NamedTuple):
     prefetch_row_M: npt.NDArray[np.int64]
     """Row of counts of the prefetch that brought it and that nothing has used yet, or _DEMANDED."""
     protected_M: npt.NDArray[np.int64]
-    """Stamp of the last event that protected it."""
+    """It may not leave at stamps up to this one."""
     residents_GI: npt.NDArray[np.int32]
     count_G: npt.NDArray[np.int64]
     used_G: npt.NDArray[np.int64]
@@ -98,13 +99,13 @@ def _remove(cache: Cache, group: int, place: int, row: int) -> None:
 
 @compiled()
 def _make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, now: int, step: int, row: int) -> None:
-    """Let the lowest ranks leave until the group uses at most `limit`, or only experts stamped `stamp` are left."""
+    """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
     if cache.used_G[group] <= limit:
         return
     features_FM, residents, ranks = cache.features_FM, cache.residents_GI[group], cache.ranks_I
     for place in range(cache.count_G[group]):
         expert = residents[place]
-        protected = cache.protected_M[expert] == stamp
+        protected = cache.protected_M[expert] >= stamp
         ranks[place] = np.inf if protected else rank(features_FM, expert, now, step)
     while cache.used_G[group] > limit:
         best = -1
@@ -254,7 +255,7 @@ def replay(
         features_FM=np.zeros((NUM_FEATURES, num_experts)),
         place_M=np.full(num_experts, _ABSENT),
         prefetch_row_M=np.full(num_experts, _DEMANDED),
-        protected_M=np.full(num_experts, _NEVER_PROTECTED),
+        protected_M=np.full(num_experts, NEVER_PROTECTED),
         residents_GI=np.zeros((num_groups, num_experts), np.int32),
         count_G=np.zeros(num_groups, np.int64),
         used_G=np.zeros(num_groups, np.int64),
@@ -294,6 +295,6 @@ def replay(
         _make_room(rank, cache, group, budget_G[group], stamp, now, step, row)
         if not overrun:
             # where the event alone wants more than fits, its own lowest ranks leave too
-            _make_room(rank, cache, group, budget_G[group], _NOBODY_IS_SPARED, now, step, row)
+            _make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, now, step, row)
     _count_useless(cache)
     return cache.counts_RC, misses_N

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import LAST_USE, USES, Policy, Rank
+from moe_beyond.simulator.policies.base import (
+    ADMITTED,
+    LAST_STEP,
+    LAST_USE,
+    SCORE,
+    USES,
+    USES_RESIDENT,
+    Policy,
+    Rank,
+)
 
 
 @compiled(RANK)
@@ -20,6 +32,44 @@ def last_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: 
 def uses(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
     """Rank of least frequently used, counting also the uses before an eviction."""
     return float(features_FM[USES, expert])
+
+
+@compiled(RANK)
+def uses_resident(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+    """Rank of least frequently used, counting from the admission."""
+    return float(features_FM[USES_RESIDENT, expert])
+
+
+@compiled(RANK)
+def admitted(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+    """Rank of first in, first out."""
+    return float(features_FM[ADMITTED, expert])
+
+
+@compiled(RANK)
+def frequency_by_age(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+    """Rank of LFRU: uses over the accesses since the last one."""
+    return float(features_FM[USES, expert] / (now - features_FM[LAST_USE, expert]))
+
+
+@compiled(RANK)
+def stale_first(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+    """Rank of Least-Stale: who was not used in this step goes first, among equals the longest resident."""
+    fresh = features_FM[LAST_STEP, expert] == step
+    # admissions stay below 2 ** 52, so the sum keeps them apart
+    return float(features_FM[ADMITTED, expert] + (4503599627370496.0 if fresh else 0.0))
+
+
+@compiled(RANK)
+def shuffled(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+    """A random number that an expert keeps while it stays: splitmix64 of its admission and the seed in SCORE."""
+    word = np.uint64(features_FM[ADMITTED, expert]) + np.uint64(features_FM[SCORE, expert]) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    word ^= word >> np.uint64(31)
+    return float(word >> np.uint64(11))
 
 
 class Lru(Policy):
@@ -55,8 +105,73 @@ class Lfu(Policy):
         return uses
 
 
+class LfuResident(Policy):
+    """Least frequently used, counts starting again at each admission: LFU as cache libraries build it."""
+
+    name = "lfu_resident"
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return uses_resident
+
+
 class LayerLfu(Lfu):
     """Least frequently used within each layer, slots dealt evenly."""
 
     name = "layer_lfu"
     per_layer = True
+
+
+class Fifo(Policy):
+    """First in, first out."""
+
+    name = "fifo"
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return admitted
+
+
+class Lfru(Policy):
+    """Least frequently and recently used: frequency over age, as proposed for vLLM (its issue 37190)."""
+
+    name = "lfru"
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return frequency_by_age
+
+
+class LeastStale(Policy):
+    """Who was not touched in the present forward pass goes first, in order of admission (SpecMD, arXiv 2602.03921)."""
+
+    name = "least_stale"
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return stale_first
+
+
+@dataclass(frozen=True)
+class Random(Policy):
+    """Whoever the seed says: what any idea must beat.
+
+    Attributes:
+        seed: Below 2 ** 24, so that it passes through a float32 score.
+    """
+
+    seed: int = 0
+    name = "random"
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return shuffled
+
+    @override
+    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+        return np.full((1, events.metadata.num_model_experts), self.seed, np.float32)
