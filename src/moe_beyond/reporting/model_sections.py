@@ -18,7 +18,7 @@ _CURVE_ROWS = 25  # a table of every capacity would be longer than the rest of t
 
 def model_section(tables: Tables) -> Section:
     """The card and the figures behind it."""
-    blocks = [*_card(tables), *_heat_map(tables), *_layers(tables), *_curves(tables), *_reuse(tables)]
+    blocks = [*_card(tables), *_heat_map(tables), *_curves(tables), *_layers(tables), *_reuse(tables)]
     lead = (
         "Whether a model suits offloading can be read from its routing alone: uneven popularity favours pinning, "
         "quick reuse favours caching, and a working set far below the model leaves something to save."
@@ -133,7 +133,7 @@ def _curves(tables: Tables) -> list[Block]:
     cycle, total = tables.token_cycle, tables.model_experts
     fraction = cycle / total if cycle is not None and total else None
     chart = plots.hit_curves(frame, policies, fraction, cycle)
-    return [Figure("hit_curves", "Hit rate at every capacity, decode", alt, chart, data)]
+    return [Figure("hit_curves", "Hit rate at every capacity, decode", alt, chart, data, wide=True)]
 
 
 def _reuse(tables: Tables) -> list[Block]:

@@ -216,7 +216,7 @@ def entropy_by_layer(layers: pl.DataFrame) -> Chart:
         tooltip=["layer:O", "measure:N", alt.Tooltip("value:Q", format=".1%")],
     )
     dash = alt.StrokeDash("measure:N", scale=alt.Scale(domain=domain, range=[[1, 0], [6, 3]][: len(domain)]))
-    return _finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)), 240)
+    return _finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)))
 
 
 def hit_curves(curves: pl.DataFrame, policies: Sequence[str], cycle: float | None, cycle_experts: int | None) -> Chart:

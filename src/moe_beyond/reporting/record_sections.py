@@ -22,7 +22,13 @@ def data_section(tables: Tables) -> Section:
         "side, because a causal model routes a shared beginning identically. Every number of this page that speaks "
         "of quality comes from test splits that training and the size search never read."
     )
-    return Section("data", "Data", "Data and contamination", lead, (*_prompts(tables), *_split_metrics(tables)))
+    return Section(
+        "data",
+        "Data",
+        "Data and contamination",
+        lead,
+        (*_prompts(tables), *_split_metrics(tables), *_trained_model(tables)),
+    )
 
 
 def _prompts(tables: Tables) -> list[Block]:
@@ -66,6 +72,15 @@ def _split_metrics(tables: Tables) -> list[Block]:
         return [Absent("What splitting found", f"{SPLIT_METRICS} was not written")]
     rows = tuple((_words(key), number(value)) for key, value in metrics.items() if isinstance(value, int | float))
     return [DataTable("What splitting found", ("Measure", "Count"), rows, SPLIT_METRICS)]
+
+
+def _trained_model(tables: Tables) -> list[Block]:
+    """How well the stand-in learned, where the pipeline trained the traced model itself."""
+    metrics = tables.metrics.get("reference", {})
+    rows = tuple((_words(key), number(value)) for key, value in metrics.items() if isinstance(value, int | float))
+    if not rows:
+        return []
+    return [DataTable("The traced model, trained here", ("Measure", "Value"), rows, "reports/reference/metrics.json")]
 
 
 def _words(key: str) -> str:
