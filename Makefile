@@ -1,1 +1,67 @@
+# The only list of commands, for people, hooks and CI.
+# Set TORCH_INDEX to the address of a package index with CPU builds of torch to spare a few gigabytes of CUDA libraries.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+PORT ?= 5000
+TORCH_INDEX ?=
+# read from the lock file, so that the version has one home
+TORCH := $(shell grep -E '^torch==' requirements.lock)
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help repro test test-slow smoke lint format ui lock clean
+.DEFAULT_GOAL := help
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+repro: $(VENV)/.ok  ## Run the pipeline: what is up to date is not run again
+	dvc repro
+	@echo
+	@echo "The report:        reports/index.html"
+	@echo "The predictor:     models/predictor/"
+	@echo "The numbers:       dvc metrics show"
+	@echo "All runs:          make ui"
+
+test: $(VENV)/.ok  ## Fast tests
+	pytest -m "not slow"
+
+test-slow: $(VENV)/.ok  ## Every test, the end-to-end ones too
+	pytest
+
+smoke: $(VENV)/.ok  ## The whole pipeline with tiny parameters, in a temporary clone of the last commit
+	pytest -m slow tests/test_end_to_end.py
+
+lint: $(VENV)/.ok  ## Style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(VENV)/.ok  ## Mend what can be mended by itself
+	ruff check --fix .
+	ruff format .
+
+ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's runs
+	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+
+lock: $(VENV)/.ok  ## Resolve pyproject.toml anew into requirements.lock
+	pip-compile -q --extra dev --strip-extras --allow-unsafe --no-emit-find-links --no-emit-index-url \
+		--no-emit-trusted-host --no-annotate -o requirements.lock pyproject.toml
+	# a CPU build's local version is not on the index
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/; s|file://[^ ]*||' requirements.lock
+
+clean:  ## Remove the environment and interrupted work; data, models, reports and runs stay
+	rm -rf $(VENV) .scratch build
+
+# torch first and alone: without a choice of index, its resolver would look at every package's index
+$(VENV)/.ok: requirements.lock pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -c 'import sys; sys.exit("Python 3.11 is needed, found " + sys.version) if sys.version_info[:2] != (3, 11) else None'
+	$(VENV)/bin/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) $(TORCH) -c requirements.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

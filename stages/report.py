@@ -4,17 +4,20 @@ from typing import Any
 
 from moe_beyond.config import Params, flatten
 from moe_beyond.reporting.page import render_report
-from moe_beyond.tracking import stage_run
+from moe_beyond.tracking import pipeline_run, stage_run
 from moe_beyond.tracking.stage import context_tags
+
+SHOWN = ["reports/index.html", "reports/figures", "models/predictor"]
+CODE = ("git.commit", "git.dirty", "dvc_exp_name", "mlflow_run")
 
 
 def main() -> None:
-    with stage_run("report") as run:
+    with stage_run("report") as run, pipeline_run(run, SHOWN) as pipeline_id:
         render_report(
             run.root,
             run.params.report,
             headline_capacity=run.params.simulate.headline_capacity,
-            run_summary=facts(run.params, context_tags(run.stage, run.root)),
+            run_summary=facts(run.params, {**context_tags(run.stage, run.root), "mlflow_run": pipeline_id}),
         )
 
 
@@ -26,7 +29,7 @@ def facts(params: Params, tags: dict[str, str]) -> dict[str, Any]:
     skipped = unread.get(source, ("reference", "traces.transformers"))
     parameters = flatten(params.model_dump(by_alias=True, mode="json"))
     return {
-        "Code": {key: value for key, value in tags.items() if key in ("git.commit", "git.dirty", "dvc_exp_name")},
+        "Code": {key: tags[key] for key in CODE if key in tags},
         "Parameters": {key: value for key, value in parameters.items() if not key.startswith(skipped)},
         "Libraries": versions,
     }

@@ -7,8 +7,8 @@ the epoch after its last checkpoint.
 from __future__ import annotations
 
 import logging
-import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,15 @@ from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.module import PredictorModule
 from moe_beyond.predictor.network import NetworkShape, num_parameters
 from moe_beyond.predictor.settings import TrainSettings
+from moe_beyond.threads import torch_threads
 from moe_beyond.traces.schema import Trace
 
 log = logging.getLogger(__name__)
 for name in ("lightning.pytorch", "lightning.fabric"):
     # hardware that is not there and products to try; what matters of a fit is logged here
     logging.getLogger(name).setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # meant: it is resumed
 
 LogStep = Callable[[dict[str, float], int], None]
 
@@ -151,7 +154,6 @@ def fit(
     """
     require_disjoint(train, validation)
     train.metadata.require_same_model(validation.metadata, "validation split")
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     lightning.seed_everything(seed, workers=True, verbose=False)
     encoder = TokenEncoder.fit(train, settings.min_token_count, settings.letter_buckets)
     shape = network_shape(train, encoder, size, settings)
@@ -176,7 +178,8 @@ def fit(
     trainer = _trainer(settings, epochs, [history, best, patience])
     last = scratch / "last.ckpt"
     try:
-        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+        with torch_threads(settings.threads):
+            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except FloatingPointError as error:
         raise InputError(f"train: {error}; the last good checkpoint is {best.best_model_path or 'none'}") from error
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]

@@ -92,7 +92,6 @@ def search(
         storage=JournalStorage(JournalFileBackend(str(scratch / "study.journal"))),
         load_if_exists=True,
     )
-    study.set_metric_names(["recall_at_k", "latency_ms"])
 
     def objective(trial: Trial) -> tuple[float, float]:
         size = suggest(trial, settings.space)

@@ -70,8 +70,8 @@ class TrainSettings(Settings):
     """Hash buckets of the character n-grams of a token string."""
     accelerator: str = "cpu"
     devices: int = Field(default=1, ge=1)
-    threads: int = Field(default=0, ge=0)
-    """Threads for torch on CPU; 0 takes all cores."""
+    threads: int = Field(default=1, ge=1)
+    """Threads for torch on CPU. One makes results independent of the machine's cores, and is enough for small widths."""
 
 
 class ExportSettings(Settings):

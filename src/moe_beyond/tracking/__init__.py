@@ -3,6 +3,7 @@
 Files are the truth, MLflow mirrors them. No other module of the project imports mlflow.
 """
 
+from moe_beyond.tracking.pipeline import pipeline_run
 from moe_beyond.tracking.stage import StageRun, stage_run
 
-__all__ = ["StageRun", "stage_run"]
+__all__ = ["StageRun", "pipeline_run", "stage_run"]

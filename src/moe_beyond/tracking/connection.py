@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from pathlib import Path
 
 # mlflow reads these when it is imported; what the user set wins
@@ -20,6 +20,11 @@ from mlflow.tracking import MlflowClient
 from moe_beyond.errors import InputError
 
 DEFAULT_EXPERIMENT = "moe-beyond"
+
+
+# how mlflow monitors, migrates and guesses is of no interest to who runs a stage
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def main_root(root: Path) -> Path:
@@ -43,7 +48,6 @@ def connect(root: Path) -> MlflowClient:
     home = main_root(root)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
-    warnings.filterwarnings("ignore", category=FutureWarning, module="mlflow.*")
     mlflow.set_tracking_uri(uri)
     client = MlflowClient()
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +109,8 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
         root: Project's root; default the working directory, where DVC starts stages.
     """
     root = (root or Path.cwd()).resolve()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("moe_beyond").setLevel(logging.INFO)
     try:
         params = load_params(root / "params.yaml")
         declared = read_stage(root / "dvc.yaml", stage)
@@ -121,6 +125,7 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
                 # Lightning's logger closes the run as finished; say again that it was not
                 client.set_terminated(run.run_id, RunStatus.to_string(RunStatus.FAILED))
                 raise
+            _require_outs(run)
             _write_receipt(run)
             log_outs(client, run.run_id, root, declared)
     except InputError as error:
@@ -163,11 +168,20 @@ def _log_datasets(run: StageRun) -> None:
     for path in run.declared.deps:
         if not path.startswith(("data/", "models/")) or not (run.root / path).exists():
             continue
-        source = resolve_dataset_source(str(run.root / path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mlflow knows local paths twice and says so
+            source = resolve_dataset_source(str(run.root / path))
         dataset = MetaDataset(  # type: ignore[abstract]  # mlflow leaves out `profile` itself
             source, name=path.replace("/", "."), digest=content_md5(run.root / path)
         )
         mlflow.log_input(dataset, context="input")
+
+
+def _require_outs(run: StageRun) -> None:
+    """A receipt vouches for every out: all of them must be there first."""
+    for out in run.declared.outs:
+        if not (run.root / out).exists() and run.root / out != run.reports / "run.json":
+            raise InputError(f"{out}: the stage did not write this out of dvc.yaml")
 
 
 def _write_receipt(run: StageRun) -> None:
@@ -179,11 +193,14 @@ def _write_receipt(run: StageRun) -> None:
 def log_outs(client: MlflowClient, run_id: str, root: Path, declared: DvcStage) -> None:
     """Log every out of the stage as an artifact, under the path it has in the project."""
     for out in declared.outs:
-        path = root / out
-        if path.is_dir():
-            client.log_artifacts(run_id, str(path), artifact_path=out)
-        elif path.exists():
-            parent = Path(out).parent.as_posix()
-            client.log_artifact(run_id, str(path), artifact_path=None if parent == "." else parent)
-        else:
-            raise InputError(f"{out}: stage {declared.name} did not write this out of dvc.yaml")
+        log_artifact(client, run_id, root, out)
+
+
+def log_artifact(client: MlflowClient, run_id: str, root: Path, path: str) -> None:
+    """Log a file or a folder under the path, relative to the root, that it has in the project."""
+    source = root / path
+    if source.is_dir():
+        client.log_artifacts(run_id, str(source), artifact_path=path)
+    else:
+        parent = Path(path).parent.as_posix()
+        client.log_artifact(run_id, str(source), artifact_path=None if parent == "." else parent)

@@ -1,0 +1,127 @@
+"""The run of a pipeline state: from it one reaches the run behind every artifact.
+
+Stage runs hold their own parameters, metrics and outs. The pipeline's run holds what two states are compared by, all
+parameters and the headline metrics, and names the run of every stage, also of one that DVC restored from its cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from moe_beyond.config import STAGES, flatten
+from moe_beyond.dvcfile import read_stage
+from moe_beyond.scratch import fingerprint
+from moe_beyond.tracking.stage import (
+    StageRun,
+    context_tags,
+    log_artifact,
+    log_metrics,
+    log_outs,
+    log_params,
+    stage_params,
+)
+
+
+@contextmanager
+def pipeline_run(run: StageRun, artifacts: Sequence[str]) -> Iterator[str]:
+    """Open the pipeline's run inside its last stage and yield its id; on success fill it.
+
+    Args:
+        run: The open run of the last stage.
+        artifacts: Files and folders, relative to the root, that belong on the pipeline's run itself.
+    """
+    client = run.client
+    experiment = client.get_run(run.run_id).info.experiment_id
+    tags = {**context_tags("pipeline", run.root), "moe_beyond.stage": "pipeline"}
+    run_id = client.create_run(experiment, run_name="pipeline", tags=tags).info.run_id
+    status = RunStatus.FAILED
+    try:
+        yield run_id
+        runs = stage_runs(run, experiment) | {run.stage: run.run_id}
+        _link(client, run_id, experiment, runs)
+        log_params(client, run_id, flatten(run.params.model_dump(by_alias=True, mode="json")))
+        log_metrics(client, run_id, headline_metrics(run.root))
+        for path in artifacts:
+            log_artifact(client, run_id, run.root, path)
+        status = RunStatus.FINISHED
+    finally:
+        client.set_terminated(run_id, RunStatus.to_string(status))
+
+
+def stage_runs(run: StageRun, experiment: str) -> dict[str, str]:
+    """Run id of every earlier stage, from the receipts beside their outs.
+
+    A receipt can name a run that this MLflow does not have, where DVC fetched the outs from a remote. Then the stage's
+    parameters, metrics and outs are logged once more, as a run tagged `restored`.
+    """
+    found = {}
+    for stage in STAGES:
+        receipt = run.root / "reports" / stage / "run.json"
+        if stage == run.stage or not receipt.exists():
+            continue
+        run_id = json.loads(receipt.read_text(encoding="utf-8"))["run_id"]
+        found[stage] = run_id if _exists(run.client, run_id) else _mirror(run, experiment, stage, run_id)
+    return found
+
+
+def headline_metrics(root: Path) -> dict[str, float]:
+    """What two pipeline states are compared by: quality on the test splits, cost, and what the replay says."""
+    metrics: dict[str, float] = {}
+    for stage in STAGES:
+        path = root / "reports" / stage / "metrics.json"
+        if not path.exists():
+            continue
+        for key, value in flatten(json.loads(path.read_text(encoding="utf-8")), "/").items():
+            if _is_headline(stage, key):
+                metrics[f"{stage}/{key}"] = value
+    return metrics
+
+
+def _is_headline(stage: str, key: str) -> bool:
+    if stage == "export":
+        return key.count("/") == 0 or (key.startswith("test_") and key.endswith(("/recall_at_k", "/f1_active")))
+    if stage in ("tune", "train"):
+        return key.endswith(("recall_at_k", "latency_ms", "parameters"))
+    return stage == "simulate"
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def _mirror(run: StageRun, experiment: str, stage: str, original: str) -> str:
+    tags = {"moe_beyond.stage": stage, "restored": "true", "original_run_id": original}
+    run_id = run.client.create_run(experiment, run_name=stage, tags=tags).info.run_id
+    declared = read_stage(run.root / "dvc.yaml", stage)
+    log_params(run.client, run_id, stage_params(run.params, declared))
+    metrics = run.root / "reports" / stage / "metrics.json"
+    log_metrics(run.client, run_id, flatten(json.loads(metrics.read_text(encoding="utf-8")), "/"))
+    log_outs(run.client, run_id, run.root, declared)
+    run.client.set_terminated(run_id)
+    return run_id
+
+
+def _link(client: MlflowClient, run_id: str, experiment: str, runs: dict[str, str]) -> None:
+    client.set_tag(run_id, "moe_beyond.state", fingerprint(runs))
+    lines = ["Runs of the stages, each with its parameters, metrics and outs:", ""]
+    for stage, stage_run_id in runs.items():
+        client.set_tag(run_id, f"run.{stage}", stage_run_id)
+        lines.append(f"- [{stage}](#/experiments/{experiment}/runs/{stage_run_id})")
+        if "mlflow.parentRunId" not in client.get_run(stage_run_id).data.tags:
+            # the tree in MLflow's list: a stage stands below the first pipeline run that used it
+            client.set_tag(stage_run_id, "mlflow.parentRunId", run_id)
+    client.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
+    client.log_dict(run_id, runs, "stage_runs.json")

@@ -1,0 +1,50 @@
+import numpy as np
+import torch
+
+from moe_beyond.data.datamodule import Collate, LengthBatches, RoutingData, WindowDataset
+from moe_beyond.data.features import token_features
+from moe_beyond.data.tokens import TokenEncoder
+from tests.traces_of_chance import chance_trace
+
+
+def test_windows_cover_every_token_once_and_cross_no_prompt():
+    trace = chance_trace(10)
+    windows = WindowDataset(trace, 8, np.random.default_rng(0))
+    for _ in range(3):
+        windows.redraw()
+        tokens = [token for start, end in windows.windows for token in range(start, end)]
+        assert sorted(tokens) == list(range(trace.num_tokens))
+        assert all(end - start <= 8 for start, end in windows.windows)
+        inner = set(trace.prompt_offsets.tolist())
+        assert not [t for start, end in windows.windows for t in range(start + 1, end) if t in inner]
+
+
+def test_batches_hold_every_window_once():
+    trace = chance_trace(50)
+    windows = WindowDataset(trace, 16).windows
+    batches = list(LengthBatches(windows, 4, np.random.default_rng(0)))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(windows)))
+    assert len(batches) == len(LengthBatches(windows, 4, np.random.default_rng(0)))
+    assert max(map(len, batches)) == 4
+
+
+def test_padding_is_marked_and_content_is_the_traces():
+    trace = chance_trace(6)
+    encoder = TokenEncoder.fit(trace, 1, 512)
+    windows = WindowDataset(trace, 64).windows
+    batch = Collate(trace, token_features(trace, encoder))(windows)
+    assert int(batch.real_BT.sum()) == trace.num_tokens
+    assert torch.equal(batch.experts_BTLK[batch.real_BT], torch.from_numpy(trace.experts_TLK.astype(np.int64)))
+
+
+def test_same_seed_same_batches_and_another_epoch_other_cuts():
+    trace = chance_trace(20)
+    encoder = TokenEncoder.fit(trace, 1, 512)
+
+    def epochs(seed):
+        data = RoutingData(trace, trace, encoder, length=8, batch_size=4, seed=seed)
+        return [[batch.tokens_BT.tolist() for batch in data.train_dataloader()] for _ in range(2)]
+
+    assert epochs(1) == epochs(1)
+    assert epochs(1)[0] != epochs(1)[1]
+    assert epochs(1)[0] != epochs(2)[0]

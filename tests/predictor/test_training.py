@@ -1,0 +1,99 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe_beyond.errors import InputError
+from moe_beyond.metrics import score
+from moe_beyond.predictor.baselines import Popularity
+from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
+from moe_beyond.training import Size, fit, read_size
+from tests.predictor.conftest import SETTINGS
+from tests.traces_of_chance import chance_trace
+
+
+def test_training_beats_popularity_on_prompts_it_did_not_see(fitted, validation_trace, train_trace):
+    popularity = score(Popularity.fit(train_trace), validation_trace).mean() / 2
+    assert fitted.best_recall > popularity + 0.2
+    assert len(fitted.history) == 6
+    assert fitted.metrics()["validation_recall_at_k"] == fitted.best_recall
+
+
+def test_same_seed_same_weights(train_trace, validation_trace, tmp_path):
+    fits = [
+        fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, epochs=2, seed=5, scratch=tmp_path / name)
+        for name in ("a", "b")
+    ]
+    first, second = (result.checkpoint.network.state_dict() for result in fits)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert fits[0].history == fits[1].history
+
+
+def test_an_interrupted_fit_goes_on_and_keeps_its_history(train_trace, validation_trace, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def interrupt(metrics, step):
+        seen.append(step)
+        if len(seen) == 3:
+            raise StopError
+
+    seen = []
+    run = {"epochs": 4, "seed": 5, "scratch": tmp_path}
+    with pytest.raises(StopError):
+        fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, log_step=interrupt, **run)
+    assert (tmp_path / "last.ckpt").exists()
+    resumed = fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, **run)
+    steps = [row["step"] for row in resumed.history]
+    assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
+    assert steps == sorted(steps)
+
+
+def test_splits_that_share_a_prompt_are_refused(train_trace, tmp_path):
+    with pytest.raises(InputError, match="'train0' is in two splits"):
+        fit(train_trace, train_trace, Size(16, 1, 2), SETTINGS, epochs=1, seed=0, scratch=tmp_path)
+
+
+def test_a_validation_trace_of_another_model_is_refused(train_trace, tmp_path):
+    other = chance_trace(4, num_layers=2, name="v")
+    with pytest.raises(InputError, match="layer_numbers"):
+        fit(train_trace, other, Size(16, 1, 2), SETTINGS, epochs=1, seed=0, scratch=tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step(train_trace, validation_trace, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "moe_beyond.predictor.module.PredictorModule._loss", lambda self, logits, batch: logits.sum() * float("nan")
+    )
+    with pytest.raises(InputError, match="loss is nan at step 0"):
+        fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, epochs=1, seed=0, scratch=tmp_path)
+
+
+def test_checkpoints_come_back_as_they_were(fitted, tmp_path):
+    save_checkpoint(fitted.checkpoint, tmp_path / "checkpoint")
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    before, after = fitted.checkpoint.network.state_dict(), loaded.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.encoder == fitted.checkpoint.encoder
+    assert loaded.trained_on == fitted.checkpoint.trained_on
+    with pytest.raises(InputError, match="run the train stage first"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+def test_a_size_file_must_hold_a_size(tmp_path):
+    (tmp_path / "best.yaml").write_text("width: 8\ndepth: 1\nheads: 2\n")
+    assert read_size(tmp_path / "best.yaml") == Size(8, 1, 2)
+    (tmp_path / "best.yaml").write_text("width: 8\n")
+    with pytest.raises(InputError, match="run the tune stage first"):
+        read_size(tmp_path / "best.yaml")
+
+
+def test_epochs_end_early_without_progress(train_trace, validation_trace, tmp_path):
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-12, "patience": 2, "warmup_fraction": 0.0})
+    result = fit(train_trace, validation_trace, Size(16, 1, 2), settings, epochs=10, seed=0, scratch=tmp_path)
+    assert len(result.history) == 3
+
+
+def test_replacing_texts_by_ids_still_trains(train_trace, validation_trace, tmp_path):
+    traces = [replace(trace, token_texts=None) for trace in (train_trace, validation_trace)]
+    result = fit(*traces, Size(16, 1, 2), SETTINGS, epochs=4, seed=0, scratch=tmp_path)
+    assert result.best_recall > 0.4

@@ -1,0 +1,187 @@
+"""The whole pipeline with tiny parameters in a clone of the last commit: DVC, MLflow and the page agree."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from moe_beyond.config import STAGES, flatten
+from moe_beyond.dvcfile import read_stage
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "reference.hidden_size": 32,
+    "reference.moe_layers": 2,
+    "reference.num_experts": 8,
+    "reference.top_k": 2,
+    "reference.expert_width": 8,
+    "reference.vocabulary_size": 512,
+    "reference.tokens": 20_000,
+    "reference.validation_tokens": 2_000,
+    "extract.english_prompts": 40,
+    "extract.code_prompts": 8,
+    "extract.max_prompt_tokens": 32,
+    "extract.decode_tokens": 12,
+    "extract.batch_prompts": 20,
+    "extract.shard_prompts": 20,
+    "assess.max_curve_tokens": 500,
+    "tune.trials": 2,
+    "tune.epochs": 1,
+    "tune.space.width": "[16,32]",
+    "tune.space.depth": "[1]",
+    "tune.space.heads": "[2]",
+    "train.epochs": 2,
+    "train.window": 16,
+    "export.parity_tokens": 40,
+    "simulate.capacities": "[0.25,0.5,0.75]",
+    "simulate.headline_capacity": 0.5,
+    "simulate.bootstrap_samples": 100,
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def call(project, *command, check=True):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+        "PYTHONPATH": str(project / "src"),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.invalid",
+        "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.invalid",
+    }  # fmt: skip
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)} gave {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def stages_run(output):
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A clone in which the pipeline ran once."""
+    clone = tmp_path_factory.mktemp("clone") / "project"
+    call(ROOT, "git", "clone", "-q", str(ROOT), str(clone))
+    overrides = [word for key, value in TINY.items() for word in ("-S", f"{key}={value}")]
+    done = call(clone, "dvc", "exp", "run", "-f", *overrides)
+    assert stages_run(done.stdout) == list(STAGES)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def mlflow(project):
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+def pipeline_runs(mlflow):
+    experiment = mlflow.get_experiment_by_name("moe-beyond").experiment_id
+    return mlflow.search_runs([experiment], "tags.`moe_beyond.stage` = 'pipeline'", order_by=["start_time DESC"])
+
+
+def artifacts(mlflow, run_id, path=None):
+    for entry in mlflow.list_artifacts(run_id, path):
+        if entry.is_dir:
+            yield from artifacts(mlflow, run_id, entry.path)
+        else:
+            yield entry.path
+
+
+def test_everything_is_reached_from_the_pipelines_run(project, mlflow):
+    run = pipeline_runs(mlflow)[0]
+    own = set(artifacts(mlflow, run.info.run_id))
+    assert {"models/predictor/token_step.onnx", "reports/index.html"} <= own
+    for stage in STAGES:
+        stage_run = mlflow.get_run(run.data.tags[f"run.{stage}"])
+        logged = set(artifacts(mlflow, stage_run.info.run_id))
+        for out in read_stage(project / "dvc.yaml", stage).outs:
+            path = project / out
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            assert {file.relative_to(project).as_posix() for file in files} <= logged
+        metrics_file = project / "reports" / stage / "metrics.json"
+        if metrics_file.exists():
+            assert stage_run.data.metrics.items() >= flatten(json.loads(metrics_file.read_text()), "/").items()
+        assert stage_run.data.params or stage == "assess"
+
+
+def test_mlflow_dvc_and_the_page_show_the_same_numbers(project, mlflow):
+    shown = json.loads(call(project, "dvc", "metrics", "show", "--json").stdout)
+    from_dvc = shown[""]["data"]["reports/export/metrics.json"]["data"]["test_out_of_domain"]["predictor"]
+    from_mlflow = pipeline_runs(mlflow)[0].data.metrics["export/test_out_of_domain/predictor/recall_at_k"]
+    assert from_dvc["recall_at_k"] == from_mlflow
+    assert f"{100 * from_mlflow:.1f}" in (project / "reports/index.html").read_text()
+
+
+def test_nothing_to_do_runs_nothing(project):
+    done = call(project, "dvc", "repro")
+    assert not stages_run(done.stdout)
+    assert "up to date" in done.stdout
+
+
+def test_trials_are_children_of_the_tuning_run(mlflow):
+    tune = pipeline_runs(mlflow)[0].data.tags["run.tune"]
+    experiment = mlflow.get_experiment_by_name("moe-beyond").experiment_id
+    children = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{tune}'")
+    assert {child.info.run_name for child in children} >= {"trial-0"}
+    assert all("recall_at_k" in child.data.metrics and "width" in child.data.params for child in children)
+
+
+def test_a_simulator_parameter_reruns_the_simulator_and_the_report_and_makes_a_second_pipeline_run(project, mlflow):
+    before = pipeline_runs(mlflow)
+    done = call(project, "dvc", "exp", "run", "-S", "simulate.headline_capacity=0.25")
+    assert stages_run(done.stdout) == ["simulate", "report"]
+    assert not stages_run(call(project, "dvc", "repro").stdout)
+    after = pipeline_runs(mlflow)
+    assert len(after) == len(before) + 1
+    first, second = before[0].data, after[0].data
+    assert second.params["simulate.headline_capacity"] == "0.25"
+    assert second.tags["run.train"] == first.tags["run.train"]
+    assert second.tags["run.simulate"] != first.tags["run.simulate"]
+    # a state that was there before comes from DVC's cache: no stage starts, and its receipts name the former runs
+    done = call(project, "dvc", "exp", "run", "-S", f"simulate.headline_capacity={TINY['simulate.headline_capacity']}")
+    assert not stages_run(done.stdout)
+    receipt = json.loads((project / "reports/simulate/run.json").read_text())
+    assert receipt["run_id"] == first.tags["run.simulate"]
+
+
+def test_bad_input_is_one_line_and_former_outs_stay(project):
+    params = project / "params.yaml"
+    good = params.read_text()
+    changed = yaml.safe_load(good)
+    changed["split"]["test_fraction"] = 1.5
+    params.write_text(yaml.safe_dump(changed))
+    before = (project / "data/splits/prompts.csv").read_bytes()
+    done = call(project, "dvc", "repro", check=False)
+    params.write_text(good)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: params.yaml: split.test_fraction: Input should be less than 1 (found 1.5)"]
+    assert "Traceback" not in done.stderr
+    assert (project / "data/splits/prompts.csv").read_bytes() == before
+    assert (project / "data/splits/train/trace.json").exists()
+    assert "up to date" in call(project, "dvc", "repro").stdout
+
+
+def test_a_killed_stage_leaves_its_outs_whole_and_runs_again(project):
+    shutil.rmtree(project / ".scratch", ignore_errors=True)
+    before = (project / "reports/train/metrics.json").read_bytes()
+    environment = {**os.environ, "PYTHONPATH": str(project / "src")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    process = subprocess.Popen([sys.executable, "stages/train.py"], cwd=project, env=environment)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=6)
+    process.kill()
+    process.wait()
+    assert (project / "reports/train/metrics.json").read_bytes() == before
+    call(project, "dvc", "repro", "-f", "-s", "train")
+    assert (project / "reports/train/metrics.json").read_bytes() == before
