@@ -255,7 +255,7 @@ def trials_table() -> pl.DataFrame:
 
 def timing_table(example: Example, replayed: pl.DataFrame) -> pl.DataFrame:
     """Two devices; a token costs its compute and what the link takes, in proportion to bytes."""
-    devices = pl.DataFrame({"device": ["phone-ufs31", "laptop-nvme"], "mib_per_ms": [1.4, 4.8], "compute": [18.0, 9.0]})
+    devices = pl.DataFrame({"device": ["phone_ufs", "laptop_nvme"], "mib_per_ms": [1.4, 4.8], "compute": [18.0, 9.0]})
     return replayed.join(devices, how="cross").select(
         "split",
         "device",

@@ -46,7 +46,7 @@ def test_more_lines_than_colours_turn_grey_rather_than_fail():
         ("lru", "LRU"),
         ("predictor_prefetch_lru", "Predictor prefetch + LRU"),
         ("token_unigram_prefetch_layer_lfu", "Token unigram prefetch + LFU per layer"),
-        ("belady", "Belady (bound)"),
+        ("belady", "Belady (demand bound)"),
         ("something_new", "Something new"),
     ],
 )

@@ -220,7 +220,7 @@ def timing_findings(tables: Tables) -> list[Finding]:
         won = both.filter(pl.col("mine") < pl.col("ms_per_token")).height
         tone: Tone = "good" if won == both.height else "bad" if won == 0 else "neutral"
         where = f"{won} of {both.height} capacities ({split_label(split)})"
-        text = f"On {device} the predictor gives the fastest tokens at {where}."
+        text = f"{label(str(device))}: the predictor gives the fastest tokens at {where}."
         found.append(Finding(tone, text, tables["timing"].path))
     return found
 

@@ -19,7 +19,9 @@ from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.reporting import theme
 from moe_beyond.reporting.blocks import Figure
-from moe_beyond.reporting.cache_sections import cache_section, comparison_section, explorer_section, timing_section
+from moe_beyond.reporting.cache_sections import cache_section
+from moe_beyond.reporting.contest_sections import comparison_section, timing_section
+from moe_beyond.reporting.explorer import explorer_section
 from moe_beyond.reporting.model_sections import model_section
 from moe_beyond.reporting.plots import Chart
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section

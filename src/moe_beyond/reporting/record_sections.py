@@ -101,6 +101,9 @@ def method_section(tables: Tables, *, stand_in: bool) -> Section:
             "that all tokens of the step want form one event.",
             "Hits are judged on what is resident when the event starts. Eviction follows after its end and never "
             "touches what the event itself used.",
+            "A prefetched expert counts as resident for its event whether or not a link could have brought it in "
+            "time: hit rates with prefetch are what an unlimited link would give. Bytes, and times where they are "
+            "modelled, tell the rest.",
             "Bytes count demand loads and prefetches alike, useful or not.",
             "The predictor is causal: it sees this and earlier tokens of the prompt and the routing of earlier "
             "tokens, never the routing that it is asked for.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_beyond.reporting.blocks import Absent, Block, Section
-from moe_beyond.reporting.cache_sections import headline_policies
+from moe_beyond.reporting.explorer import headline_policies
 from moe_beyond.reporting.findings import Finding, findings, verdict
 from moe_beyond.reporting.headline import contest, hardest_split, recall_name, scores, split_label
 from moe_beyond.reporting.names import is_learned, label
@@ -75,7 +75,7 @@ def _cache_tiles(tables: Tables, fraction: float) -> list[Tile]:
     if result is None:
         return []
     ours, rival, source = result.ours, result.rival, tables["replay"].path
-    bound = f"; bound {percent(result.bound.hit_rate)}" if result.bound else ""
+    bound = f"; {label(result.bound.policy)} {percent(result.bound.hit_rate)}" if result.bound else ""
     note = (
         f"{interval(ours.low, ours.high)} against {percent(rival.hit_rate)} with {label(rival.policy)}{bound}".strip()
     )

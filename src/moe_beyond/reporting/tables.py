@@ -137,6 +137,12 @@ class Tables:
         frame = self.csv["quality"].frame
         return [] if frame is None else ordered(frame["predictor"].to_list())
 
+    @cached_property
+    def devices(self) -> list[str]:
+        """Devices whose time was modelled."""
+        frame = self.csv["timing"].frame
+        return [] if frame is None else [str(name) for name in frame["device"].unique(maintain_order=True).to_list()]
+
     @property
     def learned_policy(self) -> str | None:
         """The replayed policy that the trained predictor drives."""

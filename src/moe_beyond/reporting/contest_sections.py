@@ -1,0 +1,111 @@
+"""Sections that decide between policies: time per token on each device, and paired comparisons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.reporting import plots
+from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
+from moe_beyond.reporting.headline import split_label
+from moe_beyond.reporting.names import label
+from moe_beyond.reporting.tables import Tables
+from moe_beyond.reporting.text import interval, number, signed
+
+
+def timing_section(tables: Tables) -> Section:
+    """Milliseconds per token over capacity, a figure a device, on the hardest split."""
+    title = "Time per token"
+    timing = tables["timing"].frame
+    if timing is None:
+        return Section("time", "Time", title, blocks=(Absent(title, tables["timing"].absent),))
+    split = next((name for name in reversed(tables.splits) if name in timing["split"].unique()), timing["split"][0])
+    blocks: list[Block] = []
+    for device in tables.devices:
+        part = timing.filter((pl.col("split") == split) & (pl.col("device") == device))
+        part = part.sort("capacity_experts", maintain_order=True)
+        if part["capacity_experts"].n_unique() < 2:
+            blocks.append(
+                Absent(
+                    f"Time per token: {label(device)}", f"{tables['timing'].path} has fewer than two capacities for it"
+                )
+            )
+            continue
+        policies = [name for name in tables.policies if name in part["policy"].unique()]
+        best = part.sort("ms_per_token").row(0, named=True)
+        alt = (
+            f"Line chart of milliseconds per token over capacity, {label(device)}; the least is "
+            f"{number(best['ms_per_token'])} ms with {label(best['policy'])} at {number(best['capacity_experts'])} "
+            "experts."
+        )
+        table = wide_table(
+            part,
+            index="capacity_experts",
+            on="policy",
+            value="ms_per_token",
+            order=policies,
+            headings=[label(name) for name in policies],
+            caption=f"Milliseconds per token, {label(device)}, {split_label(split)}",
+            source=tables["timing"].path,
+            shares=False,
+            first="Capacity, experts",
+        )
+        blocks.append(
+            Figure(
+                f"time_{_slug(device)}",
+                f"Time per token: {label(device)}",
+                alt,
+                plots.step_latency(part, policies),
+                table,
+            )
+        )
+    lead = (
+        "One link with its bandwidth and set-up time carries demand loads before prefetches; a layer's compute "
+        "overlaps with prefetch, and the predictor's own latency is charged. The times are modelled, not measured on "
+        "the device, unless the device's description says that it was fitted to a recording."
+    )
+    return Section("time", "Time", title, lead, tuple(blocks))
+
+
+def comparison_section(tables: Tables, fraction: float) -> Section:
+    """Paired differences by prompt with their intervals: ours against each other policy at the headline capacity."""
+    title = "Who beats whom, and how sure that is"
+    frame = tables["comparisons"].frame
+    if frame is None:
+        return Section("comparisons", "Comparisons", title, blocks=(Absent(title, tables["comparisons"].absent),))
+    ours = tables.learned_policy
+    blocks: list[Block] = []
+    for split in tables.splits:
+        part = frame.filter((pl.col("split") == split) & ((pl.col("a") == ours) | (pl.col("b") == ours)))
+        if ours is None or part.is_empty():
+            reason = f"{tables['comparisons'].path} compares the trained predictor with nothing there"
+            blocks.append(Absent(f"Comparisons on {split_label(split)}", reason))
+            continue
+        total = tables.model_experts or part["capacity_experts"].max()
+        capacity = min(part["capacity_experts"].unique().to_list(), key=lambda size: abs(size - fraction * total))  # type: ignore[operator]
+        rows = [
+            _compared(row, ours) for row in part.filter(pl.col("capacity_experts") == capacity).iter_rows(named=True)
+        ]
+        caption = f"{label(ours)} minus each other policy, {split_label(split)}, {number(capacity)} experts"
+        columns = ("Against", "Difference in hit rate, points", "95 % interval", "Hits more")
+        blocks.append(DataTable(caption, columns, tuple(rows), tables["comparisons"].path))
+    lead = (
+        "Ours is the policy that the trained predictor drives. Both sides replay the same prompts; prompts, not "
+        "tokens, are resampled, because tokens of one prompt resemble each other. Where the interval includes zero, "
+        "the table names no winner. The file has every pair at every capacity."
+    )
+    return Section("comparisons", "Comparisons", title, lead, tuple(blocks))
+
+
+def _compared(row: dict[str, Any], ours: str) -> tuple[str, ...]:
+    """A row of comparisons.csv seen from ours: the table may hold the pair the other way round."""
+    flip = -1 if row["b"] == ours else 1
+    other = row["a"] if row["b"] == ours else row["b"]
+    low, high = sorted((flip * row["low"], flip * row["high"]))
+    winner = "ours" if low > 0 else "the other" if high < 0 else "undecided"
+    return (label(other), signed(flip * row["difference"]), interval(low, high, 2), winner)
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
