@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro test test-slow smoke lint format ui lock clean
+.PHONY: help repro test test-slow smoke lint format docs ui lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -44,6 +44,9 @@ lint: $(VENV)/.ok  ## Style and types
 format: $(VENV)/.ok  ## Mend what can be mended by itself
 	ruff check --fix .
 	ruff format .
+
+docs: $(VENV)/.ok  ## Write the figures of the last run into the README, and docs/parameters.md
+	python docs/generate.py
 
 ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's runs
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
