@@ -111,6 +111,17 @@ def test_predictions_find_their_prompt_by_routing_whatever_their_number(tmp_path
     np.testing.assert_array_equal(trace.predicted_TLK, expected)
 
 
+def test_the_public_repositorys_folder_names_and_editors_copies_are_understood(tmp_path: Path) -> None:
+    experts = _experts(3)
+    _write(tmp_path / "formatted_csvs" / "prompt_1_data_formatted.csv", _routed_rows(experts, TOKENS[:3]))
+    _write(tmp_path / "predicted_csvs" / "prompt_9_data_predicted.csv", _predicted_rows(experts, _experts(3, 8)))
+    copy = tmp_path / "formatted_csvs" / ".ipynb_checkpoints" / "prompt_1_data-checkpoint.csv"
+    _write(copy, _routed_rows(experts, TOKENS[:3]))
+    trace = _import(tmp_path)
+    assert trace.num_prompts == 1
+    assert trace.predicted_TLK is not None
+
+
 def test_of_equal_routing_the_prediction_with_the_same_number_is_taken(tmp_path: Path) -> None:
     experts = _experts(2)
     for number in (1, 2):

@@ -67,7 +67,8 @@ def read(source: Path, domain: str | None) -> Trace:
     answers: dict[bytes, list[_Answer]] = defaultdict(list)
     for name, stream in members(source, ".csv"):
         where = locate(source, name)
-        if "predicted" in PurePosixPath(name).parts[:-1]:
+        # `predicted/` in excerpts, `predicted_csvs/` in the public repository
+        if any(part.startswith("predicted") for part in PurePosixPath(name).parts[:-1]):
             key, answer = _read_predicted(stream.read(), name, where)
             answers[key].append(answer)
         else:

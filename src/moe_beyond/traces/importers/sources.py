@@ -60,7 +60,9 @@ def members(source: Path, suffix: str, mend: str = "check the path and the forma
     found = False
     try:
         for name, stream in _walk(source):
-            if name.endswith((suffix, suffix + ".gz")):
+            # hidden folders hold editors' copies, `.ipynb_checkpoints` in the paper's repository for one
+            hidden = any(part.startswith(".") for part in PurePosixPath(name).parts if part != ".")
+            if name.endswith((suffix, suffix + ".gz")) and not hidden:
                 found = True
                 where = locate(source, name)
                 plain = gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
