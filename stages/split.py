@@ -7,6 +7,7 @@ import polars as pl
 from moe_beyond.data.splitting import SPLITS, split_prompts
 from moe_beyond.files import replacing
 from moe_beyond.traces import store
+from moe_beyond.traces.schema import concatenate
 from moe_beyond.tracking import stage_run
 
 TRACES = Path("data/traces")
@@ -15,11 +16,12 @@ OUT = Path("data/splits")
 
 def main() -> None:
     with stage_run("split") as run:
-        trace = store.read_parquet(TRACES)
+        parts = store.read_parts(TRACES)
+        trace = concatenate(parts)
         split = split_prompts(trace, run.params.split)
         for name in SPLITS:
             if name in split.names:
-                store.write_working(trace.select(split.prompts(name)), OUT / name)
+                store.write_working(split.trace(parts, name), OUT / name)
             else:
                 # no held-out domain: DVC wants every out to exist
                 with replacing(OUT / name) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,23 @@ def test_codes_depend_on_the_words_not_on_their_place_in_the_vocabulary() -> Non
     assert token_codes_T(forward).dtype == np.uint64
 
 
+def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it() -> None:
+    prompts = random_prompts(40)
+    first, second = trace_of(prompts[:30]), trace_of(prompts[30:], held_out=[True] * 10)
+    second = replace(
+        second, prompt_ids=tuple(f"q{i}" for i in range(10)), predicted_TLK=second.experts_TLK, domains=("e",) * 10
+    )
+    split = split_prompts(concatenate([first, second]), DEFAULTS)
+    out_of_domain = split.trace([first, second], "test_out_of_domain")
+    assert out_of_domain.prompt_ids == second.prompt_ids
+    assert out_of_domain.predicted_TLK is not None
+    train = split.trace([first, second], "train")
+    assert train.predicted_TLK is None
+    assert [int(name[1:]) for name in train.prompt_ids] == split.prompts("train").tolist()
+    np.testing.assert_array_equal(train.experts_TLK, first.select(split.prompts("train")).experts_TLK)
+
+
+@pytest.mark.slow
 def test_published_prompts_hold_the_known_contamination() -> None:
     archives = [SHARED / f"{name}.tar.xz" for name in ("puffin", "webglm")]
     if not all(archive.exists() for archive in archives):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.traces.schema import Trace, TraceMetadata, validate
+from moe_beyond.traces.schema import Trace, TraceMetadata, empty_experts, validate
 
 
 def random_trace(lengths: list[int], layers: int = 2, experts: int = 8, top_k: int = 2, seed: int = 0) -> Trace:
@@ -16,8 +16,11 @@ def random_trace(lengths: list[int], layers: int = 2, experts: int = 8, top_k: i
     return trace_of(ids, lengths, experts)
 
 
-def trace_of(experts_TLK: npt.NDArray[np.generic], lengths: list[int], num_experts: int) -> Trace:
+def trace_of(experts_TLK: npt.NDArray[np.integer], lengths: list[int], num_experts: int) -> Trace:
+    """A valid trace of these experts, prompts of the given lengths; all tokens are prefill."""
     _, layers, top_k = experts_TLK.shape
+    ids = empty_experts(experts_TLK.shape, num_experts)
+    ids[...] = experts_TLK
     return validate(
         Trace(
             metadata=TraceMetadata(
@@ -34,7 +37,7 @@ def trace_of(experts_TLK: npt.NDArray[np.generic], lengths: list[int], num_exper
             held_out_P=np.zeros(len(lengths), np.bool_),
             prompt_offsets=np.cumsum([0, *lengths]).astype(np.int64),
             num_prefill_P=np.array(lengths, np.int32),
-            experts_TLK=experts_TLK.astype(np.uint8),
+            experts_TLK=ids,
         ),
         "test",
     )

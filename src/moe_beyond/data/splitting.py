@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from moe_beyond.data.duplicates import fingerprints, group_prompts
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.errors import InputError
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.schema import Trace, concatenate
 
 SPLITS = ("train", "validation", "test_in_domain", "test_out_of_domain")
 """Names of the splits; `test_out_of_domain` is absent where a trace has no held-out domain."""
@@ -43,6 +44,25 @@ class Split:
     def prompts(self, split: str) -> npt.NDArray[np.int64]:
         """Indices of the split's prompts, rising."""
         return np.array([p for p, name in enumerate(self.assignment) if name == split], np.int64)
+
+    def trace(self, parts: Sequence[Trace], split: str) -> Trace:
+        """The split's prompts, in order.
+
+        Args:
+            parts: The divided trace in pieces, in order. A column that a piece lacks stays if no prompt of the split
+                comes from that piece.
+            split: One of `names`.
+        """
+        prompts = self.prompts(split)
+        first_of_part = np.cumsum([0, *(part.num_prompts for part in parts)])
+        part_P = np.searchsorted(first_of_part, prompts, side="right") - 1
+        return concatenate(
+            [
+                part.select(prompts[part_P == number] - first_of_part[number])
+                for number, part in enumerate(parts)
+                if (part_P == number).any()
+            ]
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

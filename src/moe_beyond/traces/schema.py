@@ -253,8 +253,19 @@ def validate(trace: Trace, where: str) -> Trace:
     Raises:
         InputError: The first rule that is broken, with prompt, position and layer.
     """
+    _check_prompts(trace, where)
     meta = trace.metadata
     shape = (trace.num_tokens, meta.num_layers, meta.top_k)
+    for field in ("experts_TLK", "weights_TLK", "predicted_TLK"):
+        column = getattr(trace, field)
+        if column is not None and column.shape != shape:
+            raise InputError(f"{where}: {field} has shape {column.shape}, expected tokens x layers x top_k = {shape}")
+    _check_experts(trace, where)
+    _check_token_columns(trace, where)
+    return trace
+
+
+def _check_prompts(trace: Trace, where: str) -> None:
     if trace.num_prompts == 0:
         raise InputError(f"{where}: no prompts; give at least one")
     if len(set(trace.prompt_ids)) != trace.num_prompts:
@@ -264,19 +275,24 @@ def validate(trace: Trace, where: str) -> Trace:
     if (lengths <= 0).any():
         name = trace.prompt_ids[int(np.argmax(lengths <= 0))]
         raise InputError(f"{where}: prompt {name!r} has no tokens; remove it")
-    if (trace.num_prefill_P < 0).any() or (trace.num_prefill_P > lengths).any():
-        raise InputError(f"{where}: num_prefill must lie between 0 and the prompt's length")
-    for field in ("experts_TLK", "weights_TLK", "predicted_TLK"):
-        column = getattr(trace, field)
-        if column is not None and column.shape != shape:
-            raise InputError(f"{where}: {field} has shape {column.shape}, expected tokens x layers x top_k = {shape}")
+    wrong = (trace.num_prefill_P < 0) | (trace.num_prefill_P > lengths)
+    if wrong.any():
+        prompt = int(np.argmax(wrong))
+        raise InputError(
+            f"{where}: prompt {trace.prompt_ids[prompt]!r}: num_prefill is {trace.num_prefill_P[prompt]}, expected "
+            f"0 to the prompt's length, {lengths[prompt]}"
+        )
+
+
+def _check_experts(trace: Trace, where: str) -> None:
+    num_experts = trace.metadata.num_experts
     for field in ("experts_TLK", "predicted_TLK"):
         column = getattr(trace, field)
-        if column is not None and (column >= meta.num_experts).any():
-            token, layer, slot = (int(i[0]) for i in np.nonzero(column >= meta.num_experts))
+        if column is not None and (column >= num_experts).any():
+            token, layer, slot = (int(i[0]) for i in np.nonzero(column >= num_experts))
             raise InputError(
                 f"{where}: {locate(trace, token, layer)}: expert id {column[token, layer, slot]} in {field} is out of "
-                f"range, the model has experts 0 to {meta.num_experts - 1}"
+                f"range, the model has experts 0 to {num_experts - 1}"
             )
     ordered = np.sort(trace.experts_TLK, axis=-1)
     repeated = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1)
@@ -286,15 +302,21 @@ def validate(trace: Trace, where: str) -> Trace:
             f"{where}: {locate(trace, token, layer)}: an expert is listed twice in "
             f"{trace.experts_TLK[token, layer].tolist()}; a router chooses distinct experts"
         )
-    if trace.weights_TLK is not None:
-        bad = ~np.isfinite(trace.weights_TLK) | (trace.weights_TLK < 0)
-        if bad.any():
-            token, layer, slot = (int(i[0]) for i in np.nonzero(bad))
-            raise InputError(
-                f"{where}: {locate(trace, token, layer)}: combine weight {trace.weights_TLK[token, layer, slot]} is "
-                "not a finite number >= 0; leave the weights out or mend them"
-            )
-    return trace
+
+
+def _check_token_columns(trace: Trace, where: str) -> None:
+    for text in trace.token_texts.vocabulary if trace.token_texts is not None else ():
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{where}: token string {text!r} is no valid Unicode; replace its lone surrogates")
+    if trace.weights_TLK is None:
+        return
+    bad = ~np.isfinite(trace.weights_TLK) | (trace.weights_TLK < 0)
+    if bad.any():
+        token, layer, slot = (int(i[0]) for i in np.nonzero(bad))
+        raise InputError(
+            f"{where}: {locate(trace, token, layer)}: combine weight {trace.weights_TLK[token, layer, slot]} is "
+            "not a finite number >= 0; leave the weights out or mend them"
+        )
 
 
 def locate(trace: Trace, token: int, layer: int) -> str:

@@ -1,80 +1,139 @@
-"""Traces on disk: the published form (Parquet, what people exchange) and the working form (memory-mapped arrays).
+"""The published form of a trace: Parquet, what people exchange. The only module that knows Parquet.
 
-Shape suffixes as in `schema`.
+A row a prompt, so that a token never loses its neighbours; lists of ids in token, layer, router order.
+`docs/trace-format.md` is the specification. The working form lies in `working`. Shape suffixes as in `schema`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.traces.arrow_columns import ArrowColumns
 from moe_beyond.traces.schema import (
     SCHEMA_VERSION,
-    TokenTexts,
     Trace,
     TraceMetadata,
     concatenate,
     expert_dtype,
     validate,
 )
+from moe_beyond.traces.working import has_working, open_working, write_working
+
+__all__ = [
+    "has_working",
+    "iterate_parquet",
+    "open_working",
+    "read_metadata",
+    "read_parquet",
+    "read_parts",
+    "write_parquet",
+    "write_working",
+]
 
 METADATA_KEY = b"moe_beyond"
 _ROW_GROUP_PROMPTS = 64
-_ARRAYS = (
-    "held_out_P",
-    "prompt_offsets",
-    "num_prefill_P",
-    "experts_TLK",
-    "weights_TLK",
-    "token_ids_T",
-    "predicted_TLK",
-)
+# how pyarrow says that bytes are damaged
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def write_parquet(trace: Trace, path: Path) -> None:
-    """Write the published form: one Parquet file, a row a prompt, zstd, metadata as JSON under `moe_beyond`."""
+    """Write one Parquet file, whole or not at all: a row a prompt, zstd, metadata as JSON under `moe_beyond`."""
     with replacing(path) as temporary:
-        # dictionary encoding, not plain: Parquet stores plain uint8 as four bytes
         pq.write_table(
-            _to_table(trace), temporary, compression="zstd", use_dictionary=True, row_group_size=_ROW_GROUP_PROMPTS
+            _to_table(trace),
+            temporary,
+            compression="zstd",
+            # dictionary encoding, not plain: Parquet stores plain uint8 as four bytes
+            use_dictionary=True,
+            row_group_size=_ROW_GROUP_PROMPTS,
+            write_page_checksum=True,
         )
 
 
 def read_parquet(path: Path) -> Trace:
-    """Read one Parquet file or every `*.parquet` of a directory, in order of name.
+    """Read one Parquet file or every `*.parquet` of a directory, in order of name, as one trace.
 
     Raises:
-        InputError: A file is missing, truncated, of a newer schema version, or breaks a rule of the schema.
+        InputError: A file is missing, truncated, damaged, of a newer schema version, or breaks a rule of the schema.
     """
+    parts = read_parts(path)
+    return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def read_parts(path: Path) -> list[Trace]:
+    """As `read_parquet`, but a trace a file: a column that one file lacks stays in the others.
+
+    Raises:
+        InputError: As `read_parquet`; also if two files hold a prompt of one name, or are of different models.
+    """
+    files = _files(path)
+    parts = [validate(_to_trace(_read_table(file), file), str(file)) for file in files]
+    seen: dict[str, Path] = {}
+    for file, part in zip(files, parts, strict=True):
+        parts[0].metadata.require_same_model(part.metadata, str(file))
+        for name in part.prompt_ids:
+            if seen.setdefault(name, file) != file:
+                raise InputError(f"{file}: prompt {name!r} also stands in {seen[name]}; give it another prompt_id")
+    return parts
+
+
+def iterate_parquet(path: Path) -> Iterator[Trace]:
+    """Stream a file or directory: traces of up to 64 prompts, in order, so that memory does not grow with the file.
+
+    Raises:
+        InputError: As `read_parquet`, but prompts of one name are only found within a batch.
+    """
+    for file in _files(path):
+        try:
+            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            schema = reader.schema_arrow.metadata
+            for number in range(reader.num_row_groups):
+                table = reader.read_row_group(number).replace_schema_metadata(schema)
+                yield validate(_to_trace(table, file), f"{file}, row group {number}")
+        except _UNREADABLE as error:
+            raise _unreadable(file, error) from error
+
+
+def read_metadata(path: Path) -> TraceMetadata:
+    """The metadata of a file, or of a directory's first file, without reading the trace."""
+    file = _files(path)[0]
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except _UNREADABLE as error:
+        raise _unreadable(file, error) from error
+    return _parse_metadata(metadata, file)
+
+
+def _files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise InputError(f"{path}: no trace there; expected a .parquet file or a directory of them")
-    trace = concatenate([_read_file(file) for file in files])
-    return validate(trace, str(path))
+    return files
 
 
 def _to_table(trace: Trace) -> pa.Table:
-    meta = trace.metadata
-    offsets = trace.prompt_offsets
-
-    def lists(flat: np.ndarray[Any, Any], per_token: int) -> pa.Array:
-        return pa.LargeListArray.from_arrays(offsets * per_token, pa.array(flat.reshape(-1)))
-
+    meta, offsets = trace.metadata, np.asarray(trace.prompt_offsets)
     width = meta.num_layers * meta.top_k
+
+    def lists(flat: npt.NDArray[Any], per_token: int) -> pa.Array:
+        return pa.LargeListArray.from_arrays(offsets * per_token, pa.array(np.asarray(flat).reshape(-1)))
+
     columns: dict[str, pa.Array] = {
         "prompt_id": pa.array(trace.prompt_ids, pa.string()),
         "domain": pa.array(trace.domains, pa.string()),
-        "held_out": pa.array(trace.held_out_P),
-        "num_prefill": pa.array(trace.num_prefill_P),
+        "held_out": pa.array(np.asarray(trace.held_out_P)),
+        "num_prefill": pa.array(np.asarray(trace.num_prefill_P)),
         "experts": lists(trace.experts_TLK, width),
     }
     if trace.weights_TLK is not None:
@@ -83,135 +142,88 @@ def _to_table(trace: Trace) -> pa.Table:
         columns["token_ids"] = lists(trace.token_ids_T, 1)
     if trace.token_texts is not None:
         texts = trace.token_texts
-        strings = pa.array(texts.vocabulary, pa.string()).take(pa.array(texts.codes_T))
+        strings = pa.array(texts.vocabulary, pa.string()).take(pa.array(np.asarray(texts.codes_T)))
         columns["token_texts"] = pa.LargeListArray.from_arrays(offsets, strings)
     if trace.predicted_TLK is not None:
         columns["predicted_experts"] = lists(trace.predicted_TLK, width)
     return pa.table(columns).replace_schema_metadata({METADATA_KEY: meta.model_dump_json()})
 
 
-def _read_file(path: Path) -> Trace:
+def _read_table(path: Path) -> pa.Table:
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable Parquet file ({reason}); write it again") from error
-    meta = _read_metadata(table.schema.metadata or {}, path)
-    missing = {"prompt_id", "domain", "held_out", "num_prefill", "experts"} - set(table.column_names)
-    if missing:
-        raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing; write the file with `moe-beyond import`")
-    table = table.combine_chunks()
+        return pq.ParquetFile(path, page_checksum_verification=True).read()
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
 
-    def column(name: str) -> pa.Array:
-        chunked = table.column(name)
-        return chunked.chunk(0) if chunked.num_chunks else pa.array([], chunked.type)
 
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{path}: not a readable Parquet file ({reason}); fetch or write it again")
+
+
+def _to_trace(table: pa.Table, path: Path) -> Trace:
+    meta = _parse_metadata(table.schema.metadata or {}, path)
+    columns, ids = ArrowColumns(table, str(path)), expert_dtype(meta.num_experts)
     width = meta.num_layers * meta.top_k
-    experts = column("experts")
-    lengths = np.diff(experts.offsets.to_numpy())
-    uneven = np.nonzero(lengths % width)[0]
-    if len(uneven):
-        name = table.column("prompt_id")[int(uneven[0])].as_py()
+    experts, num_ids_P = columns.integer_lists("experts", ids)
+    lengths_P, rest_P = np.divmod(num_ids_P, width)
+    prompt_ids = columns.strings("prompt_id")
+    if rest_P.any():
+        prompt = int(np.argmax(rest_P > 0))
         raise InputError(
-            f"{path}: prompt {name!r} has {lengths[uneven[0]]} expert ids, not a multiple of "
+            f"{path}: prompt {prompt_ids[prompt]!r} has {num_ids_P[prompt]} expert ids, not a multiple of "
             f"{meta.num_layers} layers x top-{meta.top_k}; every token needs top_k experts in every layer"
         )
 
-    def flat(name: str, dtype: Any, per_token: int) -> np.ndarray[Any, Any] | None:
-        if name not in table.column_names:
-            return None
-        array = column(name)
-        if not np.array_equal(np.diff(array.offsets.to_numpy()) * width, lengths * per_token):
-            raise InputError(f"{path}: column {name!r} does not have {per_token} values a token as 'experts' says")
-        values: np.ndarray[Any, Any] = array.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-        return values.reshape(-1, meta.num_layers, meta.top_k) if per_token == width else values
+    def same_tokens(name: str, found_P: npt.NDArray[np.int64], count: int) -> None:
+        if not np.array_equal(found_P, lengths_P * count):
+            prompt = int(np.argmax(found_P != lengths_P * count))
+            raise InputError(
+                f"{path}: prompt {prompt_ids[prompt]!r} has {found_P[prompt]} values in column {name!r}, expected "
+                f"{lengths_P[prompt] * count}: {count} for each token of column 'experts'"
+            )
 
-    ids = expert_dtype(meta.num_experts)
-    texts = None
-    if "token_texts" in table.column_names:
-        encoded = column("token_texts").flatten().dictionary_encode()
-        texts = TokenTexts(encoded.indices.to_numpy().astype(np.int32), tuple(encoded.dictionary.to_pylist()))
-    experts_TLK = flat("experts", ids, width)
-    assert experts_TLK is not None  # noqa: S101 - its presence was checked above
+    shape = (-1, meta.num_layers, meta.top_k)
+    weights = predicted = token_ids = texts = None
+    if "weights" in columns:
+        weights, found_P = columns.number_lists("weights", np.float16)
+        same_tokens("weights", found_P, width)
+    if "predicted_experts" in columns:
+        predicted, found_P = columns.integer_lists("predicted_experts", ids)
+        same_tokens("predicted_experts", found_P, width)
+    if "token_ids" in columns:
+        token_ids, found_P = columns.integer_lists("token_ids", np.int32)
+        same_tokens("token_ids", found_P, 1)
+    if "token_texts" in columns:
+        texts, found_P = columns.text_lists("token_texts")
+        same_tokens("token_texts", found_P, 1)
     return Trace(
         metadata=meta,
-        prompt_ids=tuple(table.column("prompt_id").to_pylist()),
-        domains=tuple(table.column("domain").to_pylist()),
-        held_out_P=column("held_out").to_numpy(zero_copy_only=False).astype(bool),
-        prompt_offsets=np.concatenate([[0], np.cumsum(lengths // width)]).astype(np.int64),
-        num_prefill_P=column("num_prefill").to_numpy().astype(np.int32),
-        experts_TLK=experts_TLK,
-        weights_TLK=flat("weights", np.float16, width),
-        token_ids_T=flat("token_ids", np.int32, 1),
+        prompt_ids=prompt_ids,
+        domains=columns.strings("domain"),
+        held_out_P=columns.booleans("held_out"),
+        prompt_offsets=np.concatenate([[0], np.cumsum(lengths_P)]).astype(np.int64),
+        num_prefill_P=columns.integers("num_prefill", np.int32),
+        experts_TLK=experts.reshape(shape),
+        weights_TLK=None if weights is None else weights.reshape(shape),
+        token_ids_T=token_ids,
         token_texts=texts,
-        predicted_TLK=flat("predicted_experts", ids, width),
+        predicted_TLK=None if predicted is None else predicted.reshape(shape),
     )
 
 
-def _read_metadata(metadata: dict[bytes, bytes], path: Path) -> TraceMetadata:
+def _parse_metadata(metadata: dict[bytes, bytes], path: Path) -> TraceMetadata:
     if METADATA_KEY not in metadata:
         raise InputError(f"{path}: no {METADATA_KEY.decode()!r} metadata; this Parquet file is not a routing trace")
-    raw = json.loads(metadata[METADATA_KEY])
-    version = raw.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}; this release reads up to {SCHEMA_VERSION}, upgrade it")
+    try:
+        raw = json.loads(metadata[METADATA_KEY])
+        version = raw.get("schema_version")
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise InputError(f"{path}: the {METADATA_KEY.decode()!r} metadata are damaged; write the file again") from error
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise InputError(f"{path}: schema version {version!r}; this release reads 1 to {SCHEMA_VERSION}, upgrade it")
     try:
         return TraceMetadata.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def write_working(trace: Trace, directory: Path) -> None:
-    """Write the working form: `<field>.npy` for each array, `trace.json` for the rest. Replaces `directory`."""
-    with replacing(directory) as temporary:
-        temporary.mkdir()
-        for name in _ARRAYS:
-            array = getattr(trace, name)
-            if array is not None:
-                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        rest: dict[str, Any] = {
-            "metadata": trace.metadata.model_dump(),
-            "prompt_ids": trace.prompt_ids,
-            "domains": trace.domains,
-        }
-        if trace.token_texts is not None:
-            np.save(temporary / "token_codes_T.npy", trace.token_texts.codes_T)
-            rest["vocabulary"] = trace.token_texts.vocabulary
-        (temporary / "trace.json").write_text(json.dumps(rest, ensure_ascii=False), encoding="utf-8")
-
-
-def has_working(directory: Path) -> bool:
-    """True if a working trace lies there; a split that a trace cannot fill is an empty directory."""
-    return (directory / "trace.json").is_file()
-
-
-def open_working(directory: Path) -> Trace:
-    """Open the working form; arrays are memory-mapped, read-only.
-
-    Raises:
-        InputError: The directory is not a working trace.
-    """
-    try:
-        rest = json.loads((directory / "trace.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{directory}: no working trace there; run the split stage first") from error
-    arrays = {
-        name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in _ARRAYS
-        if (directory / f"{name}.npy").exists()
-    }
-    texts = None
-    if "vocabulary" in rest:
-        codes = np.load(directory / "token_codes_T.npy", mmap_mode="r", allow_pickle=False)
-        texts = TokenTexts(codes, tuple(rest["vocabulary"]))
-    return Trace(
-        metadata=TraceMetadata.model_validate(rest["metadata"]),
-        prompt_ids=tuple(rest["prompt_ids"]),
-        domains=tuple(rest["domains"]),
-        token_texts=texts,
-        **arrays,
-    )
-
-
-assert set(_ARRAYS) <= {field.name for field in fields(Trace)}  # noqa: S101 - the working form follows the schema

@@ -1,0 +1,96 @@
+"""The working form of a trace: memory-mapped arrays, what training and replay read.
+
+A directory with `<field>.npy` for each array, and `trace.json` for the rest. Shape suffixes as in `schema`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from moe_beyond.errors import InputError
+from moe_beyond.files import replacing
+from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata
+
+_ARRAYS = (
+    "held_out_P",
+    "prompt_offsets",
+    "num_prefill_P",
+    "experts_TLK",
+    "weights_TLK",
+    "token_ids_T",
+    "predicted_TLK",
+)
+_REQUIRED = ("held_out_P", "prompt_offsets", "num_prefill_P", "experts_TLK")
+
+
+def write_working(trace: Trace, directory: Path) -> None:
+    """Write the working form, replacing `directory`."""
+    with replacing(directory) as temporary:
+        temporary.mkdir()
+        for name in _ARRAYS:
+            array = getattr(trace, name)
+            if array is not None:
+                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        rest: dict[str, Any] = {
+            "metadata": trace.metadata.model_dump(),
+            "prompt_ids": trace.prompt_ids,
+            "domains": trace.domains,
+        }
+        if trace.token_texts is not None:
+            np.save(temporary / "token_codes_T.npy", trace.token_texts.codes_T, allow_pickle=False)
+            rest["vocabulary"] = trace.token_texts.vocabulary
+        (temporary / "trace.json").write_text(json.dumps(rest), encoding="utf-8")
+
+
+def has_working(directory: Path) -> bool:
+    """True if a working trace lies there; a split that a trace cannot fill is an empty directory."""
+    return (directory / "trace.json").is_file()
+
+
+def open_working(directory: Path) -> Trace:
+    """Open the working form; arrays are memory-mapped, read-only. Contents are trusted, sizes are checked.
+
+    Raises:
+        InputError: The directory is not a working trace, or one of its files is cut short.
+    """
+    try:
+        rest = json.loads((directory / "trace.json").read_text(encoding="utf-8"))
+        metadata = TraceMetadata.model_validate(rest["metadata"])
+        vocabulary = tuple(rest["vocabulary"]) if "vocabulary" in rest else None
+        prompt_ids, domains = tuple(rest["prompt_ids"]), tuple(rest["domains"])
+    except FileNotFoundError as error:
+        raise InputError(f"{directory}: no working trace there; run the split stage first") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError) as error:
+        raise InputError(f"{directory / 'trace.json'}: damaged; run the split stage again") from error
+    arrays = {name: _map(directory / f"{name}.npy") for name in _ARRAYS if (directory / f"{name}.npy").exists()}
+    for name in _REQUIRED:
+        if name not in arrays:
+            raise InputError(f"{directory / name}.npy is missing; run the split stage again")
+    texts = None if vocabulary is None else TokenTexts(_map(directory / "token_codes_T.npy"), vocabulary)
+    trace = Trace(metadata=metadata, prompt_ids=prompt_ids, domains=domains, token_texts=texts, **arrays)
+    tokens = len(trace.experts_TLK)
+    for name in ("weights_TLK", "predicted_TLK", "token_ids_T"):
+        if name in arrays and len(arrays[name]) != tokens:
+            raise InputError(f"{directory / name}.npy has {len(arrays[name])} tokens, experts_TLK has {tokens}")
+    if trace.num_tokens != tokens or not len(prompt_ids) == len(domains) == len(trace.prompt_offsets) - 1:
+        raise InputError(f"{directory}: files of different traces; run the split stage again")
+    return trace
+
+
+def _map(path: Path) -> npt.NDArray[Any]:
+    try:
+        mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable array ({reason}); run the split stage again") from error
+    return mapped
+
+
+assert set(_ARRAYS) <= {field.name for field in fields(Trace)}  # noqa: S101 - the working form follows the schema

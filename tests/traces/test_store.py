@@ -1,0 +1,302 @@
+"""What is written comes back unchanged; what is damaged is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_beyond.errors import InputError
+from moe_beyond.traces import store
+from moe_beyond.traces.schema import TokenTexts, Trace, concatenate
+from tests.traces.random_traces import random_trace
+
+
+def full_trace(lengths: list[int], experts: int = 16, seed: int = 0, name: str = "p") -> Trace:
+    """A trace with every column."""
+    rng = np.random.default_rng(seed)
+    trace = random_trace(lengths, layers=3, experts=experts, top_k=2, seed=seed)
+    words = ["a", 'Ġ"', ",\r\n", "ünï", "\0", ""]
+    return replace(
+        trace,
+        prompt_ids=tuple(f"{name}{i}" for i in range(len(lengths))),
+        held_out_P=rng.random(len(lengths)) < 0.5,
+        num_prefill_P=np.array([rng.integers(0, length + 1) for length in lengths], np.int32),
+        weights_TLK=rng.random(trace.experts_TLK.shape).astype(np.float16),
+        token_ids_T=rng.integers(0, 2**31, trace.num_tokens).astype(np.int32),
+        token_texts=TokenTexts.encode([words[i] for i in rng.integers(0, len(words), trace.num_tokens)]),
+        predicted_TLK=random_trace(lengths, layers=3, experts=experts, top_k=2, seed=seed + 1).experts_TLK,
+    )
+
+
+def assert_same(a: Trace, b: Trace) -> None:
+    assert (a.metadata, a.prompt_ids, a.domains) == (b.metadata, b.prompt_ids, b.domains)
+    for field in (
+        "held_out_P",
+        "prompt_offsets",
+        "num_prefill_P",
+        "experts_TLK",
+        "weights_TLK",
+        "token_ids_T",
+        "predicted_TLK",
+    ):
+        left, right = getattr(a, field), getattr(b, field)
+        assert (left is None) == (right is None), field
+        if left is not None:
+            assert left.dtype == right.dtype, field
+            np.testing.assert_array_equal(left, right)
+    assert (a.token_texts is None) == (b.token_texts is None)
+    if a.token_texts is not None and b.token_texts is not None:
+        assert a.token_texts.decode() == b.token_texts.decode()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    experts=st.sampled_from([4, 256, 257, 512]),
+    dropped=st.sets(st.sampled_from(["weights_TLK", "token_ids_T", "token_texts", "predicted_TLK"])),
+    seed=st.integers(0, 99),
+)
+def test_both_forms_give_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], experts: int, dropped: set[str], seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("trace")
+    trace = replace(full_trace(lengths, experts, seed), **dict.fromkeys(dropped))  # type: ignore[arg-type]
+    store.write_parquet(trace, folder / "a.parquet")
+    assert_same(store.read_parquet(folder / "a.parquet"), trace)
+    store.write_working(trace, folder / "working")
+    assert_same(store.open_working(folder / "working"), trace)
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    trace = full_trace([5, 9])
+    store.write_parquet(trace, tmp_path / "a.parquet")
+    store.write_parquet(store.read_parquet(tmp_path / "a.parquet"), tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_directory_is_read_in_order_of_names(tmp_path: Path) -> None:
+    first, second = full_trace([3], name="p"), full_trace([4, 2], seed=1, name="q")
+    store.write_parquet(second, tmp_path / "1.parquet")
+    store.write_parquet(first, tmp_path / "0.parquet")
+    assert_same(store.read_parquet(tmp_path), concatenate([first, second]))
+
+
+def test_streaming_gives_the_prompts_in_order_and_few_at_a_time(tmp_path: Path) -> None:
+    trace = full_trace([2] * 150)
+    store.write_parquet(trace, tmp_path / "a.parquet")
+    batches = list(store.iterate_parquet(tmp_path))
+    assert [batch.num_prompts for batch in batches] == [64, 64, 22]
+    assert_same(concatenate(batches), trace)
+
+
+def test_plain_readers_see_one_row_a_prompt(tmp_path: Path) -> None:
+    trace = full_trace([5, 9])
+    store.write_parquet(trace, tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.num_rows == 2
+    assert table.column("experts")[0].as_py() == trace.experts_TLK[:5].reshape(-1).tolist()
+    assert json.loads(table.schema.metadata[b"moe_beyond"])["top_k"] == 2
+
+
+def test_an_activation_costs_at_most_a_byte(tmp_path: Path) -> None:
+    # the worst case: routing at random, no entropy to save
+    for experts in (64, 256):
+        trace = random_trace([200] * 50, layers=8, experts=experts, top_k=8)
+        store.write_parquet(trace, tmp_path / "a.parquet")
+        overhead = 40_000
+        assert (tmp_path / "a.parquet").stat().st_size - overhead <= trace.experts_TLK.size * np.log2(experts) / 8
+
+
+def _table(trace: Trace, folder: Path) -> pa.Table:
+    store.write_parquet(trace, folder / "a.parquet")
+    return pq.read_table(folder / "a.parquet")
+
+
+def _replace(name: str, values: Any, kind: Any = None) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+
+    return change
+
+
+def _metadata(text: bytes) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.replace_schema_metadata({b"moe_beyond": text})
+
+
+def _changed(**fields: Any) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        raw = json.loads(table.schema.metadata[b"moe_beyond"]) | fields
+        return table.replace_schema_metadata({b"moe_beyond": json.dumps(raw).encode()})
+
+    return change
+
+
+GOOD = [[0, 1, 2, 3, 4, 5] * 2, [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_replace("experts", [[*GOOD[0][:11]], GOOD[1]]), "prompt 'p0' has 11 expert ids, not a multiple of 3 layers"),
+        (_replace("experts", [[16, *GOOD[0][1:]], GOOD[1]]), "prompt 'p0', position 0, layer 1: expert id 16"),
+        (_replace("experts", [GOOD[0], [0, 300, 2, 3, 4, 5]]), "300 in column 'experts', expected 0 to 255"),
+        (_replace("experts", [GOOD[0], [0, -1, 2, 3, 4, 5]]), "-1 in column 'experts'"),
+        (
+            _replace("experts", [GOOD[0], [0, 1, 2, 2, 4, 5]]),
+            "prompt 'p1', position 0, layer 2: an expert is listed twice",
+        ),
+        (_replace("experts", [GOOD[0], None]), "column 'experts' misses 1 lists"),
+        (_replace("experts", [GOOD[0], [0, 1, None, 3, 4, 5]]), "column 'experts' misses 1 values"),
+        (_replace("experts", [[0.5] * 12, [0.5] * 6]), "column 'experts' holds double, expected integer"),
+        (_replace("experts", ["x", "y"]), "column 'experts' holds string, expected a list a prompt"),
+        (_replace("weights", [[0.5] * 12, [0.5] * 5]), "prompt 'p1' has 5 values in column 'weights', expected 6"),
+        (
+            _replace("weights", [[0.5] * 12, [float("nan"), *[0.5] * 5]]),
+            "'p1', position 0, layer 1: combine weight nan",
+        ),
+        (_replace("weights", [[0.5] * 12, [-0.5, *[0.5] * 5]]), "position 0, layer 1: combine weight -0.5"),
+        (_replace("weights", [[0.5] * 12, [1e9, *[0.5] * 5]]), "position 0, layer 1: combine weight inf"),
+        (_replace("token_ids", [[1, 2], [2**31]]), "2147483648 in column 'token_ids'"),
+        (_replace("token_texts", [["a"], ["b"]]), "prompt 'p0' has 1 values in column 'token_texts', expected 2"),
+        (_replace("predicted_experts", [GOOD[0], [0, 1, 2, 3, 4, 16]]), "expert id 16 in predicted_TLK"),
+        (_replace("prompt_id", ["a", "a"]), "prompt 'a' stands there twice"),
+        (_replace("prompt_id", ["a", None]), "column 'prompt_id' misses 1 values"),
+        (_replace("held_out", [0, 1]), "column 'held_out' holds int64, expected boolean"),
+        (_replace("num_prefill", [3, 0]), "prompt 'p0': num_prefill is 3, expected 0 to the prompt's length, 2"),
+        (_replace("experts", [[], GOOD[1]]), "has 12 values in column 'weights', expected 0|prompt 'p0' has no tokens"),
+        (lambda table: table.drop_columns(["domain"]), "column 'domain' is missing"),
+        (lambda table: table.slice(0, 0), "no prompts; give at least one"),
+        (lambda table: table.replace_schema_metadata({}), "is not a routing trace"),
+        (_metadata(b"{"), "metadata are damaged"),
+        (_metadata(b"[]"), "metadata are damaged"),
+        (_metadata(b"\xff"), "metadata are damaged"),
+        (_changed(schema_version=2), r"schema version 2; this release reads 1 to 1, upgrade it"),
+        (_changed(schema_version="1"), "schema version '1'"),
+        (_changed(top_k=0), "metadata top_k"),
+        (_changed(expert_bytes=[1]), "expert_bytes needs one number for each MoE layer"),
+        (_changed(surprise=1), "metadata surprise"),
+        (_changed(top_k=3, num_experts=2), "exceeds num_experts"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str) -> None:
+    table = _table(full_trace([2, 1]), tmp_path)
+    metadata = table.schema.metadata
+    changed = change(table)
+    if changed.schema.metadata is None and change.__name__ == "change":
+        changed = changed.replace_schema_metadata(metadata)
+    pq.write_table(changed, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message) as caught:
+        store.read_parquet(tmp_path / "a.parquet")
+    assert "a.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError):
+        list(store.iterate_parquet(tmp_path / "a.parquet")) or store.read_parquet(tmp_path / "a.parquet")
+
+
+def test_other_writers_integer_types_and_lists_are_read(tmp_path: Path) -> None:
+    table = _table(full_trace([2, 1]), tmp_path)
+    changed = _replace("experts", GOOD)(table)
+    assert changed.schema.field("experts").type == pa.list_(pa.int64())
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), tmp_path / "a.parquet")
+    trace = store.read_parquet(tmp_path / "a.parquet")
+    assert trace.experts_TLK.dtype == np.uint8
+    assert trace.experts_TLK.reshape(-1).tolist() == GOOD[0] + GOOD[1]
+
+
+def test_two_files_with_a_prompt_of_one_name_or_of_two_models_are_refused(tmp_path: Path) -> None:
+    store.write_parquet(full_trace([3]), tmp_path / "0.parquet")
+    store.write_parquet(full_trace([3]), tmp_path / "1.parquet")
+    with pytest.raises(InputError, match=r"1\.parquet: prompt 'p0' also stands in .*0\.parquet"):
+        store.read_parquet(tmp_path)
+    store.write_parquet(full_trace([3], experts=32, name="q"), tmp_path / "1.parquet")
+    with pytest.raises(InputError, match=r"1\.parquet: num_experts is 32, m has 16"):
+        store.read_parquet(tmp_path)
+
+
+def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a \.parquet file or a directory of them"):
+        store.read_parquet(tmp_path)
+    (tmp_path / "a.parquet").touch()
+    for read in (store.read_parquet, store.read_metadata, lambda path: list(store.iterate_parquet(path))):
+        with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
+            read(tmp_path / "a.parquet")
+
+
+@given(data=st.data())
+def test_any_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    trace = full_trace([40, 30])
+    store.write_parquet(trace, folder / "a.parquet")
+    content = bytearray((folder / "a.parquet").read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+            content[place] ^= data.draw(st.integers(1, 255))
+    (folder / "a.parquet").write_bytes(bytes(content))
+    try:
+        read = store.read_parquet(folder / "a.parquet")
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        # page checksums guard every value; names of unused statistics and the writer's own name are not guarded
+        np.testing.assert_array_equal(read.experts_TLK, trace.experts_TLK)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "trace.json").unlink(), "no working trace there; run the split stage first"),
+        (lambda folder: (folder / "trace.json").write_text("{"), "trace.json: damaged"),
+        (lambda folder: (folder / "trace.json").write_text("{}"), "trace.json: damaged"),
+        (lambda folder: (folder / "experts_TLK.npy").unlink(), "experts_TLK.npy is missing"),
+        (lambda folder: (folder / "experts_TLK.npy").write_bytes(b""), "experts_TLK.npy: not a readable array"),
+        (
+            lambda folder: (folder / "weights_TLK.npy").write_bytes((folder / "weights_TLK.npy").read_bytes()[:-4]),
+            "weights_TLK.npy: not a readable array",
+        ),
+        (
+            lambda folder: np.save(folder / "weights_TLK.npy", np.zeros((1, 3, 2), np.float16)),
+            "has 1 tokens, experts_TLK has 9",
+        ),
+        (lambda folder: np.save(folder / "prompt_offsets.npy", np.array([0, 9])), "files of different traces"),
+    ],
+)
+def test_a_damaged_working_form_is_one_line(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    folder = tmp_path / "working"
+    store.write_working(full_trace([5, 4]), folder)
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        store.open_working(folder)
+
+
+def test_a_kill_while_writing_leaves_the_old_file_and_a_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
+    target = tmp_path / "a.parquet"
+    store.write_parquet(full_trace([50] * 20), target)
+    old = target.read_bytes()
+    # the process dies when all rows are on disk and the rename has not happened
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from moe_beyond.traces import store\n"
+        "Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.write_parquet(store.read_parquet(Path(sys.argv[1])), Path(sys.argv[2]))\n"
+    )
+    source = tmp_path / "source.parquet"
+    store.write_parquet(full_trace([50] * 21), source)
+    died = subprocess.run([sys.executable, "-c", script, source, target], check=False)
+    assert died.returncode == -9
+    assert target.read_bytes() == old
+    store.write_parquet(store.read_parquet(source), target)
+    assert target.read_bytes() == source.read_bytes()
