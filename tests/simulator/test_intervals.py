@@ -2,14 +2,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from moe_beyond.simulator import kernels
+from moe_beyond.simulator import cache
 from moe_beyond.simulator.intervals import Resamples
 from moe_beyond.simulator.results import Replay
 
 
 def replay_of(hits_P: npt.ArrayLike, accesses_P: npt.ArrayLike) -> Replay:
-    counts = np.zeros((np.size(hits_P), 2, kernels.NUM_COUNTERS), np.int64)
-    counts[:, 1, kernels.HITS], counts[:, 1, kernels.ACCESSES] = hits_P, accesses_P
+    counts = np.zeros((np.size(hits_P), 2, cache.NUM_COUNTERS), np.int64)
+    counts[:, 1, cache.HITS], counts[:, 1, cache.ACCESSES] = hits_P, accesses_P
     tokens = np.ones((np.size(hits_P), 2), np.int64)
     return Replay("toy", 1, counts, tokens, np.zeros(0, np.int32))
 

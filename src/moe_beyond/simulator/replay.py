@@ -8,6 +8,7 @@ import numpy as np
 
 from moe_beyond.simulator import kernels
 from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.cache import NUM_COUNTERS
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.results import Replay
@@ -34,28 +35,14 @@ def sweep(
     events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_warm: bool = True, overrun: bool = False
 ) -> list[Replay]:
     """Replay the same events through a cache of each budget; what the policy foresees is worked out once."""
-    empties_N = np.zeros(events.num_events, bool) if keep_warm else events.starts_prompt_N
-    next_use_A = events.next_use_A(within_prompt=not keep_warm) if policy.knows_future else np.zeros(0, np.int64)
-    scores_SM = np.ascontiguousarray(policy.scores_SM(events), dtype=np.float32)
-    prefetches = policy.prefetches(events)
-    row_S = events.prompt_S.astype(np.int64) * 2 + events.is_decode_S
-    row_N = row_S[events.step_N]
+    prepared = prepare(events, policy, keep_warm=keep_warm)
 
     def run(budget: Budget) -> Replay:
         counts_RC, misses_N = kernels.replay(
             policy.rank,
             policy.bypass,
             overrun,
-            events.members_A,
-            events.offsets_N,
-            events.step_N,
-            row_N,
-            empties_N,
-            next_use_A,
-            scores_SM,
-            prefetches.offsets_N,
-            prefetches.experts,
-            events.expert_bytes_M,
+            *prepared,
             budget.units_M,
             budget.group_M,
             budget.budget_G,
@@ -64,9 +51,27 @@ def sweep(
         return Replay(
             policy=policy.name,
             capacity_experts=budget.capacity_experts,
-            counts_PFC=counts_RC.reshape(events.num_prompts, 2, kernels.NUM_COUNTERS),
+            counts_PFC=counts_RC.reshape(events.num_prompts, 2, NUM_COUNTERS),
             tokens_PF=events.prompt_tokens_PF,
             misses_N=misses_N,
         )
 
     return [run(budget) for budget in budgets]
+
+
+def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
+    """Ask the policy what it knows ahead of the replay; counts have a row for each prompt and phase."""
+    prefetches = policy.prefetches(events)
+    row_S = events.prompt_S.astype(np.int64) * 2 + events.is_decode_S
+    return Prepared(
+        members_A=events.members_A,
+        offsets_N=events.offsets_N,
+        step_N=events.step_N,
+        row_N=row_S[events.step_N],
+        empties_N=np.zeros(events.num_events, bool) if keep_warm else events.starts_prompt_N,
+        next_use_A=events.next_use_A(within_prompt=not keep_warm) if policy.knows_future else np.zeros(0, np.int64),
+        scores_SM=np.ascontiguousarray(policy.scores_SM(events), dtype=np.float32),
+        prefetch_offsets_N=prefetches.offsets_N,
+        prefetch_experts=prefetches.experts,
+        bytes_M=events.expert_bytes_M,
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator import kernels
+from moe_beyond.simulator import cache
 
 MIB = 2**20
 
@@ -72,7 +72,7 @@ class Replay:
     Attributes:
         policy: Name of the policy.
         capacity_experts: Slots of the cache; for a budget in bytes, how many of the smallest experts fit.
-        counts_PFC: int64, counters of `kernels` per prompt and phase.
+        counts_PFC: int64, counters of `cache` per prompt and phase.
         tokens_PF: int64, tokens per prompt and phase.
         misses_N: int32, misses of each event.
     """
@@ -101,25 +101,25 @@ class Replay:
     @property
     def hits_P(self) -> npt.NDArray[np.int64]:
         """Hits of each prompt, both phases."""
-        return np.asarray(self.counts_PFC[..., kernels.HITS].sum(axis=1))
+        return np.asarray(self.counts_PFC[..., cache.HITS].sum(axis=1))
 
     @property
     def accesses_P(self) -> npt.NDArray[np.int64]:
         """Accesses of each prompt, both phases."""
-        return np.asarray(self.counts_PFC[..., kernels.ACCESSES].sum(axis=1))
+        return np.asarray(self.counts_PFC[..., cache.ACCESSES].sum(axis=1))
 
 
 def _counts(sums_C: npt.NDArray[np.int64], tokens: int) -> Counts:
     column = sums_C.tolist()
     return Counts(
-        accesses=column[kernels.ACCESSES],
-        hits=column[kernels.HITS],
-        compulsory_misses=column[kernels.COMPULSORY],
-        evictions=column[kernels.EVICTIONS],
-        prefetches=column[kernels.PREFETCHES],
-        prefetches_useful=column[kernels.USEFUL],
-        prefetches_useless=column[kernels.USELESS],
-        demand_bytes=column[kernels.DEMAND_BYTES],
-        prefetch_bytes=column[kernels.PREFETCH_BYTES],
+        accesses=column[cache.ACCESSES],
+        hits=column[cache.HITS],
+        compulsory_misses=column[cache.COMPULSORY],
+        evictions=column[cache.EVICTIONS],
+        prefetches=column[cache.PREFETCHES],
+        prefetches_useful=column[cache.USEFUL],
+        prefetches_useless=column[cache.USELESS],
+        demand_bytes=column[cache.DEMAND_BYTES],
+        prefetch_bytes=column[cache.PREFETCH_BYTES],
         tokens=tokens,
     )
