@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_beyond.simulator import kernels
 from moe_beyond.simulator.budget import Budget
@@ -12,6 +14,21 @@ from moe_beyond.simulator.cache import NUM_COUNTERS
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.results import Replay
+
+
+class Prepared(NamedTuple):
+    """What a policy sees of a trace: the arguments from `members_A` to `bytes_M` of the compiled loops, in order."""
+
+    members_A: npt.NDArray[np.int32]
+    offsets_N: npt.NDArray[np.int64]
+    step_N: npt.NDArray[np.int32]
+    row_N: npt.NDArray[np.int64]
+    empties_N: npt.NDArray[np.bool_]
+    next_use_A: npt.NDArray[np.int64]
+    scores_SM: npt.NDArray[np.float32]
+    prefetch_offsets_N: npt.NDArray[np.int64]
+    prefetch_experts: npt.NDArray[np.int32]
+    bytes_M: npt.NDArray[np.int64]
 
 
 def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = True, overrun: bool = False) -> Replay:
