@@ -253,17 +253,27 @@ def trials_table() -> pl.DataFrame:
     )
 
 
-def timing_table(example: Example, replayed: pl.DataFrame) -> pl.DataFrame:
-    """Two devices; a token costs its compute and what the link takes, in proportion to bytes."""
-    devices = pl.DataFrame({"device": ["phone_ufs", "laptop_nvme"], "mib_per_ms": [1.4, 4.8], "compute": [18.0, 9.0]})
-    return replayed.join(devices, how="cross").select(
-        "split",
-        "device",
-        "policy",
-        "capacity_experts",
-        ms_per_token=pl.col("compute") + pl.col("mib_per_token") / pl.col("mib_per_ms"),
-        tokens_per_second=1000 / (pl.col("compute") + pl.col("mib_per_token") / pl.col("mib_per_ms")),
-        stall_ms_per_token=pl.col("mib_per_token") / pl.col("mib_per_ms"),
+def timing_table(replayed: pl.DataFrame) -> pl.DataFrame:
+    """Two devices and two predictor latencies; a token costs compute, prediction and what the link takes."""
+    devices = pl.DataFrame({"device": ["phone_ufs", "laptop_nvme"], "mib_per_ms": [0.12, 0.5], "compute": [6.0, 3.0]})
+    latencies = pl.DataFrame({"predictor_ms": [0.1, 5.0]})
+    stall = pl.col("mib_per_token") / pl.col("mib_per_ms")
+    prediction = pl.when(pl.col("prefetches") > 0).then(pl.col("predictor_ms")).otherwise(0.0)
+    total = pl.col("compute") + stall + prediction
+    return (
+        replayed.join(devices, how="cross")
+        .join(latencies, how="cross")
+        .select(
+            "split",
+            "device",
+            "policy",
+            "capacity_experts",
+            "predictor_ms",
+            ms_per_token=total,
+            tokens_per_second=1000 / total,
+            stall_ms_per_token=stall,
+            fraction_of_bound=pl.col("compute") / total,
+        )
     )
 
 
@@ -304,7 +314,7 @@ def write_example(root: Path, example: Example | None = None, *, times: bool = T
         }
     )
     if times:
-        tables |= {"simulate/timing": timing_table(example, replayed), "simulate/comparisons": comparisons_table()}
+        tables |= {"simulate/timing": timing_table(replayed), "simulate/comparisons": comparisons_table()}
     for name, frame in tables.items():
         path = reports / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,12 +75,11 @@ def test_shows_everything_without_errors_requests_or_overflow(browser: Page, pro
     assert background == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
 
 
-def expected_rows(tables: Tables, split: str, capacity: int, device: str) -> list[list[str]]:
+def expected_rows(tables: Tables, split: str, capacity: int, device: str, latency: float = 0.1) -> list[list[str]]:
     """What the explorer must show, straight from the CSV files."""
+    chosen = (pl.col("device") == device) & (pl.col("predictor_ms") == latency)
     part = tables["replay"].rows.filter((pl.col("split") == split) & (pl.col("capacity_experts") == capacity))
-    times = tables["timing"].rows.filter(
-        (pl.col("split") == split) & (pl.col("capacity_experts") == capacity) & (pl.col("device") == device)
-    )
+    times = tables["timing"].rows.filter((pl.col("split") == split) & (pl.col("capacity_experts") == capacity) & chosen)
     rows = []
     for row in part.sort("hit_rate", "policy", descending=[True, False]).iter_rows(named=True):
         time = times.row(by_predicate=pl.col("policy") == row["policy"], named=True)
@@ -96,6 +95,7 @@ def expected_rows(tables: Tables, split: str, capacity: int, device: str) -> lis
                 number(time["ms_per_token"]),
                 number(time["tokens_per_second"]),
                 number(time["stall_ms_per_token"]),
+                percent(time["fraction_of_bound"]),
             ]
         )
     return rows
@@ -117,7 +117,10 @@ def test_every_state_of_the_explorer_shows_the_rows_of_the_tables(page: Page, ta
             choose(page, "capacity", place)
             for device in ("phone_ufs", "laptop_nvme"):
                 choose(page, "device", label(device))
-                assert page.run(ROWS) == expected_rows(tables, split, capacity, device)
+                for place_of_latency, latency in enumerate((0.1, 5.0)):
+                    page.run(f"document.querySelector('#explore [name=latency]').selectedIndex = {place_of_latency}")
+                    page.run("document.querySelector('#explore [name=latency]').dispatchEvent(new Event('change'))")
+                    assert page.run(ROWS) == expected_rows(tables, split, capacity, device, latency)
                 size = page.run("document.querySelector('#explore output').textContent")
                 assert size.startswith(f"{capacity} experts, ")
 
@@ -127,6 +130,20 @@ def test_the_explorer_opens_at_the_headline_capacity_of_the_hardest_split(page: 
     assert page.run("document.querySelector('#explore .caption').textContent").startswith(
         "Another domain at 32 experts"
     )
+
+
+def test_the_explorer_names_the_fastest_policy_that_can_be_built(page: Page, tables: Tables):
+    timing = tables["timing"].rows.filter(
+        (pl.col("split") == "test_out_of_domain")
+        & (pl.col("capacity_experts") == 32)
+        & (pl.col("device") == "phone_ufs")
+        & (pl.col("predictor_ms") == 0.1)
+        & ~pl.col("policy").str.starts_with("belady")
+    )
+    fastest = timing.sort("ms_per_token").row(0, named=True)
+    rate = number(fastest["tokens_per_second"])
+    said = page.run("document.querySelector('#explore .best').textContent")
+    assert said == f"Fastest that can be built: {label(fastest['policy'])}, {rate} tokens per second."
 
 
 def test_the_slider_moves_by_keyboard_and_says_where_it_is(page: Page, tables: Tables):

@@ -32,6 +32,14 @@ def test_an_expert_is_as_large_as_the_bytes_that_a_miss_moved(tables: Tables):
     assert tables.expert_mib == pytest.approx(36_864 / 2**20)
 
 
+def test_times_are_read_at_the_latency_that_export_measured(tables: Tables):
+    # export measured 0.52 ms; 0.1 and 5 were modelled
+    assert (tables.latency_ms, tables.modelled_latency_ms) == (0.52, 0.1)
+    assert tables.times is not None
+    assert tables.times["predictor_ms"].unique().to_list() == [0.1]
+    assert tables.times.height == tables["timing"].rows.height // 2
+
+
 def test_an_empty_project_has_a_reason_for_every_table(tmp_path: Path):
     tables = read_tables(tmp_path)
     for name, (path, _) in LAYOUT.items():

@@ -80,10 +80,12 @@ class Explorer:
     Attributes:
         data: What report.js reads; cells are texts that Python formatted, so that they equal the tables.
         first: The table for the state that the page opens with, for readers without scripts.
+        sources: Paths of the files that the numbers come from.
     """
 
     data: dict[str, Any]
     first: DataTable
+    sources: tuple[str, ...]
     kind: ClassVar[str] = "explorer"
 
 

@@ -17,7 +17,7 @@ from moe_beyond.reporting.text import interval, number, signed
 def timing_section(tables: Tables) -> Section:
     """Milliseconds per token over capacity, a figure a device, on the hardest split."""
     title = "Time per token"
-    timing = tables["timing"].frame
+    timing = tables.times
     if timing is None:
         return Section("time", "Time", title, blocks=(Absent(title, tables["timing"].absent),))
     split = next((name for name in reversed(tables.splits) if name in timing["split"].unique()), timing["split"][0])

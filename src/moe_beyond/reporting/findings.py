@@ -205,7 +205,7 @@ def cycle_findings(tables: Tables, fraction: float) -> list[Finding]:
 
 def timing_findings(tables: Tables) -> list[Finding]:
     """Per device: at how many capacities ours is faster than every other policy that can be built."""
-    frame, ours = tables["timing"].frame, tables.learned_policy
+    frame, ours = tables.times, tables.learned_policy
     split = hardest_split(tables)
     if frame is None or ours is None or split is None:
         return []

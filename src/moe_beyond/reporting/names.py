@@ -24,7 +24,7 @@ _LABELS = {
     "flashmoe": "FlashMoE",
     "static_popularity": "Static popularity",
     "belady": "Belady (demand bound)",
-    "belady_forced": "Belady, forced admission",
+    "belady_forced": "Belady, forced (demand bound)",
     "phone_ufs": "Phone, UFS flash",
     "laptop_nvme": "Laptop, NVMe",
     "gpu_pcie3": "GPU, PCIe 3",

@@ -10,7 +10,7 @@ from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
 from moe_beyond.reporting.headline import by_layer, overall, recall_name, scores, split_label, top_k
 from moe_beyond.reporting.names import label, ordered
-from moe_beyond.reporting.tables import Table, Tables
+from moe_beyond.reporting.tables import Table, Tables, find
 from moe_beyond.reporting.text import MISSING, interval, number, percent, size
 
 _TRUE = ("true", "1", "1.0", "yes")
@@ -277,7 +277,5 @@ def training_section(tables: Tables) -> Section:
 
 def deployed_size(tables: Tables) -> tuple[str, str]:
     """Latency and size of the exported predictor as text."""
-    export = tables.metrics.get("export", {})
-    latency = next((value for key, value in export.items() if key.split(".")[-1] == "latency_ms"), None)
-    num_bytes = next((value for key, value in export.items() if key.split(".")[-1] == "size_bytes"), None)
-    return (f"{number(latency)} ms" if latency is not None else MISSING, size(num_bytes))
+    latency = MISSING if tables.latency_ms is None else f"{number(tables.latency_ms)} ms"
+    return latency, size(find(tables.metrics.get("export", {}), "size_bytes"))

@@ -143,6 +143,27 @@ class Tables:
         frame = self.csv["timing"].frame
         return [] if frame is None else [str(name) for name in frame["device"].unique(maintain_order=True).to_list()]
 
+    @cached_property
+    def latency_ms(self) -> float | None:
+        """Median latency of the exported predictor's token step, where export measured it."""
+        value = find(self.metrics.get("export", {}), "latency_ms")
+        return None if value is None else float(value)
+
+    @cached_property
+    def modelled_latency_ms(self) -> float | None:
+        """Of several predictor latencies in timing.csv the one nearest to the measured one; None without a choice."""
+        frame = self.csv["timing"].frame
+        if frame is None or "predictor_ms" not in frame.columns:
+            return None
+        values = [float(value) for value in frame["predictor_ms"].unique().sort().to_list()]
+        return min(values, key=lambda value: abs(value - (self.latency_ms or 0.0)))
+
+    @cached_property
+    def times(self) -> pl.DataFrame | None:
+        """timing.csv at the predictor's own latency."""
+        frame, latency = self.csv["timing"].frame, self.modelled_latency_ms
+        return frame if frame is None or latency is None else frame.filter(pl.col("predictor_ms") == latency)
+
     @property
     def learned_policy(self) -> str | None:
         """The replayed policy that the trained predictor drives."""

@@ -121,7 +121,9 @@
   if (explorer) {
     const data = JSON.parse(explorer.querySelector("script").textContent);
     const form = explorer.querySelector("form");
-    const { split, device, capacity, size } = form.elements;
+    const { split, device, latency, capacity, size } = form.elements;
+    const best = explorer.querySelector(".best");
+    const clock = () => [device.selectedIndex, latency ? latency.selectedIndex : 0];
     const table = explorer.querySelector("table");
     const caption = explorer.querySelector(".caption");
 
@@ -140,7 +142,10 @@
       meter.append(bar);
       hit.append(meter, policy.cells[1]);
       line.append(hit, ...policy.cells.slice(2).map((text) => cell("td", text)));
-      if (device) line.append(...policy.times[device.selectedIndex].map((text) => cell("td", text)));
+      if (device) {
+        const [which, latencyIndex] = clock();
+        line.append(...policy.times[which][latencyIndex].map((text) => cell("td", text)));
+      }
       return line;
     }
 
@@ -156,6 +161,10 @@
         ...data.columns.map((text) => Object.assign(cell("th", text), { scope: "col" })),
       );
       table.tBodies[0].replaceChildren(...state.rows.map(row));
+      if (device) {
+        const [which, latencyIndex] = clock();
+        best.textContent = state.best[which][latencyIndex];
+      }
     }
 
     function enterSplit() {
@@ -167,6 +176,10 @@
 
     data.splits.forEach((entry) => split.add(new Option(entry.label, entry.id)));
     if (device) data.devices.forEach((name) => device.add(new Option(name)));
+    if (latency) {
+      data.latencies.forEach((name) => latency.add(new Option(name)));
+      latency.selectedIndex = data.latency;
+    }
     split.selectedIndex = data.splits.length - 1;
     const opening = data.splits[split.selectedIndex];
     capacity.max = opening.states.length - 1;
@@ -174,6 +187,7 @@
     form.hidden = false;
     split.addEventListener("change", enterSplit);
     if (device) device.addEventListener("change", show);
+    if (latency) latency.addEventListener("change", show);
     capacity.addEventListener("input", show);
     form.addEventListener("submit", (event) => event.preventDefault());
     show();
