@@ -4,6 +4,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
+# folder that holds puffin.tar.xz and webglm.tar.xz, or the folders puffin/ and webglm/
+TRACES ?= ../shared/traces
 TORCH_INDEX ?=
 # read from the lock file, so that the version has one home
 TORCH := $(shell grep -E '^torch==' requirements.lock)
@@ -13,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro test test-slow smoke lint format docs ui lock clean
+.PHONY: help repro published test test-slow smoke lint format docs ui lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -26,6 +28,22 @@ repro: $(VENV)/.ok  ## Run the pipeline: what is up to date is not run again
 	@echo "The predictor:     models/predictor/"
 	@echo "The numbers:       dvc metrics show"
 	@echo "All runs:          make ui"
+
+# beside the default, not over it: a clone of the last commit under build/, with DVC's cache and MLflow's runs in common
+published: $(VENV)/.ok  ## The same pipeline on the paper's traces of DeepSeek-V2-Lite, in TRACES
+	@test -e $(call traces,puffin) || { echo "error: TRACES=$(TRACES): holds no puffin; see 'Published traces' in README.md"; exit 1; }
+	test -d build/published || git clone -q . build/published
+	git -C build/published fetch -q origin HEAD
+	git -C build/published checkout -qf FETCH_HEAD
+	cd build/published && dvc cache dir --local -q $(CURDIR)/.dvc/cache && \
+	PYTHONPATH=src MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} dvc exp run \
+		-S traces.source=import \
+		-S traces.import.train=$(call traces,puffin) \
+		-S traces.import.held_out=$(call traces,webglm) \
+		-S simulate.prefill=token_by_token
+	@echo "The report:        build/published/reports/index.html"
+
+traces = $(firstword $(wildcard $(abspath $(TRACES))/$(1).tar.xz $(abspath $(TRACES))/$(1)) $(abspath $(TRACES))/$(1))
 
 test: $(VENV)/.ok  ## Fast tests
 	pytest -m "not slow"

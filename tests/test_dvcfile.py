@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from moe_beyond.dvcfile import content_md5, read_stage
+from moe_beyond.dvcfile import content_md5, read_stage, restore_outs
 from moe_beyond.errors import InputError
 
 
@@ -30,3 +30,27 @@ def test_outs_metrics_and_plots_are_outs(tmp_path):
     assert stage.params == ("seed", "other.yaml")
     with pytest.raises(InputError, match="no stage 'b'; it has a"):
         read_stage(tmp_path / "dvc.yaml", "b")
+
+
+def test_a_failed_stages_former_outs_come_back_cached_or_not(tmp_path):
+    def dvc(*words, check=True):
+        return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=tmp_path, check=check, capture_output=True)
+
+    make = "mkdir -p out/deep && cp in.txt out/deep/a && echo 1 > b && test $(cat in.txt) = good"
+    (tmp_path / "in.txt").write_text("good")
+    (tmp_path / "dvc.yaml").write_text(
+        f"stages:\n  a:\n    cmd: {make}\n    deps: [in.txt]\n    outs: [out]\n    metrics: [b: {{cache: false}}]\n"
+    )
+    dvc("init", "--no-scm", "-q")
+    dvc("repro", "-q")
+    (tmp_path / "dvc.yaml").write_text((tmp_path / "dvc.yaml").read_text().replace(make, "exit 1"))
+    assert dvc("repro", "-q", check=False).returncode != 0
+    assert not (tmp_path / "out").exists()
+    restore_outs(tmp_path, "a")
+    assert (tmp_path / "out/deep/a").read_text() == "good"
+    assert (tmp_path / "b").read_text() == "1\n"
+    # what is there is left alone, and so is a stage that DVC does not know
+    (tmp_path / "b").write_text("mine")
+    restore_outs(tmp_path, "a")
+    restore_outs(tmp_path, "unknown")
+    assert (tmp_path / "b").read_text() == "mine"

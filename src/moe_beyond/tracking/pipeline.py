@@ -104,7 +104,7 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 
 def _mirror(run: StageRun, experiment: str, stage: str, original: str) -> str:
     tags = {"moe_beyond.stage": stage, "restored": "true", "original_run_id": original}
-    run_id = run.client.create_run(experiment, run_name=stage, tags=tags).info.run_id
+    run_id: str = run.client.create_run(experiment, run_name=stage, tags=tags).info.run_id
     declared = read_stage(run.root / "dvc.yaml", stage)
     log_params(run.client, run_id, stage_params(run.params, declared))
     metrics = run.root / "reports" / stage / "metrics.json"

@@ -19,7 +19,7 @@ from typing import Any
 import git
 
 from moe_beyond.config import Params, flatten, load_params
-from moe_beyond.dvcfile import DvcStage, content_md5, read_stage
+from moe_beyond.dvcfile import DvcStage, content_md5, read_stage, restore_outs
 from moe_beyond.errors import InputError
 from moe_beyond.files import write_json
 from moe_beyond.tracking.connection import connect
@@ -128,7 +128,10 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
             _require_outs(run)
             _write_receipt(run)
             log_outs(client, run.run_id, root, declared)
-    except InputError as error:
+    except BaseException as error:
+        restore_outs(root, stage)
+        if not isinstance(error, InputError):
+            raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
         raise SystemExit(1) from error
 
