@@ -240,6 +240,24 @@ def test_a_page_that_is_too_large_is_refused_and_the_old_one_stays(project: Path
     assert page(copy) == page(project)
 
 
+def test_a_model_of_many_experts_gets_a_table_that_can_be_read(project: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    shares = [[(expert + layer) % 256 for expert in range(256)] for layer in range(3)]
+    frame = pl.DataFrame(
+        [(layer, expert, share / sum(row)) for layer, row in enumerate(shares) for expert, share in enumerate(row)],
+        schema=["layer", "expert", "share"],
+        orient="row",
+    )
+    frame.write_csv(copy / "reports" / "assess" / "popularity.csv")
+    figure = next(f for f in Tree(html_of(copy)).root.all("figure") if f.attributes["id"] == "heat_map")
+    head, *rows = body_of(figure)
+    assert (len(head), len(rows)) == (10, 3)
+    # the shares of layer 1 are those of layer 0, one expert earlier
+    assert [row[1] for row in rows] == [f"{255 - layer}: {percent(255 / sum(range(256)))}" for layer in range(3)]
+    assert [row[-1] for row in rows] == ["1", "1", "1"]
+
+
 def test_times_are_left_out_with_a_reason_where_none_were_modelled(tmp_path: Path):
     write_example(tmp_path, times=False)
     text = Tree(html_of(tmp_path)).root.text

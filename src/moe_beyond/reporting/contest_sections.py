@@ -9,7 +9,7 @@ import polars as pl
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
 from moe_beyond.reporting.headline import split_label
-from moe_beyond.reporting.names import label
+from moe_beyond.reporting.names import label, ordered
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, number, signed
 
@@ -32,7 +32,7 @@ def timing_section(tables: Tables) -> Section:
                 )
             )
             continue
-        policies = [name for name in tables.policies if name in part["policy"].unique()]
+        policies = ordered(part["policy"].to_list())
         best = part.sort("ms_per_token").row(0, named=True)
         alt = (
             f"Line chart of milliseconds per token over capacity, {label(device)}; the least is "

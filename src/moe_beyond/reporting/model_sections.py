@@ -13,6 +13,8 @@ from moe_beyond.reporting.text import number, percent
 
 CARD = "reports/assess/card.json"
 _SHARES = ("fraction", "share", "rate", "ratio", "overlap")
+_MOST_COLUMNS = 128
+_TOP_EXPERTS = 8
 _CURVE_ROWS = 25  # a table of every capacity would be longer than the rest of the page
 
 
@@ -64,7 +66,14 @@ def _heat_map(tables: Tables) -> list[Block]:
         f"{top['expert']} of layer {top['layer']}, with {percent(top['share'])} of its layer's choices, "
         f"{top['share'] * len(experts):.1f} times an even share; {unused} experts were never chosen."
     )
-    data = wide_table(
+    data = _all_shares(frame, table.path) if len(experts) <= _MOST_COLUMNS else _top_shares(frame, table.path)
+    chart = plots.heat_map(frame, len(experts))
+    return [Figure("heat_map", "How often each expert is chosen", alt, chart, data, wide=True)]
+
+
+def _all_shares(frame: pl.DataFrame, source: str) -> DataTable:
+    experts = frame["expert"].unique().sort().to_list()
+    return wide_table(
         frame,
         index="layer",
         on="expert",
@@ -72,12 +81,21 @@ def _heat_map(tables: Tables) -> list[Block]:
         order=experts,
         headings=[str(expert) for expert in experts],
         caption="Share of a layer's choices by expert",
-        source=table.path,
+        source=source,
         shares=True,
         first="Layer",
     )
-    chart = plots.heat_map(frame, len(experts))
-    return [Figure("heat_map", "How often each expert is chosen", alt, chart, data, wide=True)]
+
+
+def _top_shares(frame: pl.DataFrame, source: str) -> DataTable:
+    """The most popular experts of each layer: a table of all of them could not be read."""
+    rows = []
+    for (layer,), part in frame.group_by("layer", maintain_order=True):
+        top = part.sort("share", "expert", descending=[True, False]).head(_TOP_EXPERTS)
+        cells = (f"{row['expert']}: {percent(row['share'])}" for row in top.iter_rows(named=True))
+        rows.append((str(layer), *cells, number(part.filter(pl.col("share") == 0).height)))
+    headings = ("Layer", *(f"{place + 1}." for place in range(_TOP_EXPERTS)), "Never chosen")
+    return DataTable("Most popular experts of each layer; the file has all", headings, tuple(rows), source)
 
 
 def _layers(tables: Tables) -> list[Block]:

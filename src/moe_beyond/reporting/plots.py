@@ -40,6 +40,9 @@ def _lines(
     frame: pl.DataFrame, names: Sequence[str], x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip], *, points: bool = True
 ) -> Chart:
     colour, dash = series_scales(names)
+    # later lines cover earlier ones: the first of the legend comes last
+    places = {style.label: place for place, style in enumerate(looks(list(names)).values())}
+    frame = frame.sort(pl.col("series").replace_strict(places), descending=True, maintain_order=True)
     base = alt.Chart(frame).encode(x=x, y=y, color=colour, tooltip=tooltip)
     layers: list[Chart] = [base.mark_line().encode(strokeDash=dash)]
     if points:
@@ -169,10 +172,12 @@ def recall_overall(
 
 def heat_map(popularity: pl.DataFrame, num_experts: int) -> Chart:
     """Layers by experts: how often an expert is chosen, as a multiple of the even share 1/E."""
-    frame = popularity.select("layer", "expert", "share", (pl.col("share") * num_experts).round(3).alias("fold"))
+    # one number a cell: a large model has tens of thousands, and all of them travel in the page
+    frame = popularity.select("layer", "expert", (pl.col("share") * num_experts).round(3).alias("fold"))
     layers = frame["layer"].n_unique()
     chart = (
         alt.Chart(frame)
+        .transform_calculate(share=alt.datum.fold / num_experts)
         .mark_rect()
         .encode(
             x=alt.X("expert:O", title="expert", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),

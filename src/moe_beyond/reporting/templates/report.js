@@ -5,6 +5,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const PIXELS_PER_LEGEND_COLUMN = 175;
   const NARROW = 420;
+  const MANY_MARKS = 400_000; // characters of a chart: tens of thousands of elements make a page slow
 
   const mode = () => root.dataset.mode || (dark.matches ? "dark" : "light");
 
@@ -53,10 +54,11 @@
     spec.config.legend.columns = columns;
     if (chart.place.clientWidth < NARROW) spec.config.axis.tickCount = 4;
     if (chart.embedded) chart.embedded.finalize();
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, tooltip: showTip };
+    const renderer = chart.text.length > MANY_MARKS ? "canvas" : "svg";
+    const options = { mode: "vega-lite", renderer, actions: false, tooltip: showTip };
     chart.embedded = await vegaEmbed(chart.place, spec, options);
     // the container says in words what the chart shows
-    chart.place.querySelector("svg").setAttribute("aria-hidden", "true");
+    chart.place.querySelector("svg, canvas").setAttribute("aria-hidden", "true");
   }
 
   const near = new IntersectionObserver(
