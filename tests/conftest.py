@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # the first call of a compiled function takes seconds
@@ -9,3 +10,38 @@ settings.register_profile("project", deadline=None, max_examples=int(os.environ.
 settings.load_profile("project")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def train_trace():
+    from tests.traces_of_chance import chance_trace  # noqa: PLC0415 - tests that need no model start at once
+
+    return chance_trace(80, seed=1, name="train")
+
+
+@pytest.fixture(scope="session")
+def validation_trace():
+    from tests.traces_of_chance import chance_trace  # noqa: PLC0415
+
+    return chance_trace(10, seed=2, name="validation")
+
+
+@pytest.fixture(scope="session")
+def fitted(train_trace, validation_trace, tmp_path_factory):
+    """A predictor trained for a second."""
+    from moe_beyond.training import Size, fit  # noqa: PLC0415
+    from tests.predictor.small import SETTINGS  # noqa: PLC0415
+
+    scratch = tmp_path_factory.mktemp("scratch")
+    return fit(train_trace, validation_trace, Size(16, 2, 2), SETTINGS, epochs=6, seed=3, scratch=scratch)
+
+
+@pytest.fixture(scope="session")
+def exported(fitted, validation_trace, tmp_path_factory):
+    """A predictor directory, and what its export measured."""
+    from moe_beyond.predictor.onnx import export_predictor  # noqa: PLC0415
+    from moe_beyond.predictor.settings import ExportSettings  # noqa: PLC0415
+
+    directory = tmp_path_factory.mktemp("models") / "predictor"
+    settings = ExportSettings(parity_tokens=60, latency_repeats=10)
+    return directory, export_predictor(fitted.checkpoint, directory, validation_trace, settings)

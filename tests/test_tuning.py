@@ -7,7 +7,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.predictor.settings import SearchSpace, TuneSettings
 from moe_beyond.training import Size
 from moe_beyond.tuning import choose, search
-from tests.predictor.conftest import SETTINGS
+from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 
 

@@ -8,7 +8,7 @@ from moe_beyond.metrics import score
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
 from moe_beyond.training import Size, fit, read_size
-from tests.predictor.conftest import SETTINGS
+from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 
 
