@@ -52,7 +52,7 @@ def load_params(path: Path) -> Params:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected sections, found {type(raw).__name__}")
-    return parse_params(raw, str(path))
+    return parse_params(raw, path.name)
 
 
 def parse_params(raw: dict[str, Any], where: str) -> Params:
