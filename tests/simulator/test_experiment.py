@@ -15,7 +15,7 @@ from moe_beyond.simulator.tables import comparison_table, headline, replay_table
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace
 
-SETTINGS = SimulateSettings(capacities=(0.1, 0.5, 1.0), headline_capacity=0.5, bootstrap_samples=200)
+SETTINGS = SimulateSettings(capacities=(0.15, 0.5, 1.0), headline_capacity=0.5, bootstrap_samples=200)
 
 
 @dataclass
@@ -38,20 +38,22 @@ def replays():
 
 def test_the_table_has_a_row_a_split_policy_and_capacity(replays):
     table = replay_table(replays, SETTINGS, seed=7)
-    policies = ["lru", "lfu", "static_popularity", "belady", "belady_forced", "token_unigram_prefetch_lru"]
+    policies = ["lru", "lfu", "layer_lru", "least_stale", "lfru", "static_popularity"]
+    policies += ["token_unigram_prefetch_anticipate", "token_unigram_prefetch_lru", "token_unigram_anticipate"]
+    policies += ["belady", "belady_forced"]
     assert table["policy"].unique(maintain_order=True).to_list() == policies
-    assert table["capacity_experts"].unique().sort().to_list() == [2, 12, 24]
-    assert table.height == 2 * 6 * 3
+    assert table["capacity_experts"].unique().sort().to_list() == [4, 12, 24]
+    assert table.height == 2 * 11 * 3
     assert (table["hits"] + table["misses"] == table["accesses"]).all()
     assert table["hit_rate"].to_list() == pytest.approx((table["hits"] / table["accesses"]).to_list())
     assert table.filter(pl.col("hit_rate_low") > pl.col("hit_rate")).is_empty()
     assert table.filter(pl.col("hit_rate_high") < pl.col("hit_rate")).is_empty()
 
 
-def test_only_the_prefetcher_prefetches(replays):
+def test_only_prefetchers_prefetch(replays):
     table = replay_table(replays, SETTINGS, seed=7)
     fetching = table.filter(pl.col("prefetches") > 0)["policy"].unique().to_list()
-    assert fetching == ["token_unigram_prefetch_lru"]
+    assert sorted(fetching) == ["token_unigram_prefetch_anticipate", "token_unigram_prefetch_lru"]
 
 
 def test_a_comparison_is_the_difference_of_two_rows(replays):
@@ -61,7 +63,7 @@ def test_a_comparison_is_the_difference_of_two_rows(replays):
     joined = pairs.join(rates, left_on=[*key, "a"], right_on=[*key, "policy"]).join(
         rates, left_on=[*key, "b"], right_on=[*key, "policy"], suffix="_b"
     )
-    assert joined.height == 2 * 3 * 15
+    assert joined.height == 2 * 3 * 55
     expected = joined["hit_rate"] - joined["hit_rate_b"]
     assert joined["difference"].to_list() == pytest.approx(expected.to_list())
     assert (pairs["low"] <= pairs["high"]).all()

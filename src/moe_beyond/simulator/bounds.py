@@ -15,7 +15,7 @@ from moe_beyond.simulator.policies.base import NEXT_USE, Policy, Rank
 
 
 @compiled(RANK)
-def nearest_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def nearest_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of the farthest next use: lowest where it is farthest."""
     return -float(features_FM[NEXT_USE, expert])
 

@@ -17,7 +17,9 @@ from moe_beyond.simulator.policies.base import (
     ADMITTED,
     LAST_STEP,
     LAST_USE,
+    LAYER,
     NUM_FEATURES,
+    PRIOR,
     USES,
     USES_RESIDENT,
 )
@@ -91,7 +93,9 @@ def remove(cache: Cache, group: int, place: int, row: int) -> None:
 
 
 @compiled()
-def make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, now: int, step: int, row: int) -> None:
+def make_room(
+    rank: Any, cache: Cache, group: int, limit: int, stamp: int, now: int, step: int, layer: int, row: int
+) -> None:
     """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
     if cache.used_G[group] <= limit:
         return
@@ -99,7 +103,7 @@ def make_room(rank: Any, cache: Cache, group: int, limit: int, stamp: int, now: 
     for place in range(cache.count_G[group]):
         expert = residents[place]
         protected = cache.protected_M[expert] >= stamp
-        ranks[place] = np.inf if protected else rank(features_FM, expert, now, step)
+        ranks[place] = np.inf if protected else rank(features_FM, expert, now, step, layer)
     while cache.used_G[group] > limit:
         best = -1
         lowest = np.inf
@@ -139,6 +143,8 @@ def empty(cache: Cache) -> None:
 
 @compiled()
 def new_cache(
+    prior_M: npt.NDArray[np.float64],
+    layer_M: npt.NDArray[np.int64],
     bytes_M: npt.NDArray[np.int64],
     units_M: npt.NDArray[np.int64],
     group_M: npt.NDArray[np.int64],
@@ -164,6 +170,8 @@ def new_cache(
         admissions_1=np.zeros(1, np.int64),
     )
     empty(cache)
+    cache.features_FM[LAYER] = layer_M
+    cache.features_FM[PRIOR] = prior_M
     return cache
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.simulator.bounds import Belady, BeladyForced
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.policies.on_demand import Lfu, Lru
+from moe_beyond.simulator.policies.on_demand import LayerLru, LeastStale, Lfru, Lfu, Lru
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.prefetch import Prefetch
 from moe_beyond.simulator.replay import sweep
@@ -49,7 +53,7 @@ def replay_splits(
     Args:
         splits: Test traces by name.
         training: The training split: the only one that a policy may learn from.
-        predictors: Predictors that prefetch on top of LRU.
+        predictors: Predictors that prefetch and evict.
         settings: Capacities and rules.
 
     Raises:
@@ -58,32 +62,52 @@ def replay_splits(
     for name, trace in splits.items():
         training.metadata.require_same_model(trace.metadata, name)
     static = StaticPopularity.fit(training)
+    on_demand = [Lru(), Lfu(), LayerLru(), LeastStale(), Lfru(), static]
+    bounds = [Belady(), BeladyForced()]
+    popularity_LE = static.popularity_M.reshape(training.metadata.num_layers, -1) / np.float32(training.num_tokens)
     return [
-        replay_split(name, trace, [Lru(), Lfu(), static, Belady(), BeladyForced()], predictors, settings)
+        replay_split(
+            name,
+            trace,
+            [*on_demand, *predicted_policies(trace, predictors, popularity_LE, settings), *bounds],
+            settings,
+        )
         for name, trace in splits.items()
     ]
 
 
-def replay_split(
-    name: str, trace: Trace, on_demand: Sequence[Policy], predictors: Sequence[Predictor], settings: SimulateSettings
-) -> SplitReplays:
-    """Replay one split: policies that load on demand, and a prefetcher for each predictor."""
-    meta = trace.metadata
+def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: SimulateSettings) -> SplitReplays:
+    """Replay one split: every policy at every capacity."""
     events = events_of(trace, settings.prefill)
-    budgets = [Budget.slots(meta, capacity) for capacity in capacities(meta, settings)]
     replays: list[Replay] = []
-    for policy in on_demand:
+    for policy in policies:
+        budgets = [
+            Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer)
+            for capacity in capacities(trace.metadata, settings)
+        ]
         replays += sweep(events, policy, budgets, keep_warm=settings.keep_warm)
+    return SplitReplays(name, trace.metadata, tuple(replays))
+
+
+def predicted_policies(
+    trace: Trace,
+    predictors: Sequence[Predictor],
+    popularity_LE: npt.NDArray[np.float32],
+    settings: SimulateSettings,
+) -> list[Policy]:
+    """For each predictor the ablation: prefetch and eviction by prediction, prefetch over LRU, eviction alone."""
+    policies: list[Policy] = []
     for predictor in predictors:
-        prefetch = Prefetch(
-            predictor=predictor.name.replace(" ", "_"),
-            probabilities_TLE=predictor.probabilities_TLE(trace),
-            width=settings.prefetch_width or meta.top_k,
-            threshold=settings.prefetch_threshold,
-            eviction=Lru(),
-        )
-        replays += sweep(events, prefetch, budgets, keep_warm=settings.keep_warm)
-    return SplitReplays(name, meta, tuple(replays))
+        name = predictor.name.replace(" ", "_")
+        probabilities_TLE = predictor.probabilities_TLE(trace)
+        anticipate = Anticipate(name, probabilities_TLE, popularity_LE)
+        width = settings.prefetch_width or trace.metadata.top_k
+        policies += [
+            Prefetch(name, probabilities_TLE, width, eviction, settings.prefetch_threshold)
+            for eviction in (anticipate, Lru())
+        ]
+        policies.append(anticipate)
+    return policies
 
 
 def capacities(meta: TraceMetadata, settings: SimulateSettings) -> list[int]:

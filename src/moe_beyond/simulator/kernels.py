@@ -38,7 +38,7 @@ _RESULT: Any = t.Tuple((t.int64[:, ::1], t.int32[::1]))
 
 @compiled()
 def _prefetch(
-    rank: Any, cache: Cache, experts: npt.NDArray[np.int32], stamp: int, now: int, step: int, row: int
+    rank: Any, cache: Cache, experts: npt.NDArray[np.int32], stamp: int, now: int, step: int, layer: int, row: int
 ) -> None:
     """Admit what is not resident yet; nothing of the list pushes out another of it."""
     for expert in experts:
@@ -48,7 +48,7 @@ def _prefetch(
             continue
         group = cache.group_M[expert]
         limit = cache.budget_G[group] - cache.units_M[expert]
-        make_room(rank, cache, group, limit, stamp, now, step, row)
+        make_room(rank, cache, group, limit, stamp, now, step, layer, row)
         if cache.used_G[group] <= limit:
             admit(cache, expert, row)
             cache.counts_RC[row, PREFETCHES] += 1
@@ -63,12 +63,15 @@ def _prefetch(
         t.int32[::1],
         t.int64[::1],
         t.int32[::1],
+        t.int32[::1],
         t.int64[::1],
         t.boolean[::1],
         t.int64[::1],
         t.float32[:, ::1],
+        t.float64[::1],
         t.int64[::1],
         t.int32[::1],
+        t.int64[::1],
         t.int64[::1],
         t.int64[::1],
         t.int64[::1],
@@ -83,12 +86,15 @@ def replay(
     members_A: npt.NDArray[np.int32],
     offsets_N: npt.NDArray[np.int64],
     step_N: npt.NDArray[np.int32],
+    layer_N: npt.NDArray[np.int32],
     row_N: npt.NDArray[np.int64],
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
+    prior_M: npt.NDArray[np.float64],
     prefetch_offsets_N: npt.NDArray[np.int64],
     prefetch_experts: npt.NDArray[np.int32],
+    layer_M: npt.NDArray[np.int64],
     bytes_M: npt.NDArray[np.int64],
     units_M: npt.NDArray[np.int64],
     group_M: npt.NDArray[np.int64],
@@ -104,12 +110,15 @@ def replay(
         members_A: Accessed experts, distinct within an event.
         offsets_N: Where each event's accesses begin and end.
         step_N: Step of each event.
+        layer_N: Layer of each event.
         row_N: Row of the counts that each event adds to.
         empties_N: True where the cache and its memory are emptied before the event.
         next_use_A: Event of each accessed expert's next use; empty where the rank does not read it.
         scores_SM: The policy's scores: no row, one for all steps, or one a step.
+        prior_M: The policy's prior.
         prefetch_offsets_N: Where the experts to fetch before each event begin and end.
         prefetch_experts: Experts to fetch, most wanted first.
+        layer_M: Layer of each expert.
         bytes_M: Bytes of each expert.
         units_M: What each expert takes of its budget: 1 where it counts slots, its bytes where it counts bytes.
         group_M: The group whose budget each expert uses.
@@ -120,19 +129,19 @@ def replay(
         Counts int64 [R, C], and the misses of each event, int32 [N].
     """
     misses_N = np.zeros(len(step_N), np.int32)
-    cache = new_cache(bytes_M, units_M, group_M, budget_G, num_rows)
+    cache = new_cache(prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
     if len(scores_SM) == 1:
         cache.features_FM[SCORE] = scores_SM[0]
     scored_step = -1
     for event in range(len(step_N)):
-        step, row = step_N[event], row_N[event]
+        step, layer, row = step_N[event], layer_N[event], row_N[event]
         if empties_N[event]:
             empty(cache)
         if len(scores_SM) > 1 and step != scored_step:
             cache.features_FM[SCORE] = scores_SM[step]
             scored_step = step
         ahead = prefetch_experts[prefetch_offsets_N[event] : prefetch_offsets_N[event + 1]]
-        _prefetch(rank, cache, ahead, 2 * event, offsets_N[event], step, row)
+        _prefetch(rank, cache, ahead, 2 * event, offsets_N[event], step, layer, row)
         # no place is given up before the event has ended, so every access is judged on what was there at its start
         stamp = 2 * event + 1
         for access in range(offsets_N[event], offsets_N[event + 1]):
@@ -145,9 +154,9 @@ def replay(
         # an event lies in one layer, so its first expert names the group
         group = group_M[members_A[offsets_N[event]]]
         now = offsets_N[event + 1]
-        make_room(rank, cache, group, budget_G[group], stamp, now, step, row)
+        make_room(rank, cache, group, budget_G[group], stamp, now, step, layer, row)
         if not overrun:
             # where the event alone wants more than fits, its own lowest ranks leave too
-            make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, now, step, row)
+            make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, now, step, layer, row)
     count_useless(cache)
     return cache.counts_RC, misses_N

@@ -38,7 +38,17 @@ class Prefetch(Policy):
     @property
     @override
     def name(self) -> str:  # type: ignore[override]
-        return f"{self.predictor}_prefetch_{self.eviction.name}"
+        return f"{self.predictor}_prefetch_{self.eviction.name.removeprefix(f'{self.predictor}_')}"
+
+    @property
+    @override
+    def bypass(self) -> bool:  # type: ignore[override]
+        return self.eviction.bypass
+
+    @property
+    @override
+    def per_layer(self) -> bool:  # type: ignore[override]
+        return self.eviction.per_layer
 
     @property
     @override
@@ -48,6 +58,10 @@ class Prefetch(Policy):
     @override
     def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
         return self.eviction.scores_SM(events)
+
+    @override
+    def prior_M(self, events: Events) -> npt.NDArray[np.float64]:
+        return self.eviction.prior_M(events)
 
     @override
     def prefetches(self, events: Events) -> Prefetches:

@@ -89,6 +89,7 @@ def _work(
     event: int,
     now: int,
     step: int,
+    layer: int,
     row: int,
 ) -> None:
     """Let the link prefetch for `time_ms`."""
@@ -102,7 +103,7 @@ def _work(
                 continue
             group = cache.group_M[expert]
             limit = cache.budget_G[group] - cache.units_M[expert]
-            make_room(rank, cache, group, limit, 2 * event, now, step, row)
+            make_room(rank, cache, group, limit, 2 * event, now, step, layer, row)
             if cache.used_G[group] > limit:
                 continue
             admit(cache, expert, row)
@@ -145,12 +146,15 @@ _RESULT: Any = t.Tuple((t.int64[:, ::1], t.float64[::1], t.float64[::1], t.int64
         t.int32[::1],
         t.int64[::1],
         t.int32[::1],
+        t.int32[::1],
         t.int64[::1],
         t.boolean[::1],
         t.int64[::1],
         t.float32[:, ::1],
+        t.float64[::1],
         t.int64[::1],
         t.int32[::1],
+        t.int64[::1],
         t.int64[::1],
         t.int64[::1],
         t.int64[::1],
@@ -169,12 +173,15 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
     members_A: npt.NDArray[np.int32],
     offsets_N: npt.NDArray[np.int64],
     step_N: npt.NDArray[np.int32],
+    layer_N: npt.NDArray[np.int32],
     row_N: npt.NDArray[np.int64],
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
+    prior_M: npt.NDArray[np.float64],
     prefetch_offsets_N: npt.NDArray[np.int64],
     prefetch_experts: npt.NDArray[np.int32],
+    layer_M: npt.NDArray[np.int64],
     bytes_M: npt.NDArray[np.int64],
     units_M: npt.NDArray[np.int64],
     group_M: npt.NDArray[np.int64],
@@ -199,7 +206,7 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
         Counts int64 [R, C], time and stall of each event in milliseconds, float64 [N], late prefetches int64 [R].
     """
     num_events = len(step_N)
-    cache = new_cache(bytes_M, units_M, group_M, budget_G, num_rows)
+    cache = new_cache(prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
     link = Link(
         np.zeros(1, np.int64),
         np.zeros(1, np.int64),
@@ -212,11 +219,12 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
         cache.features_FM[SCORE] = scores_SM[0]
     asked = 0
     for event in range(num_events):
-        step, row, start, end = step_N[event], row_N[event], offsets_N[event], offsets_N[event + 1]
+        step, layer, row = step_N[event], layer_N[event], row_N[event]
+        start, end = offsets_N[event], offsets_N[event + 1]
         if empties_N[event]:
             empty(cache)
             _drop(cache, link)
-        _work(rank, cache, link, prefetch_experts, transfer_ms_M, think_ms_N[event], event, start, step, row)
+        _work(rank, cache, link, prefetch_experts, transfer_ms_M, think_ms_N[event], event, start, step, layer, row)
         if event == 0 or step != step_N[event - 1]:
             if len(scores_SM) > 1:
                 cache.features_FM[SCORE] = scores_SM[step]
@@ -225,7 +233,7 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
         while asked <= event + lookahead and asked < num_events and step_N[asked] == step:
             _ask(cache, link, prefetch_experts[prefetch_offsets_N[asked] : prefetch_offsets_N[asked + 1]], asked)
             asked += 1
-        _work(rank, cache, link, prefetch_experts, transfer_ms_M, dense_ms_N[event], event, start, step, row)
+        _work(rank, cache, link, prefetch_experts, transfer_ms_M, dense_ms_N[event], event, start, step, layer, row)
         stall_N[event], late = _wait_ms(cache, link, members_A[start:end], transfer_ms_M)
         late_R[row] += late
         # what has not begun is too late: the event has loaded it itself
@@ -238,10 +246,10 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
             if not bypass:
                 cache.protected_M[expert] = max(cache.protected_M[expert], 2 * event + 1)
         group = group_M[members_A[start]]
-        make_room(rank, cache, group, budget_G[group], 2 * event + 1, end, step, row)
-        make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, end, step, row)
+        make_room(rank, cache, group, budget_G[group], 2 * event + 1, end, step, layer, row)
+        make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, end, step, layer, row)
         _drop(cache, link)
-        _work(rank, cache, link, prefetch_experts, transfer_ms_M, expert_ms_N[event], event, end, step, row)
+        _work(rank, cache, link, prefetch_experts, transfer_ms_M, expert_ms_N[event], event, end, step, layer, row)
         time_N[event] = think_ms_N[event] + dense_ms_N[event] + stall_N[event] + expert_ms_N[event]
     count_useless(cache)
     return cache.counts_RC, time_N, stall_N, late_R

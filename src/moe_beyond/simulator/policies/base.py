@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +31,17 @@ NEXT_USE = 5
 """Event of the next use: only bounds may read it."""
 SCORE = 6
 """What the policy's own `scores_SM` says in this step."""
-NUM_FEATURES = 7
+LAYER = 7
+"""Index of the expert's layer."""
+PRIOR = 8
+"""What the policy's `prior_M` says of the expert, whatever the step."""
+NUM_FEATURES = 9
 
-Rank = Callable[[npt.NDArray[np.float64], int, int, int], float]
-"""`rank(features_FM, expert, now, step)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
+Rank = Callable[[npt.NDArray[np.float64], int, int, int, int], float]
+"""`rank(features_FM, expert, now, step, layer)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
 
-`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1.
-
-Ties leave least recently used first, then by lower id.
+`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1; `step` and `layer` are those of
+the event. Ties leave least recently used first, then by lower id.
 """
 
 
@@ -66,12 +68,12 @@ class Policy(ABC):
 
     name: str
     """Name in tables, plots and on the command line."""
-    per_layer: ClassVar[bool] = False
+    per_layer: bool = False
     """True where each layer has a budget of its own, so that layers do not evict each other's experts."""
-    bypass: ClassVar[bool] = False
+    bypass: bool = False
     """True where an expert may be used without being kept: the event's own experts compete with the residents."""
 
-    knows_future: ClassVar[bool] = False
+    knows_future: bool = False
     """True for bounds: their rank reads NEXT_USE, which no policy can know."""
 
     @property
@@ -82,6 +84,10 @@ class Policy(ABC):
     def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
         """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row."""
         return np.zeros((0, events.metadata.num_model_experts), np.float32)
+
+    def prior_M(self, events: Events) -> npt.NDArray[np.float64]:
+        """What `rank` reads as PRIOR, float64 [M]."""
+        return np.zeros(events.metadata.num_model_experts)
 
     def prefetches(self, events: Events) -> Prefetches:
         """What to fetch before each event."""

@@ -23,37 +23,37 @@ from moe_beyond.simulator.policies.base import (
 
 
 @compiled(RANK)
-def last_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def last_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of least recently used."""
     return float(features_FM[LAST_USE, expert])
 
 
 @compiled(RANK)
-def uses(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def uses(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of least frequently used, counting also the uses before an eviction."""
     return float(features_FM[USES, expert])
 
 
 @compiled(RANK)
-def uses_resident(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def uses_resident(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of least frequently used, counting from the admission."""
     return float(features_FM[USES_RESIDENT, expert])
 
 
 @compiled(RANK)
-def admitted(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def admitted(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of first in, first out."""
     return float(features_FM[ADMITTED, expert])
 
 
 @compiled(RANK)
-def frequency_by_age(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def frequency_by_age(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of LFRU: uses over the accesses since the last one."""
     return float(features_FM[USES, expert] / (now - features_FM[LAST_USE, expert]))
 
 
 @compiled(RANK)
-def stale_first(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def stale_first(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank of Least-Stale: who was not used in this step goes first, among equals the longest resident."""
     fresh = features_FM[LAST_STEP, expert] == step
     # admissions stay below 2 ** 52, so the sum keeps them apart
@@ -61,7 +61,7 @@ def stale_first(features_FM: npt.NDArray[np.float64], expert: int, now: int, ste
 
 
 @compiled(RANK)
-def shuffled(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def shuffled(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """A random number that an expert keeps while it stays: splitmix64 of its admission and the seed in SCORE."""
     word = np.uint64(features_FM[ADMITTED, expert]) + np.uint64(features_FM[SCORE, expert]) * np.uint64(
         0x9E3779B97F4A7C15

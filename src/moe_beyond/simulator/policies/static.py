@@ -15,7 +15,7 @@ from moe_beyond.traces.schema import Trace
 
 
 @compiled(RANK)
-def score(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int) -> float:
+def score(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
     """Rank by the policy's own score."""
     return float(features_FM[SCORE, expert])
 
