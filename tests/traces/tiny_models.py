@@ -91,7 +91,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The architecture `name` with random weights; its routers have clear favourites, so no choice hangs on rounding."""
+    """The architecture `name` with random weights; its routers have favourites, so no choice hangs on rounding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = AutoConfig.for_model(name.split("-", maxsplit=1)[0], **(_COMMON | ARCHITECTURES[name]))

@@ -9,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import moe_beyond
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ def revision(model: PreTrainedModel, folder: Path) -> str:
 
 def library_versions() -> str:
     """Versions that a trace's bytes depend on."""
-    return json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}, sort_keys=True)
+    libraries = (moe_beyond, pyarrow, torch, transformers)
+    return json.dumps({library.__name__: library.__version__ for library in libraries})
 
 
 def _device_map(name: str) -> str | None:

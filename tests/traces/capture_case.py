@@ -1,0 +1,56 @@
+"""A tiny model with its tokenizer on disk, and a capture of it, for tests that start processes."""
+
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from moe_beyond.reference.corpus import Document
+from moe_beyond.reference.model import train_tokenizer
+from moe_beyond.traces.capture_models import ModelSource
+from moe_beyond.traces.capture_prompts import EncodedPrompt
+from moe_beyond.traces.capture_shards import CaptureJob, capture
+from moe_beyond.traces.settings import ExtractSettings
+from tests.traces.tiny_models import tiny_model
+
+NUM_PROMPTS = 24
+DEFAULTS = {"decode_tokens": 6, "batch_prompts": 2, "shard_prompts": 2}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([Document("text", "a few words to learn from, and a few more words " * 3)], 300)
+
+
+def save_tiny_model(folder: Path, architecture: str = "deepseek_v2") -> Path:
+    """A model and a tokenizer of another vocabulary size; only ids below 64 are ever given to the model."""
+    tiny_model(architecture).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def case_prompts(count: int = NUM_PROMPTS) -> list[EncodedPrompt]:
+    rng = np.random.default_rng(5)
+    return [
+        EncodedPrompt(f"p{row:02d}", f"domain{row % 2}", row % 3 == 0, tuple(rng.integers(3, 64, 3 + row % 4).tolist()))
+        for row in range(count)
+    ]
+
+
+def case_job(model: Path, **settings: object) -> CaptureJob:
+    return CaptureJob(
+        model=ModelSource(str(model)),
+        model_id="tiny",
+        source="random",
+        licence="none",
+        settings=ExtractSettings.model_validate(DEFAULTS | settings),
+        seed=3,
+        threads=1,
+    )
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def run_case(model: Path, scratch: Path, output: Path) -> None:
+    capture(case_job(model), case_prompts(), scratch, output)
