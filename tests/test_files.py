@@ -1,4 +1,8 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +38,30 @@ def test_json_refuses_what_is_not_a_number(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1.5}
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    names = {
+        "dead": f".out.{host}.{dead.pid}.tmp",
+        "alive": f".out.{host}.{os.getppid()}.tmp",
+        "elsewhere": f".out.other-{host}.{dead.pid}.tmp",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    with replacing(tmp_path / "out") as temporary:
+        temporary.write_text("x")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", names["alive"], names["elsewhere"]}
+
+
+def test_a_directory_that_a_killed_process_moved_aside_comes_back(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    aside = tmp_path / f".out.{socket.gethostname()}.{dead.pid}.old"
+    aside.mkdir()
+    (aside / "kept").touch()
+    with pytest.raises(RuntimeError), replacing(tmp_path / "out"):
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
