@@ -346,7 +346,12 @@ def write_example(root: Path, example: Example | None = None, *, times: bool = T
 def _write_metrics(reports: Path) -> None:
     metrics = {
         "export": {"latency_ms": 0.52, "size_bytes": 3_412_000, "parity_max_abs_error": 3e-6},
-        "split": {"prompts": 28, "contamination": {"distinct_prompts": 27, "exact_duplicates": 1}},
+        "split": {
+            "prompts": 28,
+            "tokens": 3112,
+            "splits": {"test_in_domain": {"tokens": 240}},
+            "contamination": {"distinct_prompts": 27, "exact_duplicates": 1},
+        },
     }
     for stage, values in metrics.items():
         (reports / stage).mkdir(exist_ok=True)

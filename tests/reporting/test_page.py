@@ -156,6 +156,12 @@ def test_names_the_runs_behind_the_files(tree: Node):
         assert words in run.text
 
 
+def test_the_top_says_what_was_run(tree: Node):
+    (ran,) = [node for node in tree.all("p") if node.attributes.get("class") == "ran"]
+    words = "3,112 tokens of 28 prompts (synthetic); tested on 240 of same domain; commit 0123abc."
+    assert ran.text.startswith(words)
+
+
 def test_the_stand_in_is_called_one(project: Path, tmp_path: Path):
     assert "small stand-in" in page(project)
     shutil.copytree(project, tmp_path / "copy")

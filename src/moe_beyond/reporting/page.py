@@ -52,8 +52,9 @@ def render_report(
         root: The project's root; tables are read below `reports/` and `data/splits/`.
         settings: Section `report` of the parameters.
         headline_capacity: Share of the model's experts in fast memory that the headline numbers speak of.
-        run_summary: What was run, groups of facts by heading (see `record_sections.run_section`); the fact
-            `traces.source` of the group `Parameters` tells whether the traced model is the built-in stand-in.
+        run_summary: What was run, groups of facts by heading (see `record_sections.run_section`). The fact
+            `traces.source` of the group `Parameters` tells whether the traced model is the built-in stand-in; the
+            group `Code` names the commit and the MLflow run at the page's top.
 
     Returns:
         Every file written.
@@ -81,7 +82,8 @@ def compose(
     """Make the page without writing anything; arguments as for `render_report`."""
     parameters = run_summary.get("Parameters", {})
     stand_in = isinstance(parameters, Mapping) and parameters.get("traces.source") == "reference"
-    summary = summarise(tables, headline_capacity)
+    code = run_summary.get("Code", {})
+    summary = summarise(tables, headline_capacity, code if isinstance(code, Mapping) else {})
     sections = [
         summary.scores,
         explorer_section(tables, headline_capacity),

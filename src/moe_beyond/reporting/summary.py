@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from moe_beyond.reporting.blocks import Absent, Block, Section
 from moe_beyond.reporting.explorer import headline_policies
@@ -12,7 +13,9 @@ from moe_beyond.reporting.headline import contest, hardest_split, recall_name, s
 from moe_beyond.reporting.names import is_learned, label
 from moe_beyond.reporting.predictor_sections import deployed_size, score_table
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.text import MISSING, interval, mib, percent
+from moe_beyond.reporting.text import MISSING, interval, listed, mib, number, percent
+
+_SHORT = 9  # characters of a commit or run id that tell it from its neighbours
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,20 @@ class Summary:
     """Everything above the first section."""
 
     verdict: str
+    ran: str
     tiles: tuple[Tile, ...]
     findings: tuple[Finding, ...]
     scores: Section
 
 
-def summarise(tables: Tables, fraction: float) -> Summary:
-    """Compute the page's top for a cache that holds `fraction` of the model's experts."""
+def summarise(tables: Tables, fraction: float, code: Mapping[str, Any]) -> Summary:
+    """Compute the page's top.
+
+    Args:
+        tables: The pipeline's tables.
+        fraction: Share of the model's experts that the headline's cache holds.
+        code: `git.commit`, `git.dirty` and `mlflow_run` where known.
+    """
     blocks: list[Block] = []
     if tables["quality"].frame is None:
         blocks.append(Absent("Scores of the predictors", tables["quality"].absent))
@@ -48,11 +58,30 @@ def summarise(tables: Tables, fraction: float) -> Summary:
     )
     section = Section("numbers", "Headline numbers", "Headline numbers", lead, tuple(blocks))
     tiles = [*_recall_tile(tables), *_cache_tiles(tables, fraction), *_cost_tile(tables)]
-    return Summary(verdict(tables, fraction), tuple(tiles), tuple(_bad_first(findings(tables, fraction))), section)
+    ran = what_ran(tables, code)
+    return Summary(verdict(tables, fraction), ran, tuple(tiles), tuple(findings(tables, fraction)), section)
 
 
-def _bad_first(found: Sequence[Finding]) -> list[Finding]:
-    return sorted(found, key=lambda finding: ("bad", "neutral", "good").index(finding.tone))
+def what_ran(tables: Tables, code: Mapping[str, Any]) -> str:
+    """One sentence on what stands behind the page: prompts, their source, test splits, commit and MLflow run."""
+    counts = tables.metrics.get("split", {})
+    parts = []
+    if "prompts" in counts and "tokens" in counts:
+        source = f" ({tables.card['source']})" if tables.card.get("source") else ""
+        parts.append(f"{number(counts['tokens'])} tokens of {number(counts['prompts'])} prompts{source}")
+    tested = [
+        f"{number(counts[f'splits.{split}.tokens'])} of {label(split).lower()}"
+        for split in tables.splits
+        if f"splits.{split}.tokens" in counts
+    ]
+    if tested:
+        parts.append(f"tested on {listed(tested)}")
+    if code.get("git.commit"):
+        changed = ", with uncommitted changes" if str(code.get("git.dirty")).lower() == "true" else ""
+        parts.append(f"commit {str(code['git.commit'])[:_SHORT]}{changed}")
+    if code.get("mlflow_run"):
+        parts.append(f"MLflow run {str(code['mlflow_run'])[:_SHORT]}")
+    return "; ".join(parts) + "." if parts else ""
 
 
 def _recall_tile(tables: Tables) -> list[Tile]:
