@@ -158,8 +158,10 @@ def test_names_the_runs_behind_the_files(tree: Node):
 
 def test_the_top_says_what_was_run(tree: Node):
     (ran,) = [node for node in tree.all("p") if node.attributes.get("class") == "ran"]
-    words = "3,112 tokens of 28 prompts (synthetic); tested on 240 of same domain; commit 0123abc."
-    assert ran.text.startswith(words)
+    assert ran.text.startswith(
+        "3,112 tokens of 28 prompts (synthetic); of these, tested on 240 of held-out prompts of the same domain; "
+        "commit 0123abc."
+    )
 
 
 def test_the_stand_in_is_called_one(project: Path, tmp_path: Path):

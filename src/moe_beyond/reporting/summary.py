@@ -70,12 +70,12 @@ def what_ran(tables: Tables, code: Mapping[str, Any]) -> str:
         source = f" ({tables.card['source']})" if tables.card.get("source") else ""
         parts.append(f"{number(counts['tokens'])} tokens of {number(counts['prompts'])} prompts{source}")
     tested = [
-        f"{number(counts[f'splits.{split}.tokens'])} of {label(split).lower()}"
+        f"{number(counts[f'splits.{split}.tokens'])} of {split_label(split)}"
         for split in tables.splits
         if f"splits.{split}.tokens" in counts
     ]
     if tested:
-        parts.append(f"tested on {listed(tested)}")
+        parts.append(f"of these, tested on {listed(tested)}")
     if code.get("git.commit"):
         changed = ", with uncommitted changes" if str(code.get("git.dirty")).lower() == "true" else ""
         parts.append(f"commit {str(code['git.commit'])[:_SHORT]}{changed}")
