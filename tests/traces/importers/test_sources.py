@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.traces.importers.sources import members, name_of, natural_order
@@ -99,3 +101,57 @@ def test_names_lose_their_endings_and_numbers_sort_as_numbers() -> None:
         "qwen",
     ]
     assert sorted(["p_10.csv", "p_2.csv", "a.csv"], key=natural_order) == ["a.csv", "p_2.csv", "p_10.csv"]
+
+
+def _bytes_of(kind: str) -> bytes:
+    files = {"a/x.csv": b"q," * 150, "a/é.csv": b"r," * 150}
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    elif kind == "csv.gz":
+        return gzip.compress(b"q," * 300)
+    else:
+        with tarfile.open(fileobj=buffer, mode=f"w:{kind[4:]}") as archive_tar:  # type: ignore[call-overload]
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive_tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@settings(max_examples=300)
+@given(
+    kind=st.sampled_from(["tar", "tar.xz", "tar.gz", "tar.bz2", "zip", "csv.gz"]),
+    flips=st.lists(st.tuples(st.integers(-300, 12_000), st.integers(0, 255)), max_size=5),
+    cut=st.none() | st.integers(1, 600),
+)
+def test_any_damage_to_an_archive_is_read_or_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, flips: list[tuple[int, int]], cut: int | None
+) -> None:
+    content = bytearray(_bytes_of(kind))
+    for place, value in flips:
+        content[place % len(content)] = value
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    path.write_bytes(bytes(content[:cut]))
+    try:
+        for _, stream in members(path, ".csv"):
+            stream.read()
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("flags", [1, 32])
+def test_encrypted_and_patched_zips_are_input_errors(tmp_path: Path, flags: int) -> None:
+    content = bytearray(_bytes_of("zip"))
+    content[6] = content[content.index(b"PK\x01\x02") + 8] = flags
+    (tmp_path / "x.zip").write_bytes(bytes(content))
+    with pytest.raises(InputError, match="damaged or cut short"):
+        _read(tmp_path / "x.zip")
+
+
+def test_a_gzip_that_ends_in_its_header_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(_bytes_of("tar.gz")[:3])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        _read(tmp_path / "x.tar.gz")
