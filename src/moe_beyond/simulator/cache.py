@@ -1,13 +1,16 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
 """Residency, compiled: who is in the cache, who comes in, who leaves, and what is counted of it.
 
+A cache is five tables. They are handed over one by one: a tuple of them would cost more than the work, because compiled
+code counts the references to each array that it takes out of a tuple.
+
 Shape suffixes: M experts of the model, F features, G groups that share a budget, R rows of counts, C counters,
 I places.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,7 @@ from moe_beyond.simulator.policies.base import (
     LAYER,
     NUM_FEATURES,
     PRIOR,
+    RANK_NOW,
     USES,
     USES_RESIDENT,
 )
@@ -35,110 +39,26 @@ NEVER_PROTECTED = -1
 NOBODY_IS_SPARED = 2**62
 
 
-class Cache(NamedTuple):
-    """Residency and what is remembered of every expert."""
+# rows of the table of experts
+PLACE, PREFETCH_ROW, PROTECTED, BYTES, UNITS, GROUP = range(6)
+"""PLACE: in its group's list of residents, or ABSENT. PREFETCH_ROW: row of counts of the prefetch that brought it and
+that nothing has used yet, or DEMANDED. PROTECTED: it may not leave at stamps up to this one. BYTES, UNITS: what it
+weighs, and what it takes of its budget. GROUP: whose budget that is."""
 
-    features_FM: npt.NDArray[np.float64]
-    place_M: npt.NDArray[np.int64]
-    """Place in its group's list of residents, or ABSENT."""
-    prefetch_row_M: npt.NDArray[np.int64]
-    """Row of counts of the prefetch that brought it and that nothing has used yet, or DEMANDED."""
-    protected_M: npt.NDArray[np.int64]
-    """It may not leave at stamps up to this one."""
-    residents_GI: npt.NDArray[np.int32]
-    count_G: npt.NDArray[np.int64]
-    used_G: npt.NDArray[np.int64]
-    ranks_I: npt.NDArray[np.float64]
-    """Scratch: ranks of the residents that `make_room` looks at."""
-    bytes_M: npt.NDArray[np.int64]
-    units_M: npt.NDArray[np.int64]
-    group_M: npt.NDArray[np.int64]
-    budget_G: npt.NDArray[np.int64]
-    counts_RC: npt.NDArray[np.int64]
-    admissions_1: npt.NDArray[np.int64]
-    """Admissions so far."""
+# rows of the table of groups
+COUNT, USED, BUDGET, ADMISSIONS = range(4)
+"""COUNT: residents. USED and BUDGET: in units. ADMISSIONS: of all groups together, in the first column."""
 
-
-@compiled()
-def admit(cache: Cache, expert: int, prefetch_row: int) -> None:
-    """Take an expert in; `prefetch_row` is the row of counts of the prefetch that brings it, or DEMANDED."""
-    group = cache.group_M[expert]
-    place = cache.count_G[group]
-    cache.residents_GI[group, place] = expert
-    cache.place_M[expert] = place
-    cache.count_G[group] = place + 1
-    cache.used_G[group] += cache.units_M[expert]
-    cache.prefetch_row_M[expert] = prefetch_row
-    cache.admissions_1[0] += 1
-    cache.features_FM[ADMITTED, expert] = cache.admissions_1[0]
-    cache.features_FM[USES_RESIDENT, expert] = 0
-
-
-@compiled()
-def remove(cache: Cache, group: int, place: int, row: int) -> None:
-    """Let the expert at a place of its group's list go."""
-    expert = cache.residents_GI[group, place]
-    last = cache.count_G[group] - 1
-    moved = cache.residents_GI[group, last]
-    cache.residents_GI[group, place] = moved
-    cache.ranks_I[place] = cache.ranks_I[last]
-    cache.place_M[moved] = place
-    cache.place_M[expert] = ABSENT
-    cache.count_G[group] = last
-    cache.used_G[group] -= cache.units_M[expert]
-    cache.counts_RC[row, EVICTIONS] += 1
-    if cache.prefetch_row_M[expert] != DEMANDED:
-        cache.counts_RC[cache.prefetch_row_M[expert], USELESS] += 1
-        cache.prefetch_row_M[expert] = DEMANDED
-
-
-@compiled()
-def make_room(
-    rank: Any, cache: Cache, group: int, limit: int, stamp: int, now: int, step: int, layer: int, row: int
-) -> None:
-    """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
-    if cache.used_G[group] <= limit:
-        return
-    features_FM, residents, ranks = cache.features_FM, cache.residents_GI[group], cache.ranks_I
-    for place in range(cache.count_G[group]):
-        expert = residents[place]
-        protected = cache.protected_M[expert] >= stamp
-        ranks[place] = np.inf if protected else rank(features_FM, expert, now, step, layer)
-    while cache.used_G[group] > limit:
-        best = -1
-        lowest = np.inf
-        for place in range(cache.count_G[group]):
-            if ranks[place] < lowest:
-                best, lowest = place, ranks[place]
-            elif ranks[place] == lowest and best >= 0:
-                a, b = residents[place], residents[best]
-                # only experts that nothing has used yet share a last use
-                if (features_FM[LAST_USE, a], a) < (features_FM[LAST_USE, b], b):
-                    best = place
-        if best < 0:
-            return
-        remove(cache, group, best, row)
-
-
-@compiled()
-def count_useless(cache: Cache) -> None:
-    """Count the residents that were prefetched and that nothing has used."""
-    for expert in range(len(cache.place_M)):
-        if cache.prefetch_row_M[expert] != DEMANDED:
-            cache.counts_RC[cache.prefetch_row_M[expert], USELESS] += 1
-
-
-@compiled()
-def empty(cache: Cache) -> None:
-    """Forget everything."""
-    count_useless(cache)
-    cache.place_M[:] = ABSENT
-    cache.prefetch_row_M[:] = DEMANDED
-    cache.count_G[:] = 0
-    cache.used_G[:] = 0
-    cache.features_FM[LAST_USE] = -1
-    cache.features_FM[LAST_STEP] = -1
-    cache.features_FM[USES] = 0
+Features = npt.NDArray[np.float64]
+"""[F, M], rows as in `policies.base`."""
+Experts = npt.NDArray[np.int64]
+Groups = npt.NDArray[np.int64]
+Residents = npt.NDArray[np.int32]
+"""[G, I], the experts of each group in no order."""
+CountTable = npt.NDArray[np.int64]
+"""[R, C]."""
+At = tuple[int, int, int, int]
+"""Where the replay stands: next access, step, layer, and the row of counts."""
 
 
 @compiled()
@@ -150,49 +70,143 @@ def new_cache(
     group_M: npt.NDArray[np.int64],
     budget_G: npt.NDArray[np.int64],
     num_rows: int,
-) -> Cache:
-    """An empty cache."""
+) -> tuple[Features, Experts, Groups, Residents, CountTable]:
+    """The tables of an empty cache."""
     num_groups, num_experts = len(budget_G), len(group_M)
-    cache = Cache(
-        features_FM=np.zeros((NUM_FEATURES, num_experts)),
-        place_M=np.full(num_experts, ABSENT),
-        prefetch_row_M=np.full(num_experts, DEMANDED),
-        protected_M=np.full(num_experts, NEVER_PROTECTED),
-        residents_GI=np.zeros((num_groups, num_experts), np.int32),
-        count_G=np.zeros(num_groups, np.int64),
-        used_G=np.zeros(num_groups, np.int64),
-        ranks_I=np.zeros(num_experts),
-        bytes_M=bytes_M,
-        units_M=units_M,
-        group_M=group_M,
-        budget_G=budget_G,
-        counts_RC=np.zeros((num_rows, NUM_COUNTERS), np.int64),
-        admissions_1=np.zeros(1, np.int64),
-    )
-    empty(cache)
-    cache.features_FM[LAYER] = layer_M
-    cache.features_FM[PRIOR] = prior_M
-    return cache
+    features = np.zeros((NUM_FEATURES, num_experts))
+    features[LAYER] = layer_M
+    features[PRIOR] = prior_M
+    experts = np.zeros((6, num_experts), np.int64)
+    experts[PROTECTED] = NEVER_PROTECTED
+    experts[BYTES] = bytes_M
+    experts[UNITS] = units_M
+    experts[GROUP] = group_M
+    groups = np.zeros((4, num_groups), np.int64)
+    groups[BUDGET] = budget_G
+    counts_RC = np.zeros((num_rows, NUM_COUNTERS), np.int64)
+    forget(features, experts, groups)
+    return features, experts, groups, np.zeros((num_groups, num_experts), np.int32), counts_RC
 
 
 @compiled()
-def use(cache: Cache, expert: int, now: int, step: int, row: int) -> bool:
+def forget(features: Features, experts: Experts, groups: Groups) -> None:
+    """Empty the cache and its memory."""
+    experts[PLACE] = ABSENT
+    experts[PREFETCH_ROW] = DEMANDED
+    groups[COUNT] = 0
+    groups[USED] = 0
+    features[LAST_USE] = -1
+    features[LAST_STEP] = -1
+    features[USES] = 0
+
+
+@compiled()
+def count_useless(experts: Experts, counts_RC: CountTable) -> None:
+    """Count the residents that were prefetched and that nothing has used."""
+    for row in experts[PREFETCH_ROW]:
+        if row != DEMANDED:
+            counts_RC[row, USELESS] += 1
+
+
+@compiled()
+def admit(
+    features: Features, experts: Experts, groups: Groups, residents: Residents, expert: int, prefetch_row: int
+) -> None:
+    """Take an expert in; `prefetch_row` is the row of counts of the prefetch that brings it, or DEMANDED."""
+    group = experts[GROUP, expert]
+    place = groups[COUNT, group]
+    residents[group, place] = expert
+    experts[PLACE, expert] = place
+    experts[PREFETCH_ROW, expert] = prefetch_row
+    groups[COUNT, group] = place + 1
+    groups[USED, group] += experts[UNITS, expert]
+    groups[ADMISSIONS, 0] += 1
+    features[ADMITTED, expert] = groups[ADMISSIONS, 0]
+    features[USES_RESIDENT, expert] = 0
+
+
+@compiled()
+def remove(
+    experts: Experts, groups: Groups, residents: Residents, counts_RC: CountTable, expert: int, row: int
+) -> None:
+    """Let an expert go."""
+    group, place = experts[GROUP, expert], experts[PLACE, expert]
+    last = groups[COUNT, group] - 1
+    moved = residents[group, last]
+    residents[group, place] = moved
+    experts[PLACE, moved] = place
+    experts[PLACE, expert] = ABSENT
+    groups[COUNT, group] = last
+    groups[USED, group] -= experts[UNITS, expert]
+    counts_RC[row, EVICTIONS] += 1
+    if experts[PREFETCH_ROW, expert] != DEMANDED:
+        counts_RC[experts[PREFETCH_ROW, expert], USELESS] += 1
+        experts[PREFETCH_ROW, expert] = DEMANDED
+
+
+@compiled()
+def make_room(
+    rank: Any,
+    features: Features,
+    experts: Experts,
+    groups: Groups,
+    residents: Residents,
+    counts_RC: CountTable,
+    group: int,
+    limit: int,
+    stamp: int,
+    at: At,
+) -> None:
+    """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
+    if groups[USED, group] <= limit:
+        return
+    for place in range(groups[COUNT, group]):
+        expert = residents[group, place]
+        protected = experts[PROTECTED, expert] >= stamp
+        features[RANK_NOW, expert] = np.inf if protected else rank(features, expert, at[0], at[1], at[2])
+    while groups[USED, group] > limit:
+        leaves = -1
+        lowest = np.inf
+        for place in range(groups[COUNT, group]):
+            expert = residents[group, place]
+            if features[RANK_NOW, expert] < lowest:
+                leaves, lowest = expert, features[RANK_NOW, expert]
+            elif features[RANK_NOW, expert] == lowest and leaves >= 0:
+                last_use, other = features[LAST_USE, expert], features[LAST_USE, leaves]
+                # only experts that nothing has used yet share a last use
+                if last_use < other or (last_use == other and expert < leaves):
+                    leaves = expert
+        if leaves < 0:
+            return
+        remove(experts, groups, residents, counts_RC, leaves, at[3])
+
+
+@compiled()
+def use(
+    features: Features,
+    experts: Experts,
+    groups: Groups,
+    residents: Residents,
+    counts_RC: CountTable,
+    expert: int,
+    now: int,
+    step: int,
+    row: int,
+) -> bool:
     """Count one access; admit the expert where it was missed. Returns whether it was."""
-    counts_C = cache.counts_RC[row]
-    features_FM = cache.features_FM
-    missed = cache.place_M[expert] == ABSENT
-    counts_C[ACCESSES] += 1
+    missed = experts[PLACE, expert] == ABSENT
+    counts_RC[row, ACCESSES] += 1
     if missed:
-        counts_C[DEMAND_BYTES] += cache.bytes_M[expert]
-        counts_C[COMPULSORY] += features_FM[USES, expert] == 0
-        admit(cache, expert, DEMANDED)
+        counts_RC[row, DEMAND_BYTES] += experts[BYTES, expert]
+        counts_RC[row, COMPULSORY] += features[USES, expert] == 0
+        admit(features, experts, groups, residents, expert, DEMANDED)
     else:
-        counts_C[HITS] += 1
-        if cache.prefetch_row_M[expert] != DEMANDED:
-            cache.counts_RC[cache.prefetch_row_M[expert], USEFUL] += 1
-            cache.prefetch_row_M[expert] = DEMANDED
-    features_FM[LAST_USE, expert] = now
-    features_FM[LAST_STEP, expert] = step
-    features_FM[USES, expert] += 1
-    features_FM[USES_RESIDENT, expert] += 1
+        counts_RC[row, HITS] += 1
+        if experts[PREFETCH_ROW, expert] != DEMANDED:
+            counts_RC[experts[PREFETCH_ROW, expert], USEFUL] += 1
+            experts[PREFETCH_ROW, expert] = DEMANDED
+    features[LAST_USE, expert] = now
+    features[LAST_STEP, expert] = step
+    features[USES, expert] += 1
+    features[USES_RESIDENT, expert] += 1
     return bool(missed)

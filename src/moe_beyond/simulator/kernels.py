@@ -19,13 +19,25 @@ from numba import types as t
 
 from moe_beyond.simulator.cache import (
     ABSENT,
+    BUDGET,
+    BYTES,
+    GROUP,
     NOBODY_IS_SPARED,
+    PLACE,
     PREFETCH_BYTES,
     PREFETCHES,
-    Cache,
+    PROTECTED,
+    UNITS,
+    USED,
+    At,
+    CountTable,
+    Experts,
+    Features,
+    Groups,
+    Residents,
     admit,
     count_useless,
-    empty,
+    forget,
     make_room,
     new_cache,
     use,
@@ -38,21 +50,29 @@ _RESULT: Any = t.Tuple((t.int64[:, ::1], t.int32[::1]))
 
 @compiled()
 def _prefetch(
-    rank: Any, cache: Cache, experts: npt.NDArray[np.int32], stamp: int, now: int, step: int, layer: int, row: int
+    rank: Any,
+    features: Features,
+    experts: Experts,
+    groups: Groups,
+    residents: Residents,
+    counts_RC: CountTable,
+    wanted: npt.NDArray[np.int32],
+    stamp: int,
+    at: At,
 ) -> None:
     """Admit what is not resident yet; nothing of the list pushes out another of it."""
-    for expert in experts:
-        cache.protected_M[expert] = stamp
-    for expert in experts:
-        if cache.place_M[expert] != ABSENT:
+    for expert in wanted:
+        experts[PROTECTED, expert] = stamp
+    for expert in wanted:
+        if experts[PLACE, expert] != ABSENT:
             continue
-        group = cache.group_M[expert]
-        limit = cache.budget_G[group] - cache.units_M[expert]
-        make_room(rank, cache, group, limit, stamp, now, step, layer, row)
-        if cache.used_G[group] <= limit:
-            admit(cache, expert, row)
-            cache.counts_RC[row, PREFETCHES] += 1
-            cache.counts_RC[row, PREFETCH_BYTES] += cache.bytes_M[expert]
+        group = experts[GROUP, expert]
+        limit = groups[BUDGET, group] - experts[UNITS, expert]
+        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+        if groups[USED, group] <= limit:
+            admit(features, experts, groups, residents, expert, at[3])
+            counts_RC[at[3], PREFETCHES] += 1
+            counts_RC[at[3], PREFETCH_BYTES] += experts[BYTES, expert]
 
 
 @compiled(
@@ -129,34 +149,39 @@ def replay(
         Counts int64 [R, C], and the misses of each event, int32 [N].
     """
     misses_N = np.zeros(len(step_N), np.int32)
-    cache = new_cache(prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
+    features, experts, groups, residents, counts_RC = new_cache(
+        prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows
+    )
     if len(scores_SM) == 1:
-        cache.features_FM[SCORE] = scores_SM[0]
+        features[SCORE] = scores_SM[0]
     scored_step = -1
     for event in range(len(step_N)):
         step, layer, row = step_N[event], layer_N[event], row_N[event]
         if empties_N[event]:
-            empty(cache)
+            count_useless(experts, counts_RC)
+            forget(features, experts, groups)
         if len(scores_SM) > 1 and step != scored_step:
-            cache.features_FM[SCORE] = scores_SM[step]
+            features[SCORE] = scores_SM[step]
             scored_step = step
         ahead = prefetch_experts[prefetch_offsets_N[event] : prefetch_offsets_N[event + 1]]
-        _prefetch(rank, cache, ahead, 2 * event, offsets_N[event], step, layer, row)
+        at = (offsets_N[event], step, layer, row)
+        _prefetch(rank, features, experts, groups, residents, counts_RC, ahead, 2 * event, at)
         # no place is given up before the event has ended, so every access is judged on what was there at its start
         stamp = 2 * event + 1
         for access in range(offsets_N[event], offsets_N[event + 1]):
             expert = members_A[access]
-            misses_N[event] += use(cache, expert, access, step, row)
+            misses_N[event] += use(features, experts, groups, residents, counts_RC, expert, access, step, row)
             if len(next_use_A):
-                cache.features_FM[NEXT_USE, expert] = next_use_A[access]
+                features[NEXT_USE, expert] = next_use_A[access]
             if not bypass:
-                cache.protected_M[expert] = stamp
+                experts[PROTECTED, expert] = stamp
         # an event lies in one layer, so its first expert names the group
         group = group_M[members_A[offsets_N[event]]]
-        now = offsets_N[event + 1]
-        make_room(rank, cache, group, budget_G[group], stamp, now, step, layer, row)
+        limit = budget_G[group]
+        at = (offsets_N[event + 1], step, layer, row)
+        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
         if not overrun:
             # where the event alone wants more than fits, its own lowest ranks leave too
-            make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, now, step, layer, row)
-    count_useless(cache)
-    return cache.counts_RC, misses_N
+            make_room(rank, features, experts, groups, residents, counts_RC, group, limit, NOBODY_IS_SPARED, at)
+    count_useless(experts, counts_RC)
+    return counts_RC, misses_N

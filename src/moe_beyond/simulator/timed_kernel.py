@@ -12,7 +12,7 @@ Shape suffixes as in `kernels`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,26 @@ from numba import types as t
 
 from moe_beyond.simulator.cache import (
     ABSENT,
+    BUDGET,
+    BYTES,
+    GROUP,
     NEVER_PROTECTED,
     NOBODY_IS_SPARED,
+    PLACE,
     PREFETCH_BYTES,
     PREFETCHES,
-    Cache,
+    PROTECTED,
+    UNITS,
+    USED,
+    At,
+    CountTable,
+    Experts,
+    Features,
+    Groups,
+    Residents,
     admit,
     count_useless,
-    empty,
+    forget,
     make_room,
     new_cache,
     use,
@@ -39,99 +51,98 @@ _NOTHING = -1
 _WHILE_LOADING = 2**61
 
 
-class Link(NamedTuple):
-    """What is queued and what is under way; arrays of one element, because a compiled tuple cannot change."""
-
-    head: npt.NDArray[np.int64]
-    """Next of the prefetch list to start."""
-    tail: npt.NDArray[np.int64]
-    """End of what may be started now."""
-    loading: npt.NDArray[np.int64]
-    """Expert whose prefetch is under way, or _NOTHING."""
-    protected_until: npt.NDArray[np.int64]
-    """Its protection once it is there."""
-    remaining_ms: npt.NDArray[np.float64]
+# places of the link's state
+HEAD, TAIL, LOADING, UNTIL = range(4)
+"""HEAD: next of the prefetch list to start. TAIL: end of what may be started now. LOADING: expert whose prefetch is
+under way, or _NOTHING. UNTIL: its protection once it is there."""
 
 
 @compiled()
-def _finish(cache: Cache, link: Link) -> None:
-    cache.protected_M[link.loading[0]] = link.protected_until[0]
-    link.loading[0] = _NOTHING
+def _finish(experts: Experts, link: npt.NDArray[np.int64]) -> None:
+    experts[PROTECTED, link[LOADING]] = link[UNTIL]
+    link[LOADING] = _NOTHING
 
 
 @compiled()
-def _drop(cache: Cache, link: Link) -> None:
+def _drop(experts: Experts, link: npt.NDArray[np.int64]) -> None:
     """Give up the prefetch under way, where it has lost its place."""
-    if link.loading[0] != _NOTHING and cache.place_M[link.loading[0]] == ABSENT:
-        cache.protected_M[link.loading[0]] = NEVER_PROTECTED
-        link.loading[0] = _NOTHING
+    if link[LOADING] != _NOTHING and experts[PLACE, link[LOADING]] == ABSENT:
+        experts[PROTECTED, link[LOADING]] = NEVER_PROTECTED
+        link[LOADING] = _NOTHING
 
 
 @compiled()
-def _ask(cache: Cache, link: Link, experts: npt.NDArray[np.int32], event: int) -> None:
+def _ask(experts: Experts, link: npt.NDArray[np.int64], wanted: npt.NDArray[np.int32], event: int) -> None:
     """Queue the prefetches of a coming event, and spare what is there already until it has asked."""
-    for expert in experts:
-        if expert == link.loading[0]:
-            link.protected_until[0] = max(link.protected_until[0], 2 * event)
+    for expert in wanted:
+        if expert == link[LOADING]:
+            link[UNTIL] = max(link[UNTIL], 2 * event)
         else:
-            cache.protected_M[expert] = max(cache.protected_M[expert], 2 * event)
-    link.tail[0] += len(experts)
+            experts[PROTECTED, expert] = max(experts[PROTECTED, expert], 2 * event)
+    link[TAIL] += len(wanted)
 
 
 @compiled()
 def _work(
     rank: Any,
-    cache: Cache,
-    link: Link,
-    prefetch_experts: npt.NDArray[np.int32],
+    features: Features,
+    experts: Experts,
+    groups: Groups,
+    residents: Residents,
+    counts_RC: CountTable,
+    link: npt.NDArray[np.int64],
+    remaining_ms: float,
+    queue: npt.NDArray[np.int32],
     transfer_ms_M: npt.NDArray[np.float64],
     time_ms: float,
     event: int,
-    now: int,
-    step: int,
-    layer: int,
-    row: int,
-) -> None:
-    """Let the link prefetch for `time_ms`."""
+    at: At,
+) -> float:
+    """Let the link prefetch for `time_ms`; returns what remains of the prefetch under way."""
     while time_ms > 0:
-        if link.loading[0] == _NOTHING:
-            if link.head[0] >= link.tail[0]:
-                return
-            expert = prefetch_experts[link.head[0]]
-            link.head[0] += 1
-            if cache.place_M[expert] != ABSENT:
+        if link[LOADING] == _NOTHING:
+            if link[HEAD] >= link[TAIL]:
+                return remaining_ms
+            expert = queue[link[HEAD]]
+            link[HEAD] += 1
+            if experts[PLACE, expert] != ABSENT:
                 continue
-            group = cache.group_M[expert]
-            limit = cache.budget_G[group] - cache.units_M[expert]
-            make_room(rank, cache, group, limit, 2 * event, now, step, layer, row)
-            if cache.used_G[group] > limit:
+            group = experts[GROUP, expert]
+            limit = groups[BUDGET, group] - experts[UNITS, expert]
+            stamp = 2 * event
+            make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+            if groups[USED, group] > limit:
                 continue
-            admit(cache, expert, row)
-            cache.counts_RC[row, PREFETCHES] += 1
-            cache.counts_RC[row, PREFETCH_BYTES] += cache.bytes_M[expert]
-            link.loading[0] = expert
-            link.protected_until[0] = cache.protected_M[expert]
-            link.remaining_ms[0] = transfer_ms_M[expert]
-            cache.protected_M[expert] = _WHILE_LOADING
-        if link.remaining_ms[0] > time_ms:
-            link.remaining_ms[0] -= time_ms
-            return
-        time_ms -= link.remaining_ms[0]
-        _finish(cache, link)
+            admit(features, experts, groups, residents, expert, at[3])
+            counts_RC[at[3], PREFETCHES] += 1
+            counts_RC[at[3], PREFETCH_BYTES] += experts[BYTES, expert]
+            link[LOADING] = expert
+            link[UNTIL] = experts[PROTECTED, expert]
+            remaining_ms = transfer_ms_M[expert]
+            experts[PROTECTED, expert] = _WHILE_LOADING
+        if remaining_ms > time_ms:
+            return remaining_ms - time_ms
+        time_ms -= remaining_ms
+        _finish(experts, link)
+    return remaining_ms
 
 
 @compiled()
 def _wait_ms(
-    cache: Cache, link: Link, members: npt.NDArray[np.int32], transfer_ms_M: npt.NDArray[np.float64]
+    experts: Experts,
+    link: npt.NDArray[np.int64],
+    remaining_ms: float,
+    members: npt.NDArray[np.int32],
+    transfer_ms_M: npt.NDArray[np.float64],
 ) -> tuple[float, int]:
     """How long the event waits for its experts, and how many of them were prefetched too late to be there."""
     wait_ms, late = 0.0, 0
     for expert in members:
-        if expert == link.loading[0]:
-            wait_ms += link.remaining_ms[0]
+        if expert == link[LOADING]:
+            wait_ms += remaining_ms
             late += 1
-            _finish(cache, link)
-        elif cache.place_M[expert] == ABSENT:
+            _finish(experts, link)
+        elif experts[PLACE, expert] == ABSENT:
             wait_ms += transfer_ms_M[expert]
     return wait_ms, late
 
@@ -206,50 +217,96 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
         Counts int64 [R, C], time and stall of each event in milliseconds, float64 [N], late prefetches int64 [R].
     """
     num_events = len(step_N)
-    cache = new_cache(prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
-    link = Link(
-        np.zeros(1, np.int64),
-        np.zeros(1, np.int64),
-        np.full(1, _NOTHING),
-        np.zeros(1, np.int64),
-        np.zeros(1, np.float64),
+    features, experts, groups, residents, counts_RC = new_cache(
+        prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows
     )
+    link = np.array([0, 0, _NOTHING, 0])
+    remaining_ms = 0.0
     time_N, stall_N, late_R = np.zeros(num_events), np.zeros(num_events), np.zeros(num_rows, np.int64)
     if len(scores_SM) == 1:
-        cache.features_FM[SCORE] = scores_SM[0]
+        features[SCORE] = scores_SM[0]
+    queue = prefetch_experts
     asked = 0
     for event in range(num_events):
         step, layer, row = step_N[event], layer_N[event], row_N[event]
         start, end = offsets_N[event], offsets_N[event + 1]
+        at = (start, step, layer, row)
         if empties_N[event]:
-            empty(cache)
-            _drop(cache, link)
-        _work(rank, cache, link, prefetch_experts, transfer_ms_M, think_ms_N[event], event, start, step, layer, row)
+            count_useless(experts, counts_RC)
+            forget(features, experts, groups)
+            _drop(experts, link)
+        # the predictor works: what it will say cannot be asked for yet
+        remaining_ms = _work(
+            rank,
+            features,
+            experts,
+            groups,
+            residents,
+            counts_RC,
+            link,
+            remaining_ms,
+            queue,
+            transfer_ms_M,
+            think_ms_N[event],
+            event,
+            at,
+        )
         if event == 0 or step != step_N[event - 1]:
             if len(scores_SM) > 1:
-                cache.features_FM[SCORE] = scores_SM[step]
+                features[SCORE] = scores_SM[step]
             asked = event
-            link.head[0] = link.tail[0] = prefetch_offsets_N[event]
+            link[HEAD] = link[TAIL] = prefetch_offsets_N[event]
         while asked <= event + lookahead and asked < num_events and step_N[asked] == step:
-            _ask(cache, link, prefetch_experts[prefetch_offsets_N[asked] : prefetch_offsets_N[asked + 1]], asked)
+            wanted = queue[prefetch_offsets_N[asked] : prefetch_offsets_N[asked + 1]]
+            _ask(experts, link, wanted, asked)
             asked += 1
-        _work(rank, cache, link, prefetch_experts, transfer_ms_M, dense_ms_N[event], event, start, step, layer, row)
-        stall_N[event], late = _wait_ms(cache, link, members_A[start:end], transfer_ms_M)
+        remaining_ms = _work(
+            rank,
+            features,
+            experts,
+            groups,
+            residents,
+            counts_RC,
+            link,
+            remaining_ms,
+            queue,
+            transfer_ms_M,
+            dense_ms_N[event],
+            event,
+            at,
+        )
+        stall_N[event], late = _wait_ms(experts, link, remaining_ms, members_A[start:end], transfer_ms_M)
         late_R[row] += late
         # what has not begun is too late: the event has loaded it itself
-        link.head[0] = max(link.head[0], prefetch_offsets_N[event + 1])
+        link[HEAD] = max(link[HEAD], prefetch_offsets_N[event + 1])
         for access in range(start, end):
             expert = members_A[access]
-            use(cache, expert, access, step, row)
+            use(features, experts, groups, residents, counts_RC, expert, access, step, row)
             if len(next_use_A):
-                cache.features_FM[NEXT_USE, expert] = next_use_A[access]
+                features[NEXT_USE, expert] = next_use_A[access]
             if not bypass:
-                cache.protected_M[expert] = max(cache.protected_M[expert], 2 * event + 1)
+                experts[PROTECTED, expert] = max(experts[PROTECTED, expert], 2 * event + 1)
         group = group_M[members_A[start]]
-        make_room(rank, cache, group, budget_G[group], 2 * event + 1, end, step, layer, row)
-        make_room(rank, cache, group, budget_G[group], NOBODY_IS_SPARED, end, step, layer, row)
-        _drop(cache, link)
-        _work(rank, cache, link, prefetch_experts, transfer_ms_M, expert_ms_N[event], event, end, step, layer, row)
+        limit = budget_G[group]
+        at = (end, step, layer, row)
+        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event + 1, at)
+        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, NOBODY_IS_SPARED, at)
+        _drop(experts, link)
+        remaining_ms = _work(
+            rank,
+            features,
+            experts,
+            groups,
+            residents,
+            counts_RC,
+            link,
+            remaining_ms,
+            queue,
+            transfer_ms_M,
+            expert_ms_N[event],
+            event,
+            at,
+        )
         time_N[event] = think_ms_N[event] + dense_ms_N[event] + stall_N[event] + expert_ms_N[event]
-    count_useless(cache)
-    return cache.counts_RC, time_N, stall_N, late_R
+    count_useless(experts, counts_RC)
+    return counts_RC, time_N, stall_N, late_R

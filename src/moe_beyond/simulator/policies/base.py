@@ -35,7 +35,9 @@ LAYER = 7
 """Index of the expert's layer."""
 PRIOR = 8
 """What the policy's `prior_M` says of the expert, whatever the step."""
-NUM_FEATURES = 9
+RANK_NOW = 9
+"""Scratch of the replay."""
+NUM_FEATURES = 10
 
 Rank = Callable[[npt.NDArray[np.float64], int, int, int, int], float]
 """`rank(features_FM, expert, now, step, layer)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
