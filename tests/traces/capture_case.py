@@ -21,9 +21,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([Document("text", "a few words to learn from, and a few more words " * 3)], 300)
 
 
-def save_tiny_model(folder: Path, architecture: str = "deepseek_v2") -> Path:
-    """A model and a tokenizer of another vocabulary size; only ids below 64 are ever given to the model."""
-    tiny_model(architecture).save_pretrained(folder)
+def save_tiny_model(folder: Path, architecture: str = "deepseek_v2", **config: object) -> Path:
+    """A model and a tokenizer; with the default vocabulary of 64, give the model ids and no text."""
+    tiny_model(architecture, **config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

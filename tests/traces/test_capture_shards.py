@@ -10,6 +10,7 @@ import pytest
 
 from moe_beyond.errors import InputError
 from moe_beyond.traces import capture_shards, store
+from moe_beyond.traces.capture_prompts import EncodedPrompt
 from moe_beyond.traces.capture_shards import CaptureCounts, capture, fingerprint, gate_inputs_path
 from tests.traces.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
 
@@ -171,6 +172,13 @@ def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path)
 def test_no_prompts_is_an_error(model, tmp_path):
     with pytest.raises(InputError, match="no prompts to trace"):
         capture(case_job(model), [], tmp_path / "scratch", tmp_path / "traces")
+
+
+def test_a_prompt_beyond_the_context_is_named(model, tmp_path):
+    long = [EncodedPrompt("long", "d", False, tuple([5] * 123))]
+    capture(case_job(model, decode_tokens=5), long, tmp_path / "scratch", tmp_path / "traces")
+    with pytest.raises(InputError, match=r"'long' has 123 tokens, with 6 to decode .* context of 128"):
+        capture(case_job(model, decode_tokens=6), long, tmp_path / "scratch", tmp_path / "traces")
 
 
 def test_former_traces_stay_until_the_new_ones_are_whole(model, tmp_path):

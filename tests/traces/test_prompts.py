@@ -80,18 +80,11 @@ def test_the_example_file_is_a_prompt_file():
     assert len({prompt.domain for prompt in prompts}) > 1
 
 
-def test_prompts_are_cut_and_keep_their_names():
+def test_prompts_keep_their_names_and_all_their_tokens():
     tokenizer = tiny_tokenizer()
-    encoded = encode(
-        [Prompt(prompt="a few words and more", id="x", domain="d")],
-        tokenizer,
-        held_out=True,
-        max_tokens=3,
-        chat_template=True,
-    )
-    whole = tokenizer("a few words and more")["input_ids"]
-    assert encoded == [EncodedPrompt("x", "d", True, tuple(whole[:3]))]
-    assert len(whole) > 3
+    prompt = Prompt(prompt="a few words and more", id="x", domain="d")
+    encoded = encode([prompt], tokenizer, held_out=True, chat_template=True)
+    assert encoded == [EncodedPrompt("x", "d", True, tuple(tokenizer("a few words and more")["input_ids"]))]
 
 
 def test_a_chat_template_wraps_the_prompt_unless_it_is_off():
@@ -102,7 +95,7 @@ def test_a_chat_template_wraps_the_prompt_unless_it_is_off():
     prompts = [Prompt(prompt="learn", id="x", domain="d")]
 
     def text(chat_template):
-        encoded = encode(prompts, tokenizer, held_out=False, max_tokens=99, chat_template=chat_template)
+        encoded = encode(prompts, tokenizer, held_out=False, chat_template=chat_template)
         return tokenizer.decode(list(encoded[0].token_ids))
 
     assert text(True) == "words learn to"

@@ -90,11 +90,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
     """The architecture `name` with random weights; its routers have favourites, so no choice hangs on rounding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoConfig.for_model(name.split("-", maxsplit=1)[0], **(_COMMON | ARCHITECTURES[name]))
+        config = AutoConfig.for_model(name.split("-", maxsplit=1)[0], **(_COMMON | ARCHITECTURES[name] | changes))
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():

@@ -106,6 +106,18 @@ def route_batch(
     return _separate(prompts, sequences_BC, recorder.take(len(prompts)), columns)
 
 
+def require_context(model: PreTrainedModel, prompts: list[EncodedPrompt], decode_tokens: int) -> None:
+    """Raise InputError for a prompt that, with the tokens to decode, is longer than the model's context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for prompt in prompts:
+        length = len(prompt.token_ids) + decode_tokens
+        if context is not None and length > context:
+            raise InputError(
+                f"prompt {prompt.prompt_id!r} has {len(prompt.token_ids)} tokens, with {decode_tokens} to decode more "
+                f"than the model's context of {context}; shorten it or lower extract.decode_tokens"
+            )
+
+
 def _generate(
     model: PreTrainedModel, batch: PaddedBatch, prompts: list[EncodedPrompt], settings: ExtractSettings, seed: int
 ) -> torch.Tensor:

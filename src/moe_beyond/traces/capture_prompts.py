@@ -103,10 +103,9 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     held_out: bool,
-    max_tokens: int,
     chat_template: bool,
 ) -> list[EncodedPrompt]:
-    """Token ids of each prompt, cut to its first `max_tokens`; as a user's turn where the tokenizer has a template."""
+    """Token ids of each prompt, as a user's turn where the tokenizer has a chat template and that is wanted."""
     encoded = []
     for prompt in prompts:
         if chat_template and getattr(tokenizer, "chat_template", None):
@@ -117,7 +116,7 @@ def encode(
         ids: list[int] = fields["input_ids"]
         if not ids:
             raise InputError(f"prompt {prompt.id!r} has no tokens; remove it")
-        encoded.append(EncodedPrompt(prompt.id, prompt.domain, held_out, tuple(ids[:max_tokens])))
+        encoded.append(EncodedPrompt(prompt.id, prompt.domain, held_out, tuple(ids)))
     return encoded
 
 

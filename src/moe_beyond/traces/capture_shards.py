@@ -26,7 +26,7 @@ from moe_beyond.threads import torch_threads
 from moe_beyond.traces import store
 from moe_beyond.traces.capture import RoutingRecorder
 from moe_beyond.traces.capture_discovery import MoELayer, moe_layers
-from moe_beyond.traces.capture_generation import RoutedPrompt, route_batch
+from moe_beyond.traces.capture_generation import RoutedPrompt, require_context, route_batch
 from moe_beyond.traces.capture_models import LoadedModel, ModelSource, library_versions, load
 from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata, expert_dtype, validate
 
@@ -97,6 +97,7 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], scratch: Path, output
     if not prompts:
         raise InputError("no prompts to trace; give at least one")
     loaded = load(job.model)
+    require_context(loaded.model, prompts, job.settings.decode_tokens)
     unfinished = scratch / fingerprint(job, prompts, loaded.revision)
     unfinished.mkdir(parents=True, exist_ok=True)
     _remove_half_written(unfinished)

@@ -50,7 +50,6 @@ def transformers_prompts(source: TransformersSource, settings: ExtractSettings, 
             part,
             tokenizer,
             held_out=held_out,
-            max_tokens=settings.max_prompt_tokens,
             chat_template=settings.chat_template,
         )
     ]

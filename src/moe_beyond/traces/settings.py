@@ -59,7 +59,7 @@ class ExtractSettings(Settings):
     """Prompts cut from Python code, the domain kept for testing only; reference model only."""
     min_prompt_tokens: int = Field(default=24, ge=1)
     max_prompt_tokens: int = Field(default=96, ge=1)
-    """Prompts of the reference model have lengths in this range; longer prompts of other models are cut."""
+    """Prompts of the reference model have lengths in this range; prompts of other models are taken whole."""
     decode_tokens: int = Field(default=64, ge=0)
     """Tokens decoded, and routed, after each prompt; 0 traces the given text alone."""
     decoding: Literal["sampled", "greedy"] = "sampled"
