@@ -15,8 +15,8 @@ class SplitSettings(Settings):
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Expected share of the groups of in-domain prompts; a hash of the content decides, so the share is not exact."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
-    near_duplicate_jaccard: float = Field(default=0.7, gt=0, le=1)
-    """Prompts whose sets of shingles are at least this similar land on one side."""
+    near_duplicate_jaccard: float = Field(default=0.7, ge=0.5, le=1)
+    """Prompts whose sets of shingles are at least this similar land on one side; below 0.5 many would be missed."""
     shingle_tokens: int = Field(default=5, ge=1, le=64)
     shared_prefix_tokens: int = Field(default=32, ge=1)
     """Prompts that share so many first tokens land on one side: a causal model routes that prefix identically."""

@@ -144,11 +144,11 @@ def _tests(budget: dict[str, float], settings: AssessSettings) -> tuple[bool, li
     enough = bound >= settings.min_bound_hit_rate
     gain = max(budget["lru_hit_rate"], budget["static_popularity_hit_rate"]) - held
     structured = gain >= settings.min_gain
-    size = f"With {held:.0%} of the experts in fast memory ({budget['mib']:.0f} MiB)"
+    size = f"With {held:.0%} of the experts in fast memory ({_mib(budget['mib'])})"
     return enough and structured, [
         f"{size} no policy hits more than {bound:.0%} (Belady's bound), {'at least' if enough else 'below'} the "
         f"{settings.min_bound_hit_rate:.0%} that are asked for; a perfect one would move "
-        f"{budget['belady_mib_per_token']:.0f} MiB a token.",
+        f"{_mib(budget['belady_mib_per_token'])} a token.",
         f"{size} LRU hits {budget['lru_hit_rate']:.0%} and pinned popular experts "
         f"{budget['static_popularity_hit_rate']:.0%}: the better one is {100 * gain:+.0f} points from the share held, "
         f"{'at least' if structured else 'short of'} the {100 * settings.min_gain:+.0f} that show structure.",
@@ -189,6 +189,10 @@ def _budget(metadata: TraceMetadata, curves: Curves, fraction: float) -> dict[st
         numbers[f"{name}_hit_rate"] = curves[name].at(capacity)
         numbers[f"{name}_mib_per_token"] = (1 - numbers[f"{name}_hit_rate"]) * token_mib
     return numbers
+
+
+def _mib(size: float) -> str:
+    return f"{size:.0f} MiB" if size >= 10 else f"{size:.2f} MiB"
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -117,6 +117,7 @@ def test_any_bytes_are_a_trace_or_an_input_error(tmp_path_factory: pytest.TempPa
         assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 def test_the_published_archive_gives_the_published_counts() -> None:
     archive = SHARED / "gpt-oss-20b.tar.xz"
     if not archive.exists():

@@ -225,7 +225,10 @@ def test_any_bytes_are_a_trace_or_an_input_error(tmp_path_factory: pytest.TempPa
             assert trace.num_tokens > 0
 
 
-@pytest.mark.parametrize(("name", "prompts", "tokens"), [("puffin", 1851, 177_471), ("webglm", 50, 790)])
+@pytest.mark.parametrize(
+    ("name", "prompts", "tokens"),
+    [pytest.param("puffin", 1851, 177_471, marks=pytest.mark.slow), ("webglm", 50, 790)],
+)
 def test_the_published_archives_give_the_published_counts(name: str, prompts: int, tokens: int) -> None:
     archive = SHARED / f"{name}.tar.xz"
     if not archive.exists():
