@@ -8,7 +8,7 @@ from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.experiment import replay_splits
-from moe_beyond.simulator.tables import comparison_table, headline, replay_table
+from moe_beyond.simulator.tables import comparison_table, headline, replay_table, timing_table
 from moe_beyond.traces import store
 from moe_beyond.tracking import stage_run
 
@@ -28,6 +28,7 @@ def main() -> None:
         replays = replay_splits(splits, training, predictors, settings)
         tables = {
             "replay.csv": replay_table(replays, settings, run.params.seed),
+            "timing.csv": timing_table(replays),
             "comparisons.csv": comparison_table(replays, settings, run.params.seed),
         }
         for name, table in tables.items():

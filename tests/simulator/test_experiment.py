@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.experiment import replay_splits
 from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.simulator.tables import comparison_table, headline, replay_table
+from moe_beyond.simulator.tables import comparison_table, headline, replay_table, timing_table
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace
 
@@ -48,6 +48,28 @@ def test_the_table_has_a_row_a_split_policy_and_capacity(replays):
     assert table["hit_rate"].to_list() == pytest.approx((table["hits"] / table["accesses"]).to_list())
     assert table.filter(pl.col("hit_rate_low") > pl.col("hit_rate")).is_empty()
     assert table.filter(pl.col("hit_rate_high") < pl.col("hit_rate")).is_empty()
+
+
+def test_the_timing_table_has_a_row_a_device_too_and_no_time_below_its_bound(replays):
+    table = timing_table(replays)
+    assert table.height == 2 * 3 * 11 * 3
+    assert max(table["fraction_of_bound"].to_list()) <= 1
+    assert table["tokens_per_second"].to_list() == pytest.approx((1000 / table["ms_per_token"]).to_list())
+    fetching = table.filter(pl.col("policy").str.contains("prefetch"))
+    # what is neither computing nor predicting is waiting
+    lru = table.filter(pl.col("policy") == "lru")
+    key = ["split", "device", "capacity_experts"]
+    for row in fetching.join(lru, on=key, suffix="_lru").iter_rows(named=True):
+        rest, rest_lru = (row[f"ms_per_token{s}"] - row[f"stall_ms_per_token{s}"] for s in ("", "_lru"))
+        assert rest == pytest.approx(rest_lru + SETTINGS.predictor_latency_ms)
+
+
+def test_without_devices_the_timing_table_is_empty_and_keeps_its_columns():
+    settings = SETTINGS.model_copy(update={"devices": ()})
+    trace = make_trace(1, num_experts=8)
+    table = timing_table(replay_splits({"test": trace}, trace, [], settings))
+    assert table.is_empty()
+    assert "ms_per_token" in table.columns
 
 
 def test_only_prefetchers_prefetch(replays):

@@ -14,7 +14,7 @@ from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.prefetch import Prefetch
 from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.timing import Workload, compute_ms, timed_replay
+from moe_beyond.simulator.timing import Workload, bound_ms, compute_ms, time_on_demand, timed_replay
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import capacities_of, make_trace, traces
 
@@ -48,6 +48,9 @@ def test_on_demand_the_clock_adds_up_computing_and_loading(data, device, keep_wa
     computing = float(sum(part.sum() for part in compute_ms(events, device, workload)))
     assert timed.stall_ms_S.sum() == pytest.approx(loading)
     assert timed.total_ms == pytest.approx(computing + loading)
+    short = time_on_demand(events, plain, device, workload)
+    np.testing.assert_allclose(short.step_ms_S, timed.step_ms_S)
+    np.testing.assert_allclose(short.stall_ms_S, timed.stall_ms_S)
 
 
 @given(data=st.data(), device=DEVICES, lookahead=st.integers(0, 3), seed=st.integers(0, 99))
@@ -55,9 +58,11 @@ def test_no_policy_beats_the_bound(data, device, lookahead, seed):
     trace = data.draw(traces())
     events, budget = events_of(trace), Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
     workload = Workload.like_its_experts(events, predictor_ms=0, lookahead=lookahead)
+    loads = replay(events, Belady(), budget).total.misses
+    bound = bound_ms(events, loads, device, workload)
     for policy in (Lru(), Belady(), prefetch(trace, seed)):
         timed = timed_replay(events, policy, budget, device, workload)
-        assert timed.total_ms >= timed.bound_ms * (1 - 1e-9)
+        assert timed.total_ms >= bound * (1 - 1e-9)
         assert (timed.stall_ms_S >= 0).all()
         total = timed.replay.total
         assert total.prefetches == total.prefetches_useful + total.prefetches_useless
@@ -96,6 +101,16 @@ def test_perfect_prefetch_hides_loads_behind_computing_and_a_slow_predictor_spoi
     assert on_demand > 1.1 * computing / 40
     assert ms_per_token(policy, 10) == pytest.approx(ms_per_token(policy, 0) + 10)
     assert ms_per_token(Lru(), 10) == on_demand
+
+
+def test_a_model_may_be_timed_as_if_its_experts_were_larger():
+    events = events_of(make_trace(1))
+    device = load_device("laptop_nvme")
+    small, large = (Workload.like_its_experts(events, 0, 0, size) for size in (None, 2000))
+    assert small.expert_bytes_L.tolist() == [1000, 1000]
+    assert sum(part.sum() for part in compute_ms(events, device, large)) > sum(
+        part.sum() for part in compute_ms(events, device, small)
+    )
 
 
 def test_every_device_of_the_package_loads_and_an_unknown_one_lists_them():

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.simulator.bounds import Belady, BeladyForced
 from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.curves import belady_curve
+from moe_beyond.simulator.device import load_device
 from moe_beyond.simulator.events import events_of
 from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.base import Policy
@@ -21,8 +23,9 @@ from moe_beyond.simulator.policies.on_demand import LayerLru, LeastStale, Lfru, 
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.prefetch import Prefetch
 from moe_beyond.simulator.replay import sweep
-from moe_beyond.simulator.results import Replay
+from moe_beyond.simulator.results import MIB, Replay
 from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.simulator.timing import TimedReplay, Workload, bound_ms, time_on_demand, timed_sweep
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 
@@ -33,12 +36,16 @@ class SplitReplays:
     Attributes:
         split: Name of the split.
         metadata: The model's shape.
-        replays: One a policy and capacity, in the order of the settings.
+        replays: One a policy and capacity, in the order of the policies.
+        timed: One a policy, device and capacity.
+        bounds_ms: The clairvoyant bound of each device and capacity.
     """
 
     split: str
     metadata: TraceMetadata
     replays: tuple[Replay, ...]
+    timed: tuple[TimedReplay, ...]
+    bounds_ms: Mapping[tuple[str, int], float]
 
     def at(self, capacity_experts: int) -> dict[str, Replay]:
         """The replays of one capacity by policy."""
@@ -77,16 +84,29 @@ def replay_splits(
 
 
 def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: SimulateSettings) -> SplitReplays:
-    """Replay one split: every policy at every capacity."""
+    """Replay one split: every policy at every capacity, without a clock and on every device."""
     events = events_of(trace, settings.prefill)
+    devices = [load_device(device) for device in settings.devices]
+    expert_bytes = None if settings.timed_expert_mib is None else round(settings.timed_expert_mib * MIB)
+    workload = Workload.like_its_experts(events, settings.predictor_latency_ms, settings.lookahead_layers, expert_bytes)
+    slots = capacities(trace.metadata, settings)
     replays: list[Replay] = []
+    timed: list[TimedReplay] = []
     for policy in policies:
-        budgets = [
-            Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer)
-            for capacity in capacities(trace.metadata, settings)
-        ]
-        replays += sweep(events, policy, budgets, keep_warm=settings.keep_warm)
-    return SplitReplays(name, trace.metadata, tuple(replays))
+        budgets = [Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer) for capacity in slots]
+        counted = sweep(events, policy, budgets, keep_warm=settings.keep_warm)
+        if any(replay.total.prefetches for replay in counted):
+            timed += timed_sweep(events, policy, budgets, devices, workload, keep_warm=settings.keep_warm)
+        else:
+            timed += [time_on_demand(events, replay, device, workload) for device in devices for replay in counted]
+        replays += counted
+    curve = belady_curve(events, keep_warm=settings.keep_warm, largest=slots[-1])
+    bounds_ms = {
+        (device.name, capacity): bound_ms(events, events.num_accesses - int(curve.hits_D[capacity]), device, workload)
+        for device in devices
+        for capacity in slots
+    }
+    return SplitReplays(name, trace.metadata, tuple(replays), tuple(timed), bounds_ms)
 
 
 def predicted_policies(

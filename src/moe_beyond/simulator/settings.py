@@ -24,6 +24,14 @@ class SimulateSettings(Settings):
     """Keep the cache from one prompt to the next; false: each prompt starts with an empty one."""
     prefill: Literal["batched", "token_by_token"] = "batched"
     """Whether a prompt's prefill is one step, or its tokens count as decoded (for traces that hold nothing else)."""
+    devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")
+    """Devices that every policy is timed on, names of files under simulator/devices; empty: no times."""
+    predictor_latency_ms: float = Field(default=0.5, ge=0)
+    """Time of the predictor's answer, charged to every token of a policy that prefetches; export measures it."""
+    lookahead_layers: int = Field(default=2, ge=0)
+    """For how many layers beyond the present one prefetches may be under way, where there is a clock."""
+    timed_expert_mib: float | None = Field(default=None, gt=0)
+    """Time a model as if each expert were this large, for a small one that stands in for a large; null: as it is."""
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
     """Resamples of the prompts behind every interval."""
 

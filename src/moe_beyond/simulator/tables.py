@@ -14,6 +14,23 @@ from moe_beyond.simulator.results import Replay
 from moe_beyond.simulator.settings import SimulateSettings
 
 BOUND = Belady.name
+# a table without rows still has its columns: no device may be asked for
+_TIMING: dict[str, type[pl.DataType]] = {
+    "split": pl.String,
+    "device": pl.String,
+    "policy": pl.String,
+    "capacity_experts": pl.Int64,
+    "capacity_fraction": pl.Float64,
+    "ms_per_token": pl.Float64,
+    "tokens_per_second": pl.Float64,
+    "stall_ms_per_token": pl.Float64,
+    "prefetches": pl.Int64,
+    "prefetches_late": pl.Int64,
+    "prefetches_useless": pl.Int64,
+    "total_ms": pl.Float64,
+    "bound_ms": pl.Float64,
+    "fraction_of_bound": pl.Float64,
+}
 
 
 def replay_table(splits: Sequence[SplitReplays], settings: SimulateSettings, seed: int) -> pl.DataFrame:
@@ -49,6 +66,34 @@ def replay_table(splits: Sequence[SplitReplays], settings: SimulateSettings, see
                 }
             )
     return pl.DataFrame(rows)
+
+
+def timing_table(splits: Sequence[SplitReplays]) -> pl.DataFrame:
+    """A row a split, device, policy and capacity: milliseconds of a decoded token, and the whole against its bound."""
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        for timed in split.timed:
+            capacity, total = timed.replay.capacity_experts, timed.replay.total
+            bound = split.bounds_ms[timed.device, capacity]
+            rows.append(
+                {
+                    "split": split.split,
+                    "device": timed.device,
+                    "policy": timed.replay.policy,
+                    "capacity_experts": capacity,
+                    "capacity_fraction": capacity / split.metadata.num_model_experts,
+                    "ms_per_token": timed.ms_per_token,
+                    "tokens_per_second": timed.tokens_per_second,
+                    "stall_ms_per_token": timed.stall_ms_per_token,
+                    "prefetches": total.prefetches,
+                    "prefetches_late": timed.late_prefetches,
+                    "prefetches_useless": total.prefetches_useless,
+                    "total_ms": timed.total_ms,
+                    "bound_ms": bound,
+                    "fraction_of_bound": bound / timed.total_ms,
+                }
+            )
+    return pl.DataFrame(rows, schema=_TIMING)
 
 
 def comparison_table(splits: Sequence[SplitReplays], settings: SimulateSettings, seed: int) -> pl.DataFrame:

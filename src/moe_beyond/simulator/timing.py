@@ -5,42 +5,55 @@ Shape suffixes: N events, S steps, M experts of the model, L MoE layers, P promp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.simulator import timed_kernel
-from moe_beyond.simulator.bounds import Belady
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.cache import NUM_COUNTERS
 from moe_beyond.simulator.device import MILLISECONDS, Device
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.replay import prepare, replay
+from moe_beyond.simulator.replay import prepare
 from moe_beyond.simulator.results import Replay
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the processor does in a layer beside its routed experts.
+    """What there is to move and to compute, beside what the trace says.
 
     Attributes:
+        expert_bytes_L: Bytes of an expert of each layer.
         dense_bytes_L: Bytes of each layer that every token reads: attention, shared experts, norms.
         predictor_ms: Milliseconds from a token's sampling to the predictor's answer, on the critical path; charged to
             policies that prefetch.
         lookahead: For how many layers beyond the present one prefetches may start.
     """
 
+    expert_bytes_L: npt.NDArray[np.int64]
     dense_bytes_L: npt.NDArray[np.int64]
     predictor_ms: float
     lookahead: int
 
     @classmethod
-    def like_its_experts(cls, events: Events, predictor_ms: float, lookahead: int) -> Workload:
-        """An assumption where a trace does not say: a layer's other weights weigh as much as the k experts it uses."""
+    def like_its_experts(
+        cls, events: Events, predictor_ms: float, lookahead: int, expert_bytes: int | None = None
+    ) -> Workload:
+        """An assumption where a trace does not say: a layer's other weights weigh as much as the k experts it uses.
+
+        Args:
+            events: Of the model.
+            predictor_ms: As the attribute.
+            lookahead: As the attribute.
+            expert_bytes: Bytes of every expert; None for the trace's own sizes.
+        """
         meta = events.metadata
-        return cls(np.asarray(meta.expert_bytes, np.int64) * meta.top_k, predictor_ms, lookahead)
+        sizes = meta.expert_bytes if expert_bytes is None else (expert_bytes,) * meta.num_layers
+        expert_bytes_L = np.asarray(sizes, np.int64)
+        return cls(expert_bytes_L, expert_bytes_L * meta.top_k, predictor_ms, lookahead)
 
 
 @dataclass(frozen=True)
@@ -49,12 +62,12 @@ class TimedReplay:
 
     Attributes:
         device: Name of the device.
-        replay: What was hit, missed and moved; a late prefetch counts as a hit there, and its waiting here.
+        replay: What was hit, missed and moved; a late prefetch counts as a hit there, and its waiting here. Bytes are
+            the trace's own.
         step_ms_S: Time of each step, float64.
         stall_ms_S: The part of it in which the processor waited for the link.
         is_decode_S: True for steps that route one token.
         late_prefetches: Prefetches that were waited for.
-        bound_ms: Time that no lossless policy at this capacity can beat, see `bound_ms`.
     """
 
     device: str
@@ -63,7 +76,6 @@ class TimedReplay:
     stall_ms_S: npt.NDArray[np.float64]
     is_decode_S: npt.NDArray[np.bool_]
     late_prefetches: int
-    bound_ms: float
 
     @property
     def total_ms(self) -> float:
@@ -85,11 +97,6 @@ class TimedReplay:
         """Mean time that a decoded token waits for the link."""
         return float(self.stall_ms_S[self.is_decode_S].mean()) if self.is_decode_S.any() else 0.0
 
-    @property
-    def fraction_of_bound(self) -> float:
-        """The bound over the time taken: 1 is as fast as can be."""
-        return self.bound_ms / self.total_ms
-
 
 def timed_replay(
     events: Events, policy: Policy, budget: Budget, device: Device, workload: Workload, *, keep_warm: bool = True
@@ -101,43 +108,61 @@ def timed_replay(
         policy: Who leaves and what is fetched ahead.
         budget: How much the cache holds.
         device: Link and processor.
-        workload: What the processor does beside the routed experts.
+        workload: What there is to move and to compute.
         keep_warm: Keep the cache from one prompt to the next.
     """
+    return timed_sweep(events, policy, [budget], [device], workload, keep_warm=keep_warm)[0]
+
+
+def timed_sweep(
+    events: Events,
+    policy: Policy,
+    budgets: Sequence[Budget],
+    devices: Sequence[Device],
+    workload: Workload,
+    *,
+    keep_warm: bool = True,
+) -> list[TimedReplay]:
+    """Replay the same events on each device and at each budget, devices first."""
     prepared = prepare(events, policy, keep_warm=keep_warm)
-    prefetches_any = len(prepared.prefetch_experts) > 0
-    dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
-    transfer_ms_M = np.array([device.transfer_ms(size) for size in events.expert_bytes_M.tolist()])
-    think_ms_N = _first_of_step(events) * events.is_decode_S[events.step_N] * workload.predictor_ms * prefetches_any
-    counts_RC, time_N, stall_N, late_R = timed_kernel.timed_replay(
-        policy.rank,
-        policy.bypass,
-        *prepared,
-        budget.units_M,
-        budget.group_M,
-        budget.budget_G,
-        2 * events.num_prompts,
-        transfer_ms_M,
-        think_ms_N,
-        dense_ms_N,
-        expert_ms_N,
-        workload.lookahead,
-    )
-    return TimedReplay(
-        device=device.name,
-        replay=Replay(
+    asks = len(prepared.prefetch_experts) > 0
+    think_ms_N = _first_of_step(events) * events.is_decode_S[events.step_N] * (workload.predictor_ms if asks else 0)
+
+    def run(device: Device, budget: Budget) -> TimedReplay:
+        dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
+        transfer_ms_L = np.array([device.transfer_ms(size) for size in workload.expert_bytes_L.tolist()])
+        counts_RC, time_N, stall_N, late_R = timed_kernel.timed_replay(
+            policy.rank,
+            policy.bypass,
+            *prepared,
+            budget.units_M,
+            budget.group_M,
+            budget.budget_G,
+            2 * events.num_prompts,
+            np.repeat(transfer_ms_L, events.metadata.num_experts),
+            think_ms_N,
+            dense_ms_N,
+            expert_ms_N,
+            workload.lookahead,
+        )
+        counted = Replay(
             policy=policy.name,
             capacity_experts=budget.capacity_experts,
             counts_PFC=counts_RC.reshape(events.num_prompts, 2, NUM_COUNTERS),
             tokens_PF=events.prompt_tokens_PF,
             misses_N=np.zeros(0, np.int32),
-        ),
-        step_ms_S=_by_step(events, time_N),
-        stall_ms_S=_by_step(events, stall_N),
-        is_decode_S=events.is_decode_S,
-        late_prefetches=int(late_R.sum()),
-        bound_ms=bound_ms(events, budget, device, workload, keep_warm=keep_warm),
-    )
+        )
+        return _timed(events, device, counted, time_N, stall_N, int(late_R.sum()))
+
+    return [run(device, budget) for device in devices for budget in budgets]
+
+
+def time_on_demand(events: Events, replay: Replay, device: Device, workload: Workload) -> TimedReplay:
+    """The time of a replay that fetched nothing ahead: computing, and one load after another. No second replay."""
+    dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
+    transfer_ms_L = np.array([device.transfer_ms(size) for size in workload.expert_bytes_L.tolist()])
+    stall_N = transfer_ms_L[events.layer_N] * replay.misses_N.astype(np.float64)
+    return _timed(events, device, replay, dense_ms_N + stall_N + expert_ms_N, stall_N, 0)
 
 
 def compute_ms(
@@ -145,24 +170,39 @@ def compute_ms(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Milliseconds of each event before its experts are known, and with them: float64 [N] each."""
     dense_ms_L = np.array([device.read_ms(size) for size in workload.dense_bytes_L.tolist()])
-    expert_ms_L = np.array([device.read_ms(size) for size in events.metadata.expert_bytes])
+    expert_ms_L = np.array([device.read_ms(size) for size in workload.expert_bytes_L.tolist()])
     counts_N = np.diff(events.offsets_N)
     dense_ms_N = dense_ms_L[events.layer_N] + device.layer_overhead_us / 1e3
     return dense_ms_N, expert_ms_L[events.layer_N] * counts_N
 
 
-def bound_ms(events: Events, budget: Budget, device: Device, workload: Workload, *, keep_warm: bool = True) -> float:
-    """The clairvoyant bound: the larger of all computing, and of moving what even perfect foresight must move.
+def bound_ms(events: Events, belady_loads: int, device: Device, workload: Workload) -> float:
+    """The clairvoyant bound of the whole trace: the larger of all computing, and of moving what foresight must move.
 
-    Belady loads fewest experts; where experts differ in size the count is taken times the smallest, so that it stays a
-    bound. Setup, prediction and waiting are left out. A budget in bytes is taken as that many of the smallest experts,
-    and one per layer as one for all: both only lower the bound.
+    Setup, prediction and waiting are left out. Where experts differ in size each load counts as the smallest, so that
+    it stays a bound.
+
+    Args:
+        events: What is asked for.
+        belady_loads: Loads of `bounds.Belady` in as many slots as the cache has.
+        device: Link and processor.
+        workload: What there is to move and to compute.
     """
     dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
-    smallest = int(min(events.metadata.expert_bytes))
-    slots = min(budget.capacity_experts, events.metadata.num_model_experts)
-    loads = replay(events, Belady(), Budget.slots(events.metadata, slots), keep_warm=keep_warm).total.misses
-    return max(float(dense_ms_N.sum() + expert_ms_N.sum()), loads * smallest / (device.link_gb_per_s * 1e6))
+    moving_ms = belady_loads * int(workload.expert_bytes_L.min()) / (device.link_gb_per_s * 1e9) * MILLISECONDS
+    return max(float(dense_ms_N.sum() + expert_ms_N.sum()), moving_ms)
+
+
+def _timed(  # noqa: PLR0917 - all of it is the result
+    events: Events,
+    device: Device,
+    counted: Replay,
+    time_N: npt.NDArray[np.float64],
+    stall_N: npt.NDArray[np.float64],
+    late_prefetches: int,
+) -> TimedReplay:
+    step_ms_S, stall_ms_S = _by_step(events, time_N), _by_step(events, stall_N)
+    return TimedReplay(device.name, counted, step_ms_S, stall_ms_S, events.is_decode_S, late_prefetches)
 
 
 def _first_of_step(events: Events) -> npt.NDArray[np.float64]:
