@@ -94,6 +94,28 @@ def test_near_duplicates_land_on_one_side_and_distant_ones_are_free() -> None:
     assert len(set(group_prompts(trace, strict).tolist())) == 600
 
 
+def test_groups_equal_a_comparison_of_all_pairs() -> None:
+    rng = np.random.default_rng(3)
+    bases = random_prompts(25, length=50)
+    prompts = []
+    for base in bases:
+        for edits in (0, 1, 2, 4, 8):
+            prompt = list(base)
+            for place in rng.choice(50, edits, replace=False):
+                prompt[place] = f"edit{rng.integers(1000)}"
+            prompts.append(prompt)
+    shingles = [{tuple(prompt[i : i + 3]) for i in range(48)} for prompt in prompts]
+    expected = list(range(len(prompts)))
+    for p in range(len(prompts)):
+        for q in range(p):
+            if len(shingles[p] & shingles[q]) >= 0.7 * len(shingles[p] | shingles[q]):
+                old, new = max(expected[p], expected[q]), min(expected[p], expected[q])
+                expected = [new if group == old else group for group in expected]
+    given = group_prompts(trace_of(prompts), SplitSettings(shingle_tokens=3, shared_prefix_tokens=1000))
+    assert given.tolist() == expected
+    assert 25 < len(set(expected)) < 125
+
+
 def test_a_shared_prefix_joins_and_a_shorter_one_does_not() -> None:
     a, b = random_prompts(2, length=200)
     for shared, groups in ((31, 2), (32, 1)):

@@ -113,6 +113,8 @@ class TestVllm:
         np.testing.assert_array_equal(trace.experts_TLK[5:8], _experts(3, 10))
         assert trace.token_ids_T is not None
         assert trace.token_ids_T[:5].tolist() == [7, 8, 9, 5, 6]
+        assert importers.read("vllm-npz", folder, privacy="ids").token_ids_T is not None
+        assert importers.read("vllm-npz", folder, privacy="routing").token_ids_T is None
 
     def test_one_array_with_places_for_dense_layers(self, tmp_path: Path) -> None:
         folder = _folder(tmp_path / "run")
