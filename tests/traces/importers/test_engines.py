@@ -136,6 +136,7 @@ class TestVllm:
             ({"routed_experts": _experts(3) + 1}, "the model has 0 to 7"),
             ({"routed_experts": _experts(3).astype(float)}, "float64 in C order, expected integers"),
             ({"routed_experts": _experts(0), "prompt_token_ids": []}, "routing of no tokens|expected integers"),
+            ({"routed_experts": _experts(3), "prompt_token_ids": [1, 2, 3, 4]}, "seems to hold the answer alone"),
             (
                 {"routed_experts": _experts(3), "prompt_token_ids": [1], "token_ids": [1]},
                 "token ids of shape .* for 3 routed tokens",

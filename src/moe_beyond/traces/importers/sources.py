@@ -18,8 +18,8 @@ from moe_beyond.errors import InputError
 _ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 # what decompressors raise for bytes that are cut short or damaged
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
-# tarfile and zipfile also stumble over damaged headers: an ord() of nothing, an empty name, an unknown method
-_DAMAGED_HEADER = (*_DAMAGED, RuntimeError, UnicodeDecodeError, IndexError, TypeError)
+# tarfile and zipfile also stumble over damaged headers: an ord() of nothing, an empty name, a place before the start
+_DAMAGED_HEADER = (*_DAMAGED, RuntimeError, ValueError, IndexError, TypeError)
 
 
 def name_of(source: Path) -> str:
@@ -72,6 +72,8 @@ def members(source: Path, suffix: str, mend: str = "check the path and the forma
                     if not readable.peek(1):
                         raise InputError(f"{where}: the file is empty (0 bytes); fetch it again or remove it")
                     yield name, readable
+    except InputError:
+        raise
     except _DAMAGED_HEADER as error:
         raise _damaged(str(source), error) from error
     if not found:

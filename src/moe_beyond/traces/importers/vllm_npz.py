@@ -86,7 +86,13 @@ def _num_prefill(arrays: _Arrays, num_tokens: int, where: str) -> int:
         raise InputError(
             f"{where}: neither prompt_routed_experts nor prompt_token_ids; one must tell the prompt's length"
         )
-    return min(len(arrays["prompt_token_ids"]), num_tokens)
+    length = arrays["prompt_token_ids"].size
+    if length > num_tokens:
+        raise InputError(
+            f"{where}: {num_tokens} routed tokens for a prompt of {length}; routed_experts seems to hold the answer "
+            "alone, save prompt_routed_experts too"
+        )
+    return length
 
 
 def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.int32] | None:
@@ -114,17 +120,19 @@ def _moe_layers(ids_TLK: npt.NDArray[np.int64], shape: MoeShape, where: str) -> 
 
 def _load(data: bytes, where: str) -> _Arrays:
     """The known arrays of an .npz, without trusting the sizes that it claims and without unpickling anything."""
-    arrays: _Arrays = {}
-    try:
-        with zipfile.ZipFile(BytesIO(data)) as archive:
-            for name in _NAMES:
-                if f"{name}.npy" in archive.namelist():
-                    arrays[name] = _load_array(archive.read(f"{name}.npy"), f"{where}: {name}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{where}: not a readable .npz ({str(error).splitlines()[0]}); save it again") from error
+    arrays = {name: _load_array(content, f"{where}: {name}") for name, content in _unzip(data, where).items()}
     if "routed_experts" not in arrays:
         raise InputError(f"{where}: no array 'routed_experts'; save what the engine returned with numpy.savez")
     return arrays
+
+
+def _unzip(data: bytes, where: str) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            return {name: archive.read(f"{name}.npy") for name in _NAMES if f"{name}.npy" in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
 
 
 def _load_array(data: bytes, where: str) -> npt.NDArray[np.int64]:
