@@ -55,7 +55,9 @@ def connect(root: Path) -> MlflowClient:
         if experiment is None:
             # a server decides itself where artifacts go; beside a local database they lie in the project's root
             local = uri.startswith("sqlite:")
-            client.create_experiment(name, artifact_location=(home / "mlartifacts").as_uri() if local else None)
+            place = (home / "mlartifacts").as_uri() if local else None
+            # the kind decides which pages MLflow shows first: runs and models, not chats
+            client.create_experiment(name, place, tags={"mlflow.experimentKind": "custom_model_development"})
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"MLFLOW_TRACKING_URI: {uri} does not answer ({reason}); start it or unset it") from error

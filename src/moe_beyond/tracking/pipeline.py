@@ -40,7 +40,9 @@ def pipeline_run(run: StageRun, artifacts: Sequence[str]) -> Iterator[str]:
     client = run.client
     experiment = client.get_run(run.run_id).info.experiment_id
     tags = {**context_tags("pipeline", run.root), "moe_beyond.stage": "pipeline"}
-    run_id = client.create_run(experiment, run_name="pipeline", tags=tags).info.run_id
+    label = tags.get("dvc_exp_name") or tags.get("git.commit", "")[:7]
+    name = f"pipeline {label}".rstrip()
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     status = RunStatus.FAILED
     try:
         yield run_id
@@ -86,10 +88,10 @@ def headline_metrics(root: Path) -> dict[str, float]:
 
 def _is_headline(stage: str, key: str) -> bool:
     if stage == "export":
-        return key.count("/") == 0 or (key.startswith("test_") and key.endswith(("/recall_at_k", "/f1_active")))
+        return key.count("/") == 0 or (key.startswith("test_") and key.endswith("/recall_at_k"))
     if stage in ("tune", "train"):
         return key.endswith(("recall_at_k", "latency_ms", "parameters"))
-    return stage == "simulate"
+    return stage == "simulate" and key.endswith(("/hit_rate", "/mib_per_token", "/ms_per_token"))
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:
