@@ -55,11 +55,12 @@ def test_the_timing_table_has_a_row_a_device_too_and_no_time_below_its_bound(rep
     assert table.height == 2 * 3 * 11 * 3
     assert max(table["fraction_of_bound"].to_list()) <= 1
     assert table["tokens_per_second"].to_list() == pytest.approx((1000 / table["ms_per_token"]).to_list())
-    fetching = table.filter(pl.col("policy").str.contains("prefetch"))
+    predicting = table.filter(pl.col("policy").str.starts_with("token_unigram"))
+    assert predicting["policy"].n_unique() == 3
     # what is neither computing nor predicting is waiting
     lru = table.filter(pl.col("policy") == "lru")
     key = ["split", "device", "capacity_experts"]
-    for row in fetching.join(lru, on=key, suffix="_lru").iter_rows(named=True):
+    for row in predicting.join(lru, on=key, suffix="_lru").iter_rows(named=True):
         rest, rest_lru = (row[f"ms_per_token{s}"] - row[f"stall_ms_per_token{s}"] for s in ("", "_lru"))
         assert rest == pytest.approx(rest_lru + SETTINGS.predictor_latency_ms)
 

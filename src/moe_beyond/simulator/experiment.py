@@ -95,7 +95,7 @@ def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: 
     for policy in policies:
         budgets = [Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer) for capacity in slots]
         counted = sweep(events, policy, budgets, keep_warm=settings.keep_warm)
-        if any(replay.total.prefetches for replay in counted):
+        if policy.predicts:
             timed += timed_sweep(events, policy, budgets, devices, workload, keep_warm=settings.keep_warm)
         else:
             timed += [time_on_demand(events, replay, device, workload) for device in devices for replay in counted]

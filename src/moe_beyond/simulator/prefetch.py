@@ -34,6 +34,7 @@ class Prefetch(Policy):
     width: int
     eviction: Policy
     threshold: float = 0.0
+    predicts = True
 
     @property
     @override

@@ -27,7 +27,7 @@ class SimulateSettings(Settings):
     devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")
     """Devices that every policy is timed on, names of files under simulator/devices; empty: no times."""
     predictor_latency_ms: float = Field(default=0.5, ge=0)
-    """Time of the predictor's answer, charged to every token of a policy that prefetches; export measures it."""
+    """Time of the predictor's answer, charged to every token of a policy that predicts; export measures it."""
     lookahead_layers: int = Field(default=2, ge=0)
     """For how many layers beyond the present one prefetches may be under way, where there is a clock."""
     timed_expert_mib: float | None = Field(default=None, gt=0)

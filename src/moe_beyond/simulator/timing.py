@@ -29,7 +29,7 @@ class Workload:
         expert_bytes_L: Bytes of an expert of each layer.
         dense_bytes_L: Bytes of each layer that every token reads: attention, shared experts, norms.
         predictor_ms: Milliseconds from a token's sampling to the predictor's answer, on the critical path; charged to
-            policies that prefetch.
+            policies that predict.
         lookahead: For how many layers beyond the present one prefetches may start.
     """
 
@@ -125,8 +125,8 @@ def timed_sweep(
 ) -> list[TimedReplay]:
     """Replay the same events on each device and at each budget, devices first."""
     prepared = prepare(events, policy, keep_warm=keep_warm)
-    asks = len(prepared.prefetch_experts) > 0
-    think_ms_N = _first_of_step(events) * events.is_decode_S[events.step_N] * (workload.predictor_ms if asks else 0)
+    predictor_ms = workload.predictor_ms if policy.predicts else 0.0
+    think_ms_N = _first_of_step(events) * events.is_decode_S[events.step_N] * predictor_ms
 
     def run(device: Device, budget: Budget) -> TimedReplay:
         dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
@@ -158,7 +158,7 @@ def timed_sweep(
 
 
 def time_on_demand(events: Events, replay: Replay, device: Device, workload: Workload) -> TimedReplay:
-    """The time of a replay that fetched nothing ahead: computing, and one load after another. No second replay."""
+    """The time of a replay that predicted nothing: computing, and one load after another. No second replay."""
     dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
     transfer_ms_L = np.array([device.transfer_ms(size) for size in workload.expert_bytes_L.tolist()])
     stall_N = transfer_ms_L[events.layer_N] * replay.misses_N.astype(np.float64)

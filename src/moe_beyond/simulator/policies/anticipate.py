@@ -53,6 +53,7 @@ class Anticipate(Policy):
     probabilities_TLE: npt.NDArray[np.float32]
     popularity_LE: npt.NDArray[np.float32]
     bypass: bool = True
+    predicts = True
 
     @property
     @override

@@ -78,6 +78,9 @@ class Policy(ABC):
     knows_future: bool = False
     """True for bounds: their rank reads NEXT_USE, which no policy can know."""
 
+    predicts: bool = False
+    """True where it needs a predictor's answer for every decoded token, whose time is charged."""
+
     @property
     @abstractmethod
     def rank(self) -> Rank:
