@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published test test-slow smoke lint format docs ui lock clean
+.PHONY: help repro published test test-slow smoke lint format docs bench ui lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -65,6 +65,9 @@ format: $(VENV)/.ok  ## Mend what can be mended by itself
 
 docs: $(VENV)/.ok  ## Write the figures of the last run into the README, and docs/parameters.md
 	python docs/generate.py
+
+bench: $(VENV)/.ok  ## Every promised ratio, measured side by side: NAME VALUE TARGET, and reports/benchmarks.json
+	python benchmarks/run.py
 
 ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's runs
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
