@@ -68,8 +68,9 @@ def test_shows_everything_without_errors_requests_or_overflow(browser: Page, pro
     assert browser.requests == [path.resolve().as_uri()]
     assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     # charts stay inside their figures; wide tables scroll inside theirs
-    charts = "[...document.querySelectorAll('.chart svg')]"
-    assert browser.run(f"{charts}.filter(svg => svg.getBoundingClientRect().right > innerWidth).length") == 0
+    texts = "[...document.querySelectorAll('.chart')].flatMap(chart => [...chart.querySelectorAll('svg text')]"
+    beyond = "text.getBoundingClientRect().right > chart.getBoundingClientRect().right + 1"
+    assert browser.run(f"{texts}.filter(text => {beyond}).map(text => text.textContent))") == []
     assert browser.run(FAINT) == []
     background = browser.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
@@ -207,6 +208,32 @@ def test_pointing_at_a_chart_shows_the_number_of_the_table(page: Page, tables: T
     assert tip["hit rate"] == f"{100 * row['hit_rate']:.1f}%"
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
     page.wait_for("document.getElementById('tip').hidden")
+
+
+def test_a_chart_of_many_lines_has_one_legend_and_it_shows_colour_and_dash(page: Page, tables: Tables):
+    page.run("document.getElementById('hit_rate_test_in_domain').scrollIntoView()")
+    page.wait_for("!!document.querySelector('#hit_rate_test_in_domain svg.marks')")
+    figure = "document.getElementById('hit_rate_test_in_domain')"
+    assert page.run(f"{figure}.querySelectorAll('.chart .role-legend').length") == 0
+    drawn = page.run(
+        f"[...{figure}.querySelectorAll('.chart .mark-line.role-mark path')].map(path => "
+        "[getComputedStyle(path).stroke, getComputedStyle(path).strokeDasharray])"
+    )
+    listed = page.run(
+        f"[...{figure}.querySelectorAll('.legend li')].map(item => [item.textContent.trim(), "
+        "getComputedStyle(item.querySelector('line')).stroke, item.querySelector('line').getAttribute('stroke-dasharray')])"
+    )
+    assert [name for name, _, _ in listed] == [label(policy) for policy in tables.policies]
+
+    def dash(text: str | None) -> tuple[float, ...]:
+        """A solid line is written `none`, `1, 0` or not at all."""
+        numbers = tuple(
+            float(part.removesuffix("px")) for part in (text or "").replace(",", " ").split() if part != "none"
+        )
+        return () if numbers == (1, 0) else numbers
+
+    # the first of the legend is drawn last
+    assert [(colour, dash(text)) for _, colour, text in listed] == [(c, dash(text)) for c, text in reversed(drawn)]
 
 
 def test_paper_gets_all_charts_in_light_colours_even_from_a_dark_page(browser: Page, project: Path, tmp_path: Path):

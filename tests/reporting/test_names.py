@@ -15,6 +15,9 @@ KNOWN = [
     "fifo",
     "layer_lru",
     "lfru",
+    "predictor_prefetch_anticipate",
+    "predictor_anticipate",
+    "token_unigram_anticipate",
 ]
 
 
@@ -29,10 +32,9 @@ def test_no_two_lines_look_alike_and_ours_is_always_blue(names: list[str]):
 
 
 @given(st.sets(st.sampled_from(KNOWN), min_size=2))
-def test_a_line_keeps_its_look_whatever_stands_beside_it(names: set[str]):
-    fixed = {"lru", "lfu", "predictor_prefetch_lru", "token_unigram_prefetch_lru"} & names
-    for name in fixed:
-        assert looks(sorted(names))[name] == looks([name])[name]
+def test_a_line_keeps_its_colour_whatever_stands_beside_it(names: set[str]):
+    for name in names & {"lru", "lfu", "predictor_prefetch_lru", "token_unigram_prefetch_lru", "belady"}:
+        assert looks(sorted(names))[name].colour == looks([name])[name].colour
 
 
 def test_more_lines_than_colours_turn_grey_rather_than_fail():
@@ -46,6 +48,8 @@ def test_more_lines_than_colours_turn_grey_rather_than_fail():
         ("lru", "LRU"),
         ("predictor_prefetch_lru", "Predictor prefetch + LRU"),
         ("token_unigram_prefetch_layer_lfu", "Token unigram prefetch + LFU per layer"),
+        ("predictor_prefetch_anticipate", "Predictor prefetch + eviction"),
+        ("token_unigram_anticipate", "Token unigram eviction"),
         ("belady", "Belady (demand bound)"),
         ("something_new", "Something new"),
     ],
@@ -55,7 +59,8 @@ def test_labels_read_as_words(name: str, words: str):
 
 
 def test_baselines_are_not_learned():
-    assert [name for name in KNOWN if is_learned(name)] == ["predictor_prefetch_lru"]
+    learned = ["predictor_prefetch_lru", "predictor_prefetch_anticipate", "predictor_anticipate"]
+    assert [name for name in KNOWN if is_learned(name)] == learned
     assert not is_learned("token_unigram")
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from moe_beyond.reporting.names import Look
 from moe_beyond.reporting.plots import Chart
 from moe_beyond.reporting.text import number, percent
 
@@ -43,6 +44,7 @@ class Figure:
         chart: The chart, colours as tokens.
         table: The same numbers.
         wide: Takes the whole width of the page rather than half of it.
+        legend: Looks of the lines, for a legend that wraps like text; the page then hides the chart's own.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Figure:
     chart: Chart
     table: DataTable
     wide: bool = False
+    legend: tuple[Look, ...] = ()
     kind: ClassVar[str] = "figure"
 
 

@@ -8,7 +8,7 @@ from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, Figure, Section, wide_table
 from moe_beyond.reporting.explorer import policy_table
 from moe_beyond.reporting.headline import split_label
-from moe_beyond.reporting.names import label
+from moe_beyond.reporting.names import label, legend
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import number, percent
 
@@ -70,7 +70,14 @@ def _hit_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
         first="Capacity",
     )
     chart = plots.hit_rate(part, policies, *_cycle(tables))
-    return Figure(f"hit_rate_{split}", f"Hit rate over capacity: {label(split).lower()}", alt, chart, table)
+    return Figure(
+        f"hit_rate_{split}",
+        f"Hit rate over capacity: {label(split).lower()}",
+        alt,
+        chart,
+        table,
+        legend=legend(policies),
+    )
 
 
 def _bytes_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
@@ -94,4 +101,11 @@ def _bytes_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
     )
     chart = plots.bytes_per_token(part, policies, *_cycle(tables))
     alt = f"Line chart of MiB moved per token from the smallest to the largest capacity: {ends}."
-    return Figure(f"bytes_per_token_{split}", f"Bytes over capacity: {label(split).lower()}", alt, chart, table)
+    return Figure(
+        f"bytes_per_token_{split}",
+        f"Bytes over capacity: {label(split).lower()}",
+        alt,
+        chart,
+        table,
+        legend=legend(policies),
+    )

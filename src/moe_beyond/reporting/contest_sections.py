@@ -9,7 +9,7 @@ import polars as pl
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
 from moe_beyond.reporting.headline import split_label
-from moe_beyond.reporting.names import label, ordered
+from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, number, signed
 
@@ -58,6 +58,7 @@ def timing_section(tables: Tables) -> Section:
                 alt,
                 plots.step_latency(part, policies),
                 table,
+                legend=legend(policies),
             )
         )
     lead = (

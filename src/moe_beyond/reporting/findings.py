@@ -204,18 +204,17 @@ def cycle_findings(tables: Tables, fraction: float) -> list[Finding]:
 
 
 def timing_findings(tables: Tables) -> list[Finding]:
-    """Per device: at how many capacities ours is faster than every other policy that can be built."""
-    frame, ours = tables.times, tables.learned_policy
-    split = hardest_split(tables)
-    if frame is None or ours is None or split is None:
+    """Per device: at how many capacities a policy that the predictor drives is faster than all others."""
+    frame, split = tables.times, hardest_split(tables)
+    if frame is None or split is None or tables.learned_policy is None:
         return []
     found = []
-    rows = frame.filter(
-        (pl.col("split") == split) & ~pl.col("policy").is_in([p for p in tables.policies if is_bound(p)])
-    )
+    buildable = [name for name in frame["policy"].unique().to_list() if not is_bound(name)]
+    ours = pl.col("policy").is_in([name for name in buildable if is_learned(name)])
+    rows = frame.filter((pl.col("split") == split) & pl.col("policy").is_in(buildable))
     for (device,), part in rows.group_by("device", maintain_order=True):
-        mine = part.filter(pl.col("policy") == ours).select("capacity_experts", mine="ms_per_token")
-        others = part.filter(pl.col("policy") != ours).group_by("capacity_experts").agg(pl.col("ms_per_token").min())
+        mine = part.filter(ours).group_by("capacity_experts").agg(mine=pl.col("ms_per_token").min())
+        others = part.filter(~ours).group_by("capacity_experts").agg(pl.col("ms_per_token").min())
         both = others.join(mine, on="capacity_experts")
         won = both.filter(pl.col("mine") < pl.col("ms_per_token")).height
         tone: Tone = "good" if won == both.height else "bad" if won == 0 else "neutral"

@@ -7,7 +7,7 @@ import polars as pl
 from moe_beyond.config import flatten
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Passage, Section, wide_table
-from moe_beyond.reporting.names import label, ordered
+from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import number, percent
 
@@ -151,7 +151,9 @@ def _curves(tables: Tables) -> list[Block]:
     cycle, total = tables.token_cycle, tables.model_experts
     fraction = cycle / total if cycle is not None and total else None
     chart = plots.hit_curves(frame, policies, fraction, cycle)
-    return [Figure("hit_curves", "Hit rate at every capacity, decode", alt, chart, data, wide=True)]
+    return [
+        Figure("hit_curves", "Hit rate at every capacity, decode", alt, chart, data, wide=True, legend=legend(policies))
+    ]
 
 
 def _reuse(tables: Tables) -> list[Block]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 BASELINE_PREDICTORS = ("token_unigram", "previous_token", "popularity")
 """Predictors that count instead of learning."""
 
+_BY_PREDICTION = "anticipate"  # the eviction that goes by the predicted next use
+
 _LABELS = {
     "lru": "LRU",
     "layer_lru": "LRU per layer",
     "lfu": "LFU",
     "layer_lfu": "LFU per layer",
     "lfru": "LFRU",
+    "least_stale": "Least-Stale",
     "fifo": "FIFO",
     "moe_infinity": "MoE-Infinity",
     "moe_beyond": "MoE-Beyond",
@@ -35,17 +38,20 @@ _LABELS = {
     "test_out_of_domain": "Another domain",
 }
 
-# colour tokens are resolved by the theme, so that one chart serves light and dark; blue is kept for ours
-_FREE_COLOURS = ("@wine", "@teal", "@sky", "@green", "@purple", "@orange", "@vermilion")
-_DASHES = ([1, 0], [8, 3], [4, 2], [2, 2], [10, 3, 2, 3], [6, 2, 2, 2])
-_FIXED = {
-    "lru": ("@vermilion", [1, 0]),
-    "lfu": ("@green", [8, 3]),
-    "popularity": ("@purple", [4, 2]),
-    "token_unigram": ("@orange", [10, 3, 2, 3]),
-    "previous_token": ("@sky", [6, 2, 2, 2]),
+# colour tokens are resolved by the theme, so that one chart serves light and dark; what a predictor drives has the
+# predictor's colour, and the dash tells the members of such a family apart
+_LEARNED, _BOUND = "learned", "bound"
+_FAMILIES = {
+    _LEARNED: ("@blue", ([1, 0], [8, 3], [2, 2], [10, 3, 2, 3])),
+    _BOUND: ("@ink", ([2, 3], [1, 4], [5, 4])),
+    "token_unigram": ("@orange", ([10, 3, 2, 3], [5, 3], [2, 2], [1, 0])),
+    "previous_token": ("@sky", ([6, 2, 2, 2], [5, 3], [2, 2], [1, 0])),
+    "popularity": ("@purple", ([4, 2], [10, 3, 2, 3], [2, 2], [1, 0])),
+    "lru": ("@vermilion", ([1, 0],)),
+    "lfu": ("@green", ([8, 3],)),
 }
-_BOUND_DASHES = ([2, 3], [1, 4], [5, 4])
+_FREE_COLOURS = ("@wine", "@teal", "@sky", "@green", "@purple", "@orange", "@vermilion")
+_FREE_DASHES = ([1, 0], [8, 3], [4, 2], [2, 2], [10, 3, 2, 3], [6, 2, 2, 2])
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ def label(name: str) -> str:
         return _LABELS[name]
     before, prefetch, eviction = name.partition("_prefetch_")
     if prefetch:
-        return f"{label(before)} prefetch + {label(eviction)}"
+        return f"{label(before)} prefetch + {'eviction' if eviction == _BY_PREDICTION else label(eviction)}"
+    if name.endswith(f"_{_BY_PREDICTION}"):
+        return f"{label(name.removesuffix(f'_{_BY_PREDICTION}'))} eviction"
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 
@@ -83,26 +91,34 @@ def baseline_in(name: str) -> str | None:
     return next((baseline for baseline in BASELINE_PREDICTORS if baseline in name), None)
 
 
+def _family(name: str) -> str | None:
+    if is_bound(name):
+        return _BOUND
+    if is_learned(name):
+        return _LEARNED
+    return baseline_in(name) or (name if name in _FAMILIES else None)
+
+
 def looks(names: list[str]) -> dict[str, Look]:
-    """A look for each name: known ones keep theirs, ours is blue, bounds are ink, the rest take what is left."""
+    """A look for each name: families keep their colour, the rest take what is left, and past the palette are grey."""
     chosen: dict[str, tuple[str, list[int]]] = {}
-    bounds = 0
+    members: dict[str, int] = {}
     for name in names:
-        if is_bound(name):
-            chosen[name] = ("@ink", _BOUND_DASHES[bounds % len(_BOUND_DASHES)])
-            bounds += 1
-        elif is_learned(name) and ("@blue", [1, 0]) not in chosen.values():
-            chosen[name] = ("@blue", [1, 0])
-        elif (key := name if name in _FIXED else baseline_in(name)) in _FIXED and _FIXED[key] not in chosen.values():
-            chosen[name] = _FIXED[key]
+        family = _family(name)
+        if family is not None:
+            colour, dashes = _FAMILIES[family]
+            chosen[name] = (colour, dashes[members.get(family, 0) % len(dashes)])
+            members[family] = members.get(family, 0) + 1
     taken = {colour for colour, _ in chosen.values()}
     left = [colour for colour in _FREE_COLOURS if colour not in taken]
-    for name in names:
-        if name not in chosen:
-            # past the palette, lines are grey and told apart by dash, tooltip and table
-            colour = left.pop(0) if left else "@grey"
-            chosen[name] = (colour, _DASHES[len(chosen) % len(_DASHES)])
+    for place, name in enumerate(name for name in names if name not in chosen):
+        chosen[name] = (left.pop(0) if left else "@grey", _FREE_DASHES[place % len(_FREE_DASHES)])
     return {name: Look(label(name), *chosen[name]) for name in names}
+
+
+def legend(names: list[str]) -> tuple[Look, ...]:
+    """The looks of the lines of a chart, in order."""
+    return tuple(looks(names).values())
 
 
 def ordered(names: list[str]) -> list[str]:

@@ -22,9 +22,8 @@ def series_scales(names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
     """Colour and dash by the column `series` of labels, for identifiers in the order of the legend."""
     styles: list[Look] = list(looks(list(names)).values())
     domain = [style.label for style in styles]
-    colour = alt.Color(
-        "series:N", scale=alt.Scale(domain=domain, range=[style.colour for style in styles]), legend=alt.Legend()
-    )
+    # no word about the legend: the page has its own and switches this one off, the PNG keeps it
+    colour = alt.Color("series:N", scale=alt.Scale(domain=domain, range=[style.colour for style in styles]))
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=domain, range=[style.dash for style in styles]))
     return colour, dash
 
@@ -245,7 +244,7 @@ def reuse_distances(distances: pl.DataFrame) -> Chart:
     frame = thin(distances).select("distance", "cumulative_share")
     x = alt.X(
         "distance:Q",
-        title="tokens since the prompt last used that expert",
+        title="tokens since its last use in the prompt",
         scale=alt.Scale(type="log", nice=False),
         axis=alt.Axis(format=",d"),
     )

@@ -9,7 +9,7 @@ import polars as pl
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
 from moe_beyond.reporting.headline import by_layer, overall, recall_name, scores, split_label, top_k
-from moe_beyond.reporting.names import label, ordered
+from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Table, Tables, find
 from moe_beyond.reporting.text import MISSING, interval, number, percent, size
 
@@ -107,7 +107,16 @@ def _layer_blocks(tables: Tables, split: str) -> list[Block]:
         first="Layer",
     )
     chart = plots.recall_by_layer(rows, predictors, top_k(tables))
-    return [Figure(f"recall_by_layer_{split}", title, f"Line chart over layers. {'; '.join(parts)}.", chart, table)]
+    return [
+        Figure(
+            f"recall_by_layer_{split}",
+            title,
+            f"Line chart over layers. {'; '.join(parts)}.",
+            chart,
+            table,
+            legend=legend(predictors),
+        )
+    ]
 
 
 def _phase_blocks(tables: Tables) -> list[Block]:

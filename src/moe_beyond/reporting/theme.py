@@ -90,7 +90,7 @@ _CONFIG: dict[str, Any] = {
         "symbolSize": 500,
         "symbolStrokeWidth": 2.5,
         "columns": 4,
-        "columnPadding": 18,
+        "columnPadding": 12,
         "offset": 10,
     },
     "line": {"strokeWidth": 2.25, "strokeCap": "round", "strokeJoin": "round"},

@@ -38,6 +38,7 @@
   const charts = [...document.querySelectorAll("figure")].map((figure) => ({
     place: figure.querySelector(".chart"),
     text: figure.querySelector("script").textContent,
+    hasLegend: figure.querySelector(".legend") !== null,
     embedded: null,
     drawn: "",
   }));
@@ -52,6 +53,7 @@
     const spec = paint(chart.text, which);
     spec.config = paint(JSON.stringify(themes.config), which);
     spec.config.legend.columns = columns;
+    spec.config.legend.disable = chart.hasLegend;
     if (chart.place.clientWidth < NARROW) spec.config.axis.tickCount = 4;
     if (chart.embedded) chart.embedded.finalize();
     const renderer = chart.text.length > MANY_MARKS ? "canvas" : "svg";
