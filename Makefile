@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
-# folder that holds puffin.tar.xz and webglm.tar.xz, or the folders puffin/ and webglm/
+# folder of published traces: puffin, webglm, gpt-oss-20b, each a folder or a .tar.xz
 TRACES ?= ../shared/traces
 TORCH_INDEX ?=
 # read from the lock file, so that the version has one home
@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published test test-slow smoke lint format docs bench ui lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench ui lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -29,21 +29,29 @@ repro: $(VENV)/.ok  ## Run the pipeline: what is up to date is not run again
 	@echo "The numbers:       dvc metrics show"
 	@echo "All runs:          make ui"
 
-# beside the default, not over it: a clone of the last commit under build/, with DVC's cache and MLflow's runs in common
-published: $(VENV)/.ok  ## The same pipeline on the paper's traces of DeepSeek-V2-Lite, in TRACES
-	@test -e $(call traces,puffin) || { echo "error: TRACES=$(TRACES): holds no puffin; see 'Published traces' in README.md"; exit 1; }
-	test -d build/published || git clone -q . build/published
-	git -C build/published fetch -q origin HEAD
-	git -C build/published checkout -qf FETCH_HEAD
-	cd build/published && dvc cache dir --local -q $(CURDIR)/.dvc/cache && \
-	PYTHONPATH=src MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} dvc exp run \
-		-S traces.source=import \
-		-S traces.import.train=$(call traces,puffin) \
-		-S traces.import.held_out=$(call traces,webglm) \
-		-S simulate.prefill=token_by_token
-	@echo "The report:        build/published/reports/index.html"
+# beside the default, not over it: clones of the last commit under build/, with DVC's cache and MLflow's runs in common
+published: deepseek gpt-oss  ## The same pipeline on published traces of real models, in TRACES
+
+deepseek: $(VENV)/.ok  ## ... DeepSeek-V2-Lite: the paper's traces, puffin to train and webglm to test
+	$(call published,deepseek,moe-beyond-csv,puffin,$(call traces,webglm)) -S simulate.prefill=token_by_token
+
+gpt-oss: $(VENV)/.ok  ## ... gpt-oss-20b: decode traces, divided by prompt
+	$(call published,gpt-oss,gpt-oss-fingerprint,gpt-oss-20b,null)
 
 traces = $(firstword $(wildcard $(abspath $(TRACES))/$(1).tar.xz $(abspath $(TRACES))/$(1)) $(abspath $(TRACES))/$(1))
+
+# name, format, traces to divide, traces of a held-out domain
+define published
+@test -e $(call traces,$(3)) || { echo "error: TRACES=$(TRACES): holds no $(3); see 'Published traces' in README.md"; exit 1; }
+@echo "The report will be build/$(1)/reports/index.html"
+test -d build/$(1) || git clone -q . build/$(1)
+git -C build/$(1) fetch -q origin HEAD
+git -C build/$(1) checkout -qf FETCH_HEAD
+cd build/$(1) && dvc cache dir --local -q $(CURDIR)/.dvc/cache && PYTHONPATH=src \
+	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} \
+	dvc exp run -S traces.source=import -S traces.import.format=$(2) \
+	-S traces.import.train=$(call traces,$(3)) -S traces.import.held_out=$(4)
+endef
 
 test: $(VENV)/.ok  ## Fast tests
 	pytest -m "not slow"

@@ -1,6 +1,7 @@
 """Runs every benchmark beside it, one after another, and keeps their lines in reports/benchmarks.json.
 
-A benchmark prints a line `NAME VALUE TARGET` for each promise (TARGET as `<=1.1` or `>=3`) and exits 1 if one is broken.
+A benchmark prints a line `NAME VALUE TARGET` for each promise (TARGET as `<=1.1` or `>=3`) and exits 1 if one is
+broken.
 Times are compared only within one benchmark's own run: as ratios, side by side.
 """
 

@@ -116,9 +116,9 @@ def test_everything_is_reached_from_the_pipelines_run(project, mlflow):
 
 def test_mlflow_dvc_and_the_page_show_the_same_numbers(project, mlflow):
     shown = json.loads(call(project, "dvc", "metrics", "show", "--json").stdout)
-    from_dvc = shown[""]["data"]["reports/export/metrics.json"]["data"]["test_out_of_domain"]["predictor"]
-    from_mlflow = pipeline_runs(mlflow)[0].data.metrics["export/test_out_of_domain/predictor/recall_at_k"]
-    assert from_dvc["recall_at_k"] == from_mlflow
+    from_dvc = shown[""]["data"]["reports/export/metrics.json"]["data"]["recall_at_k"]
+    from_mlflow = pipeline_runs(mlflow)[0].data.metrics["export/recall_at_k/test_out_of_domain/predictor"]
+    assert from_dvc["test_out_of_domain"]["predictor"] == from_mlflow
     assert f"{100 * from_mlflow:.1f}" in (project / "reports/index.html").read_text()
 
 

@@ -12,8 +12,6 @@ from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import fit_baselines
 from moe_beyond.traces.schema import Trace
 
-_HEADLINE = ("recall_at_k", "recall_low", "recall_high", "f1_active", "accuracy", "f1_macro")
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -26,13 +24,12 @@ class Evaluation:
     table: pl.DataFrame
 
     def metrics(self) -> dict[str, Any]:
-        """Numbers over all tokens and layers: split -> predictor -> metric."""
+        """recall@k over all tokens and layers, split -> predictor; everything else stands in the table."""
         overall = self.table.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))
-        nested: dict[str, Any] = {}
+        nested: dict[str, dict[str, float]] = {}
         for row in overall.iter_rows(named=True):
-            numbers = {name: row[name] for name in _HEADLINE}
-            nested.setdefault(row["split"], {})[row["predictor"].replace(" ", "_")] = numbers
-        return nested
+            nested.setdefault(row["split"], {})[row["predictor"].replace(" ", "_")] = row["recall_at_k"]
+        return {"recall_at_k": nested}
 
 
 def evaluate(predictor: Predictor, splits: dict[str, Trace], resamples: int, seed: int) -> Evaluation:

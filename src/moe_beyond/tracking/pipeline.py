@@ -88,7 +88,7 @@ def headline_metrics(root: Path) -> dict[str, float]:
 
 def _is_headline(stage: str, key: str) -> bool:
     if stage == "export":
-        return key.count("/") == 0 or (key.startswith("test_") and key.endswith("/recall_at_k"))
+        return key.count("/") == 0 or key.startswith("recall_at_k/test_")
     if stage in ("tune", "train"):
         return key.endswith(("recall_at_k", "latency_ms", "parameters"))
     return stage == "simulate" and key.endswith(("/hit_rate", "/mib_per_token", "/ms_per_token"))
