@@ -81,6 +81,7 @@ def test_turns_become_prompts(tmp_path: Path) -> None:
         ("n_expert=4", "experts=4", "expected the header of a route_trace v1"),
         ("# layer=", "# lay=", "no comment line with '# layer="),
         ("n_expert_used=2", "n_expert_used=5", "are no MoE's shape"),
+        ("n_expert_used=2", "n_expert_used=4", "10 rows for 3 tokens; every token needs 4 in each of 2 layers"),
         ("0,0,0,1,1,0,", "0,0,0,1,1,4,", "row 8: expert is 4, expected 0 to 3"),
         ("0,0,0,1,1,0,", "0,0,0,1,2,0,", "row 8: slot is 2, expected 0 to 1"),
         ("0,0,0,1,1,0,", "0,0,0,1,0,0,", "row 7: slot is 0, expected one row for each"),

@@ -66,6 +66,12 @@ def _read_file(data: bytes, where: str, domain: str) -> Trace:
     step_key = rows.turn * 10**10 + rows.step
     keys_T, token = np.unique(step_key, return_inverse=True)
     shape = (len(keys_T), meta.num_layers, meta.top_k)
+    # before anything of that shape is allocated: a header can claim any size
+    if len(expert) < len(keys_T) * (meta.num_layers - 1) * meta.top_k:
+        raise InputError(
+            f"{where}: {len(expert)} rows for {len(keys_T)} tokens; every token needs {meta.top_k} in each of "
+            f"{meta.num_layers} layers"
+        )
     experts_TLK = empty_experts(shape, meta.num_experts)
     weights_TLK = np.zeros(shape, np.float16)
     count_TLK = np.zeros(shape, np.int64)
