@@ -272,6 +272,8 @@ def timing_table(replayed: pl.DataFrame) -> pl.DataFrame:
             ms_per_token=total,
             tokens_per_second=1000 / total,
             stall_ms_per_token=stall,
+            prefetches="prefetches",
+            prefetches_late=pl.col("prefetches") // 4,
             fraction_of_bound=pl.col("compute") / total,
         )
     )

@@ -96,6 +96,7 @@ def expected_rows(tables: Tables, split: str, capacity: int, device: str, latenc
                 number(time["ms_per_token"]),
                 number(time["tokens_per_second"]),
                 number(time["stall_ms_per_token"]),
+                percent(time["prefetches_late"] / time["prefetches"] if time["prefetches"] else None),
                 percent(time["fraction_of_bound"]),
             ]
         )
@@ -220,16 +221,16 @@ def test_a_chart_of_many_lines_has_one_legend_and_it_shows_colour_and_dash(page:
         "[getComputedStyle(path).stroke, getComputedStyle(path).strokeDasharray])"
     )
     listed = page.run(
-        f"[...{figure}.querySelectorAll('.legend li')].map(item => [item.textContent.trim(), "
-        "getComputedStyle(item.querySelector('line')).stroke, item.querySelector('line').getAttribute('stroke-dasharray')])"
+        f"[...{figure}.querySelectorAll('.legend li')].map(item => [item, item.querySelector('line')])"
+        ".map(([item, line]) => [item.textContent.trim(), getComputedStyle(line).stroke, "
+        "line.getAttribute('stroke-dasharray')])"
     )
     assert [name for name, _, _ in listed] == [label(policy) for policy in tables.policies]
 
     def dash(text: str | None) -> tuple[float, ...]:
         """A solid line is written `none`, `1, 0` or not at all."""
-        numbers = tuple(
-            float(part.removesuffix("px")) for part in (text or "").replace(",", " ").split() if part != "none"
-        )
+        parts = (text or "none").replace(",", " ").replace("none", "").split()
+        numbers = tuple(float(part.removesuffix("px")) for part in parts)
         return () if numbers == (1, 0) else numbers
 
     # the first of the legend is drawn last

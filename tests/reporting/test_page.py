@@ -273,6 +273,25 @@ def test_times_are_left_out_with_a_reason_where_none_were_modelled(tmp_path: Pat
     assert "nothing here says how many tokens per second are gained" in text
 
 
+def test_what_the_clock_assumes_stands_beside_its_times(project: Path):
+    assumed = {"simulate.predictor_latency_ms": 0.5, "simulate.lookahead_layers": 2, "simulate.timed_expert_mib": 8.25}
+    text = Tree(html_of(project, {"Parameters": assumed})).root.text
+    assert "Assumed: the predictor takes 0.500 ms a token (export measured 0.520 ms)" in text
+    assert "at most 2 layers ahead; every expert is timed as if it had 8.25\u00a0MiB" in text
+    assert "Assumed:" not in Tree(html_of(project, {})).root.text
+
+
+def test_a_split_in_which_nothing_was_decoded_has_no_times(project: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    path = copy / "reports" / "simulate" / "timing.csv"
+    pl.read_csv(path).with_columns(ms_per_token=0.0, tokens_per_second=0.0).write_csv(path)
+    tree = Tree(html_of(copy)).root
+    assert "reports/simulate/timing.csv has no split in which tokens were decoded" in tree.text
+    assert not [figure for figure in tree.all("figure") if figure.attributes["id"].startswith("time_")]
+    assert "Fastest that can be built" not in tree.text
+
+
 def test_wide_tables_for_dvc_hold_the_same_numbers(project: Path, tables: Tables):
     wide = pl.read_csv(project / "reports" / "figures" / "hit_rate_test_in_domain.csv")
     replay = tables["replay"].rows.filter(pl.col("split") == "test_in_domain")

@@ -14,6 +14,7 @@ _COLUMNS = {
     "ms_per_token": "ms per token",
     "tokens_per_second": "Tokens per second",
     "stall_ms_per_token": "Stall, ms per token",
+    "prefetches_late": "Prefetches late",
     "fraction_of_bound": "Of the fastest possible",
 }
 
@@ -39,9 +40,11 @@ class Clock:
 
     @classmethod
     def read(cls, timing: pl.DataFrame | None) -> Self:
-        """Index the table; None gives a clock without devices."""
-        if timing is None:
+        """Index the table; None, or one in which nothing was decoded, gives a clock without devices."""
+        timed = None if timing is None else timing.filter(pl.col("ms_per_token") > 0)
+        if timed is None or timed.is_empty():
             return cls((), (), (), {})
+        timing = timed
         latencies: list[float] = []
         if "predictor_ms" in timing.columns and timing["predictor_ms"].n_unique() > 1:
             latencies = timing["predictor_ms"].unique().sort().to_list()
@@ -80,7 +83,7 @@ class Clock:
     def _texts(self, row: dict[str, Any] | None) -> list[str]:
         if row is None:
             return [MISSING] * len(self.columns)
-        return [percent(row[name]) if name == "fraction_of_bound" else number(row[name]) for name, _ in self.columns]
+        return [_text(name, row) for name, _ in self.columns]
 
     def _fastest(self, split: str, capacity: int, policies: list[str], device: str, latency: float | None) -> str:
         timed = [(p, self.rows.get((split, p, capacity, device, latency))) for p in policies]
@@ -89,3 +92,9 @@ class Clock:
             return f"No times were modelled here for {label(device)}."
         _, policy, row = min(known, key=lambda entry: entry[:2])
         return f"Fastest that can be built: {label(policy)}, {number(row['tokens_per_second'])} tokens per second."
+
+
+def _text(name: str, row: dict[str, Any]) -> str:
+    if name == "prefetches_late":
+        return percent(row[name] / row["prefetches"]) if row.get("prefetches") else MISSING
+    return percent(row[name]) if name == "fraction_of_bound" else number(row[name])

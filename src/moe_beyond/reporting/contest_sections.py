@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -11,15 +12,21 @@ from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Sectio
 from moe_beyond.reporting.headline import split_label
 from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.text import interval, number, signed
+from moe_beyond.reporting.text import interval, mib, number, signed
 
 
-def timing_section(tables: Tables) -> Section:
-    """Milliseconds per token over capacity, a figure a device, on the hardest split."""
+def timing_section(tables: Tables, parameters: Mapping[str, Any]) -> Section:
+    """Milliseconds per token over capacity, a figure a device, on the hardest split.
+
+    Args:
+        tables: The pipeline's tables.
+        parameters: Flat parameters of the run; those of the clock are named beside its results.
+    """
     title = "Time per token"
     timing = tables.times
     if timing is None:
-        return Section("time", "Time", title, blocks=(Absent(title, tables["timing"].absent),))
+        reason = tables["timing"].absent or f"{tables['timing'].path} has no split in which tokens were decoded"
+        return Section("time", "Time", title, blocks=(Absent(title, reason),))
     split = next((name for name in reversed(tables.splits) if name in timing["split"].unique()), timing["split"][0])
     blocks: list[Block] = []
     for device in tables.devices:
@@ -64,9 +71,22 @@ def timing_section(tables: Tables) -> Section:
     lead = (
         "One link with its bandwidth and set-up time carries demand loads before prefetches; a layer's compute "
         "overlaps with prefetch, and the predictor's own latency is charged. The times are modelled, not measured on "
-        "the device, unless the device's description says that it was fitted to a recording."
+        f"the device.{_assumptions(tables, parameters)}"
     )
     return Section("time", "Time", title, lead, tuple(blocks))
+
+
+def _assumptions(tables: Tables, parameters: Mapping[str, Any]) -> str:
+    """The clock's parameters in a sentence, the predictor's latency beside the one that export measured."""
+    said = []
+    if (latency := parameters.get("simulate.predictor_latency_ms")) is not None:
+        measured = "" if tables.latency_ms is None else f" (export measured {number(tables.latency_ms)} ms)"
+        said.append(f"the predictor takes {number(latency)} ms a token{measured}")
+    if (lookahead := parameters.get("simulate.lookahead_layers")) is not None:
+        said.append(f"prefetches run at most {number(lookahead)} layers ahead")
+    if (size := parameters.get("simulate.timed_expert_mib")) is not None:
+        said.append(f"every expert is timed as if it had {mib(size)}, whatever its true size")
+    return f" Assumed: {'; '.join(said)}." if said else ""
 
 
 def comparison_section(tables: Tables, fraction: float) -> Section:

@@ -88,7 +88,7 @@ def compose(
         summary.scores,
         explorer_section(tables, headline_capacity),
         cache_section(tables),
-        timing_section(tables),
+        timing_section(tables, parameters if isinstance(parameters, Mapping) else {}),
         comparison_section(tables, headline_capacity),
         predictor_section(tables),
         search_section(tables),

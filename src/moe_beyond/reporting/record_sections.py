@@ -116,7 +116,7 @@ def method_section(tables: Tables, *, stand_in: bool) -> Section:
         "Intervals come from resampling prompts. They cover the choice of prompts, not the choice of seed: the "
         "predictor was trained once.",
     ]
-    if tables["timing"].frame is None:
+    if tables.times is None:
         limits.append(
             "Times per token are not modelled in this run, so nothing here says how many tokens per second are gained."
         )

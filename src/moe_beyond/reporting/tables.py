@@ -140,7 +140,7 @@ class Tables:
     @cached_property
     def devices(self) -> list[str]:
         """Devices whose time was modelled."""
-        frame = self.csv["timing"].frame
+        frame = self.times
         return [] if frame is None else [str(name) for name in frame["device"].unique(maintain_order=True).to_list()]
 
     @cached_property
@@ -160,9 +160,14 @@ class Tables:
 
     @cached_property
     def times(self) -> pl.DataFrame | None:
-        """timing.csv at the predictor's own latency."""
+        """timing.csv at the predictor's own latency, of splits in which something was decoded; else None."""
         frame, latency = self.csv["timing"].frame, self.modelled_latency_ms
-        return frame if frame is None or latency is None else frame.filter(pl.col("predictor_ms") == latency)
+        if frame is None:
+            return None
+        frame = frame.filter(pl.col("ms_per_token") > 0)
+        if latency is not None:
+            frame = frame.filter(pl.col("predictor_ms") == latency)
+        return None if frame.is_empty() else frame
 
     @property
     def learned_policy(self) -> str | None:
