@@ -50,8 +50,17 @@ git -C build/$(1) checkout -qf FETCH_HEAD
 cd build/$(1) && dvc cache dir --local -q $(CURDIR)/.dvc/cache && PYTHONPATH=src \
 	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} \
 	dvc exp run -S traces.source=import -S traces.import.format=$(2) \
-	-S traces.import.train=$(call traces,$(3)) -S traces.import.held_out=$(4)
+	-S traces.import.train=$(call traces,$(3)) -S traces.import.held_out=$(4) -S 'assess.others=[$(OTHER_CARDS)]'
 endef
+
+# models whose suitability cards stand beside: what is there of these
+comma := ,
+OTHER_CARDS = $(subst } {,}$(comma){,$(strip \
+	$(if $(wildcard $(call traces,puffin)),{format:moe-beyond-csv$(comma)path:$(call traces,puffin)}) \
+	$(if $(wildcard $(call traces,gpt-oss-20b)),{format:gpt-oss-fingerprint$(comma)path:$(call traces,gpt-oss-20b)}) \
+	$(if $(wildcard $(QWEN)),{format:bigmoe-route$(comma)path:$(QWEN)}) \
+	$(if $(wildcard data/traces),{format:parquet$(comma)path:$(CURDIR)/data/traces})))
+QWEN = $(abspath $(TRACES))/bigmoe-on-edge/qwen.route.csv.gz
 
 test: $(VENV)/.ok  ## Fast tests
 	pytest -m "not slow"

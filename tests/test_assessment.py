@@ -10,11 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond.assessment import assess, every_nth_prompt
+from moe_beyond.assessment import assess, cards_table, every_nth_prompt, in_domain, other_cards
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers
-from moe_beyond.traces.settings import AssessSettings
+from moe_beyond.traces import importers, store
+from moe_beyond.traces.schema import concatenate
+from moe_beyond.traces.settings import AssessSettings, OtherTrace
 from tests.traces.random_traces import random_trace, trace_of
+from tests.traces_of_chance import chance_trace
 
 SHARED = Path(__file__).parents[2] / "shared" / "traces"
 SETTINGS = AssessSettings()
@@ -96,3 +98,22 @@ def test_cards_of_real_models_differ_as_they_should() -> None:
     assert qwen["verdict"] == "go"
     assert any("trace is short" in reason for reason in qwen["reasons"])
     assert not any("trace is short" in reason for reason in deepseek["reasons"])
+
+
+def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path: Path) -> None:
+    ours = chance_trace(20)
+    other = replace(ours, metadata=ours.metadata.model_copy(update={"model_id": "other"}))
+    for name, trace in (("other", other), ("ours", ours)):
+        store.write_parquet(trace, tmp_path / f"{name}.parquet")
+    others = tuple(OtherTrace(format="parquet", path=str(tmp_path / f"{name}.parquet")) for name in ("ours", "other"))
+    table = cards_table([assess(ours, SETTINGS).card, *other_cards(AssessSettings(others=others))])
+    assert table["model"].to_list() == ["chance", "other"]
+    assert table["belady_hit_rate"].n_unique() == 1
+    with pytest.raises(InputError, match="unknown trace format"):
+        other_cards(AssessSettings(others=(OtherTrace(format="unheard-of", path="x"),)))
+
+
+def test_a_verdict_looks_at_held_out_prompts_only_if_there_are_no_others() -> None:
+    held_out, ours = chance_trace(3, held_out=True), chance_trace(4, name="q")
+    assert in_domain(concatenate([held_out, ours])).prompt_ids == ours.prompt_ids
+    assert in_domain(held_out).prompt_ids == held_out.prompt_ids

@@ -6,6 +6,7 @@ Shape suffixes: L MoE layers, E experts in a layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,15 @@ import polars as pl
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.curves import belady_curve, lru_curve
 from moe_beyond.simulator.events import events_of
+from moe_beyond.traces import importers, store
 from moe_beyond.traces.card import Curves, HitCurve, static_popularity_curve, suitability_card
 from moe_beyond.traces.schema import Trace
 from moe_beyond.traces.settings import AssessSettings
 from moe_beyond.traces.statistics import expert_counts_LE, layer_statistics, reuse_histogram
+
+
+_COMPARED = ("previous_token_overlap", "entropy_ratio", "gini", "working_set_64_fraction")
+_BOUNDS = ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,45 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
         ),
         reuse_distances=_reuse_table(reuse_histogram(trace)),
     )
+
+
+def other_cards(settings: AssessSettings) -> list[dict[str, Any]]:
+    """Cards of the models in `settings.others`, under the same settings.
+
+    Raises:
+        InputError: A trace cannot be read.
+    """
+    cards = []
+    for other in settings.others:
+        source = Path(other.path)
+        parquet = other.format == "parquet"
+        trace = store.read_parquet(source) if parquet else importers.read(other.format, source)
+        cards.append(assess(in_domain(trace), settings).card)
+    return cards
+
+
+def in_domain(trace: Trace) -> Trace:
+    """The prompts that are not kept for testing, if there are any: a verdict must not look at the others."""
+    prompts = np.nonzero(~trace.held_out_P)[0]
+    return trace.select(prompts) if len(prompts) else trace
+
+
+def cards_table(cards: list[dict[str, Any]]) -> pl.DataFrame:
+    """A row a model, the first card of each: its shape, the numbers that its verdict rests on, and the verdict."""
+    rows = [
+        {
+            "model": card["model_id"],
+            "verdict": card["verdict"],
+            **{name: card[name] for name in ("num_layers", "num_experts", "top_k", "model_mib", "prompts", "tokens")},
+            **{name: card["headline"][name] for name in _COMPARED},
+            "static_skew": card["shares"]["static_skew"],
+            "temporal_locality": card["shares"]["temporal_locality"],
+            "budget_fraction": card["budget"]["capacity_fraction"],
+            **{name: card["budget"][name] for name in _BOUNDS},
+        }
+        for card in cards
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None).unique("model", keep="first", maintain_order=True)
 
 
 def hit_curves(trace: Trace, settings: AssessSettings) -> Curves:

@@ -89,6 +89,15 @@ class ExtractSettings(Settings):
         return self
 
 
+class OtherTrace(Settings):
+    """Traces of another model, for a card to compare with."""
+
+    format: str
+    """A format of the importers, or `parquet`."""
+    path: str
+    """Folder, archive or file."""
+
+
 class AssessSettings(Settings):
     """What the suitability card measures, and from where on it says go."""
 
@@ -109,6 +118,8 @@ class AssessSettings(Settings):
     to a quarter, and no real one can do better."""
     min_gain: float = Field(default=0.05, ge=0, lt=1)
     """Points by which LRU or pinned popular experts must beat the share that the cache holds."""
+    others: tuple[OtherTrace, ...] = ()
+    """Traces of other models, whose cards stand beside this one's in the report."""
 
     @model_validator(mode="after")
     def _budgets_rise(self) -> Self:
