@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.bounds import BeladyForced
+from moe_beyond.simulator.bounds import BeladyForced, belady_hits
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.curves import lru_curve
 from moe_beyond.simulator.events import Events, events_of
@@ -59,6 +59,9 @@ def test_hits_on_a_published_trace(name, capacity, published):
     ours = replay(published, POLICIES[name], Budget.slots(published.metadata, capacity)).total.hits
     theirs = their_hits(name, published, capacity)
     assert ours == theirs
+    if name == "Belady":
+        next_use_A = published.next_use_A()
+        assert belady_hits(published.members_A, next_use_A, published.metadata.num_model_experts, capacity) == theirs
     if name == "LRU":
         assert lru_hits(published.members_A, published.metadata.num_model_experts, capacity) == theirs
         assert lru_curve(published).hits_D[capacity] == theirs

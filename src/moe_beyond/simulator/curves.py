@@ -113,12 +113,12 @@ def _lru_depths(
     """
     depths_FD = np.zeros((2, num_experts + 1), np.int64)
     accesses_F = np.zeros(2, np.int64)
-    # four times the marks there can be: closing the gaps is rare, and walks are short
-    num_blocks = (4 * num_experts) // 128 + 2
+    # six times the marks there can be: closing the gaps is rare, and walks are short
+    num_blocks = (6 * num_experts) // 128 + 2
     words = np.zeros(2 * num_blocks, np.uint64)
     per_block, after_block = np.zeros(num_blocks, np.int64), np.zeros(num_blocks, np.int64)
     expert_at = np.zeros(128 * num_blocks, np.int32)
-    position_M = np.full(num_experts, -1)
+    position_M = np.full(num_experts, -1, np.int32)
     now = 0
     for event in range(len(phase_N)):
         start, end = offsets_N[event], offsets_N[event + 1]
@@ -152,7 +152,7 @@ def _close_gaps(
     words: npt.NDArray[np.uint64],
     per_block: npt.NDArray[np.int64],
     expert_at: npt.NDArray[np.int32],
-    position_M: npt.NDArray[np.int64],
+    position_M: npt.NDArray[np.int32],
     end: int,
 ) -> int:
     """Move all last uses to the front, in their order; returns the first free position."""
