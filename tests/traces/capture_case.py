@@ -1,6 +1,7 @@
 """A tiny model with its tokenizer on disk, and a capture of it, for tests that start processes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +22,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([Document("text", "a few words to learn from, and a few more words " * 3)], 300)
 
 
-def save_tiny_model(folder: Path, architecture: str = "deepseek_v2", **config: object) -> Path:
+def save_tiny_model(folder: Path, architecture: str = "deepseek_v2", **config: Any) -> Path:
     """A model and a tokenizer; with the default vocabulary of 64, give the model ids and no text."""
     tiny_model(architecture, **config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -199,7 +199,7 @@ def test_experts_in_a_list_are_read_from_their_router():
         model(hidden)
         captured = recorder.take(2).experts_BCLK
     for expert in range(4):
-        poisoned = model.layers[1].experts[expert].weight
+        poisoned = next(layers[1].experts.get_submodule(str(expert)).parameters())
         healthy = poisoned.detach().clone()
         with torch.no_grad():
             poisoned.fill_(torch.nan)

@@ -4,12 +4,14 @@ import multiprocessing
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces import capture_shards, store
+from moe_beyond.traces import store
+from moe_beyond.traces.capture_models import load
 from moe_beyond.traces.capture_prompts import EncodedPrompt
 from moe_beyond.traces.capture_shards import CaptureCounts, capture, fingerprint, gate_inputs_path
 from tests.traces.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
@@ -43,7 +45,8 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
 
 
 def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, monkeypatch):
-    write, written = store.write_parquet, []
+    write = store.write_parquet
+    written: list[Path] = []
 
     def fail_at_fourth(trace, path):
         if len(written) == 3:
@@ -53,7 +56,7 @@ def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(mo
 
     job, prompts = case_job(model), case_prompts()
     with monkeypatch.context() as patch:
-        patch.setattr(capture_shards.store, "write_parquet", fail_at_fourth)
+        patch.setattr(store, "write_parquet", fail_at_fourth)
         with pytest.raises(KeyboardInterrupt):
             capture(job, prompts, tmp_path / "scratch", tmp_path / "traces")
     assert not (tmp_path / "traces").exists()
@@ -98,7 +101,7 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, 
 
 def test_half_written_files_do_not_end_up_among_the_traces(model, unbroken, tmp_path):
     job, prompts = case_job(model), case_prompts()
-    revision = capture_shards.load(job.model).revision
+    revision = load(job.model).revision
     folder = tmp_path / "scratch" / fingerprint(job, prompts, revision)
     folder.mkdir(parents=True)
     (folder / ".part-00003-of-00012.parquet.99.tmp").write_bytes(b"half")
@@ -159,7 +162,7 @@ def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
 def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path):
     job = case_job(model, gate_inputs=True)
     capture(job, case_prompts(6), tmp_path / "scratch", tmp_path / "traces")
-    network = capture_shards.load(job.model).model
+    network = load(job.model).model
     gate = network.model.layers[1].mlp.gate.weight.detach().numpy()
     for shard in sorted((tmp_path / "traces").glob("*.parquet")):
         trace = store.read_parquet(shard)

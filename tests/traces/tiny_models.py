@@ -90,7 +90,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
+def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
     """The architecture `name` with random weights; its routers have favourites, so no choice hangs on rounding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -100,4 +100,5 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: object)
             for parameter_name, parameter in model.named_parameters():
                 if re.search(r"(gate|router)(\.layer)?\.weight$", parameter_name) and parameter.shape[0] == 8:
                     parameter.normal_(std=1.0)
-    return model.to(dtype).eval()
+    ready: PreTrainedModel = model.to(dtype).eval()
+    return ready

@@ -45,15 +45,23 @@ def english() -> list[Document]:
     return _long_enough(documents)
 
 
-def code() -> list[Document]:
-    """Source code of the standard library without its docstrings, a document a module, sorted by name."""
-    return _long_enough([Document(f"code/{name}", without_docstrings(source)) for name, source in _modules()])
+def code(characters: int) -> list[Document]:
+    """Source code of some modules without their docstrings, a document a module, sorted by name.
+
+    Args:
+        characters: Modules are taken in an order that a digest of their names gives, until they have so many.
+    """
+    documents: list[Document] = []
+    for name, source in sorted(_modules(), key=lambda module: _digest(module[0])):
+        if sum(len(document.text) for document in documents) >= characters:
+            break
+        documents += _long_enough([Document(f"code/{name}", without_docstrings(source))])
+    return sorted(documents, key=lambda document: document.name)
 
 
 def is_held_out(document: Document, share: float) -> bool:
     """Whether a document belongs to the held-out `share`; decided by its name alone, so that no other matters."""
-    digest = hashlib.sha256(document.name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return int.from_bytes(_digest(document.name)[:8], "big") < share * 2**64
 
 
 def sha256(documents: list[Document]) -> str:
@@ -77,6 +85,10 @@ def without_docstrings(source: str) -> str:
         line for node in _docstring_nodes(source) for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
     return "\n".join(text for number, text in enumerate(lines, 1) if number not in dropped).strip()
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _docstring_nodes(source: str) -> list[ast.Constant]:

@@ -42,12 +42,9 @@ def collect(settings: ReferenceSettings) -> Corpus:
     """Split the English of this Python and take some of its code, which is never trained on."""
     english = corpus.english()
     held_out = [document for document in english if corpus.is_held_out(document, settings.held_out_share)]
-    code: list[Document] = []
-    for document in sorted(corpus.code(), key=lambda document: corpus.sha256([document])):
-        if sum(len(chosen.text) for chosen in code) < _CODE_CHARACTERS:
-            code.append(document)
     kept_out = {document.name for document in held_out}
-    return Corpus([document for document in english if document.name not in kept_out], held_out, code)
+    train = [document for document in english if document.name not in kept_out]
+    return Corpus(train, held_out, corpus.code(_CODE_CHARACTERS))
 
 
 @torch_threads(1)
@@ -86,7 +83,8 @@ def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) ->
         ),
     }
     _save(network, tokenizer, documents, _card(metrics, digest, seed), output)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
     return metrics, history
 
 

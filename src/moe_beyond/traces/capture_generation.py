@@ -56,11 +56,11 @@ class SeededSampler(LogitsProcessor):
         self._temperature = temperature
         self._warper = TopPLogitsWarper(top_p) if top_p < 1 else None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
         """Scores that are 0 for the drawn token and minus infinity for all others, float32 [B, V]."""
         logits_BV: torch.Tensor = scores.float() / self._temperature
         if self._warper is not None:
-            logits_BV = self._warper(input_ids, cast(torch.FloatTensor, logits_BV))
+            logits_BV = self._warper(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, logits_BV))
         cumulative_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
         # open interval from above: a draw of the whole mass would point past the last token
         draws = torch.tensor([[stream.random()] for stream in self._streams], dtype=torch.float64)
@@ -90,20 +90,30 @@ def route_batch(
         settings: Number of tokens to decode and how to choose them.
         seed: Of sampling.
     """
-    pad_id = _pad_id(model)
-    with torch.inference_mode():
-        if settings.decode_tokens == 0:
-            # right padding: positions count from each prompt's first token without any help
-            batch = pad(prompts, pad_id, "right")
-            model.base_model(
-                input_ids=batch.ids_BC.to(model.device), attention_mask=batch.mask_BC.to(model.device), use_cache=False
-            )
-            sequences_BC = batch.ids_BC
-        else:
-            batch = pad(prompts, pad_id, "left")
-            sequences_BC = _generate(model, batch, prompts, settings, seed)
+    batch, sequences_BC = run_batch(model, prompts, settings, seed)
     columns = real_columns(batch, sequences_BC, end_ids(model))
     return _separate(prompts, sequences_BC, recorder.take(len(prompts)), columns)
+
+
+def run_batch(
+    model: PreTrainedModel, prompts: list[EncodedPrompt], settings: ExtractSettings, seed: int
+) -> tuple[PaddedBatch, torch.Tensor]:
+    """Run the model over `prompts` as `route_batch` does, whether or not anything records it.
+
+    Returns:
+        The padded prompts, and the same with what was decoded after them, int64 [B, C].
+    """
+    pad_id = _pad_id(model)
+    with torch.inference_mode():
+        if settings.decode_tokens > 0:
+            batch = pad(prompts, pad_id, "left")
+            return batch, _generate(model, batch, prompts, settings, seed)
+        # right padding: positions count from each prompt's first token without any help
+        batch = pad(prompts, pad_id, "right")
+        model.base_model(
+            input_ids=batch.ids_BC.to(model.device), attention_mask=batch.mask_BC.to(model.device), use_cache=False
+        )
+        return batch, batch.ids_BC
 
 
 def require_context(model: PreTrainedModel, prompts: list[EncodedPrompt], decode_tokens: int) -> None:

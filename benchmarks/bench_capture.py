@@ -1,0 +1,90 @@
+"""What capture costs. Prints a line `NAME VALUE TARGET` for each promise; exits 1 if one is not kept.
+
+    python benchmarks/bench_capture.py
+
+The reference model's architecture runs the same prompts plain and recorded, turn by turn. Times are processor time of
+one thread, so that neighbours on the machine do not enter them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_beyond.reference import corpus
+from moe_beyond.reference import model as reference_model
+from moe_beyond.reference.settings import ReferenceSettings
+from moe_beyond.threads import torch_threads
+from moe_beyond.traces.capture import RoutingRecorder
+from moe_beyond.traces.capture_discovery import moe_layers
+from moe_beyond.traces.capture_generation import route_batch, run_batch
+from moe_beyond.traces.capture_prompts import EncodedPrompt
+from moe_beyond.traces.settings import ExtractSettings
+
+MOST = 1.10
+ROUNDS, PROMPTS, PROMPT_TOKENS = 15, 16, 96
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured ratio and the most that it may be."""
+
+    name: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g} <={MOST:.4g}"
+
+
+def measure() -> Iterator[Result]:
+    """Yield the ratio of recorded to plain for a prefill and for a generation, without and with gate inputs."""
+    tokenizer = reference_model.train_tokenizer(corpus.english(), ReferenceSettings().vocabulary_size)
+    # random weights do as much work as trained ones
+    model = reference_model.build(ReferenceSettings(), tokenizer, seed=1).eval()
+    rng = np.random.default_rng(1)
+    rows = rng.integers(1, len(tokenizer), (PROMPTS, PROMPT_TOKENS)).tolist()
+    prompts = [EncodedPrompt(str(number), "random", False, tuple(row)) for number, row in enumerate(rows)]
+    runs = {"prefill": ExtractSettings(decode_tokens=0), "generate": ExtractSettings(decode_tokens=32)}
+    for name, settings in runs.items():
+        for gate_inputs in (False, True):
+            recorder = RoutingRecorder(moe_layers(model), gate_inputs)
+
+            def plain(settings: ExtractSettings = settings) -> None:
+                run_batch(model, prompts, settings, seed=1)
+
+            def recorded(settings: ExtractSettings = settings, recorder: RoutingRecorder = recorder) -> None:
+                with recorder:
+                    route_batch(model, recorder, prompts, settings, seed=1)
+
+            yield Result(f"capture_{name}{'_gate_inputs' if gate_inputs else ''}_ratio", ratio(recorded, plain))
+
+
+def ratio(one: Callable[[], None], other: Callable[[], None]) -> float:
+    """Median processor time of `one` over that of `other`, measured in turns."""
+    seconds: dict[Callable[[], None], list[float]] = {one: [], other: []}
+    one()
+    other()
+    for _ in range(ROUNDS):
+        for run, times in seconds.items():
+            start = time.process_time()
+            run()
+            times.append(time.process_time() - start)
+    return statistics.median(seconds[one]) / statistics.median(seconds[other])
+
+
+def main() -> None:
+    with torch_threads(1):
+        results = []
+        for result in measure():
+            print(result)
+            results.append(result)
+    sys.exit(0 if all(result.value <= MOST for result in results) else 1)
+
+
+if __name__ == "__main__":
+    main()
