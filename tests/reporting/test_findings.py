@@ -151,6 +151,14 @@ def test_the_verdict_speaks_of_the_hardest_split_and_of_bytes(tables: Tables):
     assert f"{result.ours.mib_per_token / result.demand.mib_per_token:.2f} times the bytes" in text
 
 
+@pytest.mark.parametrize(("ms", "won"), [(1e6, 0), (1e-6, 2)])
+def test_the_verdict_speaks_of_time_where_it_was_modelled(tables: Tables, ms: float, won: int):
+    ours = pl.col("policy") == OURS
+    timed = with_table(tables, "timing", set_where(tables["timing"].rows, ours, ms_per_token=ms))
+    assert f"in modelled time the predictor is fastest on {won} of 2 devices." in verdict(timed, 0.1)
+    assert "modelled time" not in verdict(with_table(tables, "timing", None), 0.1)
+
+
 @pytest.mark.parametrize(
     ("card", "words"),
     [

@@ -61,7 +61,26 @@ def verdict(tables: Tables, fraction: float) -> str:
     if result.demand is not None and result.demand.mib_per_token > 0:
         ratio = ours.mib_per_token / result.demand.mib_per_token
         sentence += f". It moves {number(ratio)} times the bytes of the best policy without prefetch"
+    if (clocked := _fastest_devices(tables, result)) is not None:
+        won, total = clocked
+        sentence += f", and in modelled time the predictor is fastest on {won} of {total} devices"
     return f"{_capital(opening)}: {sentence}." if opening else f"{_capital(sentence)}."
+
+
+def _fastest_devices(tables: Tables, result: Contest) -> tuple[int, int] | None:
+    """On how many of the devices a policy that the predictor drives is the fastest there; None without times."""
+    if tables.times is None:
+        return None
+    buildable = [policy for policy in tables.times["policy"].unique().to_list() if not is_bound(policy)]
+    rows = tables.times.filter(
+        (pl.col("split") == result.split)
+        & (pl.col("capacity_experts") == result.ours.capacity_experts)
+        & pl.col("policy").is_in(buildable)
+    )
+    if rows.is_empty():
+        return None
+    fastest = [part.sort("ms_per_token", "policy")["policy"][0] for _, part in rows.group_by("device")]
+    return sum(is_learned(policy) for policy in fastest), len(fastest)
 
 
 def findings(tables: Tables, fraction: float) -> list[Finding]:
