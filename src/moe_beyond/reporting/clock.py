@@ -15,7 +15,7 @@ _COLUMNS = {
     "tokens_per_second": "Tokens per second",
     "stall_ms_per_token": "Stall, ms per token",
     "prefetches_late": "Prefetches late",
-    "fraction_of_bound": "Of the fastest possible",
+    "fraction_of_bound": "Of the bound, with prefill",
 }
 
 Key = tuple[str, str, int, str, float | None]
