@@ -28,7 +28,7 @@ def main() -> None:
         replays = replay_splits(splits, training, predictors, settings)
         tables = {
             "replay.csv": replay_table(replays, settings, run.params.seed),
-            "timing.csv": timing_table(replays),
+            "timing.csv": timing_table(replays, settings),
             "comparisons.csv": comparison_table(replays, settings, run.params.seed),
         }
         for name, table in tables.items():

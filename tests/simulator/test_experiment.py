@@ -51,7 +51,7 @@ def test_the_table_has_a_row_a_split_policy_and_capacity(replays):
 
 
 def test_the_timing_table_has_a_row_a_device_too_and_no_time_below_its_bound(replays):
-    table = timing_table(replays)
+    table = timing_table(replays, SETTINGS)
     assert table.height == 2 * 3 * 11 * 3
     assert max(table["fraction_of_bound"].to_list()) <= 1
     assert table["tokens_per_second"].to_list() == pytest.approx((1000 / table["ms_per_token"]).to_list())
@@ -65,10 +65,22 @@ def test_the_timing_table_has_a_row_a_device_too_and_no_time_below_its_bound(rep
         assert rest == pytest.approx(rest_lru + SETTINGS.predictor_latency_ms)
 
 
+def test_at_the_break_even_latency_prediction_is_as_fast_as_going_without(replays):
+    table = timing_table(replays, SETTINGS)
+    row = table.filter(pl.col("policy") == "token_unigram_prefetch_lru").row(5, named=True)
+    assert table.filter(pl.col("policy") == "lru")["break_even_latency_ms"].is_null().all()
+    same = (pl.col("split") == row["split"]) & (pl.col("device") == row["device"])
+    same &= pl.col("capacity_experts") == row["capacity_experts"]
+    without = ["lru", "lfu", "layer_lru", "least_stale", "lfru", "static_popularity"]
+    rival = table.filter(same & pl.col("policy").is_in(without))["ms_per_token"].to_list()
+    slower = row["ms_per_token"] - SETTINGS.predictor_latency_ms + row["break_even_latency_ms"]
+    assert slower == pytest.approx(min(rival))
+
+
 def test_without_devices_the_timing_table_is_empty_and_keeps_its_columns():
     settings = SETTINGS.model_copy(update={"devices": ()})
     trace = make_trace(1, num_experts=8)
-    table = timing_table(replay_splits({"test": trace}, trace, [], settings))
+    table = timing_table(replay_splits({"test": trace}, trace, [], settings), settings)
     assert table.is_empty()
     assert "ms_per_token" in table.columns
 

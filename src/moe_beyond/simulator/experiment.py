@@ -39,6 +39,7 @@ class SplitReplays:
         replays: One a policy and capacity, in the order of the policies.
         timed: One a policy, device and capacity.
         bounds_ms: The clairvoyant bound of each device and capacity.
+        policies: The policies by name.
     """
 
     split: str
@@ -46,6 +47,7 @@ class SplitReplays:
     replays: tuple[Replay, ...]
     timed: tuple[TimedReplay, ...]
     bounds_ms: Mapping[tuple[str, int], float]
+    policies: Mapping[str, Policy]
 
     def at(self, capacity_experts: int) -> dict[str, Replay]:
         """The replays of one capacity by policy."""
@@ -106,7 +108,8 @@ def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: 
         for device in devices
         for capacity in slots
     }
-    return SplitReplays(name, trace.metadata, tuple(replays), tuple(timed), bounds_ms)
+    by_name = {policy.name: policy for policy in policies}
+    return SplitReplays(name, trace.metadata, tuple(replays), tuple(timed), bounds_ms, by_name)
 
 
 def predicted_policies(

@@ -30,6 +30,7 @@ _TIMING: dict[str, type[pl.DataType]] = {
     "total_ms": pl.Float64,
     "bound_ms": pl.Float64,
     "fraction_of_bound": pl.Float64,
+    "break_even_latency_ms": pl.Float64,
 }
 
 
@@ -68,10 +69,15 @@ def replay_table(splits: Sequence[SplitReplays], settings: SimulateSettings, see
     return pl.DataFrame(rows)
 
 
-def timing_table(splits: Sequence[SplitReplays]) -> pl.DataFrame:
-    """A row a split, device, policy and capacity: milliseconds of a decoded token, and the whole against its bound."""
+def timing_table(splits: Sequence[SplitReplays], settings: SimulateSettings) -> pl.DataFrame:
+    """A row a split, device, policy and capacity: milliseconds of a decoded token, and the whole against its bound.
+
+    `break_even_latency_ms` stands with policies that predict: a predictor that took this long would make the policy as
+    slow as the best one that predicts nothing; below zero no predictor is fast enough.
+    """
     rows: list[dict[str, Any]] = []
     for split in splits:
+        rivals_ms = _best_without_prediction(split)
         for timed in split.timed:
             capacity, total = timed.replay.capacity_experts, timed.replay.total
             bound = split.bounds_ms[timed.device, capacity]
@@ -91,9 +97,25 @@ def timing_table(splits: Sequence[SplitReplays]) -> pl.DataFrame:
                     "total_ms": timed.total_ms,
                     "bound_ms": bound,
                     "fraction_of_bound": bound / timed.total_ms,
+                    "break_even_latency_ms": (
+                        rivals_ms[timed.device, capacity] - timed.ms_per_token + settings.predictor_latency_ms
+                        if split.policies[timed.replay.policy].predicts
+                        else None
+                    ),
                 }
             )
     return pl.DataFrame(rows, schema=_TIMING)
+
+
+def _best_without_prediction(split: SplitReplays) -> dict[tuple[str, int], float]:
+    """Milliseconds of a decoded token under the fastest policy that can be built without a predictor."""
+    best: dict[tuple[str, int], float] = {}
+    for timed in split.timed:
+        policy = split.policies[timed.replay.policy]
+        if not (policy.predicts or policy.knows_future):
+            key = (timed.device, timed.replay.capacity_experts)
+            best[key] = min(best.get(key, float("inf")), timed.ms_per_token)
+    return best
 
 
 def comparison_table(splits: Sequence[SplitReplays], settings: SimulateSettings, seed: int) -> pl.DataFrame:
