@@ -22,14 +22,14 @@ def from_reference(params: Params, root: Path, output: Path) -> dict[str, Any]:
     folder = Path("models/reference")
     prompts = reference_prompts(folder, params.extract, params.seed)
     job = reference_job(folder, params.extract, params.seed)
-    return capture(job, prompts, root / ".scratch" / "extract", output).metrics()
+    return capture(job, prompts, root, output).metrics()
 
 
 def from_transformers(params: Params, root: Path, output: Path) -> dict[str, Any]:
     source = params.traces.transformers
     prompts = transformers_prompts(source, params.extract, root)
     job = transformers_job(source, params.extract, params.seed)
-    return capture(job, prompts, root / ".scratch" / "extract", output).metrics()
+    return capture(job, prompts, root, output).metrics()
 
 
 def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:

@@ -19,8 +19,7 @@ def main() -> None:
         else:
             from moe_beyond.reference import recipe  # noqa: PLC0415 - slow to import, not needed above
 
-            scratch = run.root / ".scratch" / "reference"
-            metrics, history = recipe.make(run.params.reference, run.params.seed, scratch, output)
+            metrics, history = recipe.make(run.params.reference, run.params.seed, run.root, output)
             steps, train, validation = history.steps, history.train_loss, history.validation_loss
         table = pl.DataFrame(
             {"step": steps, "train_loss": train, "validation_loss": validation},

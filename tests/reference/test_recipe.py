@@ -27,7 +27,7 @@ def made(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "collect", lambda _settings: few)
-        metrics, history = recipe.make(TINY, 1, folder / "scratch", folder / "reference")
+        metrics, history = recipe.make(TINY, 1, folder, folder / "reference")
     return folder, metrics, history, few
 
 
@@ -48,7 +48,7 @@ def test_the_folder_loads_and_holds_the_text_it_was_not_trained_on(made):
     assert recipe.read_held_out(folder / "reference", recipe.CODE) == few.code
     assert metrics["validation_cross_entropy"] == history.validation_loss[-1] < metrics["initial_cross_entropy"]
     assert "sha256" in (folder / "reference" / "README.md").read_text()
-    assert not list((folder / "scratch").glob("*"))
+    assert not list((folder / ".scratch").glob("*"))
 
 
 def test_unigram_cross_entropy_by_hand():
@@ -65,7 +65,7 @@ def test_its_routing_can_be_traced(made, tmp_path):
     prompts = reference_prompts(folder, settings, seed=1)
     assert [prompt.domain for prompt in prompts] == ["english"] * 5 + ["code"] * 2
     assert [prompt.held_out for prompt in prompts] == [False] * 5 + [True] * 2
-    capture(reference_job(folder, settings, 1), prompts, tmp_path / "scratch", tmp_path / "traces")
+    capture(reference_job(folder, settings, 1), prompts, tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
     assert trace.metadata.layer_numbers == (1, 2)
     assert trace.metadata.expert_bytes == (3 * 32 * 8 * 4,) * 2

@@ -53,5 +53,5 @@ def file_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def run_case(model: Path, scratch: Path, output: Path) -> None:
-    capture(case_job(model), case_prompts(), scratch, output)
+def run_case(model: Path, root: Path, output: Path) -> None:
+    capture(case_job(model), case_prompts(), root, output)

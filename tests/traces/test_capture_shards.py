@@ -13,7 +13,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.traces import store
 from moe_beyond.traces.capture_models import load
 from moe_beyond.traces.capture_prompts import EncodedPrompt
-from moe_beyond.traces.capture_shards import CaptureCounts, capture, fingerprint, gate_inputs_path
+from moe_beyond.traces.capture_shards import CaptureCounts, capture, capture_key, gate_inputs_path
 from tests.traces.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
 
 
@@ -25,13 +25,13 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    capture(case_job(model), case_prompts(), folder / "scratch", folder / "traces")
+    capture(case_job(model), case_prompts(), folder, folder / "traces")
     return file_bytes(folder / "traces")
 
 
 def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
     prompts = case_prompts()
-    counts = capture(case_job(model), prompts, tmp_path / "scratch", tmp_path / "traces")
+    counts = capture(case_job(model), prompts, tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
     assert trace.prompt_ids == tuple(prompt.prompt_id for prompt in prompts)
     assert trace.domains == tuple(prompt.domain for prompt in prompts)
@@ -41,7 +41,7 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
     assert trace.metadata.expert_bytes == (6144, 6144)
     assert trace.metadata.decoding == "sampled"
     assert len(list((tmp_path / "traces").glob("*.parquet"))) == NUM_PROMPTS // 2
-    assert not list((tmp_path / "scratch").iterdir())
+    assert not (tmp_path / ".scratch" / "extract").exists()
 
 
 def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, monkeypatch):
@@ -58,10 +58,10 @@ def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(mo
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_parquet", fail_at_fourth)
         with pytest.raises(KeyboardInterrupt):
-            capture(job, prompts, tmp_path / "scratch", tmp_path / "traces")
+            capture(job, prompts, tmp_path, tmp_path / "traces")
     assert not (tmp_path / "traces").exists()
     times = {path.name: path.stat().st_mtime_ns for path in written}
-    capture(job, prompts, tmp_path / "scratch", tmp_path / "traces")
+    capture(job, prompts, tmp_path, tmp_path / "traces")
     assert file_bytes(tmp_path / "traces") == unbroken
     for name, stamp in times.items():
         assert (tmp_path / "traces" / name).stat().st_mtime_ns == stamp, f"{name} was made again"
@@ -82,19 +82,19 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, 
     generator = random.Random(11)  # noqa: S311 - moments, not secrets
     killed_inside = 0
     for trial in range(trials):
-        scratch, output = tmp_path / f"scratch{trial}", tmp_path / f"traces{trial}"
-        process = processes.Process(target=run_case, args=(model, scratch, output))
+        root, output = tmp_path / f"root{trial}", tmp_path / f"traces{trial}"
+        process = processes.Process(target=run_case, args=(model, root, output))
         process.start()
         shards = generator.randrange(NUM_PROMPTS // 2)
-        while process.is_alive() and len(list(scratch.glob("*/part-*.parquet"))) < shards:
+        while process.is_alive() and len(list(root.glob(".scratch/extract/*/part-*.parquet"))) < shards:
             time.sleep(0.001)
         process.join(generator.uniform(0, 0.03))
         process.kill()
         process.join()
         killed_inside += process.exitcode == -signal.SIGKILL and not output.exists()
-        finished = {path.name: path.read_bytes() for path in scratch.glob("*/part-*.parquet")}
+        finished = {path.name: path.read_bytes() for path in root.glob(".scratch/extract/*/part-*.parquet")}
         assert finished.items() <= unbroken.items(), "a shard was there before it was whole"
-        run_case(model, scratch, output)
+        run_case(model, root, output)
         assert file_bytes(output) == unbroken
     assert killed_inside, "every process ended before it was killed; the test shows nothing"
 
@@ -102,57 +102,57 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, 
 def test_half_written_files_do_not_end_up_among_the_traces(model, unbroken, tmp_path):
     job, prompts = case_job(model), case_prompts()
     revision = load(job.model).revision
-    folder = tmp_path / "scratch" / fingerprint(job, prompts, revision)
+    folder = tmp_path / ".scratch" / "extract" / capture_key(job, prompts, revision)
     folder.mkdir(parents=True)
     (folder / ".part-00003-of-00012.parquet.99.tmp").write_bytes(b"half")
-    capture(job, prompts, tmp_path / "scratch", tmp_path / "traces")
+    capture(job, prompts, tmp_path, tmp_path / "traces")
     assert file_bytes(tmp_path / "traces") == unbroken
 
 
 def test_processes_share_the_work_and_give_the_same_bytes(model, unbroken, tmp_path):
-    capture(case_job(model, workers=2), case_prompts(), tmp_path / "scratch", tmp_path / "traces")
+    capture(case_job(model, workers=2), case_prompts(), tmp_path, tmp_path / "traces")
     assert file_bytes(tmp_path / "traces") == unbroken
 
 
 def test_a_batch_of_another_size_draws_the_same_tokens(model, tmp_path):
-    capture(case_job(model), case_prompts(), tmp_path / "scratch", tmp_path / "one")
-    capture(case_job(model, batch_prompts=5, shard_prompts=10), case_prompts(), tmp_path / "scratch", tmp_path / "two")
+    capture(case_job(model), case_prompts(), tmp_path, tmp_path / "one")
+    capture(case_job(model, batch_prompts=5, shard_prompts=10), case_prompts(), tmp_path, tmp_path / "two")
     one, two = store.read_parquet(tmp_path / "one"), store.read_parquet(tmp_path / "two")
     np.testing.assert_array_equal(one.token_ids_T, two.token_ids_T)
     np.testing.assert_array_equal(one.experts_TLK, two.experts_TLK)
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.5}, {"decode_tokens": 5}, {"privacy": "ids"}])
-def test_another_job_has_another_fingerprint(model, change):
+def test_another_job_has_another_key(model, change):
     prompts = case_prompts()
-    assert fingerprint(case_job(model, **change), prompts, "r") != fingerprint(case_job(model), prompts, "r")
+    assert capture_key(case_job(model, **change), prompts, "r") != capture_key(case_job(model), prompts, "r")
 
 
-def test_the_number_of_processes_is_not_part_of_the_fingerprint(model):
+def test_the_number_of_processes_is_not_part_of_the_key(model):
     prompts = case_prompts()
-    assert fingerprint(case_job(model, workers=4), prompts, "r") == fingerprint(case_job(model), prompts, "r")
-    assert fingerprint(case_job(model), prompts, "other weights") != fingerprint(case_job(model), prompts, "r")
-    assert fingerprint(case_job(model), prompts[1:], "r") != fingerprint(case_job(model), prompts, "r")
+    assert capture_key(case_job(model, workers=4), prompts, "r") == capture_key(case_job(model), prompts, "r")
+    assert capture_key(case_job(model), prompts, "other weights") != capture_key(case_job(model), prompts, "r")
+    assert capture_key(case_job(model), prompts[1:], "r") != capture_key(case_job(model), prompts, "r")
 
 
 @pytest.mark.parametrize(
     ("privacy", "texts", "ids"), [("text", True, True), ("ids", False, True), ("routing", False, False)]
 )
 def test_privacy_leaves_out_what_it_says(model, tmp_path, privacy, texts, ids):
-    capture(case_job(model, privacy=privacy), case_prompts(4), tmp_path / "scratch", tmp_path / "traces")
+    capture(case_job(model, privacy=privacy), case_prompts(4), tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
     assert (trace.token_texts is not None) == texts
     assert (trace.token_ids_T is not None) == ids
 
 
 def test_weights_can_be_left_out(model, tmp_path):
-    capture(case_job(model, weights=False), case_prompts(4), tmp_path / "scratch", tmp_path / "traces")
+    capture(case_job(model, weights=False), case_prompts(4), tmp_path, tmp_path / "traces")
     assert store.read_parquet(tmp_path / "traces").weights_TLK is None
 
 
 def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
     prompts = case_prompts(4)
-    capture(case_job(model, decode_tokens=0), prompts, tmp_path / "scratch", tmp_path / "traces")
+    capture(case_job(model, decode_tokens=0), prompts, tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
     assert trace.metadata.decoding == "teacher-forced"
     assert trace.token_ids_T is not None
@@ -161,7 +161,7 @@ def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
 
 def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path):
     job = case_job(model, gate_inputs=True)
-    capture(job, case_prompts(6), tmp_path / "scratch", tmp_path / "traces")
+    capture(job, case_prompts(6), tmp_path, tmp_path / "traces")
     network = load(job.model).model
     gate = network.model.layers[1].mlp.gate.weight.detach().numpy()
     for shard in sorted((tmp_path / "traces").glob("*.parquet")):
@@ -174,21 +174,21 @@ def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path)
 
 def test_no_prompts_is_an_error(model, tmp_path):
     with pytest.raises(InputError, match="no prompts to trace"):
-        capture(case_job(model), [], tmp_path / "scratch", tmp_path / "traces")
+        capture(case_job(model), [], tmp_path, tmp_path / "traces")
 
 
 def test_a_prompt_beyond_the_context_is_named(model, tmp_path):
     long = [EncodedPrompt("long", "d", False, tuple([5] * 123))]
-    capture(case_job(model, decode_tokens=5), long, tmp_path / "scratch", tmp_path / "traces")
+    capture(case_job(model, decode_tokens=5), long, tmp_path, tmp_path / "traces")
     with pytest.raises(InputError, match=r"'long' has 123 tokens, with 6 to decode .* context of 128"):
-        capture(case_job(model, decode_tokens=6), long, tmp_path / "scratch", tmp_path / "traces")
+        capture(case_job(model, decode_tokens=6), long, tmp_path, tmp_path / "traces")
 
 
 def test_former_traces_stay_until_the_new_ones_are_whole(model, tmp_path):
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "former").write_text("former")
     with pytest.raises(InputError):
-        capture(case_job(tmp_path / "traces"), case_prompts(), tmp_path / "scratch", tmp_path / "traces")
+        capture(case_job(tmp_path / "traces"), case_prompts(), tmp_path, tmp_path / "traces")
     assert (tmp_path / "traces" / "former").read_text() == "former"
-    capture(case_job(model), case_prompts(2), tmp_path / "scratch", tmp_path / "traces")
+    capture(case_job(model), case_prompts(2), tmp_path, tmp_path / "traces")
     assert sorted(file_bytes(tmp_path / "traces")) == ["part-00000-of-00001.parquet"]

@@ -44,7 +44,7 @@ def test_a_local_model_is_traced_over_prompts_from_files(model, settings, tmp_pa
         held_out_prompts=write_prompts(tmp_path / "other.jsonl", "c"),
     )
     prompts = transformers_prompts(source, settings, tmp_path)
-    capture(transformers_job(source, settings, 1), prompts, tmp_path / "scratch", tmp_path / "traces")
+    capture(transformers_job(source, settings, 1), prompts, tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
     assert trace.prompt_ids == ("a", "b", "c")
     assert trace.domains == ("known", "known", "other")
@@ -99,7 +99,7 @@ def test_a_dense_model_is_refused_in_one_line(settings, tmp_path):
     source = TransformersSource(model=str(folder), prompts=write_prompts(tmp_path / "known.jsonl", "a"))
     prompts = transformers_prompts(source, settings, tmp_path)
     with pytest.raises(InputError, match="no experts found in a model of type 'llama'"):
-        capture(transformers_job(source, settings, 1), prompts, tmp_path / "scratch", tmp_path / "traces")
+        capture(transformers_job(source, settings, 1), prompts, tmp_path, tmp_path / "traces")
 
 
 def test_the_revision_of_a_folder_names_its_weights(model, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from moe_beyond.files import replacing
 from moe_beyond.reference import corpus, model, training
 from moe_beyond.reference.corpus import Document
 from moe_beyond.reference.evaluation import expert_load, load_summary
+from moe_beyond.scratch import fingerprint, scratch_folder
 from moe_beyond.threads import torch_threads
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def collect(settings: ReferenceSettings) -> Corpus:
 
 
 @torch_threads(1)
-def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) -> tuple[dict[str, Any], History]:
+def make(settings: ReferenceSettings, seed: int, root: Path, output: Path) -> tuple[dict[str, Any], History]:
     """Train the reference model and write it, its tokenizer and the held-out documents to `output`.
 
     Computes with one thread, as fast as two for a model of this size, so that any machine gives the same model.
@@ -56,7 +56,7 @@ def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) ->
     Args:
         settings: Shape and budget.
         seed: Of weights and batches.
-        scratch: Folder for checkpoints; an interrupted training goes on from there.
+        root: The project's root; an interrupted training goes on from its `.scratch`.
         output: Replaced as a whole.
 
     Returns:
@@ -67,24 +67,23 @@ def make(settings: ReferenceSettings, seed: int, scratch: Path, output: Path) ->
     tokenizer = model.train_tokenizer(documents.train, settings.vocabulary_size)
     train_N, held_out_N = (training.encode(part, tokenizer) for part in (documents.train, documents.held_out))
     network = model.build(settings, tokenizer, seed)
-    unfinished = scratch / training.fingerprint(settings, digest, seed)
     initial = training.validate(network, held_out_N, settings)
-    history = training.fit(network, train_N, held_out_N, settings, seed=seed, scratch=unfinished)
-    metrics = {
-        "validation_cross_entropy": history.validation_loss[-1],
-        "initial_cross_entropy": initial,
-        "unigram_cross_entropy": unigram_cross_entropy(train_N, held_out_N, len(tokenizer)),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "trained_tokens": training.num_steps(settings) * settings.batch_sequences * settings.sequence_tokens,
-        "documents": {"train": len(documents.train), "held_out": len(documents.held_out), "code": len(documents.code)},
-        "corpus_tokens": {"train": len(train_N), "held_out": len(held_out_N)},
-        "load": load_summary(
-            expert_load(network, training.validation_batches(held_out_N, settings)), settings.dense_layers
-        ),
-    }
-    _save(network, tokenizer, documents, _card(metrics, digest, seed), output)
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    key = fingerprint(settings.model_dump(), digest, seed, torch.__version__)
+    with scratch_folder(root, "reference", key) as unfinished:
+        history = training.fit(network, train_N, held_out_N, settings, seed=seed, scratch=unfinished)
+        metrics = {
+            "validation_cross_entropy": history.validation_loss[-1],
+            "initial_cross_entropy": initial,
+            "unigram_cross_entropy": unigram_cross_entropy(train_N, held_out_N, len(tokenizer)),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "trained_tokens": training.num_steps(settings) * settings.batch_sequences * settings.sequence_tokens,
+            "documents": {name: len(part) for name, part in vars(documents).items()},
+            "corpus_tokens": {"train": len(train_N), "held_out": len(held_out_N)},
+            "load": load_summary(
+                expert_load(network, training.validation_batches(held_out_N, settings)), settings.dense_layers
+            ),
+        }
+        _save(network, tokenizer, documents, _card(metrics, digest, seed), output)
     return metrics, history
 
 

@@ -5,8 +5,6 @@ Shape suffixes: N tokens of the corpus, B sequences of a batch, S tokens of a se
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,12 +44,6 @@ def encode(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> Tok
     encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
     return np.concatenate([np.array([*ids, end], np.int64) for ids in encoded])
-
-
-def fingerprint(settings: ReferenceSettings, corpus_sha256: str, seed: int) -> str:
-    """Names the training that these settings, this corpus and this seed give."""
-    text = json.dumps([settings.model_dump(), corpus_sha256, seed, torch.__version__], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def num_steps(settings: ReferenceSettings) -> int:
@@ -103,7 +95,7 @@ def fit(
         validation_N: Held-out token ids.
         settings: Budget and optimiser.
         seed: Order of the sequences.
-        scratch: Folder of this very training (see `fingerprint`); the caller removes it when the model is saved.
+        scratch: Folder of this very training; the caller removes it when the model is saved.
 
     Raises:
         InputError: The corpus is shorter than two sequences.

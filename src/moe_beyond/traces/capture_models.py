@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,10 +83,10 @@ def revision(model: PreTrainedModel, folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def library_versions() -> str:
+def library_versions() -> dict[str, str]:
     """Versions that a trace's bytes depend on."""
     libraries = (moe_beyond, pyarrow, torch, transformers)
-    return json.dumps({library.__name__: library.__version__ for library in libraries})
+    return {library.__name__: library.__version__ for library in libraries}
 
 
 def _device_map(name: str) -> str | None:

@@ -6,8 +6,6 @@ not of the shards before it; so finished ones can be kept, and several processes
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.scratch import fingerprint, scratch_folder
 from moe_beyond.threads import torch_threads
 from moe_beyond.traces import store
 from moe_beyond.traces.capture import RoutingRecorder
@@ -82,14 +81,14 @@ class CaptureCounts:
         return asdict(self) | {"prefill_tokens": self.tokens - self.decode_tokens}
 
 
-def capture(job: CaptureJob, prompts: list[EncodedPrompt], scratch: Path, output: Path) -> CaptureCounts:
+def capture(job: CaptureJob, prompts: list[EncodedPrompt], root: Path, output: Path) -> CaptureCounts:
     """Trace `prompts` into the Parquet files of `output`.
 
     Args:
         job: Model and parameters.
         prompts: What to trace, in order; ids must be distinct.
-        scratch: Folder for unfinished work. Shards of this very job and these prompts found there are kept.
-        output: Replaced as a whole when all shards are done.
+        root: The project's root. Shards of this very job and these prompts wait in its `.scratch` until all are done.
+        output: Replaced as a whole then.
 
     Raises:
         InputError: No prompts, or a model that cannot be traced.
@@ -98,12 +97,30 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], scratch: Path, output
         raise InputError("no prompts to trace; give at least one")
     loaded = load(job.model)
     require_context(loaded.model, prompts, job.settings.decode_tokens)
-    unfinished = scratch / fingerprint(job, prompts, loaded.revision)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    _remove_half_written(unfinished)
+    with scratch_folder(root, "extract", capture_key(job, prompts, loaded.revision)) as unfinished:
+        _remove_half_written(unfinished)
+        paths = _capture_missing(job, prompts, unfinished)
+        counts = sum((CaptureCounts.of(store.read_parquet(path)) for path in paths), CaptureCounts())
+        _remove_half_written(unfinished)
+        with replacing(output) as temporary:
+            # shutil, not rename: scratch and output may lie on different disks
+            shutil.move(unfinished, temporary)
+    return counts
+
+
+def capture_key(job: CaptureJob, prompts: list[EncodedPrompt], revision: str) -> str:
+    """Names the bytes that a capture will have. How many processes share the work does not matter."""
+    settings = job.settings.model_dump(exclude={"workers"})
+    return fingerprint(
+        asdict(job) | {"settings": settings}, [asdict(prompt) for prompt in prompts], revision, library_versions()
+    )
+
+
+def _capture_missing(job: CaptureJob, prompts: list[EncodedPrompt], folder: Path) -> list[Path]:
+    """Trace the shards that `folder` lacks; the paths of all."""
     size = job.settings.shard_prompts
     shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    paths = [unfinished / f"part-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
+    paths = [folder / f"part-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
     waiting = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
     with _progress(job, shards, waiting) as advance:
         if job.settings.workers == 1:
@@ -113,19 +130,7 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], scratch: Path, output
             parallel = joblib.Parallel(n_jobs=job.settings.workers, return_as="generator_unordered")
             for tokens in parallel(joblib.delayed(_capture_shard)(job, shard, path) for shard, path in waiting):
                 advance(tokens)
-    counts = sum((CaptureCounts.of(store.read_parquet(path)) for path in paths), CaptureCounts())
-    _remove_half_written(unfinished)
-    with replacing(output) as temporary:
-        # shutil, not rename: scratch and output may lie on different disks
-        shutil.move(unfinished, temporary)
-    return counts
-
-
-def fingerprint(job: CaptureJob, prompts: list[EncodedPrompt], revision: str) -> str:
-    """Names the bytes that a capture will have. How many processes share the work does not matter."""
-    settings = job.settings.model_dump(exclude={"workers"})
-    parts = [asdict(job) | {"settings": settings}, [asdict(prompt) for prompt in prompts], revision, library_versions()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return paths
 
 
 def gate_inputs_path(shard: Path) -> Path:
