@@ -33,10 +33,8 @@ def test_accuracy_and_f1_equal_torchmetrics_on_the_same_decisions():
     quality = Quality(hits, trace.num_tokens * 3 * 2, 16, 2)
 
     def measured(metric, invert=False):
-        a, b = (
-            torch.from_numpy(x.reshape(-1, 1)) for x in ((1 - decided, 1 - wanted) if invert else (decided, wanted))
-        )
-        return float(metric(num_labels=1)(a, b))
+        pair = (1 - decided, 1 - wanted) if invert else (decided, wanted)
+        return float(metric()(*(torch.from_numpy(x.reshape(-1)) for x in pair)))
 
     assert quality.f1_active == pytest.approx(measured(BinaryF1Score), abs=1e-6)
     assert quality.accuracy == pytest.approx(measured(BinaryAccuracy), abs=1e-6)

@@ -67,6 +67,6 @@ def test_a_study_records_each_trial_and_resumes_after_an_interruption(tmp_path):
     assert result.trials["chosen"].sum() == 1
     assert result.trials.filter(pl.col("chosen"))["on_front"].all()
     assert result.metrics()["trials"] == 4
-    # a size is never trained twice: it is looked up
+    # the space has four sizes: each was trained once, however often the sampler repeated itself
     sizes = [tuple(params.values()) for name, params in logged if name not in interrupted]
     assert len(sizes) == len(set(sizes))

@@ -6,10 +6,11 @@ No trial sees a test split.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import optuna
 import polars as pl
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.network import num_parameters
@@ -65,7 +66,7 @@ def search(
     scratch: Path,
     trial_log: TrialLog,
 ) -> Search:
-    """Run the study, or the rest of one that was interrupted.
+    """Run the study, or the rest of one that was interrupted; each trial is of another size.
 
     Args:
         train: Prompts to learn from; at most `settings.max_prompts` of them, drawn by the seed.
@@ -80,7 +81,8 @@ def search(
     Raises:
         InputError: No size on the front is fast enough.
     """
-    chosen = np.sort(np.random.default_rng(seed).permutation(train.num_prompts)[: settings.max_prompts])
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(train.num_prompts)[: settings.max_prompts])
     subset = train.select(chosen)
     scratch.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -95,10 +97,11 @@ def search(
 
     def objective(trial: Trial) -> tuple[float, float]:
         size = suggest(trial, settings.space)
-        if known := _already_tried(study, size):
-            for key in _MEASURED:
-                trial.set_user_attr(key, known.user_attrs[key])
-            return known.values[0], known.values[1]
+        if size in tried_sizes(study):
+            # the sampler may repeat itself; another size says more than the same fit again
+            untried = sorted(set(all_sizes(settings.space)) - tried_sizes(study), key=astuple)
+            study.enqueue_trial(asdict(untried[rng.integers(len(untried))]))
+            raise optuna.TrialPruned
         with trial_log(f"trial-{trial.number}", asdict(size)) as log_step:
             directory = scratch / f"trial-{trial.number}"
             result = fit(
@@ -123,8 +126,9 @@ def search(
             shutil.rmtree(directory)
         return result.best_recall, measured["latency_ms"]
 
-    finished = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    study.optimize(objective, n_trials=max(0, settings.trials - finished))
+    wanted = min(settings.trials, len(all_sizes(settings.space)))
+    while len(tried_sizes(study)) < wanted:
+        study.optimize(objective, n_trials=1)
     return choose(trials_table(study), settings)
 
 
@@ -135,6 +139,17 @@ def suggest(trial: Trial, space: SearchSpace) -> Size:
         depth=int(trial.suggest_categorical("depth", space.depth)),
         heads=int(trial.suggest_categorical("heads", space.heads)),
     )
+
+
+def all_sizes(space: SearchSpace) -> list[Size]:
+    """Every size in the space."""
+    return [Size(*size) for size in itertools.product(space.width, space.depth, space.heads)]
+
+
+def tried_sizes(study: optuna.Study) -> set[Size]:
+    """Sizes of the study's finished trials."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {Size(**trial.params) for trial in complete}
 
 
 def trials_table(study: optuna.Study) -> pl.DataFrame:
@@ -172,10 +187,3 @@ def choose(trials: pl.DataFrame, settings: TuneSettings) -> Search:
     row = good.sort("latency_ms", "trial").row(0, named=True)
     trials = trials.with_columns(chosen=pl.col("trial") == row["trial"])
     return Search(trials, Size(row["width"], row["depth"], row["heads"]))
-
-
-def _already_tried(study: optuna.Study, size: Size) -> FrozenTrial | None:
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if trial.params == asdict(size):
-            return trial
-    return None

@@ -44,7 +44,7 @@ def letter_ngrams(text: str, buckets: int) -> list[int]:
     """
     if not text or text.startswith(ID_MARK):
         return []
-    word = text.lower().lstrip("".join(_WORD_STARTS))
+    word = text.lstrip("".join(_WORD_STARTS)).lower()
     framed = f"<{word}>"
     grams = [framed] + [framed[i : i + n] for n in NGRAM_SIZES for i in range(len(framed) - n + 1)]
     distinct = dict.fromkeys(zlib.crc32(gram.encode()) % (buckets - 1) + 1 for gram in grams)

@@ -33,6 +33,7 @@ class TuneSettings(Settings):
     """The search for the predictor's size."""
 
     trials: int = Field(default=8, ge=1)
+    """Sizes to try, each once; all of the space if it holds fewer."""
     epochs: int = Field(default=3, ge=1)
     """Epochs of a trial; every trial gets the same."""
     max_prompts: int = Field(default=300, ge=1)
