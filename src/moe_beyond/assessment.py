@@ -22,7 +22,6 @@ from moe_beyond.traces.schema import Trace
 from moe_beyond.traces.settings import AssessSettings
 from moe_beyond.traces.statistics import expert_counts_LE, layer_statistics, reuse_histogram
 
-
 _COMPARED = ("previous_token_overlap", "entropy_ratio", "gini", "working_set_64_fraction")
 _BOUNDS = ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")
 
