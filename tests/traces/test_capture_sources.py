@@ -107,6 +107,12 @@ def test_the_revision_of_a_folder_names_its_weights(model, tmp_path):
     assert load(ModelSource(str(model))).revision != load(ModelSource(str(other))).revision
 
 
+def test_other_devices_need_a_package_that_is_named(model, monkeypatch):
+    monkeypatch.setattr("moe_beyond.traces.capture_models.find_spec", lambda _name: None)
+    message = refusal(ModelSource(str(model), device_map="auto"))
+    assert message.startswith("traces.transformers.device_map: 'auto' needs the package accelerate")
+
+
 def test_precision_is_as_asked(model):
     assert load(ModelSource(str(model), dtype="bfloat16")).model.dtype.itemsize == 2
     assert load(ModelSource(str(model))).model.dtype.itemsize == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,11 @@ def load(source: ModelSource) -> LoadedModel:
     folder = Path(source.location)
     if folder.exists() and not (folder / "config.json").exists():
         raise InputError(f"{folder}: no config.json there; expected a folder written by save_pretrained")
+    if source.device_map != "cpu" and find_spec("accelerate") is None:
+        raise InputError(
+            f"traces.transformers.device_map: {source.device_map!r} needs the package accelerate; run `pip install "
+            "accelerate` or set it to cpu"
+        )
     options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source.location, **options)

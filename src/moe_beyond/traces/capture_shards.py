@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import joblib
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -27,6 +26,7 @@ from moe_beyond.traces.capture import RoutingRecorder
 from moe_beyond.traces.capture_discovery import MoELayer, moe_layers
 from moe_beyond.traces.capture_generation import RoutedPrompt, require_context, route_batch
 from moe_beyond.traces.capture_models import LoadedModel, ModelSource, library_versions, load
+from moe_beyond.traces.capture_parallel import run_tasks
 from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata, expert_dtype, validate
 
 if TYPE_CHECKING:
@@ -127,8 +127,9 @@ def _capture_missing(job: CaptureJob, prompts: list[EncodedPrompt], folder: Path
             for shard, path in waiting:
                 _capture_shard(job, shard, path, advance)
         else:
-            parallel = joblib.Parallel(n_jobs=job.settings.workers, return_as="generator_unordered")
-            for tokens in parallel(joblib.delayed(_capture_shard)(job, shard, path) for shard, path in waiting):
+            # absolute: the processes of a cluster start elsewhere
+            tasks = [(job, shard, path.resolve()) for shard, path in waiting]
+            for tokens in run_tasks(_capture_shard, tasks, job.settings.workers):
                 advance(tokens)
     return paths
 

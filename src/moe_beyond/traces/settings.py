@@ -77,7 +77,8 @@ class ExtractSettings(Settings):
     gate_inputs: bool = False
     """Also store the hidden state that entered each gate: hidden_size * 2 bytes a token and layer."""
     workers: int = Field(default=1, ge=1)
-    """Processes that capture shards side by side; each loads the model."""
+    """Processes that capture shards side by side, each with the model; above 1, a Dask or Ray cluster that the
+    environment names (`DASK_SCHEDULER_ADDRESS`, `RAY_ADDRESS`) takes them."""
 
     @model_validator(mode="after")
     def _ranges_are_possible(self) -> Self:

@@ -1,0 +1,39 @@
+"""Tasks in other processes, and what is said of a cluster that cannot be used."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+from moe_beyond.errors import InputError
+from moe_beyond.traces.capture_parallel import run_tasks
+
+
+def place(number):
+    return number, os.getpid()
+
+
+def test_every_task_runs_once_in_another_process(monkeypatch):
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    results = list(run_tasks(place, [(number,) for number in range(9)], workers=2))
+    assert sorted(number for number, _ in results) == list(range(9))
+    assert os.getpid() not in {process for _, process in results}
+
+
+@pytest.mark.parametrize(("variable", "package"), [("DASK_SCHEDULER_ADDRESS", "distributed"), ("RAY_ADDRESS", "ray")])
+def test_a_cluster_without_its_package_is_an_input_error(monkeypatch, variable, package):
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    monkeypatch.setenv(variable, "tcp://127.0.0.1:1")
+    with pytest.raises(InputError, match=f"{variable} is set, but {package} is not installed"):
+        list(run_tasks(place, [(1,)], workers=2))
+
+
+def test_tasks_run_on_a_dask_cluster(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="the optional package distributed is not installed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
+        results = list(run_tasks(place, [(number,) for number in range(9)], workers=2))
+    assert sorted(number for number, _ in results) == list(range(9))
+    assert os.getpid() not in {process for _, process in results}
