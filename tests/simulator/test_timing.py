@@ -10,6 +10,7 @@ from moe_beyond.simulator.bounds import Belady
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.device import Device, known_devices, load_device
 from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.prefetch import Prefetch
@@ -101,6 +102,18 @@ def test_perfect_prefetch_hides_loads_behind_computing_and_a_slow_predictor_spoi
     assert on_demand > 1.1 * computing / 40
     assert ms_per_token(policy, 10) == pytest.approx(ms_per_token(policy, 0) + 10)
     assert ms_per_token(Lru(), 10) == on_demand
+
+
+def test_a_predictor_that_only_evicts_is_charged_its_time_by_both_ways():
+    trace = make_trace(5, lengths=(20, 10), prefill=(4, 0))
+    events, budget = events_of(trace), Budget.slots(trace.metadata, 5)
+    probabilities_TLE = prefetch(trace, 1).probabilities_TLE
+    policy = Anticipate("drawn", probabilities_TLE, probabilities_TLE.mean(axis=0))
+    device, workload = load_device("laptop_nvme"), Workload.like_its_experts(events, predictor_ms=3, lookahead=2)
+    clocked = timed_replay(events, policy, budget, device, workload)
+    short = time_on_demand(events, replay(events, policy, budget), device, workload, predicts=True)
+    np.testing.assert_allclose(short.step_ms_S, clocked.step_ms_S)
+    assert clocked.ms_per_token - clocked.stall_ms_per_token > 3
 
 
 def test_a_model_may_be_timed_as_if_its_experts_were_larger():

@@ -160,25 +160,32 @@ def make_room(
     """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
     if groups[USED, group] <= limit:
         return
+    # ranks do not change while one leaves after another: the first is found on the way, later ones need no new ranks
+    leaves, lowest = -1, np.inf
     for place in range(groups[COUNT, group]):
         expert = residents[group, place]
         protected = experts[PROTECTED, expert] >= stamp
-        features[RANK_NOW, expert] = np.inf if protected else rank(features, expert, at[0], at[1], at[2])
-    while groups[USED, group] > limit:
-        leaves = -1
-        lowest = np.inf
+        value = np.inf if protected else rank(features, expert, at[0], at[1], at[2])
+        features[RANK_NOW, expert] = value
+        if value < lowest or (value == lowest and leaves >= 0 and _goes_before(features, expert, leaves)):
+            leaves, lowest = expert, value
+    while leaves >= 0:
+        remove(experts, groups, residents, counts_RC, leaves, at[3])
+        if groups[USED, group] <= limit:
+            return
+        leaves, lowest = -1, np.inf
         for place in range(groups[COUNT, group]):
             expert = residents[group, place]
-            if features[RANK_NOW, expert] < lowest:
-                leaves, lowest = expert, features[RANK_NOW, expert]
-            elif features[RANK_NOW, expert] == lowest and leaves >= 0:
-                last_use, other = features[LAST_USE, expert], features[LAST_USE, leaves]
-                # only experts that nothing has used yet share a last use
-                if last_use < other or (last_use == other and expert < leaves):
-                    leaves = expert
-        if leaves < 0:
-            return
-        remove(experts, groups, residents, counts_RC, leaves, at[3])
+            value = features[RANK_NOW, expert]
+            if value < lowest or (value == lowest and leaves >= 0 and _goes_before(features, expert, leaves)):
+                leaves, lowest = expert, value
+
+
+@compiled()
+def _goes_before(features: Features, expert: int, other: int) -> bool:
+    """Between two of equal rank: the less recently used, and of two that nothing has used yet the lower id."""
+    mine, theirs = features[LAST_USE, expert], features[LAST_USE, other]
+    return bool(mine < theirs or (mine == theirs and expert < other))
 
 
 @compiled()

@@ -97,10 +97,14 @@ def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: 
     for policy in policies:
         budgets = [Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer) for capacity in slots]
         counted = sweep(events, policy, budgets, keep_warm=settings.keep_warm)
-        if policy.predicts:
+        if any(replay.total.prefetches for replay in counted):
             timed += timed_sweep(events, policy, budgets, devices, workload, keep_warm=settings.keep_warm)
         else:
-            timed += [time_on_demand(events, replay, device, workload) for device in devices for replay in counted]
+            timed += [
+                time_on_demand(events, replay, device, workload, predicts=policy.predicts)
+                for device in devices
+                for replay in counted
+            ]
         replays += counted
     curve = belady_curve(events, keep_warm=settings.keep_warm, largest=slots[-1])
     bounds_ms = {

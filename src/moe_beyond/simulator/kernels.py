@@ -60,16 +60,19 @@ def _prefetch(
     stamp: int,
     at: At,
 ) -> None:
-    """Admit what is not resident yet; nothing of the list pushes out another of it."""
+    """Admit what is not resident yet; nothing of the list, which is of one layer, pushes out another of it."""
+    missing = 0
     for expert in wanted:
         experts[PROTECTED, expert] = stamp
+        if experts[PLACE, expert] == ABSENT:
+            missing += experts[UNITS, expert]
+    if missing == 0:
+        return
+    group = experts[GROUP, wanted[0]]
+    budget = groups[BUDGET, group]
+    make_room(rank, features, experts, groups, residents, counts_RC, group, budget - missing, stamp, at)
     for expert in wanted:
-        if experts[PLACE, expert] != ABSENT:
-            continue
-        group = experts[GROUP, expert]
-        limit = groups[BUDGET, group] - experts[UNITS, expert]
-        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
-        if groups[USED, group] <= limit:
+        if experts[PLACE, expert] == ABSENT and groups[USED, group] + experts[UNITS, expert] <= budget:
             admit(features, experts, groups, residents, expert, at[3])
             counts_RC[at[3], PREFETCHES] += 1
             counts_RC[at[3], PREFETCH_BYTES] += experts[BYTES, expert]

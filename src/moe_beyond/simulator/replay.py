@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,8 @@ from moe_beyond.simulator.cache import NUM_COUNTERS
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.results import Replay
+
+Result = TypeVar("Result")
 
 
 class Prepared(NamedTuple):
@@ -76,7 +80,7 @@ def sweep(
             misses_N=misses_N,
         )
 
-    return [run(budget) for budget in budgets]
+    return in_threads(run, budgets)
 
 
 def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
@@ -98,3 +102,9 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
         layer_M=np.arange(len(events.expert_bytes_M)) // events.metadata.num_experts,
         bytes_M=events.expert_bytes_M,
     )
+
+
+def in_threads(work: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
+    """`map`, a thread a core: compiled loops hold no interpreter lock. The order is that of the arguments."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, *arguments))

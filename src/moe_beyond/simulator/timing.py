@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from moe_beyond.simulator.cache import NUM_COUNTERS
 from moe_beyond.simulator.device import MILLISECONDS, Device
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.replay import prepare
+from moe_beyond.simulator.replay import in_threads, prepare
 from moe_beyond.simulator.results import Replay
 
 
@@ -125,8 +126,7 @@ def timed_sweep(
 ) -> list[TimedReplay]:
     """Replay the same events on each device and at each budget, devices first."""
     prepared = prepare(events, policy, keep_warm=keep_warm)
-    predictor_ms = workload.predictor_ms if policy.predicts else 0.0
-    think_ms_N = _first_of_step(events) * events.is_decode_S[events.step_N] * predictor_ms
+    think_ms_N = _think_ms(events, workload.predictor_ms if policy.predicts else 0.0)
 
     def run(device: Device, budget: Budget) -> TimedReplay:
         dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
@@ -154,15 +154,27 @@ def timed_sweep(
         )
         return _timed(events, device, counted, time_N, stall_N, int(late_R.sum()))
 
-    return [run(device, budget) for device in devices for budget in budgets]
+    pairs = list(product(devices, budgets))
+    return in_threads(run, [device for device, _ in pairs], [budget for _, budget in pairs])
 
 
-def time_on_demand(events: Events, replay: Replay, device: Device, workload: Workload) -> TimedReplay:
-    """The time of a replay that predicted nothing: computing, and one load after another. No second replay."""
+def time_on_demand(
+    events: Events, replay: Replay, device: Device, workload: Workload, *, predicts: bool = False
+) -> TimedReplay:
+    """The time of a replay that fetched nothing ahead: computing, and one load after another. No second replay.
+
+    Args:
+        events: What was asked for.
+        replay: What it missed.
+        device: Link and processor.
+        workload: What there is to move and to compute.
+        predicts: Whether the predictor's time is charged all the same.
+    """
+    think_ms_N = _think_ms(events, workload.predictor_ms if predicts else 0.0)
     dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
     transfer_ms_L = np.array([device.transfer_ms(size) for size in workload.expert_bytes_L.tolist()])
     stall_N = transfer_ms_L[events.layer_N] * replay.misses_N.astype(np.float64)
-    return _timed(events, device, replay, dense_ms_N + stall_N + expert_ms_N, stall_N, 0)
+    return _timed(events, device, replay, think_ms_N + dense_ms_N + stall_N + expert_ms_N, stall_N, 0)
 
 
 def compute_ms(
@@ -205,10 +217,11 @@ def _timed(  # noqa: PLR0917 - all of it is the result
     return TimedReplay(device.name, counted, step_ms_S, stall_ms_S, events.is_decode_S, late_prefetches)
 
 
-def _first_of_step(events: Events) -> npt.NDArray[np.float64]:
+def _think_ms(events: Events, predictor_ms: float) -> npt.NDArray[np.float64]:
+    """The predictor's time, ahead of the first event of each decode step."""
     first_N = np.ones(events.num_events)
     first_N[1:] = events.step_N[1:] != events.step_N[:-1]
-    return first_N
+    return first_N * events.is_decode_S[events.step_N] * predictor_ms
 
 
 def _by_step(events: Events, values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
