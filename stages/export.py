@@ -21,10 +21,11 @@ def main() -> None:
         present = [name for name in SPLITS if (Path("data/splits") / name / "trace.json").exists()]
         splits = {name: store.open_working(Path("data/splits") / name) for name in present}
         exported = export_predictor(load_checkpoint(CHECKPOINT), PREDICTOR, splits["validation"], settings)
-        quality = evaluate(OnnxPredictor(PREDICTOR), splits, settings.bootstrap_resamples, run.params.seed)
-        with replacing(run.reports / "quality.csv") as temporary:
-            quality.table.write_csv(temporary)
-        run.write_metrics(exported | quality.metrics())
+        evaluation = evaluate(OnnxPredictor(PREDICTOR), splits, settings.bootstrap_resamples, run.params.seed)
+        for name, table in evaluation.tables().items():
+            with replacing(run.reports / f"{name}.csv") as temporary:
+                table.write_csv(temporary)
+        run.write_metrics(exported | evaluation.metrics())
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def reliability(probabilities_TLE: npt.NDArray[np.float32], experts_TLK: ExpertI
     total = _nothing(experts)
     step = max(1, _SLICE_COMPARISONS // (layers * experts * experts_TLK.shape[2]))
     for start in range(0, tokens, step):
-        total += _count(probabilities_TLE[start : start + step], np.asarray(experts_TLK[start : start + step]))
+        total += _count(probabilities_TLE[start : start + step], experts_TLK[start : start + step])
     return total
 
 
@@ -104,6 +104,6 @@ def _count(probabilities_TLE: npt.NDArray[np.float32], experts_TLK: ExpertIds) -
     return Reliability(
         np.bincount(bin_TLE.ravel(), minlength=bins),
         np.bincount(np.take_along_axis(bin_TLE, ids_TLK, axis=2).ravel(), minlength=bins),
-        np.bincount(bin_TLE.ravel(), probabilities_TLE.ravel(), bins),
+        np.bincount(bin_TLE.ravel(), probabilities_TLE.ravel(), bins).astype(np.float64),
         np.bincount(rank_TLK.ravel(), minlength=experts),
     )
