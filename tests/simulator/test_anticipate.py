@@ -1,14 +1,15 @@
 """Eviction by the predicted next use."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.simulator.bounds import Belady
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.anticipate import Anticipate, expected_wait
-from moe_beyond.simulator.policies.base import LAYER, NUM_FEATURES, PRIOR, SCORE
+from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate, expected_wait
+from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, NUM_FEATURES, SCORE, SECOND_SCORE
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.replay import replay
 from tests.simulator.strategies import capacities_of, make_trace, traces
@@ -18,16 +19,38 @@ def test_the_expected_wait_in_layers():
     # four layers of two experts; the event is in layer 1
     features = np.zeros((NUM_FEATURES, 8))
     features[LAYER] = [0, 0, 1, 1, 2, 2, 3, 3]
-    features[PRIOR] = 0.25
+    features[SECOND_SCORE] = 0.25
+    features[LAST_STEP] = -1
+    features[LAST_STEP, 3] = 0
     features[SCORE] = [0.25, 0.25, 0.25, 0.75, 1.0, 0.0, 1.0, 0.25]
     waits = [-expected_wait(features, expert, 0, 0, 1) for expert in range(8)]
     # sure in the next layer: 1; never there: 1, then 4 layers / 0.25; layer 0 comes round after 3, layer 1 after 4
     assert waits[4:6] == [1, 1 + 16]
     assert waits[6:] == [2, 2 + 0.75 * 16]
-    assert waits[0] == waits[1] == 3 + 0.75 * 16
-    assert waits[2] == 4 + 0.75 * 16
-    # half way from 0.25 to 0.75
-    assert waits[3] == 4 + 0.5 * 16
+    # of layers that have passed, the rate forgets a little: expert 3 was used in this step, the others were not
+    unused, used = 0.25 * (1 - MEMORY), 0.25 + MEMORY * 0.75
+    chance = unused + PERSISTENCE * (0.25 - unused)
+    assert waits[0] == waits[1] == pytest.approx(3 + (1 - chance) * 4 / unused)
+    assert waits[2] == pytest.approx(4 + (1 - chance) * 4 / unused)
+    assert waits[3] == pytest.approx(4 + (1 - used - PERSISTENCE * (0.75 - used)) * 4 / used)
+
+
+def test_the_rate_starts_from_popularity_at_each_prompt_and_knows_only_the_past():
+    trace = make_trace(4, num_layers=2, num_experts=5, top_k=2, lengths=(4, 3), prefill=(2, 0))
+    events = events_of(trace)
+    popularity_LE = np.full((2, 5), 0.4, np.float32)
+    policy = Anticipate("drawn", np.zeros((7, 2, 5), np.float32), popularity_LE)
+    rates_SM = policy.scores_SM(events)[:, 10:]
+    assert rates_SM[[0, 3]] == pytest.approx(np.full((2, 10), 0.4, np.float32))
+    # two tokens of prefill, then one of decode
+    kept = (1 - MEMORY) ** 2
+    for layer in range(2):
+        wanted = set(trace.experts_TLK[:2, layer].ravel().tolist())
+        for expert in range(5):
+            share = 2 / len(wanted) if expert in wanted else 0
+            assert rates_SM[1, layer * 5 + expert] == pytest.approx(0.4 * kept + (1 - kept) * share)
+    used = np.isin(np.arange(10), [e + 5 * layer for layer in (0, 1) for e in trace.experts_TLK[2, layer].tolist()])
+    assert rates_SM[2] == pytest.approx(rates_SM[1] * (1 - MEMORY) + MEMORY * used)
 
 
 @given(data=st.data(), seed=st.integers(0, 99), keep_warm=st.booleans())

@@ -22,8 +22,9 @@ from moe_beyond.simulator.policies.base import (
     LAST_USE,
     LAYER,
     NUM_FEATURES,
-    PRIOR,
     RANK_NOW,
+    SCORE,
+    SECOND_SCORE,
     USES,
     USES_RESIDENT,
 )
@@ -63,7 +64,6 @@ At = tuple[int, int, int, int]
 
 @compiled()
 def new_cache(
-    prior_M: npt.NDArray[np.float64],
     layer_M: npt.NDArray[np.int64],
     bytes_M: npt.NDArray[np.int64],
     units_M: npt.NDArray[np.int64],
@@ -75,7 +75,6 @@ def new_cache(
     num_groups, num_experts = len(budget_G), len(group_M)
     features = np.zeros((NUM_FEATURES, num_experts))
     features[LAYER] = layer_M
-    features[PRIOR] = prior_M
     experts = np.zeros((6, num_experts), np.int64)
     experts[PROTECTED] = NEVER_PROTECTED
     experts[BYTES] = bytes_M
@@ -86,6 +85,15 @@ def new_cache(
     counts_RC = np.zeros((num_rows, NUM_COUNTERS), np.int64)
     forget(features, experts, groups)
     return features, experts, groups, np.zeros((num_groups, num_experts), np.int32), counts_RC
+
+
+@compiled()
+def set_scores(features: Features, scores: npt.NDArray[np.float32]) -> None:
+    """Let ranks read a row of a policy's scores."""
+    num_experts = features.shape[1]
+    features[SCORE] = scores[:num_experts]
+    if len(scores) > num_experts:
+        features[SECOND_SCORE] = scores[num_experts:]
 
 
 @compiled()

@@ -40,10 +40,11 @@ from moe_beyond.simulator.cache import (
     forget,
     make_room,
     new_cache,
+    set_scores,
     use,
 )
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import NEXT_USE, SCORE
+from moe_beyond.simulator.policies.base import NEXT_USE
 
 _RESULT: Any = t.Tuple((t.int64[:, ::1], t.int32[::1]))
 
@@ -91,7 +92,6 @@ def _prefetch(
         t.boolean[::1],
         t.int64[::1],
         t.float32[:, ::1],
-        t.float64[::1],
         t.int64[::1],
         t.int32[::1],
         t.int64[::1],
@@ -114,7 +114,6 @@ def replay(
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
-    prior_M: npt.NDArray[np.float64],
     prefetch_offsets_N: npt.NDArray[np.int64],
     prefetch_experts: npt.NDArray[np.int32],
     layer_M: npt.NDArray[np.int64],
@@ -137,8 +136,7 @@ def replay(
         row_N: Row of the counts that each event adds to.
         empties_N: True where the cache and its memory are emptied before the event.
         next_use_A: Event of each accessed expert's next use; empty where the rank does not read it.
-        scores_SM: The policy's scores: no row, one for all steps, or one a step.
-        prior_M: The policy's prior.
+        scores_SM: The policy's scores: no row, one for all steps, or one a step; of M columns or 2 M.
         prefetch_offsets_N: Where the experts to fetch before each event begin and end.
         prefetch_experts: Experts to fetch, most wanted first.
         layer_M: Layer of each expert.
@@ -152,11 +150,9 @@ def replay(
         Counts int64 [R, C], and the misses of each event, int32 [N].
     """
     misses_N = np.zeros(len(step_N), np.int32)
-    features, experts, groups, residents, counts_RC = new_cache(
-        prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows
-    )
+    features, experts, groups, residents, counts_RC = new_cache(layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
     if len(scores_SM) == 1:
-        features[SCORE] = scores_SM[0]
+        set_scores(features, scores_SM[0])
     scored_step = -1
     for event in range(len(step_N)):
         step, layer, row = step_N[event], layer_N[event], row_N[event]
@@ -164,7 +160,7 @@ def replay(
             count_useless(experts, counts_RC)
             forget(features, experts, groups)
         if len(scores_SM) > 1 and step != scored_step:
-            features[SCORE] = scores_SM[step]
+            set_scores(features, scores_SM[step])
             scored_step = step
         ahead = prefetch_experts[prefetch_offsets_N[event] : prefetch_offsets_N[event + 1]]
         at = (offsets_N[event], step, layer, row)

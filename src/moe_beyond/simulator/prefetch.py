@@ -61,10 +61,6 @@ class Prefetch(Policy):
         return self.eviction.scores_SM(events)
 
     @override
-    def prior_M(self, events: Events) -> npt.NDArray[np.float64]:
-        return self.eviction.prior_M(events)
-
-    @override
     def prefetches(self, events: Events) -> Prefetches:
         return fetch_most_probable(events, self.probabilities_TLE, self.width, self.threshold)
 

@@ -31,7 +31,6 @@ class Prepared(NamedTuple):
     empties_N: npt.NDArray[np.bool_]
     next_use_A: npt.NDArray[np.int64]
     scores_SM: npt.NDArray[np.float32]
-    prior_M: npt.NDArray[np.float64]
     prefetch_offsets_N: npt.NDArray[np.int64]
     prefetch_experts: npt.NDArray[np.int32]
     layer_M: npt.NDArray[np.int64]
@@ -96,7 +95,6 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
         empties_N=np.zeros(events.num_events, bool) if keep_warm else events.starts_prompt_N,
         next_use_A=events.next_use_A(within_prompt=not keep_warm) if policy.knows_future else np.zeros(0, np.int64),
         scores_SM=np.ascontiguousarray(policy.scores_SM(events), dtype=np.float32),
-        prior_M=policy.prior_M(events),
         prefetch_offsets_N=prefetches.offsets_N,
         prefetch_experts=prefetches.experts,
         layer_M=np.arange(len(events.expert_bytes_M)) // events.metadata.num_experts,

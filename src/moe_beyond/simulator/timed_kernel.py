@@ -42,10 +42,11 @@ from moe_beyond.simulator.cache import (
     forget,
     make_room,
     new_cache,
+    set_scores,
     use,
 )
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import NEXT_USE, SCORE
+from moe_beyond.simulator.policies.base import NEXT_USE
 
 _NOTHING = -1
 _WHILE_LOADING = 2**61
@@ -162,7 +163,6 @@ _RESULT: Any = t.Tuple((t.int64[:, ::1], t.float64[::1], t.float64[::1], t.int64
         t.boolean[::1],
         t.int64[::1],
         t.float32[:, ::1],
-        t.float64[::1],
         t.int64[::1],
         t.int32[::1],
         t.int64[::1],
@@ -189,7 +189,6 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
-    prior_M: npt.NDArray[np.float64],
     prefetch_offsets_N: npt.NDArray[np.int64],
     prefetch_experts: npt.NDArray[np.int32],
     layer_M: npt.NDArray[np.int64],
@@ -217,14 +216,12 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
         Counts int64 [R, C], time and stall of each event in milliseconds, float64 [N], late prefetches int64 [R].
     """
     num_events = len(step_N)
-    features, experts, groups, residents, counts_RC = new_cache(
-        prior_M, layer_M, bytes_M, units_M, group_M, budget_G, num_rows
-    )
+    features, experts, groups, residents, counts_RC = new_cache(layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
     link = np.array([0, 0, _NOTHING, 0])
     remaining_ms = 0.0
     time_N, stall_N, late_R = np.zeros(num_events), np.zeros(num_events), np.zeros(num_rows, np.int64)
     if len(scores_SM) == 1:
-        features[SCORE] = scores_SM[0]
+        set_scores(features, scores_SM[0])
     queue = prefetch_experts
     asked = 0
     for event in range(num_events):
@@ -253,7 +250,7 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
         )
         if event == 0 or step != step_N[event - 1]:
             if len(scores_SM) > 1:
-                features[SCORE] = scores_SM[step]
+                set_scores(features, scores_SM[step])
             asked = event
             link[HEAD] = link[TAIL] = prefetch_offsets_N[event]
         while asked <= event + lookahead and asked < num_events and step_N[asked] == step:

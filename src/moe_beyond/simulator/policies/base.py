@@ -33,8 +33,8 @@ SCORE = 6
 """What the policy's own `scores_SM` says in this step."""
 LAYER = 7
 """Index of the expert's layer."""
-PRIOR = 8
-"""What the policy's `prior_M` says of the expert, whatever the step."""
+SECOND_SCORE = 8
+"""What the second half of a row of `scores_SM` says, where rows have two."""
 RANK_NOW = 9
 """Scratch of the replay."""
 NUM_FEATURES = 10
@@ -87,12 +87,11 @@ class Policy(ABC):
         """The compiled rank function."""
 
     def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
-        """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row."""
-        return np.zeros((0, events.metadata.num_model_experts), np.float32)
+        """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row.
 
-    def prior_M(self, events: Events) -> npt.NDArray[np.float64]:
-        """What `rank` reads as PRIOR, float64 [M]."""
-        return np.zeros(events.metadata.num_model_experts)
+        A row has a value an expert, or two: first those of SCORE, then those of SECOND_SCORE.
+        """
+        return np.zeros((0, events.metadata.num_model_experts), np.float32)
 
     def prefetches(self, events: Events) -> Prefetches:
         """What to fetch before each event."""
