@@ -78,7 +78,9 @@ def test_writes_the_page_its_figures_and_tables_for_dvc(project: Path, tmp_path:
     assert all(path.stat().st_size > 0 for path in written)
     folder = tmp_path / "copy" / "reports" / "figures"
     assert sorted(written[1:]) == sorted(folder.iterdir())
-    assert len(list(folder.glob("*.png"))) == 16
+    pictures = sorted(path.stem for path in folder.glob("*.png"))
+    assert len(pictures) == 18
+    assert sorted(path.stem for path in folder.glob("*.svg")) == pictures
 
 
 def test_renders_the_same_bytes_again(project: Path, tmp_path: Path):
@@ -118,7 +120,7 @@ def test_every_link_leads_somewhere(project: Path, tree: Node):
 
 def test_every_chart_has_words_a_picture_and_its_numbers(project: Path, tree: Node):
     figures = tree.all("figure")
-    assert len(figures) == 16
+    assert len(figures) == 18
     for figure in figures:
         chart = next(node for node in figure.all("div") if node.attributes.get("class") == "chart")
         assert chart.attributes["role"] == "img"

@@ -1,7 +1,9 @@
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -12,14 +14,23 @@ from moe_beyond.reporting.blocks import Figure
 from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import timing_section
 from moe_beyond.reporting.model_sections import model_section
-from moe_beyond.reporting.page import chart_spec, figure_png
+from moe_beyond.reporting.page import chart_spec, figure_png, figure_svg
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
 from moe_beyond.reporting.tables import Tables
+from moe_beyond.reporting.trust_sections import trust_section
 
 
 def all_figures(tables: Tables) -> dict[str, Figure]:
     sections = [
-        make(tables) for make in (cache_section, predictor_section, search_section, training_section, model_section)
+        make(tables)
+        for make in (
+            cache_section,
+            predictor_section,
+            trust_section,
+            search_section,
+            training_section,
+            model_section,
+        )
     ]
     sections.append(timing_section(tables, {}))
     return {figure.name: figure for section in sections for figure in section.figures}
@@ -43,6 +54,8 @@ def test_every_figure_of_the_page_is_there(tables: Tables):
         "layers",
         "hit_curves",
         "reuse_distances",
+        "calibration",
+        "coverage",
     }
 
 
@@ -117,3 +130,33 @@ def test_a_png_has_the_asked_width_and_is_not_blank(tables: Tables, tmp_path: Pa
     light = theme.COLOURS["light"]
     # the page's white, and the lines of LRU and of ours
     assert {light["page"], light["vermilion"], light["blue"]} <= seen
+
+
+def test_an_svg_is_whole_has_its_title_and_does_not_depend_on_what_was_drawn_before(tables: Tables):
+    figures = all_figures(tables)
+    first = {name: figure_svg(figures[name], 400) for name in ("heat_map", "coverage")}
+    for name, text in first.items():
+        root = ElementTree.fromstring(text)  # noqa: S314 - our own text
+        assert root.tag.endswith("svg")
+        assert figures[name].title in "".join(root.itertext())
+        assert '"@' not in text
+        assert figure_svg(figures[name], 400) == text
+    # every reference within the file has its target
+    ids = set(re.findall(r'id="([^"]+)"', first["heat_map"]))
+    used = set(re.findall(r"url\(#([^)]+)\)", first["heat_map"]))
+    assert used
+    assert used <= ids
+
+
+def test_the_reliability_chart_draws_the_bins_and_the_diagonal(tables: Tables):
+    spec = chart_spec(all_figures(tables)["calibration"].chart)
+    rows = data(spec)
+    assert sorted(row["observed_share"] for row in rows) == sorted(tables["calibration"].rows["observed_share"])
+    assert {"stated": 1.0, "came": 1.0} in [row for part in spec["datasets"].values() for row in part]
+
+
+@pytest.mark.parametrize(("k", "words"), [(6, "the router uses 6"), (None, "")])
+def test_coverage_marks_the_routers_own_width_where_it_is_known(tables: Tables, k: int | None, words: str):
+    text = json.dumps(chart_spec(plots.coverage(tables["width"].rows, ["test_in_domain", "test_out_of_domain"], k)))
+    assert text.count('"type": "rule"') == (k is not None)
+    assert words in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from markupsafe import Markup
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.reporting import theme
+from moe_beyond.reporting.beside_sections import models_section, paper_section
 from moe_beyond.reporting.blocks import Figure
 from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import comparison_section, timing_section
@@ -29,6 +31,7 @@ from moe_beyond.reporting.record_sections import data_section, method_section, r
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.summary import summarise
 from moe_beyond.reporting.tables import Tables, read_tables
+from moe_beyond.reporting.trust_sections import trust_section
 
 _VEGA_LITE = "6.4"  # what Altair 6 writes
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -46,7 +49,7 @@ class Page:
 def render_report(
     root: Path, settings: ReportSettings, *, headline_capacity: float, run_summary: Mapping[str, Any]
 ) -> list[Path]:
-    """Write the page, its figures as PNG, and wide tables for DVC's plots.
+    """Write the page, its figures as PNG and SVG, and wide tables for DVC's plots.
 
     Args:
         root: The project's root; tables are read below `reports/` and `data/splits/`.
@@ -91,9 +94,12 @@ def compose(
         timing_section(tables, parameters if isinstance(parameters, Mapping) else {}),
         comparison_section(tables, headline_capacity),
         predictor_section(tables),
+        trust_section(tables),
+        paper_section(tables),
         search_section(tables),
         training_section(tables),
         model_section(tables),
+        models_section(tables),
         data_section(tables),
         method_section(tables, stand_in=stand_in),
         run_section(tables, run_summary),
@@ -133,6 +139,20 @@ def figure_png(figure: Figure, width: int, scale: float) -> bytes:
         width: Width of the plot in CSS pixels.
         scale: Pixels per CSS pixel.
     """
+    png: bytes = vl_convert.vegalite_to_png(_standalone(figure, width), vl_version=_VEGA_LITE, scale=scale)
+    return png
+
+
+def figure_svg(figure: Figure, width: int) -> str:
+    """The figure as SVG, for papers and slides; otherwise as `figure_png`."""
+    svg: str = vl_convert.vegalite_to_svg(_standalone(figure, width), vl_version=_VEGA_LITE)
+    # the library numbers ids through all that it has drawn, and the same figure should be the same file
+    found: dict[str, str] = {}
+    return re.sub(r'(?<=["#])(gradient_|clip)\d+', lambda at: found.setdefault(at[0], f"{at[1]}{len(found)}"), svg)
+
+
+def _standalone(figure: Figure, width: int) -> dict[str, Any]:
+    """A specification that needs no page around it."""
     spec = chart_spec(figure.chart) | {
         "width": width,
         "padding": 16,
@@ -140,8 +160,8 @@ def figure_png(figure: Figure, width: int, scale: float) -> bytes:
         "title": {"text": figure.title, "anchor": "start", "color": "@ink", "fontSize": 15, "offset": 14},
         "config": theme.config(),
     }
-    png: bytes = vl_convert.vegalite_to_png(theme.paint(spec, "light"), vl_version=_VEGA_LITE, scale=scale)
-    return png
+    painted: dict[str, Any] = theme.paint(spec, "light")
+    return painted
 
 
 def _write_figures(folder: Path, page: Page, settings: ReportSettings) -> list[Path]:
@@ -152,7 +172,8 @@ def _write_figures(folder: Path, page: Page, settings: ReportSettings) -> list[P
         for figure in page.figures:
             png = figure_png(figure, settings.chart_width, settings.figure_scale)
             (temporary / f"{figure.name}.png").write_bytes(png)
-            names.append(f"{figure.name}.png")
+            (temporary / f"{figure.name}.svg").write_text(figure_svg(figure, settings.chart_width), encoding="utf-8")
+            names += [f"{figure.name}.png", f"{figure.name}.svg"]
         for name, frame in page.wide.items():
             frame.write_csv(temporary / name)
             names.append(name)

@@ -169,6 +169,45 @@ def recall_overall(
     return _finish(alt.layer(*layers), 24 * len(order) * len(names) + 20)
 
 
+def reliability(bins: pl.DataFrame, splits: Sequence[str]) -> Chart:
+    """Observed share over stated probability, a line a split, with the diagonal of a predictor that keeps its word."""
+    frame = with_labels(bins, "split").select("series", "mean_probability", "observed_share", "count")
+    tooltip = [
+        alt.Tooltip("series:N", title="split"),
+        alt.Tooltip("mean_probability:Q", title="stated", format=".1%"),
+        alt.Tooltip("observed_share:Q", title="came true", format=".1%"),
+        alt.Tooltip("count:Q", title="statements", format=","),
+    ]
+    axis, whole = alt.Axis(format=".0%"), alt.Scale(domain=[0, 1])
+    x = alt.X("mean_probability:Q", title="stated probability", axis=axis, scale=whole)
+    y = alt.Y("observed_share:Q", title="share that came true", axis=axis, scale=whole)
+    ends = pl.DataFrame({"stated": [0.0, 1.0], "came": [0.0, 1.0]})
+    diagonal = (
+        alt.Chart(ends).mark_line(color="@muted", strokeWidth=1, strokeDash=[2, 3]).encode(x="stated:Q", y="came:Q")
+    )
+    return _finish(alt.layer(diagonal, _lines(frame, splits, x, y, tooltip)))
+
+
+def coverage(widths: pl.DataFrame, splits: Sequence[str], k: int | None) -> Chart:
+    """Share of true experts among the most probable ones over their number, a line a split, the router's k marked."""
+    frame = with_labels(widths, "split").select("series", "width", "recall")
+    tooltip = [
+        alt.Tooltip("series:N", title="split"),
+        alt.Tooltip("width:Q", title="experts named"),
+        alt.Tooltip("recall:Q", title="coverage", format=".1%"),
+    ]
+    x = alt.X("width:Q", title="experts named in a layer", axis=alt.Axis(format="d", tickMinStep=1))
+    y = alt.Y("recall:Q", title="true experts covered", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1]))
+    mark: list[Chart] = []
+    if k:
+        rule = alt.Chart(pl.DataFrame({"x": [k], "text": [f"the router uses {k}"]}))
+        mark = [
+            rule.mark_rule(style="mark-rule").encode(x="x:Q"),
+            rule.mark_text(style="mark-text").encode(x="x:Q", y=alt.value(2), text="text:N"),
+        ]
+    return _finish(alt.layer(*mark, _lines(frame, splits, x, y, tooltip)))
+
+
 def heat_map(popularity: pl.DataFrame, num_experts: int) -> Chart:
     """Layers by experts: how often an expert is chosen, as a multiple of the even share 1/E."""
     # one number a cell: a large model has tens of thousands, and all of them travel in the page

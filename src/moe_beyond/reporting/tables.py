@@ -26,6 +26,29 @@ LAYOUT: dict[str, tuple[str, dict[str, Kind]]] = {
         {"policy": S, "capacity_experts": N, "capacity_fraction": N, "hit_rate": N},
     ),
     "reuse_distances": ("reports/assess/reuse_distances.csv", {"distance": N, "cumulative_share": N}),
+    "cards": (
+        "reports/assess/cards.csv",
+        {
+            "model": S,
+            "verdict": S,
+            "num_layers": N,
+            "num_experts": N,
+            "top_k": N,
+            "model_mib": N,
+            "prompts": N,
+            "tokens": N,
+            "previous_token_overlap": N,
+            "entropy_ratio": N,
+            "gini": N,
+            "working_set_64_fraction": N,
+            "static_skew": N,
+            "temporal_locality": N,
+            "budget_fraction": N,
+            "lru_hit_rate": N,
+            "static_popularity_hit_rate": N,
+            "belady_hit_rate": N,
+        },
+    ),
     "prompts": ("data/splits/prompts.csv", {"prompt_id": S, "domain": S, "split": S, "fingerprint": S}),
     "trials": (
         "reports/tune/trials.csv",
@@ -35,6 +58,23 @@ LAYOUT: dict[str, tuple[str, dict[str, Kind]]] = {
     "quality": (
         "reports/export/quality.csv",
         {"split": S, "predictor": S, "phase": S, "layer": S, "tokens": N, "recall_at_k": N},
+    ),
+    "calibration": (
+        "reports/export/calibration.csv",
+        {"split": S, "bin_low": N, "bin_high": N, "mean_probability": N, "observed_share": N, "count": N},
+    ),
+    "width": ("reports/export/width.csv", {"split": S, "width": N, "recall": N}),
+    "published_protocol": (
+        "reports/export/published_protocol.csv",
+        {
+            "split": S,
+            "predictor": S,
+            "capacity_experts": N,
+            "hit_rate": N,
+            "recall_at_k": N,
+            "low": N,
+            "high": N,
+        },
     ),
     "replay": (
         "reports/simulate/replay.csv",
@@ -76,11 +116,13 @@ class Table:
         path: Path from the project's root.
         frame: The rows; None where `absent` says why.
         absent: Reason, a clause that completes "left out because"; empty where there is a frame.
+        empty: The file is there and whole, and has no rows.
     """
 
     path: str
     frame: pl.DataFrame | None
     absent: str = ""
+    empty: bool = False
 
     @property
     def rows(self) -> pl.DataFrame:
@@ -259,7 +301,7 @@ def _read_csv(root: Path, relative: str, columns: dict[str, Kind]) -> Table:
     if missing:
         return Table(relative, None, f"{relative} has no column {missing[0]}")
     if frame.is_empty():
-        return Table(relative, None, f"{relative} has no rows")
+        return Table(relative, None, f"{relative} has no rows", empty=True)
     for name, kind in columns.items():
         if kind == "number" and not (frame[name].dtype.is_numeric() or frame[name].dtype == pl.Null):
             odd = frame[name].filter(frame[name].cast(pl.Float64, strict=False).is_null())

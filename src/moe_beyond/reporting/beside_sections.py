@@ -1,0 +1,163 @@
+"""Sections that set this run beside others: the cards of other models, and the paper's own replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
+from moe_beyond.reporting.headline import recall_name, split_label
+from moe_beyond.reporting.names import is_learned, label, ordered
+from moe_beyond.reporting.tables import Tables
+from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
+
+_MEASURES = {
+    "previous_token_overlap": "Overlap with previous token",
+    "entropy_ratio": "Evenness of popularity",
+    "gini": "Gini of popularity",
+    "working_set_64_fraction": "Working set, 64 tokens",
+    "static_skew": "Static skew",
+    "temporal_locality": "Temporal locality",
+}
+_RATES = {"lru_hit_rate": "LRU", "static_popularity_hit_rate": "Static popularity", "belady_hit_rate": "Belady"}
+
+
+def models_section(tables: Tables) -> Section:
+    """The suitability cards of several models, this one's first, and how they differ."""
+    title, table = "Beside other models", tables["cards"]
+    if table.frame is None:
+        return Section("models", "Other models", title, blocks=(Absent(title, table.absent),))
+    cards = table.frame
+    if cards.height < 2:
+        reason = (
+            f"{table.path} holds this model alone; name traces of others under assess.others in params.yaml to compare"
+        )
+        return Section("models", "Other models", title, blocks=(Absent(title, reason),))
+    budget = "the cache's size below"
+    if cards["budget_fraction"].n_unique() == 1:
+        budget = percent(cards["budget_fraction"][0], 0)
+    lead = (
+        "One rule judged every model by its own routing on its own prompts. The first row is this page's model; hit "
+        "rates are those of a cache that holds the same share of each model's experts, every token replayed."
+    )
+    shape = ("Model", "Verdict", "Layers x experts, top-k", "Experts, MiB", "Prompts", "Tokens")
+    routing = DataTable(
+        "Shape and routing",
+        (*shape, *_MEASURES.values()),
+        tuple((*_shape(row), *(percent(row[name]) for name in _MEASURES)) for row in cards.iter_rows(named=True)),
+        table.path,
+        emphasis=0,
+    )
+    rates = DataTable(
+        "Hit rate at that capacity",
+        ("Model", "Capacity", *_RATES.values()),
+        tuple(
+            (row["model"], percent(row["budget_fraction"], 0), *(percent(row[name]) for name in _RATES))
+            for row in cards.iter_rows(named=True)
+        ),
+        table.path,
+        emphasis=0,
+    )
+    return Section("models", "Other models", title, lead, (Passage(_differences(cards, budget)), routing, rates))
+
+
+def _shape(row: dict[str, Any]) -> tuple[str, ...]:
+    """What stands before the shares in a row."""
+    experts = f"{number(row['num_layers'])} x {number(row['num_experts'])}, {number(row['top_k'])}"
+    # a trace that does not know its experts' size says 0
+    mib = number(round(row["model_mib"])) if row["model_mib"] else MISSING
+    return (row["model"], row["verdict"], experts, mib, number(row["prompts"]), number(row["tokens"]))
+
+
+def _differences(cards: pl.DataFrame, budget: str) -> str:
+    """Verdicts, and who stands highest and lowest where it matters."""
+    verdicts = cards.group_by("verdict", maintain_order=True).agg(pl.col("model"))
+    if verdicts.height == 1:
+        said = f"All {cards.height} models get the verdict \u201c{cards['verdict'][0]}\u201d."
+    else:
+        groups = [f"\u201c{row['verdict']}\u201d for {listed(row['model'])}" for row in verdicts.iter_rows(named=True)]
+        said = f"The verdict is {', '.join(groups)}."
+    ends = {
+        f"With {budget} of the experts in fast memory LRU hits": "lru_hit_rate",
+        "there Belady's bound is": "belady_hit_rate",
+        "the token before foretells": "previous_token_overlap",
+        "popularity is as uneven as a Gini of": "gini",
+    }
+    parts = [f"{words} {_range(cards, column)}" for words, column in ends.items()]
+    first, second, *rest = parts
+    return f"{said} {first}; {second}. {_capital(rest[0])} of a token's experts; {rest[1]}."
+
+
+def _range(cards: pl.DataFrame, column: str) -> str:
+    """`from 12 % (a) to 40 % (b)`; one number where all are the same."""
+    known = cards.drop_nulls(column).sort(column)
+    if known.is_empty():
+        return "unknown"
+    low, high = known.row(0, named=True), known.row(-1, named=True)
+    if percent(low[column]) == percent(high[column]):
+        return f"{percent(low[column])} in all"
+    return f"from {percent(low[column])} ({low['model']}) to {percent(high[column])} ({high['model']})"
+
+
+def paper_section(tables: Tables) -> Section:
+    """Our predictor, the published one and the paper's baseline under the paper's own protocol."""
+    title, table = "The paper's own protocol", tables["published_protocol"]
+    if table.frame is None:
+        reason = "no test split carries a published predictor's answers" if table.empty else table.absent
+        return Section("paper", "The paper", title, blocks=(Absent(title, reason),))
+    lead = (
+        "The replay of arXiv 2508.17137: an LRU filled at random at each prompt's start, tokens one by one, the first "
+        "ten uncounted, predictions resident at once. Published predictions are the answers that the paper's authors "
+        "published for these very prompts; their baseline, an average of nine prompts' counts, is made here of the "
+        "first training prompts. The protocol counts no bytes and no time, and naming every expert would score "
+        "100\u00a0%: it compares with the paper and decides nothing. Hit rates are means over ten fillings."
+    )
+    blocks: list[Block] = []
+    for split in table.rows["split"].unique(maintain_order=True).to_list():
+        part = table.rows.filter(pl.col("split") == split)
+        blocks += [Passage(paper_sentence(part, split)), _paper_table(tables, part, split)]
+    return Section("paper", "The paper", title, lead, tuple(blocks))
+
+
+def paper_sentence(rows: pl.DataFrame, split: str) -> str:
+    """Ours against the published predictions at every capacity of one split; empty where one of them is missing."""
+    ours = rows.filter(pl.col("predictor").map_elements(is_learned, return_dtype=pl.Boolean))
+    theirs = rows.filter(pl.col("predictor") == "published_predictions")
+    both = ours.join(theirs, on="capacity_experts", suffix="_paper").sort("capacity_experts")
+    if both.is_empty():
+        return ""
+    said = []
+    for row in both.iter_rows(named=True):
+        apart = row["low"] > row["high_paper"] or row["high"] < row["low_paper"]
+        doubt = "" if apart else " (intervals overlap)"
+        said.append(
+            f"{percent(row['hit_rate'])} against {percent(row['hit_rate_paper'])} at "
+            f"{number(row['capacity_experts'])} experts{doubt}"
+        )
+    more = both.filter(pl.col("hit_rate") > pl.col("hit_rate_paper")).height
+    return (
+        f"On {split_label(split)} our predictor hits more than the published predictions at {more} of {both.height} "
+        f"capacities: {listed(said)}."
+    )
+
+
+def _paper_table(tables: Tables, part: pl.DataFrame, split: str) -> DataTable:
+    sizes = part["capacity_experts"].unique().sort().to_list()
+    cells = {(row["predictor"], row["capacity_experts"]): row for row in part.iter_rows(named=True)}
+    rows = []
+    for name in ordered(part["predictor"].to_list()):
+        mine = [cells.get((name, size)) for size in sizes]
+        recall = next(row["recall_at_k"] for row in mine if row is not None)
+        rates = (
+            MISSING if row is None else f"{percent(row['hit_rate'])} {interval(row['low'], row['high'])}".strip()
+            for row in mine
+        )
+        rows.append((label(name), percent(recall), *rates))
+    headings = ("Predictor", recall_name(tables), *(f"{number(size)} experts" for size in sizes))
+    caption = f"Hit rate under the paper's protocol with 95\u00a0% interval, {split_label(split)}"
+    return DataTable(caption, headings, tuple(rows), tables["published_protocol"].path)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

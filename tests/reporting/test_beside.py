@@ -1,0 +1,145 @@
+"""What is set beside this run: other models' cards, the paper's protocol; and what probabilities are worth."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_beyond.reporting.beside_sections import models_section, paper_section, paper_sentence
+from moe_beyond.reporting.blocks import Absent, DataTable, Passage, Section
+from moe_beyond.reporting.tables import Table, Tables, read_tables
+from moe_beyond.reporting.text import percent
+from moe_beyond.reporting.trust_sections import (
+    calibration_errors,
+    calibration_sentence,
+    trust_section,
+    width_sentence,
+)
+
+
+def with_table(tables: Tables, name: str, frame: pl.DataFrame | None, absent: str = "it was not written") -> Tables:
+    table = Table(tables[name].path, frame, "" if frame is not None else absent)
+    return replace(tables, csv=tables.csv | {name: table})
+
+
+def tables_of(section: Section) -> list[DataTable]:
+    return [block for block in section.blocks if isinstance(block, DataTable)]
+
+
+def words_of(section: Section) -> str:
+    return " ".join(block.text for block in section.blocks if isinstance(block, Passage))
+
+
+def reasons_of(section: Section) -> list[str]:
+    return [block.reason for block in section.blocks if isinstance(block, Absent)]
+
+
+def test_a_row_a_model_with_the_cards_numbers_ours_first_and_stressed(tables: Tables):
+    routing, rates = tables_of(models_section(tables))
+    cards = tables["cards"].rows
+    for table in (routing, rates):
+        assert [row[0] for row in table.rows] == cards["model"].to_list()
+        assert (table.emphasis, table.source) == (0, "reports/assess/cards.csv")
+    assert routing.rows[0][:6] == ("reference-moe", "go", "5 x 64, 6", "11", "23", "3,112")
+    assert routing.rows[2][3] == "\u2013"
+    for place, row in enumerate(cards.iter_rows(named=True)):
+        assert routing.rows[place][6:8] == (percent(row["previous_token_overlap"]), percent(row["entropy_ratio"]))
+        rate = [percent(row[name]) for name in ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")]
+        assert list(rates.rows[place][2:]) == rate
+
+
+def test_how_models_differ_is_said_from_the_numbers(tables: Tables):
+    text = words_of(models_section(tables))
+    assert "The verdict is \u201cgo\u201d for reference-moe and other/deep, \u201cdo not\u201d for other/wide." in text
+    assert "With 25\u00a0% of the experts in fast memory LRU hits from" in text
+    assert "LRU hits from 29.0\u00a0% (other/wide) to 62.0\u00a0% (other/deep)" in text
+    assert "The token before foretells from 21.0\u00a0% (other/wide) to 48.0\u00a0% (other/deep)" in text
+    cards = tables["cards"].rows
+    swapped = cards.with_columns(lru_hit_rate=1 - pl.col("lru_hit_rate"), verdict=pl.lit("go"), gini=pl.lit(0.3))
+    text = words_of(models_section(with_table(tables, "cards", swapped)))
+    assert "All 3 models get the verdict \u201cgo\u201d." in text
+    assert "LRU hits from 38.0\u00a0% (other/deep) to 71.0\u00a0% (other/wide)" in text
+    assert "a Gini of 30.0\u00a0% in all" in text
+
+
+def test_one_model_alone_is_no_comparison(tables: Tables):
+    section = models_section(with_table(tables, "cards", tables["cards"].rows.head(1)))
+    assert not tables_of(section)
+    (reason,) = reasons_of(section)
+    assert "reports/assess/cards.csv holds this model alone; name traces of others under assess.others" in reason
+    assert reasons_of(models_section(with_table(tables, "cards", None))) == ["it was not written"]
+
+
+def test_the_papers_protocol_shows_every_rate_with_its_interval(tables: Tables):
+    (table,) = tables_of(paper_section(tables))
+    assert table.columns == ("Predictor", "recall@6", "32 experts", "64 experts", "160 experts")
+    assert [row[0] for row in table.rows] == ["Predictor", "Published predictions", "Crippled MoE-Infinity"]
+    assert table.rows[1][1:3] == ("72.5\u00a0%", "72.8\u00a0% [72.4,\u00a073.2]")
+    text = words_of(paper_section(tables))
+    assert "hits more than the published predictions at 2 of 3 capacities" in text
+    assert "82.0\u00a0% against 81.6\u00a0% at 64 experts (intervals overlap)" in text
+    assert "76.0\u00a0% against 72.8\u00a0% at 32 experts, " in text
+
+
+@settings(max_examples=25)
+@given(ours=st.floats(0, 1), width=st.floats(0, 0.1))
+def test_the_papers_sentence_takes_the_side_of_the_numbers(tables: Tables, ours: float, width: float):
+    mine = pl.col("predictor") == "predictor"
+    values = {"hit_rate": ours, "low": ours - width, "high": ours + width}
+    rows = tables["published_protocol"].rows.filter(pl.col("capacity_experts") == 32)
+    rows = rows.with_columns(pl.when(mine).then(pl.lit(v)).otherwise(pl.col(k)).alias(k) for k, v in values.items())
+    text = paper_sentence(rows, "test_out_of_domain")
+    assert f"at {int(ours > 0.728)} of 1 capacities" in text
+    theirs = rows.filter(pl.col("predictor") == "published_predictions").row(0, named=True)
+    apart = ours - width > theirs["high"] or ours + width < theirs["low"]
+    assert ("intervals overlap" in text) != apart
+
+
+def test_a_table_with_its_header_alone_is_explained(project: Path, tables: Tables, tmp_path: Path):
+    path = tmp_path / "reports" / "export" / "published_protocol.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("split,predictor,capacity_experts,hit_rate,recall_at_k,low,high\n")
+    section = paper_section(read_tables(tmp_path))
+    assert reasons_of(section) == ["no test split carries a published predictor's answers"]
+    path.unlink()
+    assert reasons_of(paper_section(read_tables(tmp_path))) == ["reports/export/published_protocol.csv was not written"]
+
+
+@pytest.mark.parametrize(("factor", "manner"), [(0.9, "too sure of itself"), (1.0, "honest"), (1.1, "too timid")])
+def test_confidence_is_judged_by_what_came_true(tables: Tables, factor: float, manner: str):
+    bins = tables["calibration"].rows.with_columns(observed_share=pl.col("mean_probability") * factor)
+    text = calibration_sentence(with_table(tables, "calibration", bins))
+    assert text.startswith("On another domain a stated probability is off by ")
+    assert f"there it is {manner}." in text
+
+
+def test_the_calibration_error_weighs_bins_by_their_statements(tables: Tables):
+    rows = tables["calibration"].rows.filter(pl.col("split") == "test_in_domain")
+    expected = sum(
+        abs(row["mean_probability"] - row["observed_share"]) * row["count"] for row in rows.iter_rows(named=True)
+    ) / sum(rows["count"])
+    assert calibration_errors(tables)["test_in_domain"] == pytest.approx(expected)
+
+
+def test_a_predictor_that_is_never_sure_is_said_to(tables: Tables):
+    low = tables["calibration"].rows.filter(pl.col("bin_high") <= 0.5)
+    assert "It never says more than one half." in calibration_sentence(with_table(tables, "calibration", low))
+
+
+def test_the_width_for_each_coverage_is_the_first_that_reaches_it(tables: Tables):
+    rows = tables["width"].rows.filter(pl.col("split") == "test_out_of_domain")
+    first = int(rows.filter(pl.col("recall") >= 0.9)["width"][0])
+    text = width_sentence(tables)
+    assert f"90\u00a0% take {first}, {first / 6:.1f} times the router's 6" in text
+    assert text.endswith(f"the 24 most probable cover {percent(rows['recall'][-1])}.")
+    poor = tables["width"].rows.with_columns(recall=pl.col("recall") / 2)
+    assert "take" not in width_sentence(with_table(tables, "width", poor))
+
+
+def test_absent_measures_of_trust_are_named(tables: Tables):
+    section = trust_section(with_table(with_table(tables, "width", None), "calibration", None))
+    assert section.lead == ""
+    assert reasons_of(section) == ["it was not written"] * 2
