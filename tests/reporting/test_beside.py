@@ -38,31 +38,40 @@ def reasons_of(section: Section) -> list[str]:
 
 
 def test_a_row_a_model_with_the_cards_numbers_ours_first_and_stressed(tables: Tables):
-    routing, rates = tables_of(models_section(tables))
+    verdicts, routing = tables_of(models_section(tables))
     cards = tables["cards"].rows
-    for table in (routing, rates):
+    for table in (verdicts, routing):
         assert [row[0] for row in table.rows] == cards["model"].to_list()
         assert (table.emphasis, table.source) == (0, "reports/assess/cards.csv")
-    assert routing.rows[0][:6] == ("reference-moe", "go", "5 x 64, 6", "11", "23", "3,112")
-    assert routing.rows[2][3] == "\u2013"
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert routing.rows[0][1:5] == ("5", "64", "6", "11")
+    assert routing.rows[2][4] == "\u2013"
     for place, row in enumerate(cards.iter_rows(named=True)):
-        assert routing.rows[place][6:8] == (percent(row["previous_token_overlap"]), percent(row["entropy_ratio"]))
-        rate = [percent(row[name]) for name in ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")]
-        assert list(rates.rows[place][2:]) == rate
+        assert routing.rows[place][5:7] == (percent(row["previous_token_overlap"]), percent(row["entropy_ratio"]))
+        rates = [percent(row[name]) for name in ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")]
+        assert list(verdicts.rows[place][3:6]) == rates
+        assert verdicts.rows[place][1:3] == (row["verdict"], "25\u00a0%")
 
 
 def test_how_models_differ_is_said_from_the_numbers(tables: Tables):
     text = words_of(models_section(tables))
-    assert "The verdict is \u201cgo\u201d for reference-moe and other/deep, \u201cdo not\u201d for other/wide." in text
-    assert "With 25\u00a0% of the experts in fast memory LRU hits from" in text
-    assert "LRU hits from 29.0\u00a0% (other/wide) to 62.0\u00a0% (other/deep)" in text
-    assert "The token before foretells from 21.0\u00a0% (other/wide) to 48.0\u00a0% (other/deep)" in text
+    assert "The verdict is \u201cgo\u201d for reference-moe and deep, \u201cdo not\u201d for wide." in text
+    assert "LRU hits 29.0\u00a0% (wide) to 62.0\u00a0% (deep)" in text
+    assert "the token before had used 21.0\u00a0% (wide) to 48.0\u00a0% (deep)" in text
+    assert "most is the nearness of the two tokens in reference-moe, wide and deep." in text
     cards = tables["cards"].rows
-    swapped = cards.with_columns(lru_hit_rate=1 - pl.col("lru_hit_rate"), verdict=pl.lit("go"), gini=pl.lit(0.3))
-    text = words_of(models_section(with_table(tables, "cards", swapped)))
+    changed = cards.with_columns(
+        lru_hit_rate=1 - pl.col("lru_hit_rate"), verdict=pl.lit("go"), belady_hit_rate=0.7, static_skew=pl.lit(0.1)
+    )
+    text = words_of(models_section(with_table(tables, "cards", changed)))
     assert "All 3 models get the verdict \u201cgo\u201d." in text
-    assert "LRU hits from 38.0\u00a0% (other/deep) to 71.0\u00a0% (other/wide)" in text
-    assert "a Gini of 30.0\u00a0% in all" in text
+    assert "LRU hits 38.0\u00a0% (deep) to 71.0\u00a0% (wide), and Belady's bound is 70.0\u00a0% in all" in text
+    assert "in reference-moe and deep; the popularity of a few experts in wide." in text
+
+
+def test_models_of_one_name_keep_their_owners(tables: Tables):
+    cards = tables["cards"].rows.with_columns(model=pl.Series(["a/moe", "b/moe", "c/deep"]))
+    assert "LRU hits 29.0\u00a0% (b/moe) to" in words_of(models_section(with_table(tables, "cards", cards)))
 
 
 def test_one_model_alone_is_no_comparison(tables: Tables):
@@ -133,7 +142,7 @@ def test_the_width_for_each_coverage_is_the_first_that_reaches_it(tables: Tables
     rows = tables["width"].rows.filter(pl.col("split") == "test_out_of_domain")
     first = int(rows.filter(pl.col("recall") >= 0.9)["width"][0])
     text = width_sentence(tables)
-    assert f"90\u00a0% take {first}, {first / 6:.1f} times the router's 6" in text
+    assert f"90\u00a0% of the true experts take {first} named in a layer ({first / 6:.1f} times the router's 6)" in text
     assert text.endswith(f"the 24 most probable cover {percent(rows['recall'][-1])}.")
     poor = tables["width"].rows.with_columns(recall=pl.col("recall") / 2)
     assert "take" not in width_sentence(with_table(tables, "width", poor))

@@ -14,7 +14,7 @@ from moe_beyond.reporting.blocks import Figure
 from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import timing_section
 from moe_beyond.reporting.model_sections import model_section
-from moe_beyond.reporting.page import chart_spec, figure_png, figure_svg
+from moe_beyond.reporting.page import chart_spec, figure_svg, svg_png
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.trust_sections import trust_section
@@ -117,7 +117,7 @@ def test_the_chosen_trial_alone_is_ringed(tables: Tables):
 
 
 def test_a_png_has_the_asked_width_and_is_not_blank(tables: Tables, tmp_path: Path):
-    png = figure_png(all_figures(tables)["hit_rate_test_in_domain"], 400, 1)
+    png = svg_png(figure_svg(all_figures(tables)["hit_rate_test_in_domain"], 400), 1)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     (width,) = struct.unpack(">I", png[16:20])
     assert 400 <= width <= 700

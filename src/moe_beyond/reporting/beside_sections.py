@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
@@ -12,10 +10,10 @@ from moe_beyond.reporting.names import is_learned, label, ordered
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
 
-_MEASURES = {
+_SHAPE = {"num_layers": "MoE layers", "num_experts": "Experts in each", "top_k": "Top-k"}
+_SHARES = {
     "previous_token_overlap": "Overlap with previous token",
     "entropy_ratio": "Evenness of popularity",
-    "gini": "Gini of popularity",
     "working_set_64_fraction": "Working set, 64 tokens",
     "static_skew": "Static skew",
     "temporal_locality": "Temporal locality",
@@ -34,70 +32,83 @@ def models_section(tables: Tables) -> Section:
             f"{table.path} holds this model alone; name traces of others under assess.others in params.yaml to compare"
         )
         return Section("models", "Other models", title, blocks=(Absent(title, reason),))
-    budget = "the cache's size below"
-    if cards["budget_fraction"].n_unique() == 1:
-        budget = percent(cards["budget_fraction"][0], 0)
     lead = (
         "One rule judged every model by its own routing on its own prompts. The first row is this page's model; hit "
         "rates are those of a cache that holds the same share of each model's experts, every token replayed."
     )
-    shape = ("Model", "Verdict", "Layers x experts, top-k", "Experts, MiB", "Prompts", "Tokens")
-    routing = DataTable(
-        "Shape and routing",
-        (*shape, *_MEASURES.values()),
-        tuple((*_shape(row), *(percent(row[name]) for name in _MEASURES)) for row in cards.iter_rows(named=True)),
-        table.path,
-        emphasis=0,
+    blocks = (Passage(_differences(cards)), _verdicts(cards, table.path), _routing(cards, table.path))
+    return Section("models", "Other models", title, lead, blocks)
+
+
+def _verdicts(cards: pl.DataFrame, source: str) -> DataTable:
+    rows = tuple(
+        (
+            row["model"],
+            row["verdict"],
+            percent(row["budget_fraction"], 0),
+            *(percent(row[name]) for name in _RATES),
+            number(row["prompts"]),
+            number(row["tokens"]),
+        )
+        for row in cards.iter_rows(named=True)
     )
-    rates = DataTable(
-        "Hit rate at that capacity",
-        ("Model", "Capacity", *_RATES.values()),
-        tuple(
-            (row["model"], percent(row["budget_fraction"], 0), *(percent(row[name]) for name in _RATES))
-            for row in cards.iter_rows(named=True)
-        ),
-        table.path,
-        emphasis=0,
+    columns = ("Model", "Verdict", "Capacity", *_RATES.values(), "Prompts", "Tokens")
+    return DataTable("Verdict, and hit rate at one capacity", columns, rows, source, emphasis=0)
+
+
+def _routing(cards: pl.DataFrame, source: str) -> DataTable:
+    rows = tuple(
+        (
+            row["model"],
+            *(number(row[name]) for name in _SHAPE),
+            # a trace that does not know its experts' size says 0
+            number(round(row["model_mib"])) if row["model_mib"] else MISSING,
+            *(percent(row[name]) for name in _SHARES),
+            number(row["gini"]),
+        )
+        for row in cards.iter_rows(named=True)
     )
-    return Section("models", "Other models", title, lead, (Passage(_differences(cards, budget)), routing, rates))
+    columns = ("Model", *_SHAPE.values(), "All, MiB", *_SHARES.values(), "Gini")
+    return DataTable("Shape and routing", columns, rows, source, emphasis=0)
 
 
-def _shape(row: dict[str, Any]) -> tuple[str, ...]:
-    """What stands before the shares in a row."""
-    experts = f"{number(row['num_layers'])} x {number(row['num_experts'])}, {number(row['top_k'])}"
-    # a trace that does not know its experts' size says 0
-    mib = number(round(row["model_mib"])) if row["model_mib"] else MISSING
-    return (row["model"], row["verdict"], experts, mib, number(row["prompts"]), number(row["tokens"]))
-
-
-def _differences(cards: pl.DataFrame, budget: str) -> str:
+def _differences(cards: pl.DataFrame) -> str:
     """Verdicts, and who stands highest and lowest where it matters."""
+    last = [name.rsplit("/", 1)[-1] for name in cards["model"].to_list()]
+    if len(set(last)) == len(last):  # the owner's name adds nothing where models differ without it
+        cards = cards.with_columns(model=pl.Series(last))
     verdicts = cards.group_by("verdict", maintain_order=True).agg(pl.col("model"))
     if verdicts.height == 1:
         said = f"All {cards.height} models get the verdict \u201c{cards['verdict'][0]}\u201d."
     else:
         groups = [f"\u201c{row['verdict']}\u201d for {listed(row['model'])}" for row in verdicts.iter_rows(named=True)]
         said = f"The verdict is {', '.join(groups)}."
-    ends = {
-        f"With {budget} of the experts in fast memory LRU hits": "lru_hit_rate",
-        "there Belady's bound is": "belady_hit_rate",
-        "the token before foretells": "previous_token_overlap",
-        "popularity is as uneven as a Gini of": "gini",
-    }
-    parts = [f"{words} {_range(cards, column)}" for words, column in ends.items()]
-    first, second, *rest = parts
-    return f"{said} {first}; {second}. {_capital(rest[0])} of a token's experts; {rest[1]}."
+    return (
+        f"{said} At the capacity below LRU hits {_range(cards, 'lru_hit_rate')}, and Belady's bound is "
+        f"{_range(cards, 'belady_hit_rate')}. Of a token's experts the token before had used "
+        f"{_range(cards, 'previous_token_overlap')}.{_levers(cards)}"
+    )
+
+
+def _levers(cards: pl.DataFrame) -> str:
+    """Which of the two causes of that overlap is the stronger, model by model."""
+    known = cards.drop_nulls(["temporal_locality", "static_skew"])
+    local = known.filter(pl.col("temporal_locality") > pl.col("static_skew"))["model"].to_list()
+    skewed = [name for name in known["model"].to_list() if name not in local]
+    causes = [("nearness of the two tokens", local), ("popularity of a few experts", skewed)]
+    said = [f"the {cause} in {listed(names)}" for cause, names in causes if names]
+    return f" Beyond chance, what explains that most is {'; '.join(said)}." if said else ""
 
 
 def _range(cards: pl.DataFrame, column: str) -> str:
-    """`from 12 % (a) to 40 % (b)`; one number where all are the same."""
+    """`12 % (a) to 40 % (b)`; one number where all are the same."""
     known = cards.drop_nulls(column).sort(column)
     if known.is_empty():
         return "unknown"
     low, high = known.row(0, named=True), known.row(-1, named=True)
     if percent(low[column]) == percent(high[column]):
         return f"{percent(low[column])} in all"
-    return f"from {percent(low[column])} ({low['model']}) to {percent(high[column])} ({high['model']})"
+    return f"{percent(low[column])} ({low['model']}) to {percent(high[column])} ({high['model']})"
 
 
 def paper_section(tables: Tables) -> Section:
@@ -157,7 +168,3 @@ def _paper_table(tables: Tables, part: pl.DataFrame, split: str) -> DataTable:
     headings = ("Predictor", recall_name(tables), *(f"{number(size)} experts" for size in sizes))
     caption = f"Hit rate under the paper's protocol with 95\u00a0% interval, {split_label(split)}"
     return DataTable(caption, headings, tuple(rows), tables["published_protocol"].path)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -131,28 +131,13 @@ def chart_spec(chart: Chart) -> dict[str, Any]:
     return spec
 
 
-def figure_png(figure: Figure, width: int, scale: float) -> bytes:
-    """The figure as PNG in light colours, without a browser.
+def figure_svg(figure: Figure, width: int) -> str:
+    """The figure as SVG in light colours, without a browser.
 
     Args:
         figure: The figure; its title stands above the chart.
         width: Width of the plot in CSS pixels.
-        scale: Pixels per CSS pixel.
     """
-    png: bytes = vl_convert.vegalite_to_png(_standalone(figure, width), vl_version=_VEGA_LITE, scale=scale)
-    return png
-
-
-def figure_svg(figure: Figure, width: int) -> str:
-    """The figure as SVG, for papers and slides; otherwise as `figure_png`."""
-    svg: str = vl_convert.vegalite_to_svg(_standalone(figure, width), vl_version=_VEGA_LITE)
-    # the library numbers ids through all that it has drawn, and the same figure should be the same file
-    found: dict[str, str] = {}
-    return re.sub(r'(?<=["#])(gradient_|clip)\d+', lambda at: found.setdefault(at[0], f"{at[1]}{len(found)}"), svg)
-
-
-def _standalone(figure: Figure, width: int) -> dict[str, Any]:
-    """A specification that needs no page around it."""
     spec = chart_spec(figure.chart) | {
         "width": width,
         "padding": 16,
@@ -160,8 +145,16 @@ def _standalone(figure: Figure, width: int) -> dict[str, Any]:
         "title": {"text": figure.title, "anchor": "start", "color": "@ink", "fontSize": 15, "offset": 14},
         "config": theme.config(),
     }
-    painted: dict[str, Any] = theme.paint(spec, "light")
-    return painted
+    svg: str = vl_convert.vegalite_to_svg(theme.paint(spec, "light"), vl_version=_VEGA_LITE)
+    # the library numbers ids through all that it has drawn, and the same figure should be the same file
+    found: dict[str, str] = {}
+    return re.sub(r'(?<=["#])(gradient_|clip)\d+', lambda at: found.setdefault(at[0], f"{at[1]}{len(found)}"), svg)
+
+
+def svg_png(svg: str, scale: float) -> bytes:
+    """A drawing as PNG, `scale` pixels per CSS pixel."""
+    png: bytes = vl_convert.svg_to_png(svg, scale=scale)
+    return png
 
 
 def _write_figures(folder: Path, page: Page, settings: ReportSettings) -> list[Path]:
@@ -170,9 +163,9 @@ def _write_figures(folder: Path, page: Page, settings: ReportSettings) -> list[P
     with replacing(folder) as temporary:
         temporary.mkdir()
         for figure in page.figures:
-            png = figure_png(figure, settings.chart_width, settings.figure_scale)
-            (temporary / f"{figure.name}.png").write_bytes(png)
-            (temporary / f"{figure.name}.svg").write_text(figure_svg(figure, settings.chart_width), encoding="utf-8")
+            svg = figure_svg(figure, settings.chart_width)
+            (temporary / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
+            (temporary / f"{figure.name}.png").write_bytes(svg_png(svg, settings.figure_scale))
             names += [f"{figure.name}.png", f"{figure.name}.svg"]
         for name, frame in page.wide.items():
             frame.write_csv(temporary / name)

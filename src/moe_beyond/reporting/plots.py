@@ -203,7 +203,7 @@ def coverage(widths: pl.DataFrame, splits: Sequence[str], k: int | None) -> Char
         rule = alt.Chart(pl.DataFrame({"x": [k], "text": [f"the router uses {k}"]}))
         mark = [
             rule.mark_rule(style="mark-rule").encode(x="x:Q"),
-            rule.mark_text(style="mark-text").encode(x="x:Q", y=alt.value(2), text="text:N"),
+            rule.mark_text(style="mark-text").encode(x="x:Q", y=alt.value(_HEIGHT - 16), text="text:N"),
         ]
     return _finish(alt.layer(*mark, _lines(frame, splits, x, y, tooltip)))
 

@@ -9,7 +9,7 @@ from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Sectio
 from moe_beyond.reporting.headline import split_label, top_k
 from moe_beyond.reporting.names import label, legend
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.text import number, percent
+from moe_beyond.reporting.text import listed, number, percent
 
 _COVERAGES = (0.8, 0.9, 0.95)
 _HONEST = 0.01  # stated and observed shares this close are called equal
@@ -59,7 +59,7 @@ def calibration_sentence(tables: Tables) -> str:
 
 
 def width_sentence(tables: Tables) -> str:
-    """How many experts a layer must be named for which coverage, on the hardest split."""
+    """How many experts of a layer must be named for which coverage, on the hardest split."""
     frame = tables["width"].frame
     if frame is None:
         return ""
@@ -70,11 +70,11 @@ def width_sentence(tables: Tables) -> str:
         enough = rows.filter(pl.col("recall") >= share)
         if not enough.is_empty():
             width = int(enough["width"][0])
-            times = f", {width / k:.1f} times the router's {k}" if k else ""
-            reached.append(f"{percent(share, 0)} take {number(width)}{times}")
+            times = f" ({width / k:.1f} times the router's {k})" if k else ""
+            reached.append(f"{percent(share, 0)} of the true experts take {number(width)} named in a layer{times}")
     widest = rows.row(-1, named=True)
-    rest = f"the {number(widest['width'])} most probable cover {percent(widest['recall'])}"
-    return f"Experts to name in a layer for a coverage of the true ones: {'; '.join([*reached, rest])}."
+    rest = f"the {number(widest['width'])} most probable cover {percent(widest['recall'])}."
+    return f"There {listed(reached)}; {rest}" if reached else f"There {rest}"
 
 
 def _calibration(tables: Tables) -> list[Block]:
@@ -106,7 +106,7 @@ def _calibration(tables: Tables) -> list[Block]:
 
 def _width(tables: Tables) -> list[Block]:
     table = tables["width"]
-    title = "How many experts must be named for which coverage"
+    title = "Experts to name for which coverage"
     if table.frame is None:
         return [Absent(title, table.absent)]
     splits = table.frame["split"].unique(maintain_order=True).to_list()
