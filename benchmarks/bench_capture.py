@@ -8,6 +8,7 @@ one thread, so that neighbours on the machine do not enter them.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from moe_beyond.traces.capture_prompts import EncodedPrompt
 from moe_beyond.traces.settings import ExtractSettings
 
 MOST = 1.10
-ROUNDS, PROMPTS, PROMPT_TOKENS = 15, 16, 96
+PAIRS, PROMPTS, PROMPT_TOKENS, DECODE_TOKENS = 31, 16, 64, 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def measure() -> Iterator[Result]:
     rng = np.random.default_rng(1)
     rows = rng.integers(1, len(tokenizer), (PROMPTS, PROMPT_TOKENS)).tolist()
     prompts = [EncodedPrompt(str(number), "random", False, tuple(row)) for number, row in enumerate(rows)]
-    runs = {"prefill": ExtractSettings(decode_tokens=0), "generate": ExtractSettings(decode_tokens=32)}
+    runs = {"prefill": ExtractSettings(decode_tokens=0), "generate": ExtractSettings(decode_tokens=DECODE_TOKENS)}
     for name, settings in runs.items():
         for gate_inputs in (False, True):
             recorder = RoutingRecorder(moe_layers(model), gate_inputs)
@@ -64,16 +65,25 @@ def measure() -> Iterator[Result]:
 
 
 def ratio(one: Callable[[], None], other: Callable[[], None]) -> float:
-    """Processor time of `one` over that of `other`, measured in turns; of each the round that was disturbed least."""
-    seconds: dict[Callable[[], None], list[float]] = {one: [], other: []}
+    """Processor time of `one` over that of `other`: the median over pairs, which take turns at going first.
+
+    A pair is over in half a second, so that a neighbour who slows the machine slows both.
+    """
     one()
     other()
-    for _ in range(ROUNDS):
-        for run, times in seconds.items():
-            start = time.process_time()
-            run()
-            times.append(time.process_time() - start)
-    return min(seconds[one]) / min(seconds[other])
+    ratios = []
+    for turn in range(PAIRS):
+        order = (one, other) if turn % 2 else (other, one)
+        seconds = {run: processor_seconds(run) for run in order}
+        ratios.append(seconds[one] / seconds[other])
+    return statistics.median(ratios)
+
+
+def processor_seconds(run: Callable[[], None]) -> float:
+    """Time that this process computed while `run` ran."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def main() -> None:
