@@ -14,7 +14,7 @@ def drawn(seed: int, *, tokens: int = 40, layers: int = 3, experts: int = 12, to
     rng = np.random.default_rng(seed)
     scores = rng.random((tokens, layers, experts), np.float32)
     if levels:
-        scores = np.floor(scores * levels) / np.float32(levels)
+        scores = (np.floor(scores * levels) / levels).astype(np.float32)
     ids = rng.permuted(np.tile(np.arange(experts), (tokens, layers, 1)), axis=2)[..., :top_k]
     return scores, ids.astype(np.uint8)
 

@@ -1,19 +1,16 @@
-import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
 def generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runpy.run_path(str(ROOT / "docs/generate.py"))
 
 
 def test_the_list_of_parameters_is_current():
-    assert (ROOT / "docs/parameters.md").read_text() == generator().parameters(), "run `make docs`"
+    assert (ROOT / "docs/parameters.md").read_text() == generator()["parameters"](), "run `make docs`"
 
 
 def test_every_file_and_command_that_the_readme_names_exists():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, expert_dtype, validate
+from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, validate
 
 
 def chance_trace(
@@ -35,7 +35,7 @@ def chance_trace(
         held_out_P=np.full(num_prompts, held_out),
         prompt_offsets=offsets,
         num_prefill_P=(lengths // 2).astype(np.int32),
-        experts_TLK=experts.astype(expert_dtype(num_experts)),
+        experts_TLK=experts.astype(np.uint8),
         weights_TLK=rng.random((offsets[-1], num_layers, top_k)).astype(np.float16),
         token_ids_T=word_T.astype(np.int32),
         token_texts=TokenTexts.encode([f"\u0120word{word}" for word in word_T]),

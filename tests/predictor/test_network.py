@@ -12,8 +12,9 @@ def network():
     torch.manual_seed(0)
     step = TokenStep(SHAPE).eval()
     with torch.no_grad():
-        for block in step.blocks:
-            block.distance_bias.normal_()
+        for name, parameter in step.named_parameters():
+            if name.endswith("distance_bias"):
+                torch.nn.init.normal_(parameter)
     return step
 
 

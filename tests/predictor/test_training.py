@@ -94,6 +94,6 @@ def test_epochs_end_early_without_progress(train_trace, validation_trace, tmp_pa
 
 
 def test_replacing_texts_by_ids_still_trains(train_trace, validation_trace, tmp_path):
-    traces = [replace(trace, token_texts=None) for trace in (train_trace, validation_trace)]
-    result = fit(*traces, Size(16, 1, 2), SETTINGS, epochs=4, seed=0, scratch=tmp_path)
+    train, validation = (replace(trace, token_texts=None) for trace in (train_trace, validation_trace))
+    result = fit(train, validation, Size(16, 1, 2), SETTINGS, epochs=4, seed=0, scratch=tmp_path)
     assert result.best_recall > 0.4

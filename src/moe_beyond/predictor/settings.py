@@ -72,7 +72,7 @@ class TrainSettings(Settings):
     accelerator: str = "cpu"
     devices: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
-    """Threads for torch on CPU. One makes results independent of the machine's cores, and is enough for small widths."""
+    """Threads for torch on CPU. One makes results independent of the machine's cores; small widths need no more."""
 
 
 class ExportSettings(Settings):
