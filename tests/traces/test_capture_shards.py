@@ -81,7 +81,9 @@ def processes():
 def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, processes, tmp_path, trials):
     generator = random.Random(11)  # noqa: S311 - moments, not secrets
     killed_inside = 0
-    for trial in range(trials):
+    for trial in range(10 * trials):  # on a busy machine a kill may come too late: it does not count
+        if killed_inside == trials:
+            break
         root, output = tmp_path / f"root{trial}", tmp_path / f"traces{trial}"
         process = processes.Process(target=run_case, args=(model, root, output))
         process.start()
