@@ -12,14 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.data.tokens import token_strings
-from moe_beyond.traces.schema import ExpertIds, Trace
-
-
-def expert_counts_LE(experts_TLK: ExpertIds, num_experts: int) -> npt.NDArray[np.int64]:
-    """How often each layer's router chose each expert, int64 [L, E]."""
-    num_layers = experts_TLK.shape[1]
-    flat_TLK = experts_TLK.astype(np.int64) + np.arange(num_layers)[:, None] * num_experts
-    return np.bincount(flat_TLK.reshape(-1), minlength=num_layers * num_experts).reshape(num_layers, num_experts)
+from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.statistics import expert_counts_LE
 
 
 @dataclass(frozen=True)
