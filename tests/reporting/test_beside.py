@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.reporting.beside_sections import models_section, paper_section, paper_sentence
 from moe_beyond.reporting.blocks import Absent, DataTable, Passage, Section
+from moe_beyond.reporting.findings import published_findings
 from moe_beyond.reporting.tables import Table, Tables, read_tables
 from moe_beyond.reporting.text import percent
 from moe_beyond.reporting.trust_sections import (
@@ -100,11 +101,27 @@ def test_the_papers_sentence_takes_the_side_of_the_numbers(tables: Tables, ours:
     values = {"hit_rate": ours, "low": ours - width, "high": ours + width}
     rows = tables["published_protocol"].rows.filter(pl.col("capacity_experts") == 32)
     rows = rows.with_columns(pl.when(mine).then(pl.lit(v)).otherwise(pl.col(k)).alias(k) for k, v in values.items())
-    text = paper_sentence(rows, "test_out_of_domain")
+    altered = with_table(tables, "published_protocol", rows)
+    text = paper_sentence(altered, "test_out_of_domain")
     assert f"at {int(ours > 0.728)} of 1 capacities" in text
     theirs = rows.filter(pl.col("predictor") == "published_predictions").row(0, named=True)
     apart = ours - width > theirs["high"] or ours + width < theirs["low"]
     assert ("intervals overlap" in text) != apart
+    (finding,) = published_findings(altered)
+    assert finding.tone == ("neutral" if not apart else "good" if ours > 0.728 else "bad")
+    assert f"our predictor hits {percent(ours)}; the predictions that the paper's authors published hit 72.8" in (
+        finding.text
+    )
+
+
+def test_without_both_sides_nothing_is_said_of_the_paper(tables: Tables):
+    rows = tables["published_protocol"].rows
+    for name in ("predictor", "published_predictions"):
+        altered = with_table(tables, "published_protocol", rows.filter(pl.col("predictor") != name))
+        assert paper_sentence(altered, "test_out_of_domain") == ""
+        assert published_findings(altered) == []
+        assert [block.kind for block in paper_section(altered).blocks] == ["table"]
+    assert published_findings(with_table(tables, "published_protocol", None)) == []
 
 
 def test_a_table_with_its_header_alone_is_explained(project: Path, tables: Tables, tmp_path: Path):
@@ -142,10 +159,12 @@ def test_the_width_for_each_coverage_is_the_first_that_reaches_it(tables: Tables
     rows = tables["width"].rows.filter(pl.col("split") == "test_out_of_domain")
     first = int(rows.filter(pl.col("recall") >= 0.9)["width"][0])
     text = width_sentence(tables)
-    assert f"90\u00a0% of the true experts take {first} named in a layer ({first / 6:.1f} times the router's 6)" in text
-    assert text.endswith(f"the 24 most probable cover {percent(rows['recall'][-1])}.")
+    assert "Experts to name in a layer (the router uses 6) for a coverage" in text
+    assert f", {first} for 90\u00a0%" in text
+    last = f"the 24 most probable cover {percent(rows['recall'][-1])} of the true experts."
+    assert text.endswith(last)
     poor = tables["width"].rows.with_columns(recall=pl.col("recall") / 2)
-    assert "take" not in width_sentence(with_table(tables, "width", poor))
+    assert width_sentence(with_table(tables, "width", poor)).startswith("Of each layer the 24 most probable cover")
 
 
 def test_absent_measures_of_trust_are_named(tables: Tables):

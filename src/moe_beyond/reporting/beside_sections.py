@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
-from moe_beyond.reporting.headline import recall_name, split_label
-from moe_beyond.reporting.names import is_learned, label, ordered
+from moe_beyond.reporting.headline import beside_published, recall_name, split_label
+from moe_beyond.reporting.names import label, ordered
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
 
@@ -127,15 +127,15 @@ def paper_section(tables: Tables) -> Section:
     blocks: list[Block] = []
     for split in table.rows["split"].unique(maintain_order=True).to_list():
         part = table.rows.filter(pl.col("split") == split)
-        blocks += [Passage(paper_sentence(part, split)), _paper_table(tables, part, split)]
+        if sentence := paper_sentence(tables, split):
+            blocks.append(Passage(sentence))
+        blocks.append(_paper_table(tables, part, split))
     return Section("paper", "The paper", title, lead, tuple(blocks))
 
 
-def paper_sentence(rows: pl.DataFrame, split: str) -> str:
+def paper_sentence(tables: Tables, split: str) -> str:
     """Ours against the published predictions at every capacity of one split; empty where one of them is missing."""
-    ours = rows.filter(pl.col("predictor").map_elements(is_learned, return_dtype=pl.Boolean))
-    theirs = rows.filter(pl.col("predictor") == "published_predictions")
-    both = ours.join(theirs, on="capacity_experts", suffix="_paper").sort("capacity_experts")
+    both = beside_published(tables, split)
     if both.is_empty():
         return ""
     said = []

@@ -14,6 +14,7 @@ from moe_beyond.reporting.headline import (
     CacheRow,
     Contest,
     Score,
+    beside_published,
     by_layer,
     contest,
     hardest_split,
@@ -93,6 +94,7 @@ def findings(tables: Tables, fraction: float) -> list[Finding]:
         result = contest(tables, split, fraction)
         if result is not None:
             found += cache_findings(tables, result)
+    found += published_findings(tables)
     return found + cycle_findings(tables, fraction) + timing_findings(tables) + comparison_findings(tables)
 
 
@@ -152,6 +154,29 @@ def generalisation_findings(tables: Tables) -> list[Finding]:
             change = f"{'loses' if second < first else 'gains'} {100 * abs(second - first):.1f} points"
             text = f"{words} the predictor {change} of {recall_name(tables)}."
             found.append(Finding("bad" if second < first else "good", text, tables["quality"].path))
+    return found
+
+
+def published_findings(tables: Tables) -> list[Finding]:
+    """Ours against the published predictions under the paper's protocol, at its smallest cache."""
+    table = tables["published_protocol"]
+    if table.frame is None:
+        return []
+    found = []
+    for split in table.frame["split"].unique(maintain_order=True).to_list():
+        for row in beside_published(tables, split).head(1).iter_rows(named=True):
+            gain = row["hit_rate"] - row["hit_rate_paper"]
+            text = (
+                f"Under the paper's own protocol, at {number(row['capacity_experts'])} experts on "
+                f"{split_label(split)}, our predictor hits {percent(row['hit_rate'])}; the predictions that the "
+                f"paper's authors published hit {percent(row['hit_rate_paper'])} ({points(gain)})."
+            )
+            tone: Tone = "neutral"
+            if row["low"] > row["high_paper"]:
+                tone = "good"
+            elif row["high"] < row["low_paper"]:
+                tone = "bad"
+            found.append(Finding(tone, text, table.path))
     return found
 
 

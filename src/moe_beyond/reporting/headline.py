@@ -141,6 +141,19 @@ def contest(tables: Tables, split: str, fraction: float) -> Contest | None:
     return Contest(split, ours[0], max(rivals, key=hits), best_bound, best_demand)
 
 
+def beside_published(tables: Tables, split: str) -> pl.DataFrame:
+    """Ours beside the published predictions under the paper's protocol, a row a capacity of one split.
+
+    Returns:
+        Columns of published_protocol.csv for ours, with the ending `_paper` for theirs; no rows where one is missing.
+    """
+    rows = tables["published_protocol"].rows.filter(pl.col("split") == split)
+    learned = [name for name in rows["predictor"].unique().to_list() if is_learned(name)]
+    ours = rows.filter(pl.col("predictor").is_in(learned))
+    theirs = rows.filter(pl.col("predictor") == "published_predictions")
+    return ours.join(theirs, on="capacity_experts", suffix="_paper").sort("capacity_experts")
+
+
 def hardest_split(tables: Tables) -> str | None:
     """The split that the first sentence speaks of: another domain where there is one."""
     return tables.splits[-1] if tables.splits else None

@@ -152,7 +152,15 @@ def _curves(tables: Tables) -> list[Block]:
     fraction = cycle / total if cycle is not None and total else None
     chart = plots.hit_curves(frame, policies, fraction, cycle)
     return [
-        Figure("hit_curves", "Hit rate at every capacity, decode", alt, chart, data, wide=True, legend=legend(policies))
+        Figure(
+            "hit_curves",
+            "Hit rate at every capacity, token by token",
+            alt,
+            chart,
+            data,
+            wide=True,
+            legend=legend(policies),
+        )
     ]
 
 

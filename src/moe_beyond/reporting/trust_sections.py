@@ -69,12 +69,13 @@ def width_sentence(tables: Tables) -> str:
     for share in _COVERAGES:
         enough = rows.filter(pl.col("recall") >= share)
         if not enough.is_empty():
-            width = int(enough["width"][0])
-            times = f" ({width / k:.1f} times the router's {k})" if k else ""
-            reached.append(f"{percent(share, 0)} of the true experts take {number(width)} named in a layer{times}")
+            reached.append(f"{number(enough['width'][0])} for {percent(share, 0)}")
     widest = rows.row(-1, named=True)
-    rest = f"the {number(widest['width'])} most probable cover {percent(widest['recall'])}."
-    return f"There {listed(reached)}; {rest}" if reached else f"There {rest}"
+    rest = f"the {number(widest['width'])} most probable cover {percent(widest['recall'])} of the true experts."
+    if not reached:
+        return f"Of each layer {rest}"
+    own = f" (the router uses {k})" if k else ""
+    return f"Experts to name in a layer{own} for a coverage of the true ones: {listed(reached)}; {rest}"
 
 
 def _calibration(tables: Tables) -> list[Block]:
