@@ -9,7 +9,7 @@ from moe_beyond.simulator.bounds import Belady
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import events_of
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate, expected_wait
-from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, NUM_FEATURES, SCORE, SECOND_SCORE
+from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, NUM_FEATURES, RANKS, SCORE, SECOND_SCORE
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.replay import replay
 from tests.simulator.strategies import capacities_of, make_trace, traces
@@ -23,7 +23,8 @@ def test_the_expected_wait_in_layers():
     features[LAST_STEP] = -1
     features[LAST_STEP, 3] = 0
     features[SCORE] = [0.25, 0.25, 0.25, 0.75, 1.0, 0.0, 1.0, 0.25]
-    waits = [-expected_wait(features, expert, 0, 0, 1) for expert in range(8)]
+    expected_wait(features, np.arange(8, dtype=np.int32), 0, 0, 1)
+    waits = (-features[RANKS, :8]).tolist()
     # sure in the next layer: 1; never there: 1, then 4 layers / 0.25; layer 0 comes round after 3, layer 1 after 4
     assert waits[4:6] == [1, 1 + 16]
     assert waits[6:] == [2, 2 + 0.75 * 16]

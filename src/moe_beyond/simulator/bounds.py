@@ -11,13 +11,16 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import NEXT_USE, Policy, Rank
+from moe_beyond.simulator.policies.base import NEXT_USE, RANKS, Policy, Rank
 
 
 @compiled(RANK)
-def nearest_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def nearest_use(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of the farthest next use: lowest where it is farthest."""
-    return -float(features_FM[NEXT_USE, expert])
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = -features_FM[NEXT_USE, expert]
 
 
 class Belady(Policy):

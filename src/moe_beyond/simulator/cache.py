@@ -22,7 +22,7 @@ from moe_beyond.simulator.policies.base import (
     LAST_USE,
     LAYER,
     NUM_FEATURES,
-    RANK_NOW,
+    RANKS,
     SCORE,
     SECOND_SCORE,
     USES,
@@ -135,13 +135,20 @@ def admit(
 
 @compiled()
 def remove(
-    experts: Experts, groups: Groups, residents: Residents, counts_RC: CountTable, expert: int, row: int
+    features: Features,
+    experts: Experts,
+    groups: Groups,
+    residents: Residents,
+    counts_RC: CountTable,
+    expert: int,
+    row: int,
 ) -> None:
     """Let an expert go."""
     group, place = experts[GROUP, expert], experts[PLACE, expert]
     last = groups[COUNT, group] - 1
     moved = residents[group, last]
     residents[group, place] = moved
+    features[RANKS, place] = features[RANKS, last]
     experts[PLACE, moved] = place
     experts[PLACE, expert] = ABSENT
     groups[COUNT, group] = last
@@ -168,25 +175,21 @@ def make_room(
     """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
     if groups[USED, group] <= limit:
         return
-    # ranks do not change while one leaves after another: the first is found on the way, later ones need no new ranks
-    leaves, lowest = -1, np.inf
-    for place in range(groups[COUNT, group]):
-        expert = residents[group, place]
-        protected = experts[PROTECTED, expert] >= stamp
-        value = np.inf if protected else rank(features, expert, at[0], at[1], at[2])
-        features[RANK_NOW, expert] = value
-        if value < lowest or (value == lowest and leaves >= 0 and _goes_before(features, expert, leaves)):
-            leaves, lowest = expert, value
-    while leaves >= 0:
-        remove(experts, groups, residents, counts_RC, leaves, at[3])
-        if groups[USED, group] <= limit:
-            return
+    rank(features, residents[group, : groups[COUNT, group]], at[0], at[1], at[2])
+    # ranks do not change while one leaves after another
+    while groups[USED, group] > limit:
         leaves, lowest = -1, np.inf
         for place in range(groups[COUNT, group]):
-            expert = residents[group, place]
-            value = features[RANK_NOW, expert]
-            if value < lowest or (value == lowest and leaves >= 0 and _goes_before(features, expert, leaves)):
-                leaves, lowest = expert, value
+            value = features[RANKS, place]
+            if value <= lowest:
+                expert = residents[group, place]
+                if experts[PROTECTED, expert] < stamp and (
+                    value < lowest or _goes_before(features, expert, residents[group, leaves])
+                ):
+                    leaves, lowest = place, value
+        if leaves < 0:
+            return
+        remove(features, experts, groups, residents, counts_RC, residents[group, leaves], at[3])
 
 
 @compiled()

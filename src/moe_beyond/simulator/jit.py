@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # what a policy's rank function takes and gives: see `policies.base`
-RANK = types.float64(types.float64[:, ::1], types.int64, types.int64, types.int64, types.int64)
+RANK = types.void(types.float64[:, ::1], types.int32[::1], types.int64, types.int64, types.int64)
 
 
 def compiled(signature: Any = None) -> Callable[[Function], Function]:

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, SCORE, SECOND_SCORE, Policy, Rank
+from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, Rank
 
 PERSISTENCE = 0.3
 """How far this token's probability says what the next token's will be."""
@@ -33,18 +33,21 @@ _RAREST = 1e-3
 
 
 @compiled(RANK)
-def expected_wait(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def expected_wait(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank by the layers until the expected next use, negated: the longest wait is lowest."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
-    rate = max(features_FM[SECOND_SCORE, expert], _RAREST)
-    probability = features_FM[SCORE, expert]
-    chance_in = features_FM[LAYER, expert] - layer
-    if chance_in <= 0:
-        chance_in += num_layers
-        used = 1.0 if features_FM[LAST_STEP, expert] == step else 0.0
-        rate = max(rate + MEMORY * (used - rate), _RAREST)
-        probability = rate + PERSISTENCE * (probability - rate)
-    return float(-(chance_in + (1 - probability) * num_layers / rate))
+    for place, expert in enumerate(residents):
+        rate = max(features_FM[SECOND_SCORE, expert], _RAREST)
+        probability = features_FM[SCORE, expert]
+        chance_in = features_FM[LAYER, expert] - layer
+        if chance_in <= 0:
+            chance_in += num_layers
+            used = 1.0 if features_FM[LAST_STEP, expert] == step else 0.0
+            rate = max(rate + MEMORY * (used - rate), _RAREST)
+            probability = rate + PERSISTENCE * (probability - rate)
+        features_FM[RANKS, place] = -(chance_in + (1 - probability) * num_layers / rate)
 
 
 @compiled()

@@ -35,12 +35,13 @@ LAYER = 7
 """Index of the expert's layer."""
 SECOND_SCORE = 8
 """What the second half of a row of `scores_SM` says, where rows have two."""
-RANK_NOW = 9
-"""Scratch of the replay."""
+RANKS = 9
+"""Where a rank function writes: of the i-th resident that it is given, at place i."""
 NUM_FEATURES = 10
 
-Rank = Callable[[npt.NDArray[np.float64], int, int, int, int], float]
-"""`rank(features_FM, expert, now, step, layer)`, compiled with `jit.RANK`: the lowest leaves first, never infinite.
+Rank = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int32], int, int, int], None]
+"""`rank(features_FM, residents, now, step, layer)`, compiled with `jit.RANK`, writes a rank for each resident into
+RANKS: the lowest leaves first, and none is infinite. All at once, because a call for each would cost the most.
 
 `now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1; `step` and `layer` are those of
 the event. Ties leave least recently used first, then by lower id.

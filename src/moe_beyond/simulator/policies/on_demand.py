@@ -14,6 +14,7 @@ from moe_beyond.simulator.policies.base import (
     ADMITTED,
     LAST_STEP,
     LAST_USE,
+    RANKS,
     SCORE,
     USES,
     USES_RESIDENT,
@@ -23,53 +24,73 @@ from moe_beyond.simulator.policies.base import (
 
 
 @compiled(RANK)
-def last_use(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def last_use(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of least recently used."""
-    return float(features_FM[LAST_USE, expert])
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[LAST_USE, expert]
 
 
 @compiled(RANK)
-def uses(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def uses(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of least frequently used, counting also the uses before an eviction."""
-    return float(features_FM[USES, expert])
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[USES, expert]
 
 
 @compiled(RANK)
-def uses_resident(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def uses_resident(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of least frequently used, counting from the admission."""
-    return float(features_FM[USES_RESIDENT, expert])
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[USES_RESIDENT, expert]
 
 
 @compiled(RANK)
-def admitted(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def admitted(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of first in, first out."""
-    return float(features_FM[ADMITTED, expert])
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[ADMITTED, expert]
 
 
 @compiled(RANK)
-def frequency_by_age(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def frequency_by_age(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of LFRU: uses over the accesses since the last one."""
-    return float(features_FM[USES, expert] / (now - features_FM[LAST_USE, expert]))
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[USES, expert] / (now - features_FM[LAST_USE, expert])
 
 
 @compiled(RANK)
-def stale_first(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def stale_first(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank of Least-Stale: who was not used in this step goes first, among equals the longest resident."""
-    fresh = features_FM[LAST_STEP, expert] == step
-    # admissions stay below 2 ** 52, so the sum keeps them apart
-    return float(features_FM[ADMITTED, expert] + (4503599627370496.0 if fresh else 0.0))
+    for place, expert in enumerate(residents):
+        fresh = features_FM[LAST_STEP, expert] == step
+        # admissions stay below 2 ** 52, so the sum keeps them apart
+        features_FM[RANKS, place] = features_FM[ADMITTED, expert] + (4503599627370496.0 if fresh else 0.0)
 
 
 @compiled(RANK)
-def shuffled(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def shuffled(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """A random number that an expert keeps while it stays: splitmix64 of its admission and the seed in SCORE."""
-    word = np.uint64(features_FM[ADMITTED, expert]) + np.uint64(features_FM[SCORE, expert]) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    word ^= word >> np.uint64(31)
-    return float(word >> np.uint64(11))
+    for place, expert in enumerate(residents):
+        seed = np.uint64(features_FM[SCORE, expert]) * np.uint64(0x9E3779B97F4A7C15)
+        word = np.uint64(features_FM[ADMITTED, expert]) + seed
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        word ^= word >> np.uint64(31)
+        features_FM[RANKS, place] = word >> np.uint64(11)
 
 
 class Lru(Policy):

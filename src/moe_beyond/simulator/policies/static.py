@@ -10,14 +10,17 @@ from typing_extensions import override
 
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import SCORE, Policy, Rank
+from moe_beyond.simulator.policies.base import RANKS, SCORE, Policy, Rank
 from moe_beyond.traces.schema import Trace
 
 
 @compiled(RANK)
-def score(features_FM: npt.NDArray[np.float64], expert: int, now: int, step: int, layer: int) -> float:
+def score(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
     """Rank by the policy's own score."""
-    return float(features_FM[SCORE, expert])
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[SCORE, expert]
 
 
 @dataclass(frozen=True)
