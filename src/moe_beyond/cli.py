@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 TracePath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")]
+RESAMPLES = 1000
 PredictorPath = Annotated[Path, typer.Option(help="Folder that the export stage wrote.")]
 
 
@@ -110,26 +111,29 @@ def assess(trace: TracePath, as_json: AsJson = False) -> None:
 def score(
     trace: TracePath,
     predictor: PredictorPath = Path("models/predictor"),
-    capacity: Annotated[list[float] | None, typer.Option(help="Shares of all experts for the paper's replay.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the paper's random filling and of the intervals.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of the paper's random fillings and of the intervals.")] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """Score a predictor on a trace: recall by layer, and hit rates under the paper's own protocol."""
-    from moe_beyond.metrics import quality_rows  # noqa: PLC0415
+    """Score a predictor on a trace: recall by phase and layer, and hit rates under the paper's own protocol."""
+    import numpy as np  # noqa: PLC0415
+
+    from moe_beyond.evaluation import published_rows  # noqa: PLC0415
+    from moe_beyond.metrics import groups, quality_rows  # noqa: PLC0415
     from moe_beyond.metrics import score as hits_of  # noqa: PLC0415
     from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
-    from moe_beyond.scoring import published_hit_rates  # noqa: PLC0415
+    from moe_beyond.simulator.published_protocol import most_probable  # noqa: PLC0415
 
     with one_line_errors():
         routing, model = store.read_parquet(trace), OnnxPredictor(predictor)
-        rows = quality_rows(routing, hits_of(model, routing), resamples=1000, seed=seed)
-        show(
-            {
-                "quality": {f"{row.pop('phase')}/{row.pop('layer')}": row for row in rows.to_dicts()},
-                "published_protocol": published_hit_rates(model, routing, capacity or [0.1, 0.2, 0.5], seed),
-            },
-            as_json,
-        )
+        quality = quality_rows(routing, hits_of(model, routing), RESAMPLES, seed)
+        top_k = routing.metadata.top_k
+        named_TLK = np.concatenate([most_probable(model.probabilities_TLE(part), top_k) for part in groups(routing)])
+        replayed = published_rows(routing, named_TLK, RESAMPLES, seed)
+        result = {
+            "quality": {f"{row.pop('phase')}/{row.pop('layer')}": row for row in quality.to_dicts()},
+            "published_protocol": {f"{row.pop('capacity_experts')} experts": row for row in replayed.to_dicts()},
+        }
+        show(result, as_json)
 
 
 def main() -> None:
