@@ -93,9 +93,9 @@ def _marked_after(words: npt.NDArray[np.uint64], after_block: npt.NDArray[np.int
     word = position >> 6
     # two shifts: a shift by 64 is undefined
     count = after_block[position >> 7] + count_ones((words[word] >> np.uint64(position & 63)) >> np.uint64(1))
-    if word & 1 == 0:
-        count += count_ones(words[word + 1])
-    return int(count)
+    # a choice of values, not of paths: which of a pair a word is cannot be foreseen
+    later = words[word | 1] if word & 1 == 0 else np.uint64(0)
+    return int(count + count_ones(later))
 
 
 @compiled()
