@@ -25,8 +25,9 @@ def facts(params: Params, tags: dict[str, str]) -> dict[str, Any]:
     versions = {key.removeprefix("version."): value for key, value in tags.items() if key.startswith("version.")}
     source = params.traces.source
     # sections that the chosen source of traces does not read would only mislead
-    unread = {"reference": ("traces.transformers", "traces.import"), "transformers": ("reference", "traces.import")}
-    skipped = unread.get(source, ("reference", "traces.transformers"))
+    stand_in = ("reference", "simulate.timed_expert_mib")
+    unread = {"reference": ("traces.transformers", "traces.import"), "transformers": (*stand_in, "traces.import")}
+    skipped = unread.get(source, (*stand_in, "traces.transformers"))
     parameters = flatten(params.model_dump(by_alias=True, mode="json"))
     return {
         "Code": {key: tags[key] for key in CODE if key in tags},

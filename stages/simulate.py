@@ -19,6 +19,8 @@ PREDICTOR = Path("models/predictor")
 def main() -> None:
     with stage_run("simulate") as run:
         settings = run.params.simulate
+        if run.params.traces.source != "reference":
+            settings = settings.model_copy(update={"timed_expert_mib": None})
         training = store.open_working(run.root / DATA / "train")
         # a source without a held-out domain leaves that split's folder empty
         present = [name for name in SPLITS if name.startswith("test") and any((run.root / DATA / name).iterdir())]

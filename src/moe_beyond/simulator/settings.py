@@ -30,8 +30,9 @@ class SimulateSettings(Settings):
     """Time of the predictor's answer, charged to every token of a policy that predicts; export measures it."""
     lookahead_layers: int = Field(default=2, ge=0)
     """For how many layers beyond the present one prefetches may be under way, where there is a clock."""
-    timed_expert_mib: float | None = Field(default=None, gt=0)
-    """Time a model as if each expert were this large, for a small one that stands in for a large; null: as it is."""
+    timed_expert_mib: float | None = Field(default=8.25, gt=0)
+    """Time the reference model as if each of its experts were this large, the size of DeepSeek-V2-Lite's at 8 bits: its
+    own are too small for a device to notice. Other models are always timed as they are; null: so is this one."""
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
     """Resamples of the prompts behind every interval."""
 
