@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from moe_beyond.config import Params
 from moe_beyond.files import replacing
+from moe_beyond.reporting.names import label
 from moe_beyond.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +85,7 @@ def measured() -> str:
     lines += ["", "| policy | hit rate, other domain | MiB moved per token |", "| --- | --- | --- |"]
     policies = {name: row for name, row in replay[split].items() if isinstance(row, dict)}
     for name, row in sorted(policies.items(), key=lambda item: -item[1]["hit_rate"]):
-        lines.append(f"| {name.replace('_', ' ')} | {row['hit_rate']:.1%} | {row['mib_per_token']:.3f} |")
+        lines.append(f"| {label(name)} | {row['hit_rate']:.1%} | {row['mib_per_token']:.3f} |")
     lines += [
         "",
         f"The cache holds {replay[split]['capacity_experts']} experts ({replay['headline_capacity']:.0%} of the "

@@ -23,7 +23,7 @@ def cache_section(tables: Tables) -> Section:
         "A hit is an expert that is already in fast memory when its layer starts. Whole steps are replayed as "
         "events: what a layer wants at once is judged at once. A prefetch arrives in time here however slow the "
         "link, so read hit rates beside bytes. The dashed mark is one token cycle, the experts that one token "
-        "touches in all layers: below it a global LRU evicts everything before it comes round again."
+        "touches in all layers: below it a global LRU evicts nearly everything before it comes round again."
     )
     blocks: list[Block] = []
     for split in tables.splits:
