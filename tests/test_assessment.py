@@ -113,6 +113,11 @@ def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path: 
         other_cards(AssessSettings(others=(OtherTrace(format="unheard-of", path="x"),)))
 
 
+def test_a_card_without_the_usual_window_stands_in_the_table_all_the_same() -> None:
+    table = cards_table([assess(chance_trace(20), AssessSettings(windows=(4,))).card])
+    assert table["working_set_64_fraction"].to_list() == [None]
+
+
 def test_a_verdict_looks_at_held_out_prompts_only_if_there_are_no_others() -> None:
     held_out, ours = chance_trace(3, held_out=True), chance_trace(4, name="q")
     assert in_domain(concatenate([held_out, ours])).prompt_ids == ours.prompt_ids

@@ -115,7 +115,8 @@ def cards_table(cards: list[dict[str, Any]]) -> pl.DataFrame:
             "model": card["model_id"],
             "verdict": card["verdict"],
             **{name: card[name] for name in ("num_layers", "num_experts", "top_k", "model_mib", "prompts", "tokens")},
-            **{name: card["headline"][name] for name in _COMPARED},
+            # the window of 64 tokens is there only if `assess.windows` names it
+            **{name: card["headline"].get(name) for name in _COMPARED},
             "static_skew": card["shares"]["static_skew"],
             "temporal_locality": card["shares"]["temporal_locality"],
             "budget_fraction": card["budget"]["capacity_fraction"],

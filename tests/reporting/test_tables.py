@@ -81,3 +81,13 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path: Path):
         read_tables(tmp_path)
     assert REPLAY in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_column_that_was_not_measurable_is_empty_and_no_fault(tmp_path: Path):
+    path, columns = LAYOUT["cards"]
+    cells = ["a" if kind == "text" else "1" for kind in columns.values()]
+    cells[list(columns).index("working_set_64_fraction")] = ""
+    write(tmp_path, path, f"{','.join(columns)}\n{','.join(cells)}\n")
+    cards = read_tables(tmp_path)["cards"].rows
+    assert cards["working_set_64_fraction"].to_list() == [None]
+    assert cards["gini"].to_list() == [1]

@@ -303,7 +303,10 @@ def _read_csv(root: Path, relative: str, columns: dict[str, Kind]) -> Table:
     if frame.is_empty():
         return Table(relative, None, f"{relative} has no rows", empty=True)
     for name, kind in columns.items():
-        if kind == "number" and not (frame[name].dtype.is_numeric() or frame[name].dtype == pl.Null):
+        if kind == "number" and frame[name].null_count() == frame.height:
+            # nothing was measurable, prompts too short for a window say; a CSV of empty cells reads as text
+            frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))
+        elif kind == "number" and not (frame[name].dtype.is_numeric() or frame[name].dtype == pl.Null):
             odd = frame[name].filter(frame[name].cast(pl.Float64, strict=False).is_null())
             found = odd[0] if len(odd) else frame[name].dtype
             raise InputError(f"{relative}: column {name}: found {found!r}, expected numbers; run its stage again")
