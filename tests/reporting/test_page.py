@@ -173,6 +173,12 @@ def test_the_stand_in_is_called_one(project: Path, tmp_path: Path):
     assert "small stand-in" not in html_of(tmp_path / "copy", imported)
 
 
+def test_the_method_says_how_prefill_was_replayed(project: Path):
+    assert "prefill is one step and each decoded token is one step" in page(project)
+    one_by_one = html_of(project, FACTS | {"Parameters": {"simulate.prefill": "token_by_token"}})
+    assert "Every token is one step, those of the prefill too" in one_by_one
+
+
 def test_an_empty_project_gives_reasons_and_no_figures(tmp_path: Path):
     written = render(tmp_path)
     assert [path.name for path in written] == ["index.html"]

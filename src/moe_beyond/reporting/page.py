@@ -84,14 +84,16 @@ def compose(
 ) -> Page:
     """Make the page without writing anything; arguments as for `render_report`."""
     parameters = run_summary.get("Parameters", {})
-    stand_in = isinstance(parameters, Mapping) and parameters.get("traces.source") == "reference"
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    stand_in = parameters.get("traces.source") == "reference"
+    one_by_one = parameters.get("simulate.prefill") == "token_by_token"
     code = run_summary.get("Code", {})
     summary = summarise(tables, headline_capacity, code if isinstance(code, Mapping) else {})
     sections = [
         summary.scores,
         explorer_section(tables, headline_capacity),
         cache_section(tables),
-        timing_section(tables, parameters if isinstance(parameters, Mapping) else {}),
+        timing_section(tables, parameters),
         comparison_section(tables, headline_capacity),
         predictor_section(tables),
         trust_section(tables),
@@ -101,7 +103,7 @@ def compose(
         model_section(tables),
         models_section(tables),
         data_section(tables),
-        method_section(tables, stand_in=stand_in),
+        method_section(tables, stand_in=stand_in, one_by_one=one_by_one),
         run_section(tables, run_summary),
     ]
     html = (

@@ -87,18 +87,23 @@ def _words(key: str) -> str:
     return label(key.replace(".", ", ").replace("/", ", "))
 
 
-def method_section(tables: Tables, *, stand_in: bool) -> Section:
+def method_section(tables: Tables, *, stand_in: bool, one_by_one: bool) -> Section:
     """The contract behind the numbers, and what they cannot say.
 
     Args:
         tables: The pipeline's tables.
         stand_in: The traced model is the small one that the pipeline trains for itself.
+        one_by_one: Prefill was replayed as if its tokens had been decoded.
     """
+    steps = (
+        "Every token is one step, those of the prefill too, as if they had been decoded: such traces hold little else."
+        if one_by_one
+        else "A prompt's prefill is one step and each decoded token is one step."
+    )
     contract = Passage(
         title="Replay",
         points=(
-            "A prompt's prefill is one step and each decoded token is one step. In each step and layer, the experts "
-            "that all tokens of the step want form one event.",
+            f"{steps} In each step and layer, the experts that all tokens of the step want form one event.",
             "Hits are judged on what is resident when the event starts. Eviction follows after its end and never "
             "touches what the event itself used.",
             "A prefetched expert counts as resident for its event whether or not a link could have brought it in "
