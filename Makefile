@@ -66,10 +66,11 @@ test: $(VENV)/.ok  ## Fast tests
 	pytest -m "not slow"
 
 test-slow: $(VENV)/.ok  ## Every test, the end-to-end ones too
-	pytest
+	pytest -m "not slow"
+	pytest -p no:randomly -m slow
 
 smoke: $(VENV)/.ok  ## The whole pipeline with tiny parameters, in a temporary clone of the last commit
-	pytest -m slow tests/test_end_to_end.py
+	pytest -p no:randomly -m slow tests/test_end_to_end.py
 
 lint: $(VENV)/.ok  ## Style and types
 	ruff check .

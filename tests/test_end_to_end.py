@@ -1,4 +1,7 @@
-"""The whole pipeline with tiny parameters in a clone of the last commit: DVC, MLflow and the page agree."""
+"""The whole pipeline with tiny parameters in a clone of the last commit: DVC, MLflow and the page agree.
+
+One story in one clone, told in order: run it with `-p no:randomly`, as `make smoke` does.
+"""
 
 import json
 import os
