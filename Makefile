@@ -91,7 +91,7 @@ ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's r
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 lock: $(VENV)/.ok  ## Resolve pyproject.toml anew into requirements.lock
-	pip-compile -q --extra dev --strip-extras --allow-unsafe --no-emit-find-links --no-emit-index-url \
+	pip-compile -q --extra dev --extra postgresql --extra ray --strip-extras --allow-unsafe --no-emit-find-links --no-emit-index-url \
 		--no-emit-trusted-host --no-annotate -o requirements.lock pyproject.toml
 	# a CPU build's local version is not on the index
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/; s|file://[^ ]*||' requirements.lock
