@@ -1,0 +1,14 @@
+"""moe-beyond on the command line: thin over the library, a family of commands a file.
+
+`--json` prints one JSON document, errors are one line. Each command imports what it needs: `--help` stays quick.
+"""
+
+from moe_beyond.cli import predictors, traces
+from moe_beyond.cli.common import app
+
+__all__ = ["app", "main", "predictors", "traces"]
+
+
+def main() -> None:
+    """Entry point of the `moe-beyond` command."""
+    app()

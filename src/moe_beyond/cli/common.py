@@ -1,0 +1,59 @@
+"""What all commands share: the application, how results are shown, and how errors end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moe_beyond.config import flatten
+from moe_beyond.errors import InputError
+from moe_beyond.traces import store
+from moe_beyond.traces.schema import Trace
+
+app = typer.Typer(
+    help="Which experts of a Mixture-of-Experts model come next, and what is it worth to know?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace.")]
+RESAMPLES = 1000
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with status 1 and one line for what a person can mend."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
+        raise typer.Exit(1) from error
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a document: as JSON, or as a table of its leaves."""
+    if as_json:
+        print(json.dumps(result, indent=2))  # noqa: T201 - the command's output
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in flatten(result).items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(key, shown)
+    Console().print(table)
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace in either of its forms: Parquet, or the working form that a split lies in.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    return store.open_working(path) if store.has_working(path) else store.read_parquet(path)

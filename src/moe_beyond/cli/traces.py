@@ -1,0 +1,71 @@
+"""Commands on traces alone: import, export, describe, assess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from moe_beyond.cli.common import AsJson, TracePath, app, one_line_errors, read_trace, show
+from moe_beyond.config import Params
+from moe_beyond.traces import store
+from moe_beyond.traces.export import FORMATS as EXPORT_FORMATS
+from moe_beyond.traces.importers import FORMATS as IMPORT_FORMATS
+
+ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")]
+
+
+@app.command("import")
+def import_traces(
+    format: Annotated[str, typer.Argument(help=f"One of {', '.join(IMPORT_FORMATS)}.")],  # noqa: A002
+    source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    *,
+    domain: Annotated[str | None, typer.Option(help="Name of the data set; by default the source's.")] = None,
+    held_out: Annotated[bool, typer.Option(help="Keep these prompts for testing only.")] = False,
+    privacy: Annotated[
+        Literal["text", "ids", "routing"],
+        typer.Option(help="Keep token texts and ids, ids, or neither."),
+    ] = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Read published traces, check them, and write them as Parquet."""
+    from moe_beyond.traces import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
+    from moe_beyond.traces.describe import describe_path  # noqa: PLC0415
+
+    with one_line_errors():
+        store.write_parquet(importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy), out)
+        show(describe_path(out), as_json)
+
+
+@app.command("export")
+def export_traces(
+    format: Annotated[str, typer.Argument(help=f"One of {', '.join(EXPORT_FORMATS)}.")],  # noqa: A002
+    trace: TracePath,
+    out: Annotated[Path, typer.Argument(help="File or folder to write.")],
+) -> None:
+    """Write traces for others: a dataset folder for the Hub, or the paper's CSVs."""
+    from moe_beyond.traces.export import export  # noqa: PLC0415
+
+    with one_line_errors():
+        export(format, read_trace(trace), out)
+
+
+@app.command()
+def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
+    """Say what a trace holds: model, prompts, tokens, columns, origin, size."""
+    from moe_beyond.traces.describe import describe_path  # noqa: PLC0415
+
+    with one_line_errors():
+        show(describe_path(trace), as_json)
+
+
+@app.command()
+def assess(trace: TracePath, as_json: AsJson = False) -> None:
+    """Say from a trace alone whether offloading the model's experts pays."""
+    from moe_beyond.assessment import assess as judge  # noqa: PLC0415
+
+    with one_line_errors():
+        card = judge(read_trace(trace), Params().assess).card
+        show(card, as_json)
