@@ -1,11 +1,15 @@
-# ruff: noqa: PLR0917 - compiled functions take positional arguments only
 """From a trace to events: what a cache is asked for, in order.
 
-An event is (prompt, step, layer) with the union of experts that all tokens of the step want. The prefill of a prompt is
-one step; afterwards every decoded token is one. Experts of all layers are numbered through: `layer * E + expert`.
+An event is (step, layer) with the union of experts that all tokens of the step want. The prefill of a prompt is one
+step; afterwards every decoded token is one, or with several prompts at once a token of each (`interleaving`). Experts
+of all layers are numbered through: `layer * E + expert`.
+
+What several tokens of a step want is one access and one load. It counts for one prompt: of those that want it, the one
+whose turn is latest in the step, and turns rotate from step to step, so that over time each bears its share.
 
 Shape suffixes: N events, A accesses (members of events, one after another), S steps, M = L * E experts of the model,
-P prompts, T tokens, L MoE layers, K experts per token, E routed experts in a layer. Offsets have one element more.
+P prompts, T tokens, I tokens of all steps, R rows of tokens that decode steps ask for, L MoE layers, K experts per
+token, E routed experts in a layer. Offsets have one element more.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.simulator.interleaving import Schedule, interleave
 from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.shares import shares_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Prefill = Literal["batched", "token_by_token"]
@@ -37,9 +43,13 @@ class Events:
         offsets_N: int64 [N+1]; event n wants `members_A[offsets_N[n]:offsets_N[n+1]]`.
         layer_N: int32, index of the MoE layer.
         step_N: int32, step of the whole trace, from 0, rising.
-        prompt_S: int32, the prompt that a step belongs to.
-        token_S: int64, the token that a decode step routes, -1 for a batched prefill.
+        prompt_S: int32, the prompt that a step belongs to; of several at once, their session (see `Schedule`).
+        token_S: int64, the token that a decode step routes, -1 for a batched prefill. With several prompts at once a
+            step routes several: then it counts the decode steps, and indexes what `by_step` makes of a value a token.
         prompt_tokens_PF: int64 [P, 2], tokens of each prompt in prefill (column 0) and decode (column 1) steps.
+        shares_A: float32, each access's share of its event's router weight; None where the trace has no weights.
+        schedule: The tokens of each step, where several prompts run at once.
+        owner_A: int32, the prompt that each access counts for, where several prompts run at once.
     """
 
     metadata: TraceMetadata
@@ -50,6 +60,9 @@ class Events:
     prompt_S: npt.NDArray[np.int32]
     token_S: npt.NDArray[np.int64]
     prompt_tokens_PF: npt.NDArray[np.int64]
+    shares_A: npt.NDArray[np.float32] | None = None
+    schedule: Schedule | None = None
+    owner_A: npt.NDArray[np.int32] | None = None
 
     @property
     def num_events(self) -> int:
@@ -82,8 +95,15 @@ class Events:
         return np.asarray(self.token_S >= 0)
 
     @cached_property
+    def num_tokens_S(self) -> npt.NDArray[np.int64]:
+        """Tokens of each step, int64."""
+        if self.schedule is not None:
+            return np.diff(self.schedule.offsets_S)
+        return np.where(self.is_decode_S, 1, self.prompt_tokens_PF[self.prompt_S, 0])
+
+    @cached_property
     def starts_prompt_N(self) -> npt.NDArray[np.bool_]:
-        """True for the first event of each prompt."""
+        """True for the first event of each prompt; of several at once, of each session."""
         prompt_N = self.prompt_S[self.step_N]
         return np.concatenate([[True], prompt_N[1:] != prompt_N[:-1]])
 
@@ -95,6 +115,24 @@ class Events:
         """
         starts_N = self.starts_prompt_N if within_prompt else np.zeros(self.num_events, bool)
         return _next_use(self.members_A, self.offsets_N, starts_N, self.metadata.num_model_experts)
+
+    def by_step(self, chances_TX: npt.NDArray[np.float32], axis: int = 0) -> npt.NDArray[np.float32]:
+        """The chance that a decode step wants something, from the chances that its tokens do: float32 [R, ...].
+
+        `token_S` indexes the result. Tokens of different prompts are taken to be independent of each other. Where one
+        prompt runs at a time, the argument comes back as it is.
+
+        Args:
+            chances_TX: float32, probabilities of each token of the trace along `axis`, any further axes.
+            axis: The axis of the tokens.
+        """
+        if self.schedule is None:
+            return chances_TX
+        decodes_I = np.repeat(self.schedule.is_decode_S, self.num_tokens_S)
+        num_tokens_R = self.num_tokens_S[self.is_decode_S]
+        starts_R = np.cumsum(num_tokens_R) - num_tokens_R
+        missed = 1 - np.take(chances_TX, self.schedule.tokens_I[decodes_I], axis=axis)
+        return np.asarray(1 - np.multiply.reduceat(missed, starts_R, axis=axis), np.float32)
 
     def one_by_one(self) -> Events:
         """Every access as an event of its own, in listed order: the `sequential` mode of older papers.
@@ -111,82 +149,96 @@ class Events:
         )
 
 
-def events_of(trace: Trace, prefill: Prefill = "batched") -> Events:
+def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, waves: bool = False) -> Events:
     """Group a trace's routing into events, prompts in their order.
 
     Args:
         trace: A valid trace.
         prefill: Whether a prompt's prefill is one step or its tokens are steps of their own.
+        batch: Prompts that run at once.
+        waves: Of several at once, begin the next ones only when all have ended: what a cache needs that starts cold.
+
+    Raises:
+        InputError: `batch` is below 1.
     """
     meta = trace.metadata
-    lengths_P = np.diff(trace.prompt_offsets)
+    offsets = np.asarray(trace.prompt_offsets)
+    lengths_P = np.diff(offsets)
     batched_P = trace.num_prefill_P.astype(np.int64) if prefill == "batched" else np.zeros(trace.num_prompts, np.int64)
-    token_S, prompt_S = _steps(np.asarray(trace.prompt_offsets), batched_P)
-    members_A, offsets_N = _members(
-        np.asarray(trace.experts_TLK), np.asarray(trace.prompt_offsets), batched_P, token_S, prompt_S, meta.num_experts
+    schedule = interleave(offsets, batched_P, batch, waves=waves)
+    first_S = schedule.tokens_I[schedule.offsets_S[:-1]]
+    members_A, wanted_by_A, offsets_N = _members(
+        np.asarray(trace.experts_TLK), schedule.tokens_I, schedule.offsets_S, meta.num_experts, batch > 1
     )
-    num_steps = len(prompt_S)
-    return Events(
+    num_steps = schedule.num_steps
+    single = Events(
         metadata=meta,
         members_A=members_A,
         offsets_N=offsets_N,
         layer_N=np.tile(np.arange(meta.num_layers, dtype=np.int32), num_steps),
         step_N=np.repeat(np.arange(num_steps, dtype=np.int32), meta.num_layers),
-        prompt_S=prompt_S,
-        token_S=token_S,
+        prompt_S=schedule.session_S,
+        token_S=np.where(schedule.is_decode_S, first_S, -1),
         prompt_tokens_PF=np.stack([batched_P, lengths_P - batched_P], axis=1),
+        shares_A=shares_of(trace, schedule, members_A, offsets_N),
     )
-
-
-def _steps(
-    prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The token of each step (-1: batched prefill) and its prompt."""
-    tokens: list[npt.NDArray[np.int64]] = []
-    for start, end, batched in zip(prompt_offsets[:-1], prompt_offsets[1:], batched_P, strict=True):
-        decoded = np.arange(start + batched, end, dtype=np.int64)
-        tokens.append(np.concatenate([[-1], decoded]) if batched else decoded)
-    prompt_S = np.repeat(np.arange(len(batched_P), dtype=np.int32), [len(steps) for steps in tokens])
-    return np.concatenate(tokens), prompt_S
+    if batch == 1:
+        return single
+    prompt_T = np.repeat(np.arange(trace.num_prompts, dtype=np.int32), lengths_P)
+    return replace(
+        single,
+        token_S=np.where(schedule.is_decode_S, np.cumsum(schedule.is_decode_S) - 1, -1),
+        schedule=schedule,
+        owner_A=prompt_T[wanted_by_A],
+    )
 
 
 @compiled()
 def _members(
     experts_TLK: Any,
-    prompt_offsets: npt.NDArray[np.int64],
-    batched_P: npt.NDArray[np.int64],
-    token_S: npt.NDArray[np.int64],
-    prompt_S: npt.NDArray[np.int32],
+    tokens_I: npt.NDArray[np.int64],
+    offsets_S: npt.NDArray[np.int64],
     num_experts: int,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Members of all events: a decoded token's experts in the router's order, a prefill's union by last use."""
+    shared: bool,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Members of all events in order of their last use, so that a single token's keep the router's order.
+
+    With `shared`, also the token of each member's last use; otherwise nothing.
+    """
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
     members_A = np.empty(experts_TLK.size, np.int32)
-    offsets_N = np.zeros(len(token_S) * num_layers + 1, np.int64)
+    wanted_by_A = np.empty(experts_TLK.size if shared else 0, np.int64)
+    num_steps = len(offsets_S) - 1
+    offsets_N = np.zeros(num_steps * num_layers + 1, np.int64)
     end = 0
     wanted_E = np.zeros(num_experts, np.bool_)
-    for step in range(len(token_S)):
-        token = token_S[step]
+    for step in range(num_steps):
+        first, last = offsets_S[step], offsets_S[step + 1] - 1
         for layer in range(num_layers):
             base = layer * num_experts
-            if token >= 0:
+            start = end
+            if first == last:
                 for slot in range(top_k):
-                    members_A[end] = base + experts_TLK[token, layer, slot]
+                    members_A[end] = base + experts_TLK[tokens_I[first], layer, slot]
                     end += 1
+                if shared:
+                    wanted_by_A[start:end] = tokens_I[first]
             else:
-                first = prompt_offsets[prompt_S[step]]
                 wanted_E[:] = False
-                start = end
-                for t in range(first + batched_P[prompt_S[step]] - 1, first - 1, -1):
+                for i in range(last, first - 1, -1):
                     for slot in range(top_k - 1, -1, -1):
-                        expert = experts_TLK[t, layer, slot]
+                        expert = experts_TLK[tokens_I[i], layer, slot]
                         if not wanted_E[expert]:
                             wanted_E[expert] = True
                             members_A[end] = base + expert
+                            if shared:
+                                wanted_by_A[end] = tokens_I[i]
                             end += 1
                 members_A[start:end] = members_A[start:end][::-1].copy()
+                if shared:
+                    wanted_by_A[start:end] = wanted_by_A[start:end][::-1].copy()
             offsets_N[step * num_layers + layer + 1] = end
-    return members_A[:end].copy(), offsets_N
+    return members_A[:end].copy(), wanted_by_A[:end].copy(), offsets_N
 
 
 @compiled()

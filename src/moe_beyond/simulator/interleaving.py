@@ -1,0 +1,122 @@
+"""Which tokens run together: prompts one after another, or several of them interleaved as a server does.
+
+With a batch of B, B prompts run at once and a step decodes one token of each. A prompt that has ended gives its place
+to the next one (continuous batching). A newcomer's batched prefill is a step of its own, in which the others wait; then
+it decodes with them. A batch of 1 is one prompt after another.
+
+A cache that starts cold at every prompt has no meaning while others run, so cold starts come by waves: B prompts begin
+on an empty cache, and the next B when all of them have ended.
+
+Shape suffixes: P prompts, T tokens of the trace, S steps, I tokens of all steps, one step after another. Offsets have
+one element more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.errors import InputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tokens of every step.
+
+    Attributes:
+        tokens_I: int64, index of each token in the trace; of a decode step in turn: each step begins with another
+            prompt of those that run.
+        offsets_S: int64 [S+1]; step s runs `tokens_I[offsets_S[s]:offsets_S[s+1]]`.
+        is_decode_S: True for steps that decode, False for batched prefills.
+        session_S: int32, rising; a session is what runs between two emptyings of a cold cache: a prompt, or of
+            several at once a wave. Continuous batching is one session.
+    """
+
+    tokens_I: npt.NDArray[np.int64]
+    offsets_S: npt.NDArray[np.int64]
+    is_decode_S: npt.NDArray[np.bool_]
+    session_S: npt.NDArray[np.int32]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, S."""
+        return len(self.is_decode_S)
+
+
+class _Step(NamedTuple):
+    tokens: Sequence[int]
+    decodes: bool
+    session: int
+
+
+def one_after_another(prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDArray[np.int64]) -> Schedule:
+    """Prompts one after another, each with a batched prefill of `batched_P` tokens, then a step a token."""
+    sizes: list[npt.NDArray[np.int64]] = []
+    for start, end, batched in zip(prompt_offsets[:-1], prompt_offsets[1:], batched_P, strict=True):
+        decoded = np.ones(end - start - batched, np.int64)
+        sizes.append(np.concatenate([[batched], decoded]) if batched else decoded)
+    size_S = np.concatenate(sizes)
+    offsets_S = np.concatenate([[0], np.cumsum(size_S)])
+    prompt_S = np.repeat(np.arange(len(batched_P), dtype=np.int32), [len(prompt) for prompt in sizes])
+    # a batched prefill begins its prompt
+    is_prefill_S = (offsets_S[:-1] == prompt_offsets[prompt_S]) & (batched_P[prompt_S] > 0)
+    return Schedule(np.arange(prompt_offsets[-1]), offsets_S, ~is_prefill_S, prompt_S)
+
+
+def interleave(
+    prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDArray[np.int64], batch: int, *, waves: bool
+) -> Schedule:
+    """Several prompts at once, in the order of the trace.
+
+    Args:
+        prompt_offsets: int64 [P+1]; where the prompts begin and end.
+        batched_P: int64; first tokens of each prompt that are one step.
+        batch: Prompts that run at once.
+        waves: Begin the next prompts only when all running ones have ended, instead of as soon as a place is free.
+
+    Raises:
+        InputError: `batch` is below 1.
+    """
+    if batch < 1:
+        raise InputError(f"batch: {batch} prompts at once; give at least 1")
+    if batch == 1:
+        return one_after_another(prompt_offsets, batched_P)
+    steps = list(_steps(prompt_offsets.tolist(), batched_P.tolist(), batch, waves=waves))
+    return Schedule(
+        tokens_I=np.array([token for step in steps for token in step.tokens], np.int64),
+        offsets_S=np.concatenate([[0], np.cumsum([len(step.tokens) for step in steps])]).astype(np.int64),
+        is_decode_S=np.array([step.decodes for step in steps]),
+        session_S=np.array([step.session for step in steps], np.int32),
+    )
+
+
+def _steps(offsets: list[int], batched: list[int], batch: int, *, waves: bool) -> Iterator[_Step]:
+    waiting = deque(range(len(batched)))
+    # of each running prompt the tokens that it has still to decode
+    running: list[range] = []
+    session, turn = -1, 0
+    while waiting or running:
+        free = batch - len(running)
+        if waves and running:
+            free = 0
+        elif waves or session < 0:
+            session += 1
+        while waiting and free:
+            prompt = waiting.popleft()
+            first, end = offsets[prompt] + batched[prompt], offsets[prompt + 1]
+            if batched[prompt]:
+                yield _Step(range(offsets[prompt], first), False, session)
+            if first < end:
+                running.append(range(first, end))
+            # what was all prefill has ended with it: the next one takes its place, but in a wave nobody does
+            free -= waves or first < end
+        if running:
+            begin = turn % len(running)
+            yield _Step([tokens[0] for tokens in running[begin:] + running[:begin]], True, session)
+            running = [tokens[1:] for tokens in running if len(tokens) > 1]
+            turn += 1
