@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 from moe_beyond.reporting.page import compose, render_report
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.tables import Tables, read_tables
-from tests.reporting import chromium
+from tests.reporting import browsing
 from tests.reporting.example import write_example
 
 FACTS = {
@@ -46,11 +47,32 @@ def tables(project: Path) -> Tables:
     return read_tables(project)
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
-    binary = chromium.find()
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for a module, not for the session: while it is there, no other test could start an event loop."""
+    binary = browsing.chromium()
     if binary is None:
         pytest.skip("no Chromium or Chrome on PATH; the page is not looked at")
-    page = chromium.Page(binary, tmp_path_factory.mktemp("profile"))
-    yield page
-    page.close()
+    with browsing.launched(binary) as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., browsing.Visit]]:
+    """Opens a file at a width; whatever was opened must neither have complained nor asked for anything else."""
+    visits: list[browsing.Visit] = []
+
+    def go(path: Path, width: int = 1440, **options: Any) -> browsing.Visit:
+        visits.append(browsing.visit(browser, path, width, **options))
+        return visits[-1]
+
+    yield go
+    for visited in visits:
+        visited.page.context.close()
+    assert [complaint for visited in visits for complaint in visited.complaints] == []
+
+
+@pytest.fixture
+def page(visit: Callable[..., browsing.Visit], project: Path) -> browsing.Visit:
+    """The example's page on a wide screen."""
+    return visit(project / "reports" / "index.html")

@@ -3,7 +3,7 @@
   const root = document.documentElement;
   const themes = JSON.parse(document.getElementById("themes").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const PIXELS_PER_LEGEND_COLUMN = 175;
+  const PIXELS_PER_LEGEND_COLUMN = 215;
   const NARROW = 420;
   const MANY_MARKS = 400_000; // characters of a chart: tens of thousands of elements make a page slow
 
