@@ -7,6 +7,7 @@ import polars as pl
 from moe_beyond.dvcfile import content_md5
 from moe_beyond.files import replacing
 from moe_beyond.predictor.checkpoint import save_checkpoint
+from moe_beyond.published_training import fit_variants
 from moe_beyond.scratch import fingerprint, scratch_folder
 from moe_beyond.traces import store
 from moe_beyond.tracking import stage_run
@@ -15,6 +16,7 @@ from moe_beyond.training import fit, read_size
 SPLITS = Path("data/splits")
 BEST = Path("reports/tune/best.yaml")
 CHECKPOINT = Path("models/checkpoint")
+PUBLISHED = Path("models/published")
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
                 log_step=run.log_step_metrics,
             )
             save_checkpoint(result.checkpoint, CHECKPOINT)
+            fit_variants(train, validation, params.train, seed=params.seed, scratch=scratch, directory=PUBLISHED)
             with replacing(run.reports / "history.csv") as temporary:
                 pl.DataFrame(result.history).write_csv(temporary)
             run.write_metrics(result.metrics())

@@ -69,10 +69,21 @@ class TrainSettings(Settings):
     """Token strings seen less often in training share the unknown embedding; their letters still tell them apart."""
     letter_buckets: int = Field(default=2048, ge=16)
     """Hash buckets of the character n-grams of a token string."""
+    horizon: int = Field(default=3, ge=1)
+    """Layers ahead that the layer step answers for, each horizon apart."""
+    reach: int = Field(default=6, ge=1)
+    """Layers ahead to which an expert of a layer speaks directly; at least the horizon."""
+    layer_width: int = Field(default=64, ge=8)
+    """Width of the layer step."""
+    layer_loss_weight: float = Field(default=1.0, ge=0)
+    """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
     accelerator: str = "cpu"
     devices: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     """Threads for torch on CPU. One makes results independent of the machine's cores; small widths need no more."""
+    published_epochs: int = Field(default=0, ge=0)
+    """Epochs of the paper's own network (`predictor/published.py`), causal and leaky, as a baseline; 0 leaves it out.
+    On one CPU core an epoch over the published traces takes about an hour and a half, for each."""
 
 
 class ExportSettings(Settings):
