@@ -101,6 +101,22 @@ class Events:
             return np.diff(self.schedule.offsets_S)
         return np.where(self.is_decode_S, 1, self.prompt_tokens_PF[self.prompt_S, 0])
 
+    @property
+    def row_N(self) -> npt.NDArray[np.int64]:
+        """The row of counts, `prompt * 2 + phase`, of each event; of several prompts that of the latest turn; int64."""
+        prompt_S = self.prompt_S
+        if self.schedule is not None and self.owner_A is not None:
+            # the last member of an event is the last thing that the latest turn wants
+            prompt_S = self.owner_A[self.offsets_N[np.searchsorted(self.step_N, np.arange(self.num_steps)) + 1] - 1]
+        return (prompt_S.astype(np.int64) * 2 + self.is_decode_S)[self.step_N]
+
+    @property
+    def row_A(self) -> npt.NDArray[np.int64]:
+        """The row of counts of each access, int64; empty where an event's accesses all count for its own row."""
+        if self.owner_A is None:
+            return np.zeros(0, np.int64)
+        return self.owner_A.astype(np.int64) * 2 + np.repeat(self.is_decode_S[self.step_N], np.diff(self.offsets_N))
+
     @cached_property
     def starts_prompt_N(self) -> npt.NDArray[np.bool_]:
         """True for the first event of each prompt; of several at once, of each session."""
