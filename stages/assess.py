@@ -21,6 +21,8 @@ def main() -> None:
             "popularity": assessment.popularity,
             "hit_curves": assessment.hit_curves,
             "reuse_distances": assessment.reuse_distances,
+            "coactivation": assessment.coactivation,
+            "transitions": assessment.transitions,
             "cards": cards_table([assessment.card, *other_cards(settings)]),
         }
         for name, table in tables.items():

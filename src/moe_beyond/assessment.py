@@ -18,6 +18,7 @@ from moe_beyond.simulator.curves import belady_curve, lru_curve
 from moe_beyond.simulator.events import events_of
 from moe_beyond.traces import importers, store
 from moe_beyond.traces.card import Curves, HitCurve, static_popularity_curve, suitability_card
+from moe_beyond.traces.pair_tables import pair_tables
 from moe_beyond.traces.schema import Trace
 from moe_beyond.traces.settings import AssessSettings
 from moe_beyond.traces.statistics import expert_counts_LE, layer_statistics, reuse_histogram
@@ -32,10 +33,12 @@ class Assessment:
 
     Attributes:
         card: Verdict, reasons, shares and headline numbers, ready for JSON.
-        layers: A row a layer, columns of `LayerStatistics`.
+        layers: A row a layer, columns of `LayerStatistics` and of `PairTables.by_layer`.
         popularity: Columns layer, expert, share; shares of a layer add up to 1.
         hit_curves: Columns policy, capacity_experts, capacity_fraction, hit_rate.
         reuse_distances: Columns distance (tokens), cumulative_share of all accesses; first uses are never reached.
+        coactivation: Pairs of experts within a layer, see `PairTables`.
+        transitions: Pairs of experts in neighbouring layers, see `PairTables`.
     """
 
     card: dict[str, Any]
@@ -43,6 +46,8 @@ class Assessment:
     popularity: pl.DataFrame
     hit_curves: pl.DataFrame
     reuse_distances: pl.DataFrame
+    coactivation: pl.DataFrame
+    transitions: pl.DataFrame
 
     def metrics(self) -> dict[str, Any]:
         """The numbers of the card."""
@@ -69,10 +74,13 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
     counts_LE = expert_counts_LE(trace.experts_TLK, trace.metadata.num_experts)
     layers = layer_statistics(trace, settings.windows)
     curves = hit_curves(trace, settings)
+    pairs = pair_tables(trace, settings.pairs_per_layer)
     meta = trace.metadata
     return Assessment(
         card=suitability_card(trace, layers, curves, settings),
-        layers=pl.DataFrame([layer.row() for layer in layers], infer_schema_length=None),
+        layers=pl.DataFrame([layer.row() for layer in layers], infer_schema_length=None).join(
+            pairs.by_layer, on="layer", maintain_order="left"
+        ),
         popularity=pl.DataFrame(
             {
                 "layer": np.repeat(meta.layer_numbers, meta.num_experts),
@@ -84,6 +92,8 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
             _curve_table(name, curve, meta.token_cycle, settings.curve_points) for name, curve in curves.items()
         ),
         reuse_distances=_reuse_table(reuse_histogram(trace)),
+        coactivation=pairs.coactivation,
+        transitions=pairs.transitions,
     )
 
 

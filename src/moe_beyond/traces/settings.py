@@ -119,6 +119,8 @@ class AssessSettings(Settings):
     to a quarter, and no real one can do better."""
     min_gain: float = Field(default=0.05, ge=0, lt=1)
     """Points by which LRU or pinned popular experts must beat the share that the cache holds."""
+    pairs_per_layer: int = Field(default=20, ge=1, le=1000)
+    """Pairs of experts listed for each layer, those that tell most; the most telling layer is listed whole."""
     others: tuple[OtherTrace, ...] = ()
     """Traces of other models, whose cards stand beside this one's in the report."""
 

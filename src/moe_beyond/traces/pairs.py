@@ -1,0 +1,89 @@
+"""Which experts a token uses together: within a layer, and from one layer to the next.
+
+Every token counts as one step, prefill tokens too. Shape suffixes: T tokens, K experts per token, E experts in a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.traces.schema import ExpertIds
+
+Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+_CHUNK = 65_536  # tokens; K * K pairs of each are in memory at once
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How often pairs of experts met, and how often they would if neither minded the other.
+
+    Attributes:
+        tokens_EE: Tokens that used both, int64 [E, E]; row: expert of the first layer, column: of the second.
+        expected_EE: The same for experts as popular that meet at random, float64 [E, E].
+        bits: Kullback-Leibler divergence of the first from the second, in bits a pair: 0 where experts meet at random.
+            Between two layers this is the mutual information of an expert here and an expert there.
+    """
+
+    tokens_EE: Counts
+    expected_EE: Floats
+    bits: float
+
+    @property
+    def lift_EE(self) -> Floats:
+        """How many times as often as at random; 0 where that would be never."""
+        expected = self.expected_EE
+        return np.divide(self.tokens_EE, expected, out=np.zeros_like(expected), where=expected > 0)
+
+    @property
+    def evidence_EE(self) -> Floats:
+        """What each pair adds to `bits`, times the number of pairs: large where a frequent pair is far from chance."""
+        lift = self.lift_EE
+        return self.tokens_EE * np.log2(lift, out=np.zeros_like(lift), where=lift > 0)
+
+
+def coactivation(experts_TK: ExpertIds, num_experts: int) -> Pairs | None:
+    """Pairs of one layer, the upper triangle filled; None where a token uses a single expert.
+
+    A token's experts differ, so even indifferent ones meet less often than the product of their shares: expectations
+    are scaled to as many meetings as there are.
+    """
+    if experts_TK.shape[1] < 2 or len(experts_TK) == 0:
+        return None
+    tokens_EE = np.triu(_together_EE(experts_TK, experts_TK, num_experts), 1)
+    popularity_E = np.bincount(experts_TK.reshape(-1), minlength=num_experts)
+    expected_EE = np.triu(np.outer(popularity_E, popularity_E), 1).astype(np.float64)
+    return _pairs(tokens_EE, expected_EE * (tokens_EE.sum() / expected_EE.sum()))
+
+
+def transitions(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Pairs:
+    """Pairs of an expert in one layer and an expert in another, over the same tokens."""
+    tokens_EE = _together_EE(here_TK, there_TK, num_experts)
+    here_E = np.bincount(here_TK.reshape(-1), minlength=num_experts)
+    there_E = np.bincount(there_TK.reshape(-1), minlength=num_experts)
+    return _pairs(tokens_EE, np.outer(here_E, there_E) / len(here_TK))
+
+
+def bits_by_chance(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> float:
+    """Mutual information that a trace of this length shows between layers that know nothing of each other.
+
+    Each token of `here_TK` meets the token half the trace away: as popular, and unrelated.
+    """
+    return transitions(here_TK, np.roll(there_TK, len(there_TK) // 2, axis=0), num_experts).bits
+
+
+def _together_EE(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Counts:
+    total = np.zeros(num_experts**2, np.int64)
+    for start in range(0, len(here_TK), _CHUNK):
+        here, there = here_TK[start : start + _CHUNK], there_TK[start : start + _CHUNK]
+        pair_TKK = here[:, :, None].astype(np.int64) * num_experts + there[:, None, :]
+        total += np.bincount(pair_TKK.reshape(-1), minlength=num_experts**2)
+    return total.reshape(num_experts, num_experts)
+
+
+def _pairs(tokens_EE: Counts, expected_EE: Floats) -> Pairs:
+    unscaled = Pairs(tokens_EE, expected_EE, 0.0)
+    return Pairs(tokens_EE, expected_EE, max(0.0, float(unscaled.evidence_EE.sum() / tokens_EE.sum())))
