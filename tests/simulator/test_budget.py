@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,3 +29,40 @@ def test_slots_per_layer_are_dealt_evenly_and_none_is_lost(capacity):
     assert sum(shares) == capacity
     assert max(shares) - min(shares) <= 1
     assert budget.group_M.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@given(
+    st.integers(1, 15), st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any).map(np.asarray), st.booleans()
+)
+def test_weighted_slots_follow_their_weights_and_none_is_lost(capacity, weights_L, in_bytes):
+    total = capacity * 300 if in_bytes else capacity
+    budget = Budget.weighted(META, total, weights_L, in_bytes=in_bytes)
+    full_L = 5 * np.asarray(META.expert_bytes if in_bytes else (1, 1, 1))
+    shares_L = budget.budget_G
+    assert shares_L.sum() == min(total, full_L.sum())
+    assert (shares_L <= full_L).all()
+    assert budget.units_M.tolist() == (Budget.bytes(META, 300) if in_bytes else Budget.slots(META, 1)).units_M.tolist()
+    # of layers that are not full, a heavier one never has less, and each has its part to a unit
+    open_L = (shares_L < full_L) & (weights_L > 0)
+    if open_L.any():
+        fair_L = weights_L * (shares_L[open_L].sum() / weights_L[open_L].sum())
+        assert (np.abs(shares_L - fair_L)[open_L] <= 2).all()
+
+
+def test_what_a_full_layer_cannot_use_goes_to_the_others():
+    assert Budget.weighted(META, 9, [100, 1, 1]).budget_G.tolist() == [5, 2, 2]
+    assert Budget.weighted(META, 7, [1, 0, 0]).budget_G.tolist() == [5, 1, 1]
+    assert Budget.weighted(META, 6, [1, 2, 3]).budget_G.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("weights_L", [[1, 2], [1, -1, 1], [0, 0, 0], [1, np.nan, 1]])
+def test_a_split_that_is_none_is_refused(weights_L):
+    with pytest.raises(InputError, match=r"split over layers: .*; toy has 3 MoE layers, give a number from 0 up"):
+        Budget.weighted(META, 6, weights_L)
+
+
+def test_a_weighted_budget_refuses_what_the_others_refuse():
+    with pytest.raises(InputError, match="capacity: 16 experts"):
+        Budget.weighted(META, 16, [1, 1, 1])
+    with pytest.raises(InputError, match="299 bytes"):
+        Budget.weighted(META, 299, [1, 1, 1], in_bytes=True)

@@ -66,9 +66,65 @@ class Budget:
         return cls._dealt(meta, sizes_M, capacity_bytes, per_layer=per_layer)
 
     @classmethod
+    def weighted(cls, meta: TraceMetadata, total: int, weights_L: npt.ArrayLike, *, in_bytes: bool = False) -> Self:
+        """A budget for each layer in proportion to its weight; `split.fit_split` finds weights.
+
+        No layer gets more than all of its experts take: what it cannot use goes to the others. Units that do not
+        divide go to the largest remainders, of equal ones to the first layers.
+
+        Args:
+            meta: The model's shape.
+            total: Slots, or bytes with `in_bytes`.
+            weights_L: A number from 0 up for each MoE layer.
+            in_bytes: Whether `total` is bytes.
+
+        Raises:
+            InputError: As `slots` or `bytes` for the total; or weights that are not a number from 0 up for each layer,
+                one of them above 0.
+        """
+        plain = cls.bytes(meta, total) if in_bytes else cls.slots(meta, total)
+        weights = np.asarray(weights_L, np.float64)
+        if (
+            weights.shape != (meta.num_layers,)
+            or not (np.isfinite(weights) & (weights >= 0)).all()
+            or not weights.any()
+        ):
+            raise InputError(
+                f"split over layers: {weights.tolist()}; {meta.model_id} has {meta.num_layers} MoE layers, give a "
+                "number from 0 up for each, one of them above 0"
+            )
+        full_L = plain.units_M.reshape(meta.num_layers, -1).sum(axis=1)
+        layers = np.repeat(np.arange(meta.num_layers, dtype=np.int64), meta.num_experts)
+        return cls(plain.units_M, layers, _in_proportion(min(total, int(full_L.sum())), weights, full_L))
+
+    @classmethod
     def _dealt(cls, meta: TraceMetadata, units_M: npt.NDArray[np.int64], total: int, *, per_layer: bool) -> Self:
         if not per_layer:
             return cls(units_M, np.zeros(meta.num_model_experts, np.int64), np.array([total], np.int64))
         layers = np.arange(meta.num_layers, dtype=np.int64)
         share_L = total // meta.num_layers + (layers < total % meta.num_layers)
         return cls(units_M, np.repeat(layers, meta.num_experts), share_L.astype(np.int64))
+
+
+def _in_proportion(
+    total: int, weights_L: npt.NDArray[np.float64], full_L: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Whole parts of `total`, none above `full_L`, int64 [L]."""
+    # a weight of nothing takes what the others cannot: slots are not thrown away
+    weights_L = np.maximum(weights_L / weights_L.sum(), 1e-12)
+    share_L = np.zeros(len(full_L))
+    filling = np.ones(len(full_L), bool)
+    while filling.any():
+        share_L[filling] = (total - share_L[~filling].sum()) * weights_L[filling] / weights_L[filling].sum()
+        over = filling & (share_L >= full_L)
+        if not over.any():
+            break
+        share_L[over] = full_L[over]
+        filling &= ~over
+    # a share that is a whole number but for rounding stays one
+    whole_L = np.floor(share_L + 1e-6).astype(np.int64)
+    rest = total - int(whole_L.sum())
+    order = np.argsort(-(share_L - whole_L), kind="stable")
+    order = order[whole_L[order] < full_L[order]]
+    whole_L[order[:rest]] += 1
+    return whole_L
