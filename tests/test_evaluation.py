@@ -38,7 +38,14 @@ def chance_splits(*, published=False):
 def test_every_predictor_is_scored_on_every_split_and_the_headline_is_the_tables():
     splits = {"train": chance_trace(30, seed=1), "test_in_domain": chance_trace(10, seed=2, name="t")}
     result = evaluate(Sure(), splits, resamples=100, seed=0)
-    names = {"predictor", "token unigram", "popularity", "previous token"}
+    names = {
+        "predictor",
+        "token unigram",
+        "popularity",
+        "previous token",
+        "MoE-Infinity",
+        "crippled MoE-Infinity",
+    }
     assert set(result.quality["predictor"]) == names
     assert set(result.quality["split"]) == set(splits)
     headline = result.metrics()["recall_at_k"]

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from moe_beyond.metrics import score
-from moe_beyond.predictor.baselines import Popularity, PreviousToken, TokenUnigram, fit_baselines
+from moe_beyond.predictor.baselines import (
+    CrippledMoeInfinity,
+    MoeInfinity,
+    Popularity,
+    PreviousToken,
+    TokenUnigram,
+    fit_baselines,
+)
+from moe_beyond.simulator.published_protocol import crippled_moe_infinity, most_probable
 from tests.traces_of_chance import chance_trace
 
 
@@ -34,7 +42,52 @@ def test_previous_token_repeats_within_a_prompt_only():
         assert np.array_equal(probabilities[start], Popularity.fit(trace).popularity_LE / 2)
 
 
-@pytest.mark.parametrize("index", range(3))
+def test_moe_infinity_answers_with_the_stored_prompt_that_a_plain_search_finds():
+    train, trace = chance_trace(12, seed=1), chance_trace(3, seed=2, name="t")
+    ours = MoeInfinity.fit(train)
+    answers = ours.probabilities_TLE(trace)
+
+    def counts(start, end, source):
+        found = np.zeros((3, 16))
+        for token in source.experts_TLK[start:end]:
+            for layer in range(3):
+                found[layer, token[layer]] += 1
+        return found
+
+    stored = [counts(*train.prompt_offsets[p : p + 2], train) for p in range(12)]
+    for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
+        for token in range(start + 1, end):
+            now = counts(start, token, trace)
+            means = [
+                np.mean([now[j] @ m[j] / np.linalg.norm(now[j]) / np.linalg.norm(m[j]) for j in range(3)])
+                for m in stored
+            ]
+            best = int(np.argmax(means))
+            tokens = train.prompt_offsets[best + 1] - train.prompt_offsets[best]
+            assert answers[token] == pytest.approx(stored[best] / tokens)
+        assert answers[start] == pytest.approx(ours.share_NLE.mean(axis=0))
+
+
+def test_moe_infinity_finds_the_very_prompt_again():
+    train = chance_trace(12, seed=1)
+    long = np.array([int(np.argmax(np.diff(train.prompt_offsets)))])
+    assert MoeInfinity.fit(train).probabilities_TLE(train.select(long))[-1] == pytest.approx(
+        MoeInfinity.fit(train.select(long)).share_NLE[0]
+    )
+
+
+def test_moe_infinity_keeps_a_thousand_prompts_at_most(monkeypatch):
+    monkeypatch.setattr(MoeInfinity, "CAPACITY", 5)
+    assert len(MoeInfinity.fit(chance_trace(8)).share_NLE) == 5
+
+
+def test_the_crippled_form_is_the_papers_mean_of_nine_prompts():
+    train, trace = chance_trace(30, seed=1), chance_trace(3, seed=2, name="t")
+    named = most_probable(CrippledMoeInfinity.fit(train).probabilities_TLE(trace), 2)
+    assert np.array_equal(named, crippled_moe_infinity(train.select(np.arange(9)), trace.num_tokens))
+
+
+@pytest.mark.parametrize("index", range(5))
 def test_no_baseline_looks_at_the_tokens_own_routing(index):
     trace = chance_trace(6)
     baseline = fit_baselines(chance_trace(30, seed=5))[index]

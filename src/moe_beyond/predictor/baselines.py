@@ -1,17 +1,18 @@
 """Baselines that a learned predictor must beat: counts, no training.
 
-Shape suffixes: T tokens, L MoE layers, E experts, K top-k, V distinct tokens of the training split.
+Shape suffixes: T tokens, L MoE layers, E experts, K top-k, V distinct tokens of the training split, N stored prompts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.data.tokens import token_strings
+from moe_beyond.predictor.base import Predictor
 from moe_beyond.traces.schema import Trace
 from moe_beyond.traces.statistics import expert_counts_LE
 
@@ -95,6 +96,75 @@ class PreviousToken:
         return np.asarray((reused_TLE + self.popularity_LE) / 2, np.float32)
 
 
-def fit_baselines(train: Trace) -> list[Popularity | TokenUnigram | PreviousToken]:
+@dataclass(frozen=True)
+class MoeInfinity:
+    """MoE-Infinity's expert activation matrices as a predictor (arXiv 2401.14361, after its public code).
+
+    Ahead of a token, the request's counts so far are held against those of finished requests: a cosine for each layer,
+    and the stored request of the largest mean answers with the share of its tokens that used each expert. A request's
+    first token has no counts yet and gets the mean of all stored ones. At later layers of the token the original
+    matches again, by the counts of the layers still to come alone; those hold nothing new, so the answer stands here
+    for the whole token. Its store holds a thousand; here they are the first thousand training prompts, as there is no
+    order of arrival by which to replace one.
+    """
+
+    share_NLE: npt.NDArray[np.float32]
+    name: str = "MoE-Infinity"
+
+    CAPACITY: ClassVar[int] = 1000
+
+    @classmethod
+    def fit(cls, train: Trace) -> Self:
+        """Keep the counts of each training prompt."""
+        shares = []
+        for prompt in range(min(cls.CAPACITY, train.num_prompts)):
+            start, end = train.prompt_offsets[prompt : prompt + 2]
+            shares.append(expert_counts_LE(train.experts_TLK[start:end], train.metadata.num_experts) / (end - start))
+        return cls(np.stack(shares).astype(np.float32))
+
+    def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
+        """float32 [T, L, E], the best match's row; the earlier stored one of equals."""
+        unit_NX = _unit_rows(self.share_NLE).reshape(len(self.share_NLE), -1)
+        answer_TLE = np.empty((trace.num_tokens, *self.share_NLE.shape[1:]), np.float32)
+        answer_TLE[trace.prompt_offsets[:-1]] = self.share_NLE.mean(axis=0)
+        for start, end in zip(trace.prompt_offsets[:-1].tolist(), trace.prompt_offsets[1:].tolist(), strict=True):
+            used_TLE = np.zeros((end - start - 1, *self.share_NLE.shape[1:]), np.float32)
+            np.put_along_axis(used_TLE, trace.experts_TLK[start : end - 1].astype(np.int64), 1.0, axis=2)
+            so_far_TX = _unit_rows(used_TLE.cumsum(axis=0)).reshape(len(used_TLE), -1)
+            answer_TLE[start + 1 : end] = self.share_NLE[(so_far_TX @ unit_NX.T).argmax(axis=1)]
+        return answer_TLE
+
+
+def _unit_rows(counts_XLE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows of each layer at length 1; a layer always has counts, because every token routes in it."""
+    return np.asarray(counts_XLE / np.linalg.norm(counts_XLE, axis=-1, keepdims=True), np.float32)
+
+
+@dataclass(frozen=True)
+class CrippledMoeInfinity:
+    """What the MoE-Beyond paper (arXiv 2508.17137) compares with under MoE-Infinity's name.
+
+    The counts of nine prompts in one mean (k-means with a single cluster), the same answer for every token: the
+    popularity of a small sample. The paper's nine are the first of its training files; here they are the first nine
+    that the split leaves to training.
+    """
+
+    share_LE: npt.NDArray[np.float32]
+    name: str = "crippled MoE-Infinity"
+
+    PROMPTS: ClassVar[int] = 9
+
+    @classmethod
+    def fit(cls, train: Trace) -> Self:
+        """Count the first nine prompts."""
+        return cls(Popularity.fit(train.select(np.arange(min(cls.PROMPTS, train.num_prompts)))).popularity_LE)
+
+    def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
+        """float32 [T, L, E], one [L, E] table repeated."""
+        return np.broadcast_to(self.share_LE, (trace.num_tokens, *self.share_LE.shape))
+
+
+def fit_baselines(train: Trace) -> list[Predictor]:
     """Every baseline, fitted on the training split."""
-    return [Popularity.fit(train), TokenUnigram.fit(train), PreviousToken.fit(train)]
+    kinds = (Popularity, TokenUnigram, PreviousToken, MoeInfinity, CrippledMoeInfinity)
+    return [kind.fit(train) for kind in kinds]
