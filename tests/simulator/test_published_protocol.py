@@ -26,13 +26,13 @@ def touch(cache: OrderedDict[int, None], key: int, capacity: int) -> bool:
     return hit
 
 
-def by_hand(trace: Trace, predicted_TLK: npt.NDArray[np.int64], fills: list[list[int]]) -> list[int]:
-    """The protocol as one would write it down: an ordered dict, a loop over rows."""
+def by_hand(trace: Trace, predicted_TLK: npt.NDArray[np.int64], fills: list[list[int]]) -> tuple[list[int], list[int]]:
+    """The protocol as one would write it down: an ordered dict, a loop over rows. Hits and loaded bytes by prompt."""
     num_layers, num_experts = trace.metadata.num_layers, trace.metadata.num_experts
-    hits = []
+    hits, loaded = [], []
     for prompt, fill in enumerate(fills):
         cache: OrderedDict[int, None] = OrderedDict.fromkeys(fill)
-        count = 0
+        count = moved = 0
         start, end = trace.prompt_offsets[prompt : prompt + 2]
         rows = [(t, layer) for t in range(start, end) for layer in range(num_layers)]
         for row, (token, layer) in enumerate(rows):
@@ -41,11 +41,13 @@ def by_hand(trace: Trace, predicted_TLK: npt.NDArray[np.int64], fills: list[list
                 for key in actual:
                     touch(cache, key, len(fill))
             if row >= WARM_UP_TOKENS * num_layers:
-                for expert in predicted_TLK[token, layer]:
-                    touch(cache, layer * num_experts + int(expert), len(fill))
-                count += sum(touch(cache, key, len(fill)) for key in actual)
+                keys = [layer * num_experts + int(e) for e in predicted_TLK[token, layer]]
+                absent = [not touch(cache, key, len(fill)) for key in keys + actual]
+                count += len(actual) - sum(absent[len(keys) :])
+                moved += sum(absent) * trace.metadata.expert_bytes[layer]
         hits.append(count)
-    return hits
+        loaded.append(moved)
+    return hits, loaded
 
 
 @given(seed=st.integers(0, 1000), capacity=st.integers(1, 15), width=st.integers(0, 5))
@@ -56,7 +58,9 @@ def test_it_equals_the_protocol_written_by_hand(seed, capacity, width):
     replay = published_replay(trace, predicted, capacity, seed)
     draw = np.random.default_rng(seed)
     fills = [draw.choice(15, capacity, replace=False).tolist() for _ in range(3)]
-    assert replay.hits_P.tolist() == by_hand(trace, predicted, fills)
+    hits, loaded = by_hand(trace, predicted, fills)
+    assert replay.hits_P.tolist() == hits
+    assert replay.loaded_bytes_P.tolist() == loaded
     assert replay.accesses_P.tolist() == [4 * 3 * 2, 0, 1 * 3 * 2]
 
 

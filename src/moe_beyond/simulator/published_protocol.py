@@ -35,11 +35,14 @@ class PublishedReplay:
         capacity_experts: Slots of the cache.
         hits_P: Hits of each prompt, int64; 0 where a prompt is no longer than the warm-up.
         accesses_P: Counted accesses of each prompt, int64.
+        loaded_bytes_P: Bytes of the experts that were absent when a counted row touched them, predicted ones too, int64.
+            The paper does not count them.
     """
 
     capacity_experts: int
     hits_P: npt.NDArray[np.int64]
     accesses_P: npt.NDArray[np.int64]
+    loaded_bytes_P: npt.NDArray[np.int64]
 
     @property
     def hit_rate(self) -> float:
@@ -80,10 +83,16 @@ def published_replay(
             for _ in range(trace.num_prompts)
         ]
     )
-    hits_P, accesses_P = _replay(
-        np.asarray(trace.experts_TLK), np.asarray(predicted_TLK), trace.prompt_offsets, fill_PC, meta.num_experts
+    expert_bytes_L = np.array(meta.expert_bytes, np.int64)
+    counts = _replay(
+        np.asarray(trace.experts_TLK),
+        np.asarray(predicted_TLK),
+        trace.prompt_offsets,
+        fill_PC,
+        meta.num_experts,
+        expert_bytes_L,
     )
-    return PublishedReplay(capacity_experts, hits_P, accesses_P)
+    return PublishedReplay(capacity_experts, *counts)
 
 
 def most_probable(probabilities_TLE: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
@@ -119,10 +128,12 @@ def _replay(
     prompt_offsets: npt.NDArray[np.int64],
     fill_PC: npt.NDArray[np.int32],
     num_experts: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    expert_bytes_L: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     num_prompts, capacity = fill_PC.shape
     num_layers = experts_TLK.shape[1]
     hits_P, accesses_P = np.zeros(num_prompts, np.int64), np.zeros(num_prompts, np.int64)
+    loaded_bytes_P = np.zeros(num_prompts, np.int64)
     first_counted = WARM_UP_TOKENS * num_layers
     for prompt in range(num_prompts):
         residents = empty_list(num_layers * num_experts)
@@ -137,8 +148,12 @@ def _replay(
                     touch(residents, base + expert, capacity)
             if row >= first_counted:
                 for expert in predicted_TLK[token, layer]:
-                    touch(residents, base + expert, capacity)
+                    if not touch(residents, base + expert, capacity):
+                        loaded_bytes_P[prompt] += expert_bytes_L[layer]
                 for expert in experts_TLK[token, layer]:
+                    hit = touch(residents, base + expert, capacity)
                     accesses_P[prompt] += 1
-                    hits_P[prompt] += touch(residents, base + expert, capacity)
-    return hits_P, accesses_P
+                    hits_P[prompt] += hit
+                    if not hit:
+                        loaded_bytes_P[prompt] += expert_bytes_L[layer]
+    return hits_P, accesses_P, loaded_bytes_P
