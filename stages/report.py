@@ -4,20 +4,19 @@ from typing import Any
 
 from moe_beyond.config import Params, flatten
 from moe_beyond.reporting.page import render_report
-from moe_beyond.tracking import pipeline_run, stage_run
+from moe_beyond.tracking import stage_run
 from moe_beyond.tracking.stage import context_tags
 
-SHOWN = ["reports/index.html", "reports/figures", "models/predictor"]
 CODE = ("git.commit", "git.dirty", "dvc_exp_name", "mlflow_run")
 
 
 def main() -> None:
-    with stage_run("report") as run, pipeline_run(run, SHOWN) as pipeline_id:
+    with stage_run("report") as run:
         render_report(
             run.root,
             run.params.report,
             headline_capacity=run.params.simulate.headline_capacity,
-            run_summary=facts(run.params, {**context_tags(run.stage, run.root), "mlflow_run": pipeline_id}),
+            run_summary=facts(run.params, {**context_tags(run.stage, run.root), "mlflow_run": run.run_id}),
         )
 
 

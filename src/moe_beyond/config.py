@@ -12,12 +12,13 @@ from moe_beyond.data.settings import SplitSettings
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.settings import ExportSettings, TrainSettings, TuneSettings
 from moe_beyond.reference.settings import ReferenceSettings
+from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.settings import Settings
 from moe_beyond.simulator.settings import SimulateSettings
 from moe_beyond.traces.settings import AssessSettings, ExtractSettings, TracesSettings
 
-STAGES = ("reference", "extract", "assess", "split", "tune", "train", "export", "simulate", "report")
+STAGES = ("reference", "extract", "assess", "split", "tune", "train", "export", "simulate", "report", "publish")
 """One word each for a stage of dvc.yaml, its script, its section of params.yaml and its folder under reports/."""
 
 
@@ -35,6 +36,7 @@ class Params(Settings):
     export: ExportSettings = ExportSettings()
     simulate: SimulateSettings = SimulateSettings()
     report: ReportSettings = ReportSettings()
+    publish: PublishSettings = PublishSettings()
 
 
 def load_params(path: Path) -> Params:

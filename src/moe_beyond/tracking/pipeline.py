@@ -89,6 +89,8 @@ def headline_metrics(root: Path) -> dict[str, float]:
 def _is_headline(stage: str, key: str) -> bool:
     if stage == "export":
         return key.count("/") == 0 or key.startswith("recall_at_k/test_")
+    if stage == "publish":
+        return True
     if stage in ("tune", "train"):
         return key.endswith(("recall_at_k", "latency_ms", "parameters"))
     return stage == "simulate" and key.endswith(("/hit_rate", "/mib_per_token", "/ms_per_token"))
@@ -110,7 +112,8 @@ def _mirror(run: StageRun, experiment: str, stage: str, original: str) -> str:
     declared = read_stage(run.root / "dvc.yaml", stage)
     log_params(run.client, run_id, stage_params(run.params, declared))
     metrics = run.root / "reports" / stage / "metrics.json"
-    log_metrics(run.client, run_id, flatten(json.loads(metrics.read_text(encoding="utf-8")), "/"))
+    if metrics.exists():
+        log_metrics(run.client, run_id, flatten(json.loads(metrics.read_text(encoding="utf-8")), "/"))
     log_outs(run.client, run_id, run.root, declared)
     run.client.set_terminated(run_id)
     return run_id

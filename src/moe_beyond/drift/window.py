@@ -1,0 +1,136 @@
+"""The window that a predictor learned from, as it is remembered beside it: which experts were used, and how well.
+
+Shape suffixes: P prompts, L MoE layers, E experts in a layer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from moe_beyond.errors import InputError
+from moe_beyond.files import replacing, write_json
+from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.statistics import expert_counts_LE
+
+COUNTS_FILE, MEASURES_FILE = "window.npz", "window.json"
+_MOST_PROMPTS = 2000
+"""Prompts whose counts are kept apart; of more, every n-th: chance needs no more, and the file stays small."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a replay of a window says.
+
+    Attributes:
+        source: What was measured with: the predictor, or counts where there is none.
+        recall_at_k: Share of true experts among the k that were named.
+        hit_rate: Of the cache that the gate replays.
+        regret: Share of the loads, prefetches included, that Belady's foresight would have saved.
+        capacity_experts: Slots of that cache.
+    """
+
+    source: str
+    recall_at_k: float
+    hit_rate: float
+    regret: float
+    capacity_experts: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Usage of experts in some traces.
+
+    Attributes:
+        model_id: The traced model.
+        layer_numbers: Its MoE layers.
+        counts_LE: How often each expert was used, int64.
+        prompt_counts_PLE: The same by prompt, for some or all prompts; None where only totals are known.
+    """
+
+    model_id: str
+    layer_numbers: tuple[int, ...]
+    counts_LE: npt.NDArray[np.int64]
+    prompt_counts_PLE: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, trace: Trace) -> Window:
+        """Count a trace."""
+        meta = trace.metadata
+        chosen = range(0, trace.num_prompts, -(-trace.num_prompts // _MOST_PROMPTS))
+        bounds = trace.prompt_offsets
+        counts = [expert_counts_LE(trace.experts_TLK[bounds[p] : bounds[p + 1]], meta.num_experts) for p in chosen]
+        whole_LE = expert_counts_LE(trace.experts_TLK, meta.num_experts)
+        return cls(meta.model_id, meta.layer_numbers, whole_LE, np.stack(counts).astype(np.int64))
+
+    def require_same_shape(self, other: Window, what: str) -> None:
+        """Refuse to compare other layers or experts.
+
+        Raises:
+            InputError: The shapes differ.
+        """
+        mine, theirs = self.counts_LE.shape, other.counts_LE.shape
+        if mine != theirs or self.layer_numbers != other.layer_numbers:
+            raise InputError(
+                f"{what}: {theirs[0]} layers of {theirs[1]} experts ({other.model_id}), the traces have {mine[0]} of "
+                f"{mine[1]} ({self.model_id}); compare traces of one model"
+            )
+
+
+def write_window(folder: Path, window: Window, measures: Measures) -> None:
+    """Write both files of a window into a folder."""
+    with replacing(folder / COUNTS_FILE) as temporary, temporary.open("wb") as file:
+        kept = window.counts_LE[None] if window.prompt_counts_PLE is None else window.prompt_counts_PLE
+        np.savez_compressed(file, counts=window.counts_LE, prompts=kept.astype(np.uint32))
+    shape = {"model_id": window.model_id, "layer_numbers": window.layer_numbers}
+    write_json(folder / MEASURES_FILE, {**shape, "measures": asdict(measures)})
+
+
+def read_window(folder: Path) -> tuple[Window, Measures]:
+    """Read what `write_window` wrote.
+
+    Raises:
+        InputError: A file is missing.
+    """
+    for name in (COUNTS_FILE, MEASURES_FILE):
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name}: no such file; give a bundle that the publish stage registered")
+    described = json.loads((folder / MEASURES_FILE).read_text(encoding="utf-8"))
+    with np.load(folder / COUNTS_FILE) as arrays:
+        window = Window(
+            described["model_id"],
+            tuple(described["layer_numbers"]),
+            arrays["counts"].astype(np.int64),
+            arrays["prompts"].astype(np.int64),
+        )
+    return window, Measures(**described["measures"])
+
+
+def read_counts(path: Path) -> Window:
+    """Read a CSV of columns layer, expert, count: what a server can keep without keeping traces.
+
+    Raises:
+        InputError: Not such a CSV, a negative count, a pair that stands there twice, or one that is missing.
+    """
+    try:
+        table = pl.read_csv(path, schema={"layer": pl.Int64, "expert": pl.Int64, "count": pl.Int64})
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a CSV of columns layer,expert,count ({reason})") from error
+    if table.height == 0 or table["count"].min() < 0 or table.null_count().sum_horizontal()[0]:  # type: ignore[operator]
+        raise InputError(f"{path}: expected counts of at least 0 in every row")
+    layers, experts = table["layer"].unique().sort().to_list(), int(table["expert"].max()) + 1  # type: ignore[arg-type]
+    counts_LE = np.full((len(layers), experts), -1, np.int64)
+    rows = np.searchsorted(layers, table["layer"].to_numpy())
+    counts_LE[rows, table["expert"].to_numpy()] = table["count"].to_numpy()
+    if table.height != counts_LE.size or counts_LE.min() < 0:
+        raise InputError(
+            f"{path}: {table.height} rows for {len(layers)} layers of {experts} experts; expected one row a layer and "
+            "expert, those with count 0 too"
+        )
+    return Window(str(path), tuple(layers), counts_LE, None)

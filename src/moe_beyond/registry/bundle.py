@@ -1,0 +1,180 @@
+"""The bundle: everything that belongs to a predictor, in one folder that a registry can keep.
+
+README.md       model card
+bundle.json     whose model, which layers and experts, how a token becomes numbers, digests of all data
+predictor/      the ONNX graphs
+calibration.csv, width.csv, quality.csv    how far its probabilities can be trusted, what each width covers
+advice.json     is the model worth offloading, and every policy's time on the device at the gate's capacity
+metrics.json    metrics of every stage
+window.npz, window.json    what drift is measured against
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.data.tokens import MAX_NGRAMS, NGRAM_SIZES
+from moe_beyond.drift.window import Measures, Window, write_window
+from moe_beyond.errors import InputError
+from moe_beyond.files import write_json
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.registry.card import model_card
+from moe_beyond.registry.settings import PublishSettings
+from moe_beyond.simulator.experiment import capacity_experts
+from moe_beyond.traces.schema import SCHEMA_VERSION, TraceMetadata
+
+BUNDLE_VERSION = 1
+"""Version of this folder's layout; a reader refuses a newer one."""
+
+_TABLES = ("calibration.csv", "width.csv", "quality.csv")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a bundle comes from.
+
+    Attributes:
+        digests: DVC's digest of every data set and model that the pipeline made, by path.
+        git: `git.commit` and `git.dirty`; empty outside a repository.
+        runs: MLflow run of each stage.
+        seed: Every random choice followed from it.
+    """
+
+    digests: dict[str, str]
+    git: dict[str, str]
+    runs: dict[str, str]
+    seed: int
+
+
+def registered_name(settings: PublishSettings, model_id: str) -> str:
+    """The registered model that a predictor of this traced model competes in."""
+    if settings.name is not None:
+        return settings.name
+    return f"moe-beyond.{re.sub(r'[^A-Za-z0-9_-]+', '-', model_id).strip('-')}.{settings.device}"
+
+
+def write_bundle(  # noqa: PLR0917 - all of it goes into the bundle
+    folder: Path,
+    root: Path,
+    metadata: TraceMetadata,
+    settings: PublishSettings,
+    origin: Origin,
+    window: tuple[Window, Measures],
+) -> dict[str, Any]:
+    """Assemble a bundle from the pipeline's outs.
+
+    Args:
+        folder: A new folder.
+        root: The project's root; `models/predictor` and `reports/` are read.
+        metadata: Of the traces.
+        settings: Device and capacity of the advice.
+        origin: Where everything comes from.
+        window: Usage of the training split, and measures of the test split of the same domain.
+
+    Returns:
+        The manifest that `bundle.json` holds.
+    """
+    folder.mkdir(parents=True)
+    shutil.copytree(root / "models" / "predictor", folder / "predictor")
+    for name in _TABLES:
+        shutil.copy(root / "reports" / "export" / name, folder / name)
+    manifest = describe(OnnxPredictor(folder / "predictor"), metadata, origin)
+    advice = device_advice(root / "reports", metadata, settings)
+    metrics = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((root / "reports").glob("*/metrics.json"))
+        if path.parent.name != "publish"
+    }
+    write_json(folder / "bundle.json", manifest)
+    write_json(folder / "advice.json", advice)
+    write_json(folder / "metrics.json", metrics)
+    write_window(folder, *window)
+    (folder / "README.md").write_text(model_card(manifest, advice, metrics, window[1]), encoding="utf-8")
+    return manifest
+
+
+def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) -> dict[str, Any]:
+    """The manifest: shape, token specification, origin."""
+    return {
+        "bundle_version": BUNDLE_VERSION,
+        "trace_schema_version": SCHEMA_VERSION,
+        "model_id": metadata.model_id,
+        "model_revision": metadata.model_revision,
+        "layer_numbers": list(metadata.layer_numbers),
+        "num_experts": metadata.num_experts,
+        "top_k": metadata.top_k,
+        "tokens": {
+            "known_strings": len(predictor.encoder.known),
+            "letter_buckets": predictor.encoder.letter_buckets,
+            "ngram_sizes": list(NGRAM_SIZES),
+            "max_ngrams": MAX_NGRAMS,
+            "hash": "CRC-32 of the UTF-8 bytes of each n-gram of <word>, word in lower case without the mark of a "
+            "leading space; modulo letter_buckets - 1, plus 1; 0 is padding; the whole <word> comes first",
+            "known_strings_are_in": "the ONNX file's metadata, key moe_beyond, known_tokens",
+        },
+        "licence_of_traces": metadata.licence,
+        "source_of_traces": metadata.source,
+        "seed": origin.seed,
+        "git": origin.git,
+        "digests": origin.digests,
+        "runs": origin.runs,
+    }
+
+
+def device_advice(reports: Path, metadata: TraceMetadata, settings: PublishSettings) -> dict[str, Any]:
+    """The suitability card's verdict, and the replay's times on the gate's device nearest to its capacity.
+
+    Raises:
+        InputError: The simulate stage did not time the gate's device.
+    """
+    card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))
+    timing = pl.read_csv(reports / "simulate" / "timing.csv")
+    on_device = timing.filter(pl.col("device") == settings.device)
+    if on_device.height == 0:
+        raise InputError(
+            f"publish.device: {settings.device} was not timed by the simulate stage; add it to simulate.devices"
+        )
+    wanted = capacity_experts(metadata, settings.capacity)
+    nearest = min(on_device["capacity_experts"].unique().sort().to_list(), key=lambda capacity: abs(capacity - wanted))
+    columns = ("split", "policy", "ms_per_token", "tokens_per_second", "fraction_of_bound", "break_even_latency_ms")
+    rows = on_device.filter(pl.col("capacity_experts") == nearest).select(columns).sort("split", "ms_per_token")
+    return {
+        "suitability": {"verdict": card["verdict"], "reasons": card["reasons"]},
+        "device": settings.device,
+        "capacity_experts": nearest,
+        "policies": rows.to_dicts(),
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read `bundle.json`.
+
+    Raises:
+        InputError: It is missing, or of a newer layout than this release reads.
+    """
+    path = folder / "bundle.json"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; this is no bundle that the publish stage registered")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if manifest["bundle_version"] > BUNDLE_VERSION:
+        raise InputError(
+            f"{path}: bundle version {manifest['bundle_version']}, this release reads up to {BUNDLE_VERSION}; upgrade"
+        )
+    return manifest
+
+
+def mismatch(manifest: dict[str, Any], metadata: TraceMetadata) -> str | None:
+    """Why a bundle cannot be replayed on these traces, in words; None where it can."""
+    mine = (manifest["model_id"], tuple(manifest["layer_numbers"]), manifest["num_experts"], manifest["top_k"])
+    theirs = (metadata.model_id, metadata.layer_numbers, metadata.num_experts, metadata.top_k)
+    if mine == theirs:
+        return None
+    shapes = [f"{m[0]}, {len(m[1])} layers of {m[2]} experts, top-{m[3]}" for m in (mine, theirs)]
+    return f"the champion was made for {shapes[0]}; these traces are of {shapes[1]}"

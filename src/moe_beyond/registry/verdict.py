@@ -1,0 +1,184 @@
+"""The gate: does the challenger take the champion's place, and why.
+
+Shape suffixes: P prompts, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from moe_beyond.errors import InputError
+from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Metric, Ratio, Score
+from moe_beyond.registry.settings import PublishSettings
+from moe_beyond.simulator.intervals import Interval, Resamples
+
+_TAIL = 0.025  # 95 % intervals
+
+Outcome = Literal["first", "promoted", "refused", "unchanged", "incomparable"]
+"""`first`: there was no champion. `unchanged`: this very bundle is the champion. `incomparable`: the champion cannot be
+replayed on these traces, and stays."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule of the gate.
+
+    Attributes:
+        rule: What is asked, with its limit.
+        value: What was found.
+        limit: What it was held against.
+        passed: Whether it holds.
+    """
+
+    rule: str
+    value: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided.
+
+    Attributes:
+        outcome: See `Outcome`.
+        reasons: Sentences that a person reads.
+        checks: The rules that were applied.
+        improvement: By which share of the champion's value the challenger is better, with its paired interval.
+    """
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    checks: tuple[Check, ...] = ()
+    improvement: Interval | None = None
+
+    @property
+    def moves_champion(self) -> bool:
+        """Whether the alias `champion` goes to the challenger."""
+        return self.outcome in ("first", "promoted")
+
+    def document(self) -> dict[str, Any]:
+        """For verdict.json."""
+        return {"moves_champion": self.moves_champion, **asdict(self)}
+
+
+def judge(challenger: Score, champion: Score | None, settings: PublishSettings, seed: int) -> Verdict:
+    """Apply the rules of the section `publish`.
+
+    Args:
+        challenger: The predictor just made.
+        champion: On the same traces; None where there is no champion yet.
+        settings: Metric, margin and limits.
+        seed: Of the resamples.
+    """
+    latency = Check(
+        f"a token step takes at most {settings.max_latency_ms:g} ms",
+        challenger.latency_ms,
+        settings.max_latency_ms,
+        challenger.latency_ms <= settings.max_latency_ms,
+    )
+    if champion is None:
+        if latency.passed:
+            return Verdict("first", ("there was no champion: the first predictor becomes it",), (latency,))
+        return Verdict("refused", (_failed(latency), "there is no champion still"), (latency,))
+    gain = improvement(challenger, champion, settings, seed)
+    better = Check(
+        f"{settings.metric} improves by more than {settings.margin:.2%}, lower end of the 95 % interval",
+        gain.low,
+        settings.margin,
+        gain.low > settings.margin,
+    )
+    checks = (better, _worst_domain(challenger, champion, settings), latency)
+    mine, theirs = (score.pooled(settings.metric).value for score in (challenger, champion))
+    measured = (
+        f"{settings.metric}: challenger {mine:.4g}, champion {theirs:.4g}, improvement {gain.value:+.2%} "
+        f"(95 % interval {gain.low:+.2%} to {gain.high:+.2%}, paired by prompt)"
+    )
+    failed = [_failed(check) for check in checks if not check.passed]
+    return Verdict("refused" if failed else "promoted", (measured, *failed), checks, gain)
+
+
+def improvement(challenger: Score, champion: Score, settings: PublishSettings, seed: int) -> Interval:
+    """By which share of the champion's value the challenger is better on the same prompts; positive is better.
+
+    Raises:
+        InputError: The champion's value is 0.
+    """
+    mine, theirs = challenger.pooled(settings.metric), champion.pooled(settings.metric)
+    if theirs.value == 0:
+        raise InputError(
+            f"publish.metric: the champion's {settings.metric} is 0 on these traces, no share of it can be gained; "
+            "raise publish.capacity or choose another metric"
+        )
+    sign = -1 if settings.metric in LOWER_IS_BETTER else 1
+    weights_BP = Resamples.draw(len(mine.top_P), settings.bootstrap_samples, seed).weights_BP
+    values_B = sign * (_resampled(mine, weights_BP) / _resampled(theirs, weights_BP) - 1)
+    low, high = np.nanquantile(values_B, (_TAIL, 1 - _TAIL))
+    return Interval(sign * (mine.value / theirs.value - 1), float(low), float(high))
+
+
+def table(scores: Sequence[Score], settings: PublishSettings, seed: int) -> pl.DataFrame:
+    """A row a contestant, split (and `all`) and metric: columns contestant, version, split, metric, value, low, high.
+
+    Intervals are each contestant's own; the improvement's, in the verdict, is paired and narrower.
+    """
+    rows: list[tuple[str, str | None, str, str, float, float | None, float | None]] = []
+    for score in scores:
+        parts: dict[str, dict[Metric, Ratio]] = {name: dict(split) for name, split in score.splits.items()}
+        parts["all"] = {metric: score.pooled(metric) for metric in METRICS}
+        for split, metrics in parts.items():
+            for metric, ratio in metrics.items():
+                if ratio.bottom_P.sum() > 0:
+                    rows.append(
+                        (score.name, score.version, split, metric, ratio.value, *_interval(ratio, settings, seed))
+                    )
+        rows.append((score.name, score.version, "all", "latency_ms", score.latency_ms, None, None))
+    columns = ("contestant", "version", "split", "metric", "value", "low", "high")
+    types = dict.fromkeys(columns, pl.String()) | dict.fromkeys(columns[4:], pl.Float64())
+    return pl.DataFrame(rows, schema=types, orient="row")
+
+
+def metrics(verdict: Verdict, scores: Sequence[Score]) -> dict[str, Any]:
+    """Nested numbers for metrics.json: whether the champion moved, the improvement, each contestant's scores."""
+    found: dict[str, Any] = {"moves_champion": int(verdict.moves_champion)}
+    if verdict.improvement is not None:
+        found["improvement"] = asdict(verdict.improvement)
+    for score in scores:
+        pooled = {metric: score.pooled(metric) for metric in METRICS}
+        found[score.name] = {
+            **{metric: ratio.value for metric, ratio in pooled.items() if ratio.bottom_P.sum() > 0},
+            "worst_domain_hit_rate": score.worst_domain[1],
+            "latency_ms": score.latency_ms,
+        }
+    return found
+
+
+def _worst_domain(challenger: Score, champion: Score, settings: PublishSettings) -> Check:
+    (domain, mine), (_, theirs) = challenger.worst_domain, champion.worst_domain
+    limit = theirs - settings.max_worst_domain_loss
+    rule = f"the hit rate on the worst domain ({domain}) loses at most {settings.max_worst_domain_loss:.1%}"
+    return Check(rule, mine, limit, mine >= limit)
+
+
+def _failed(check: Check) -> str:
+    return f"fails: {check.rule} (found {check.value:.4g}, limit {check.limit:.4g})"
+
+
+def _interval(ratio: Ratio, settings: PublishSettings, seed: int) -> tuple[float, float]:
+    weights_BP = Resamples.draw(len(ratio.top_P), settings.bootstrap_samples, seed).weights_BP
+    low, high = np.nanquantile(_resampled(ratio, weights_BP), (_TAIL, 1 - _TAIL))
+    return float(low), float(high)
+
+
+def _resampled(ratio: Ratio, weights_BP: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    bottom_B = weights_BP @ ratio.bottom_P
+    # a resample of prompts that decoded nothing has no value
+    return np.asarray(
+        np.divide(weights_BP @ ratio.top_P, bottom_B, out=np.full(len(bottom_B), np.nan), where=bottom_B > 0)
+    )

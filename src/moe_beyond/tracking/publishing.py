@@ -1,0 +1,133 @@
+"""The publish stage's dealings with MLflow: register the bundle, meet the champion, move the alias or do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from mlflow.entities.model_registry import ModelVersion
+
+from moe_beyond.dvcfile import content_md5
+from moe_beyond.errors import InputError
+from moe_beyond.files import replacing, write_json
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.registry.bundle import mismatch, read_manifest
+from moe_beyond.registry.contest import Contestant, Score, latencies_ms, score
+from moe_beyond.registry.settings import PublishSettings
+from moe_beyond.registry.verdict import Verdict, judge, metrics, table
+from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.traces.schema import Trace
+from moe_beyond.tracking.registry import CHAMPION, DIGEST, ROLLED_BACK, Registry
+from moe_beyond.tracking.stage import StageRun
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a contest is held under."""
+
+    splits: Mapping[str, Trace]
+    settings: PublishSettings
+    simulate: SimulateSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict with what it rests on."""
+
+    verdict: Verdict
+    scores: tuple[Score, ...]
+
+
+def publish(run: StageRun, registry: Registry, bundle: Path, gate: Gate, pipeline_id: str) -> Verdict:
+    """Register a bundle, judge it, move the champion if it won, and write the stage's files.
+
+    Args:
+        run: The open run of the stage.
+        registry: The registered model that it competes in.
+        bundle: From `registry.bundle.write_bundle`.
+        gate: Traces and rules.
+        pipeline_id: The pipeline's run, to be named by the version.
+    """
+    manifest = read_manifest(bundle)
+    digest = content_md5(bundle / "predictor")
+    registry.create(f"Predicts the experts of {manifest['model_id']}; the gate times it on {gate.settings.device}.")
+    version = registry.with_digest(digest)
+    champion = registry.by_alias(CHAMPION)
+    decision = decide(registry, bundle, gate, version, champion)
+    if version is None:
+        tags = {DIGEST: digest, "run.pipeline": pipeline_id, **manifest["git"]}
+        version = registry.register(bundle, run.run_id, tags)
+    number = str(version.version)
+    registry.client.set_model_version_tag(registry.name, number, "gate", decision.verdict.outcome)
+    registry.client.set_model_version_tag(registry.name, number, "gate.reasons", "; ".join(decision.verdict.reasons))
+    registry.call_challenger(number)
+    if decision.verdict.moves_champion:
+        registry.promote(number)
+    _write(
+        run, decision, gate, {"registered_model": registry.name, "challenger": number, "champion": _number(champion)}
+    )
+    return decision.verdict
+
+
+def decide(
+    registry: Registry, bundle: Path, gate: Gate, version: ModelVersion | None, champion: ModelVersion | None
+) -> Decision:
+    """Score challenger and champion on the same traces, and judge; what cannot be compared is said and stays.
+
+    Args:
+        registry: Where the champion's bundle is fetched.
+        bundle: The challenger's.
+        gate: Traces and rules.
+        version: The challenger's version, if this very predictor has been registered before.
+        champion: The champion's version, if there is one.
+    """
+    number, mine = _number(version), OnnxPredictor(bundle / "predictor")
+    rival, obstacle = None, None
+    if champion is not None and number != str(champion.version):
+        rival, obstacle = _open_champion(registry, champion, gate)
+    predictors = [mine] if rival is None else [mine, rival]
+    latencies = latencies_ms(predictors, gate.settings.latency_repeats)
+    names = zip(("challenger", "champion"), (number, _number(champion)), predictors, latencies, strict=False)
+    scores = tuple(score(Contestant(*found), gate.splits, gate.settings, gate.simulate) for found in names)
+    if champion is not None and number == str(champion.version):
+        return Decision(Verdict("unchanged", (f"this very predictor is the champion, version {number}",)), scores)
+    if version is not None and ROLLED_BACK in version.tags:
+        reason = (
+            f"this very predictor was version {number}, rolled back on {version.tags[ROLLED_BACK]}; to make it the "
+            f"champion all the same: moe-beyond rollback --to {number}"
+        )
+        return Decision(Verdict("refused", (reason,)), scores)
+    if obstacle is not None:
+        mend = "the champion stays; set publish.name, or decide by hand: moe-beyond rollback --to VERSION"
+        return Decision(Verdict("incomparable", (obstacle, mend)), scores)
+    return Decision(judge(scores[0], scores[1] if rival else None, gate.settings, gate.seed), scores)
+
+
+def _open_champion(registry: Registry, champion: ModelVersion, gate: Gate) -> tuple[OnnxPredictor | None, str | None]:
+    """The champion's predictor, or why it cannot be replayed on these traces."""
+    metadata = next(iter(gate.splits.values())).metadata
+    try:
+        folder = registry.bundle_of(champion)
+        obstacle = mismatch(read_manifest(folder), metadata)
+        return (None, obstacle) if obstacle else (OnnxPredictor(folder / "predictor"), None)
+    except InputError as error:
+        return None, f"the champion, version {champion.version}, cannot be opened: {error}"
+
+
+def _write(run: StageRun, decision: Decision, gate: Gate, names: dict[str, Any]) -> None:
+    write_json(run.reports / "verdict.json", {**names, **decision.verdict.document()})
+    rows: pl.DataFrame = table(decision.scores, gate.settings, gate.seed)
+    with replacing(run.reports / "table.csv") as temporary:
+        rows.write_csv(temporary)
+    run.write_metrics(metrics(decision.verdict, decision.scores))
+    for key in ("registered_model", "challenger", "champion"):
+        run.client.set_tag(run.run_id, f"gate.{key}", str(names[key]))
+    run.client.set_tag(run.run_id, "gate.outcome", decision.verdict.outcome)
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    return None if version is None else str(version.version)

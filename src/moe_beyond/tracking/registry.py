@@ -1,0 +1,185 @@
+"""MLflow's model registry: versions of a predictor, the aliases `challenger` and `champion`, and the way back.
+
+The order of champions is kept in the registered model's tag `champion.history`, oldest first: rollback needs no memory
+of its own, and shows in MLflow's pages.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import Any
+
+from moe_beyond.errors import InputError
+from moe_beyond.tracking import connection  # noqa: F401 - sets what mlflow reads at import
+
+import mlflow  # isort: skip
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+DIGEST, ROLLED_BACK = "predictor.digest", "rolled_back"
+_HISTORY = "champion.history"
+_NEEDED = ("onnxruntime", "numpy", "pandas", "pydantic")
+
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(Array(DataType.string), "tokens"),
+            ColSpec(Array(Array(Array(DataType.long))), "routing", required=False),
+        ]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(Array(Array(Array(DataType.long))), "experts"),
+            ColSpec(Array(Array(Array(DataType.double))), "probabilities"),
+        ]
+    ),
+    params=ParamSchema(
+        [ParamSpec("top", DataType.long, default=0), ParamSpec("every_token", DataType.boolean, default=False)]
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """One registered model."""
+
+    client: MlflowClient
+    name: str
+
+    def create(self, about: str) -> None:
+        """Make the registered model where it is new."""
+        try:
+            self.client.create_registered_model(self.name, description=about)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def by_alias(self, alias: str) -> ModelVersion | None:
+        """The version that an alias points to, if it points to one."""
+        try:
+            return self.client.get_model_version_by_alias(self.name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def with_digest(self, digest: str) -> ModelVersion | None:
+        """The version that holds this very predictor, if one does."""
+        found = self.client.search_model_versions(f"name = '{self.name}' and tags.`{DIGEST}` = '{digest}'")
+        return found[0] if found else None
+
+    def bundle_of(self, version: ModelVersion) -> Path:
+        """Fetch the bundle of a version.
+
+        Raises:
+            InputError: Its artifacts are gone.
+        """
+        try:
+            local = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version.version}")
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.name} version {version.version}: its artifacts cannot be fetched ({reason}); bring them back, "
+                "or make another version the champion: moe-beyond rollback --to VERSION"
+            ) from error
+        return Path(local) / "artifacts" / "bundle"
+
+    def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
+        """Log a bundle as a pyfunc model of the active run, make a version of it, and call it the challenger."""
+        manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+        logged = mlflow.pyfunc.log_model(
+            name="predictor",
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"bundle": str(bundle)},
+            # a version stays what it was when the project's code moves on
+            code_paths=[str(Path(__file__).parents[1])],
+            signature=SIGNATURE,
+            input_example=example(manifest),
+            pip_requirements=[f"{name}=={library_version(name)}" for name in ("mlflow", *_NEEDED)],
+            metadata={key: manifest[key] for key in ("bundle_version", "model_id", "num_experts", "top_k")},
+        )
+        # tags come with the version itself: one that is there is whole
+        return self.client.create_model_version(
+            self.name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id,
+            description=(bundle / "README.md").read_text(encoding="utf-8"),
+        )  # fmt: skip
+
+    def call_challenger(self, version: str) -> None:
+        """Point the alias `challenger` to a version."""
+        self.client.set_registered_model_alias(self.name, CHALLENGER, version)
+
+    def promote(self, version: str) -> None:
+        """Make a version the champion, and remember whom it followed."""
+        history = [entry for entry in self.history() if entry != version]
+        self._set_champion(version, [*history, version])
+
+    def history(self) -> list[str]:
+        """Versions that were champion, oldest first; the last one is."""
+        tags = self.client.get_registered_model(self.name).tags
+        return [str(version) for version in json.loads(tags.get(_HISTORY, "[]"))]
+
+    def roll_back(self, to: str | None = None) -> tuple[str, str]:
+        """Give the champion's place back.
+
+        Args:
+            to: The version that shall have it, a former champion or any other; None: the champion before this one.
+
+        Returns:
+            The version that left and the one that is champion now.
+
+        Raises:
+            InputError: No such model or version, no champion, or none before this one.
+        """
+        champion = self._known_champion()
+        history = [entry for entry in self.history() if entry != champion]
+        if to is None:
+            if not history:
+                raise InputError(f"{self.name}: version {champion} is the first champion; there is none to go back to")
+            to = history[-1]
+        if to == champion:
+            raise InputError(f"{self.name}: version {to} is the champion already")
+        try:
+            self.client.get_model_version(self.name, to)
+        except MlflowException as error:
+            raise InputError(f"{self.name}: no version {to}; see them all in `make ui`, Models") from error
+        if to in history:
+            # back, not on to a new one: what was found wanting may not win by the gate again
+            now = datetime.now(UTC).isoformat("T", "seconds")
+            self.client.set_model_version_tag(self.name, champion, ROLLED_BACK, now)
+            history = history[: history.index(to)]
+        else:
+            history.append(champion)
+        self._set_champion(to, [*history, to])
+        return champion, to
+
+    def _known_champion(self) -> str:
+        champion = self.by_alias(CHAMPION)
+        if champion is None:
+            names = [model.name for model in self.client.search_registered_models()]
+            known = ", ".join(names) if names else "none: run the pipeline first"
+            raise InputError(f"{self.name}: no champion in this MLflow registry; registered models: {known}")
+        return str(champion.version)
+
+    def _set_champion(self, version: str, history: list[str]) -> None:
+        # the alias first: it is what clients load, the history only says where to go back to
+        self.client.set_registered_model_alias(self.name, CHAMPION, version)
+        self.client.set_registered_model_tag(self.name, _HISTORY, json.dumps(history))
+        self.client.delete_model_version_tag(self.name, version, ROLLED_BACK)
+
+
+def example(manifest: dict[str, Any]) -> Any:
+    """A request as a client sends it: two tokens, and the routing of the first."""
+    layers, top_k = len(manifest["layer_numbers"]), manifest["top_k"]
+    rows = [{"tokens": ["\u0120the", "\u0120cat"], "routing": [[list(range(top_k))] * layers]}]
+    import pandas as pd  # noqa: PLC0415 - only registering needs it
+
+    return pd.DataFrame(rows), {"top": top_k, "every_token": False}
