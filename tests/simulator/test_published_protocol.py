@@ -52,7 +52,8 @@ def by_hand(trace: Trace, predicted_TLK: npt.NDArray[np.int64], fills: list[list
 
 @given(seed=st.integers(0, 1000), capacity=st.integers(1, 15), width=st.integers(0, 5))
 def test_it_equals_the_protocol_written_by_hand(seed, capacity, width):
-    trace = make_trace(seed, num_layers=3, lengths=(14, 8, 11), prefill=(14, 8, 11))
+    lengths = (14, 8, 11)
+    trace = make_trace(seed, num_layers=3, lengths=lengths, prefill=lengths, expert_bytes=(100, 20, 3))
     scores = np.random.default_rng(seed).random((33, 3, 5), np.float32)
     predicted = most_probable(scores, width)
     replay = published_replay(trace, predicted, capacity, seed)
