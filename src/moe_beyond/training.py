@@ -66,8 +66,9 @@ class Fit:
     """A fitted predictor and how it came about.
 
     Attributes:
-        checkpoint: Network of the best epoch by validation recall.
-        history: A row an epoch: epoch, step, train_loss, validation_loss, validation_recall_at_k.
+        checkpoint: Both steps as of the best epoch by the mean of their validation recalls.
+        history: A row an epoch: epoch, step, train_loss, validation_loss (of the token step), validation_recall_at_k,
+            validation_recall_at_k_ahead_1 and so on, validation_score.
     """
 
     checkpoint: Checkpoint
@@ -75,19 +76,23 @@ class Fit:
 
     @property
     def best_recall(self) -> float:
-        """Validation recall at k of the best epoch."""
-        return max(row["validation_recall_at_k"] for row in self.history)
+        """Validation recall at k of the token step in the best epoch."""
+        return self._best["validation_recall_at_k"]
+
+    @property
+    def _best(self) -> dict[str, float]:
+        return max(self.history, key=lambda row: row["validation_score"])
 
     def metrics(self) -> dict[str, float]:
         """Headline numbers of the fit."""
-        best = max(self.history, key=lambda row: row["validation_recall_at_k"])
+        best = self._best
+        measured = {name: value for name, value in best.items() if name.startswith(("validation_", "train_"))}
         return {
             "epochs": len(self.history),
             "best_epoch": best["epoch"],
             "parameters": num_parameters(self.checkpoint.network),
-            "validation_recall_at_k": best["validation_recall_at_k"],
-            "validation_loss": best["validation_loss"],
-            "train_loss": best["train_loss"],
+            "layer_step_parameters": num_parameters(self.checkpoint.layer_step),
+            **measured,
         }
 
 
@@ -104,19 +109,23 @@ class _History(Callback):
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "train_loss": metrics["train/loss"],
-            "validation_loss": metrics["validation/loss"],
-            "validation_recall_at_k": metrics["validation/recall_at_k"],
+            **{
+                name.replace("/", "_"): value
+                for name, value in sorted(metrics.items())
+                if name.startswith("validation/")
+            },
         }
         self.rows.append(row)
         if self.log_step is not None:
             self.log_step(metrics, trainer.global_step)
         log.info(
-            "epoch %d/%d  train loss %.4f  validation loss %.4f  recall@k %.4f",
+            "epoch %d/%d  train loss %.4f  validation loss %.4f  recall@k %.4f, one layer ahead %.4f",
             trainer.current_epoch + 1,
             trainer.max_epochs,
             row["train_loss"],
             row["validation_loss"],
             row["validation_recall_at_k"],
+            row["validation_recall_at_k_ahead_1"],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,6 +174,7 @@ def fit(
         dropout=settings.dropout,
         history_dropout=settings.history_dropout,
         token_dropout=settings.token_dropout,
+        layer_loss_weight=settings.layer_loss_weight,
     )
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
     data = RoutingData(
@@ -172,9 +182,9 @@ def fit(
     )
     history = _History(log_step)
     best = ModelCheckpoint(
-        scratch, "best", monitor="validation/recall_at_k", mode="max", save_last=True, enable_version_counter=False
+        scratch, "best", monitor="validation/score", mode="max", save_last=True, enable_version_counter=False
     )
-    patience = EarlyStopping("validation/recall_at_k", mode="max", patience=settings.patience)
+    patience = EarlyStopping("validation/score", mode="max", patience=settings.patience)
     trainer = _trainer(settings, epochs, [history, best, patience])
     last = scratch / "last.ckpt"
     try:
@@ -184,7 +194,7 @@ def fit(
         raise InputError(f"train: {error}; the last good checkpoint is {best.best_model_path or 'none'}") from error
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)
-    checkpoint = Checkpoint(module.network.cpu().eval(), encoder, train.metadata)
+    checkpoint = Checkpoint(module.network.cpu().eval(), module.layer_step.cpu().eval(), encoder, train.metadata)
     return Fit(checkpoint, tuple(history.rows))
 
 
@@ -200,6 +210,9 @@ def network_shape(train: Trace, encoder: TokenEncoder, size: Size, settings: Tra
         depth=size.depth,
         heads=size.heads,
         window=settings.window,
+        horizon=settings.horizon,
+        reach=max(settings.reach, settings.horizon),
+        layer_width=settings.layer_width,
     )
 
 

@@ -1,5 +1,20 @@
-"""Settings under which a predictor trains in a second."""
+"""Settings under which a predictor trains in a second, and a shape small enough to look at."""
 
+from moe_beyond.predictor.network import NetworkShape
 from moe_beyond.predictor.settings import TrainSettings
 
-SETTINGS = TrainSettings(batch_size=8, window=8, letter_buckets=64, learning_rate=0.01, dropout=0.0)
+SETTINGS = TrainSettings(batch_size=8, window=8, letter_buckets=64, learning_rate=0.01, dropout=0.0, layer_width=16)
+SHAPE = NetworkShape(
+    num_layers=3,
+    num_experts=8,
+    top_k=2,
+    num_tokens=50,
+    letter_buckets=64,
+    width=16,
+    depth=2,
+    heads=2,
+    window=6,
+    horizon=2,
+    reach=2,
+    layer_width=12,
+)

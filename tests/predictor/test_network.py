@@ -1,11 +1,8 @@
 import torch
 
-from moe_beyond.predictor.network import NetworkShape, TokenStep, num_parameters, one_hot_routing
+from moe_beyond.predictor.network import TokenStep, num_parameters, one_hot_routing
 from moe_beyond.predictor.onnx import example_inputs
-
-SHAPE = NetworkShape(
-    num_layers=3, num_experts=8, top_k=2, num_tokens=50, letter_buckets=64, width=16, depth=2, heads=2, window=6
-)
+from tests.predictor.small import SHAPE
 
 
 def network():
@@ -22,11 +19,13 @@ def test_token_by_token_equals_the_whole_prompt_beyond_the_window():
     step = network()
     tokens, letters, previous, _, _ = example_inputs(SHAPE, 2, 20, 0)
     with torch.no_grad():
-        whole, *_ = step(tokens, letters, previous, *step.empty_state(2))
+        whole, _, _, contexts = step(tokens, letters, previous, *step.empty_state(2))
         state = step.empty_state(2)
         for t in range(20):
-            logits, *state = step(tokens[:, t : t + 1], letters[:, t : t + 1], previous[:, t : t + 1], *state)
+            now = slice(t, t + 1)
+            logits, *state, context = step(tokens[:, now], letters[:, now], previous[:, now], *state)
             assert torch.allclose(logits[:, 0], whole[:, t], atol=1e-5)
+            assert torch.allclose(context[:, 0], contexts[:, t], atol=1e-5)
             assert state[0].shape[2] == min(t + 1, SHAPE.window - 1)
 
 

@@ -1,6 +1,6 @@
 """What every predictor answers, whatever it is made of. No torch here: the simulator imports this module.
 
-Shape suffixes: T tokens, L MoE layers, E experts.
+Shape suffixes: T tokens, L MoE layers, E experts, H horizon.
 """
 
 from __future__ import annotations
@@ -28,4 +28,19 @@ class Predictor(Protocol):
         """Probability in [0, 1] (or an uncalibrated score in the same order) of each expert, float32 [T, L, E].
 
         Prompts are independent of each other: no state passes from one to the next.
+        """
+
+
+class LayerPredictor(Predictor, Protocol):
+    """Says more once a token's first layers have chosen: causal within the token too, never of the layer itself."""
+
+    @property
+    def horizon(self) -> int:
+        """How many layers ahead it answers."""
+
+    def layer_probabilities_HTLE(self, trace: Trace) -> npt.NDArray[np.float32]:
+        """Probability of each expert at each horizon, float32 [H, T, L, E].
+
+        Entry [h, t, l] is the answer for layer l given the token and what this token's router chose in layers
+        0 to l - h - 1: row 0 is one layer ahead. Where l < h + 1 nothing is known yet, and it is the token step's.
         """

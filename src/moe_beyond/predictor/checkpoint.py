@@ -1,4 +1,4 @@
-"""A trained network on disk: weights as safetensors, everything else as JSON. No pickle."""
+"""A trained predictor on disk: weights of both steps as safetensors, everything else as JSON. No pickle."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from safetensors.torch import load_file, save_file
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.predictor.layer_step import LayerStep
 from moe_beyond.predictor.network import NetworkShape, TokenStep
 from moe_beyond.traces.schema import TraceMetadata
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network and what is needed to feed it.
+    """The two steps and what is needed to feed them.
 
     Attributes:
-        network: In evaluation mode.
+        network: The token step, in evaluation mode.
+        layer_step: The layer step that goes on from it, in evaluation mode.
         encoder: Turns token strings into its inputs.
         trained_on: The traced model, whose layers, experts and top-k the network answers for.
     """
 
     network: TokenStep
+    layer_step: LayerStep
     encoder: TokenEncoder
     trained_on: TraceMetadata
 
@@ -41,7 +44,12 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
         "trained_on": checkpoint.trained_on.model_dump(),
         "known_tokens": checkpoint.encoder.known,
     }
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.network.state_dict().items()}
+    steps = {"token_step": checkpoint.network, "layer_step": checkpoint.layer_step}
+    weights = {
+        f"{step}.{name}": tensor.contiguous()
+        for step, module in steps.items()
+        for name, tensor in module.state_dict().items()
+    }
     with replacing(directory) as temporary:
         temporary.mkdir()
         save_file(weights, temporary / "weights.safetensors")
@@ -52,15 +60,24 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        InputError: There is none, or a newer release wrote it.
+        InputError: There is none, or a release of another format wrote it.
     """
     try:
         description = json.loads((directory / "network.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{directory}: no network.json; run the train stage first") from error
-    if description["format_version"] > FORMAT_VERSION:
-        raise InputError(f"{directory}: format version {description['format_version']} is newer than this release")
-    network = TokenStep(NetworkShape(**description["shape"]))
-    network.load_state_dict(load_file(directory / "weights.safetensors"))
+    if description["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{directory}: format version {description['format_version']}, this release reads {FORMAT_VERSION}; "
+            "run the train stage again"
+        )
+    shape = NetworkShape(**description["shape"])
+    weights = load_file(directory / "weights.safetensors")
+    network, layer_step = TokenStep(shape), LayerStep(shape)
+    for prefix, module in (("token_step.", network), ("layer_step.", layer_step)):
+        module.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        )
     encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
-    return Checkpoint(network.eval(), encoder, TraceMetadata.model_validate(description["trained_on"]))
+    trained_on = TraceMetadata.model_validate(description["trained_on"])
+    return Checkpoint(network.eval(), layer_step.eval(), encoder, trained_on)

@@ -1,17 +1,16 @@
-"""The predictor: a small causal transformer over tokens that answers for all layers at once.
+"""The token step: a small causal transformer over tokens that answers for all layers at once.
 
 Ahead of a token it knows the token itself, the routing of the token before, and, through its state, earlier ones.
 Attention looks back over a fixed window and positions enter only as distances, so the state needs no counter: keys and
-values of the last `window - 1` tokens.
+values of the last `window - 1` tokens. Beside its answer it gives a context, from which the layer step goes on.
 
 Shape suffixes: B batch, T tokens of this call, S tokens in the state (0 to window - 1), L MoE layers, E experts,
-K top-k, G n-grams, D width, N blocks, H heads, C = D / H channels of a head.
+K top-k, G n-grams, D width, W width of the layer step, N blocks, H heads, C = D / H channels of a head.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Everything that fixes the shapes of the network's tensors."""
+    """Everything that fixes the shapes of the two steps' tensors.
+
+    Attributes:
+        num_layers: MoE layers of the traced model.
+        num_experts: Experts in each.
+        top_k: Experts that its router chooses.
+        num_tokens: Token strings with an embedding of their own, and one row for all others.
+        letter_buckets: Hash buckets of character n-grams.
+        width: Of the token step.
+        depth: Its transformer blocks.
+        heads: Of its attention.
+        window: Tokens that attention looks back over, the token itself included.
+        horizon: Layers ahead that the layer step answers for.
+        reach: Layers ahead to which an expert of a layer speaks directly; at least `horizon`.
+        layer_width: Width of the layer step.
+    """
 
     num_layers: int
     num_experts: int
@@ -30,6 +44,9 @@ class NetworkShape:
     depth: int
     heads: int
     window: int
+    horizon: int
+    reach: int
+    layer_width: int
 
     def as_dict(self) -> dict[str, int]:
         """For checkpoints and ONNX metadata."""
@@ -94,6 +111,7 @@ class TokenStep(nn.Module):
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.window, dropout) for _ in range(shape.depth))
         self.output_norm = nn.LayerNorm(shape.width)
         self.output = nn.Linear(shape.width, shape.num_layers * shape.num_experts)
+        self.context = nn.Linear(shape.width, shape.layer_width)
         nn.init.normal_(self.token_embedding.weight, std=0.5)
         nn.init.normal_(self.letter_embedding.weight, std=0.5)
         nn.init.zeros_(self.letter_embedding.weight[0])
@@ -112,7 +130,7 @@ class TokenStep(nn.Module):
 
     def forward(
         self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor, keys_BNSD: Tensor, values_BNSD: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step over T tokens.
 
         Args:
@@ -123,7 +141,8 @@ class TokenStep(nn.Module):
             values_BNSD: Values of earlier tokens.
 
         Returns:
-            Logits [B, T, L, E], and the new keys and values with S = min(S + T, window - 1).
+            Logits [B, T, L, E]; the new keys and values with S = min(S + T, window - 1); the context [B, T, W] of each
+            token, the layer step's state ahead of the token's first layer.
         """
         x_BTD = self._embed(tokens_BT, letters_BTG, previous_BTLK)
         new_keys, new_values = [], []
@@ -131,9 +150,10 @@ class TokenStep(nn.Module):
             x_BTD, keys_BSD, values_BSD = block(x_BTD, keys_BNSD[:, index], values_BNSD[:, index])
             new_keys.append(keys_BSD)
             new_values.append(values_BSD)
-        logits = self.output(self.output_norm(x_BTD))
+        x_BTD = self.output_norm(x_BTD)
+        logits = self.output(x_BTD)
         logits_BTLE = logits.view(*tokens_BT.shape, self.shape.num_layers, self.shape.num_experts)
-        return logits_BTLE, torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1)
+        return logits_BTLE, torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1), self.context(x_BTD)
 
     def _embed(self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor) -> Tensor:
         letters_BTD = self.letter_embedding(letters_BTG).sum(dim=2)
@@ -153,10 +173,3 @@ def one_hot_routing(experts_BTLK: Tensor, num_experts: int) -> Tensor:
 def num_parameters(network: nn.Module) -> int:
     """Trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
-def rebuild(shape: dict[str, Any], weights: dict[str, Tensor]) -> TokenStep:
-    """The network from a checkpoint's shape and weights, in evaluation mode."""
-    network = TokenStep(NetworkShape(**shape))
-    network.load_state_dict(weights)
-    return network.eval()

@@ -162,7 +162,7 @@ def torch_logits_TLE(checkpoint: Checkpoint, prompt: Trace) -> Floats:
     features = token_features(prompt, checkpoint.encoder)
     inputs = (features.tokens_T, features.letters_TG, features.previous_TLK)
     with torch.no_grad():
-        logits_BTLE, _, _ = checkpoint.network(
+        logits_BTLE, *_ = checkpoint.network(
             *(torch.from_numpy(x)[None] for x in inputs), *checkpoint.network.empty_state(1)
         )
     return np.asarray(logits_BTLE[0].numpy())

@@ -1,0 +1,127 @@
+"""The layer step: what the router just chose, turned into an answer for the next layers, cheaply.
+
+It goes on from the token step's answer and context. A chosen expert speaks in two ways: directly, through a linear map
+to the logits of each of the next `reach` layers, and through a sum of embeddings over all layers seen so far, which a
+small network reads together with the context. Training computes all layers at once; `forward` is one layer with its
+state explicit. Both give the same answers.
+
+Shape suffixes: B batch, L MoE layers, E experts, K top-k, H horizon (row h answers for h + 1 layers ahead), R reach,
+W width of this step, X = W + R * E.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_beyond.predictor.network import NetworkShape
+
+
+class LayerStep(nn.Module):
+    """Logits for the next H layers, given the experts of the layers so far."""
+
+    def __init__(self, shape: NetworkShape, dropout: float = 0.0) -> None:
+        super().__init__()
+        if shape.reach < shape.horizon:
+            raise ValueError(f"reach {shape.reach} is less than horizon {shape.horizon}")
+        self.shape = shape
+        layers, experts, width = shape.num_layers, shape.num_experts, shape.layer_width
+        # a row an expert: its embedding, then its direct maps, so that a step gathers each chosen expert once
+        self.seen = nn.Parameter(torch.zeros(layers * experts, width + shape.reach * experts))
+        # routers list experts in an order that says something of their weights
+        self.slot_weight = nn.Parameter(torch.ones(layers, shape.top_k))
+        self.layer_embedding = nn.Parameter(torch.zeros(layers, width))
+        self.norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.Dropout(dropout)
+        )
+        self.head = nn.Parameter(torch.zeros(layers, width, shape.horizon * experts))
+        # how far to trust the token step's logits, by layer known and horizon
+        self.trust = nn.Parameter(torch.ones(layers, shape.horizon))
+        nn.init.normal_(self.seen[:, :width], std=0.3)
+        nn.init.normal_(self.layer_embedding, std=0.1)
+
+    def empty_evidence(self, batch: int) -> Tensor:
+        """Evidence ahead of a token's first layer: zeros [B, R, E]."""
+        return torch.zeros(batch, self.shape.reach, self.shape.num_experts)
+
+    def forward(
+        self, layer: Tensor, experts_BK: Tensor, logits_BLE: Tensor, context_BW: Tensor, evidence_BRE: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step, after the router of a layer chose.
+
+        Args:
+            layer: int64 [1], index of that layer, 0 to L - 1.
+            experts_BK: int64, what it chose, in the router's order.
+            logits_BLE: The token step's answer for this token, the same at every layer.
+            context_BW: The token step's context at layer 0, after that what this step returned.
+            evidence_BRE: Zeros at layer 0, after that what this step returned.
+
+        Returns:
+            Logits [B, H, E] for layers layer + 1 to layer + H, of which those past L - 1 mean nothing; the new context
+            [B, W]; the new evidence [B, R, E].
+        """
+        shape = self.shape
+        rows_BKX = self.seen[layer * shape.num_experts + experts_BK]
+        slot_BK = self.slot_weight[layer].expand(experts_BK.shape)
+        said_BX = (slot_BK[:, None] @ rows_BKX)[:, 0]
+        context_BW = context_BW + said_BX[:, : shape.layer_width]
+        directly_BRE = said_BX[:, shape.layer_width :].unflatten(1, (shape.reach, shape.num_experts))
+        # the row of this layer is spent; what was said of later ones moves up
+        evidence_BRE = torch.cat([evidence_BRE[:, 1:], torch.zeros_like(evidence_BRE[:, :1])], dim=1) + directly_BRE
+        x_BW = context_BW + self.layer_embedding[layer]
+        x_BW = x_BW + self.feed_forward(self.norm(x_BW))
+        head_BHE = (x_BW @ self.head[layer][0]).unflatten(1, (shape.horizon, shape.num_experts))
+        ahead_H = (layer + 1 + torch.arange(shape.horizon, device=layer.device)).clamp(max=shape.num_layers - 1)
+        trusted_BHE = logits_BLE[:, ahead_H] * self.trust[layer].unsqueeze(-1)
+        return trusted_BHE + evidence_BRE[:, : shape.horizon] + head_BHE, context_BW, evidence_BRE
+
+    def all_layers(self, experts_BLK: Tensor, logits_BLE: Tensor, context_BW: Tensor) -> Tensor:
+        """Every step of every token at once, told the true experts of the layers before.
+
+        Args:
+            experts_BLK: int64, the router's choices; a batch of tokens, in any order.
+            logits_BLE: The token step's answers.
+            context_BW: The token step's contexts.
+
+        Returns:
+            Logits [H, B, L, E]; entry [h, b, l] knows layers 0 to l - h - 1; with none to know, it is the token step's.
+        """
+        shape = self.shape
+        chosen_LBE = self._chosen(experts_BLK)
+        seen_LEX = self.seen.view(shape.num_layers, shape.num_experts, -1)
+        said_LBW = (chosen_LBE @ seen_LEX[..., : shape.layer_width]).float()
+        x_LBW = context_BW.float() + said_LBW.cumsum(dim=0) + self.layer_embedding[:, None]
+        x_LBW = x_LBW + self.feed_forward(self.norm(x_LBW))
+        head_LBHE = (x_LBW @ self.head).unflatten(2, (shape.horizon, shape.num_experts))
+        evidence_HLBE = self._evidence(chosen_LBE, seen_LEX)
+        logits_LBE = logits_BLE.transpose(0, 1)
+        answers = []
+        for h, evidence_LBE in enumerate(evidence_HLBE):
+            known = max(shape.num_layers - 1 - h, 0)  # layers that something is known of
+            trusted_LBE = logits_LBE[h + 1 :] * self.trust[:known, h, None, None]
+            informed_LBE = trusted_LBE + evidence_LBE + head_LBHE[:known, :, h]
+            answers.append(torch.cat([logits_LBE[: h + 1], informed_LBE.to(logits_LBE.dtype)]))
+        return torch.stack(answers).transpose(1, 2)
+
+    def _chosen(self, experts_BLK: Tensor) -> Tensor:
+        """Which experts were chosen, weighted by their slot, [L, B, E]."""
+        weights_BLK = self.slot_weight.expand(experts_BLK.shape)
+        empty_BLE = weights_BLK.new_zeros(*experts_BLK.shape[:2], self.shape.num_experts)
+        return empty_BLE.scatter(2, experts_BLK, weights_BLK).transpose(0, 1)
+
+    def _evidence(self, chosen_LBE: Tensor, seen_LEX: Tensor) -> list[Tensor]:
+        """For each horizon h, what layers 0 to l - h - 1 say of layers l = h + 1 to L - 1, [L - h - 1, B, E]."""
+        shape = self.shape
+        direct_LERE = seen_LEX[..., shape.layer_width :].unflatten(2, (shape.reach, shape.num_experts))
+        total_LBE = chosen_LBE[:0]
+        evidence: list[Tensor] = []
+        # from the farthest layer to the nearest: what a horizon knows is a part of what the one below it knows
+        for r in reversed(range(shape.reach)):
+            known = max(shape.num_layers - 1 - r, 0)
+            # layer r + 1 is the first of which anything is said at this distance; one row more than farther away
+            total_LBE = nn.functional.pad(total_LBE, (0, 0, 0, 0, known - len(total_LBE), 0))
+            total_LBE = total_LBE + chosen_LBE[:known] @ direct_LERE[:known, :, r]
+            if r < shape.horizon:
+                evidence.append(total_LBE)
+        return evidence[::-1]
