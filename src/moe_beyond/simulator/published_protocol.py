@@ -35,8 +35,8 @@ class PublishedReplay:
         capacity_experts: Slots of the cache.
         hits_P: Hits of each prompt, int64; 0 where a prompt is no longer than the warm-up.
         accesses_P: Counted accesses of each prompt, int64.
-        loaded_bytes_P: Bytes of the experts, predicted ones too, that were absent when a counted row touched them, int64;
-            the paper does not count them.
+        loaded_bytes_P: Bytes of the experts, predicted ones too, that were absent when a counted row touched them,
+            int64; the paper does not count them.
     """
 
     capacity_experts: int
