@@ -26,12 +26,28 @@ from moe_beyond.simulator.policies.base import (
     SCORE,
     SECOND_SCORE,
     USES,
+    USES_FULL,
     USES_RESIDENT,
+    WEIGHT,
 )
 
 # columns of the counts; every value is an integer
-ACCESSES, HITS, COMPULSORY, EVICTIONS, PREFETCHES, USEFUL, USELESS, DEMAND_BYTES, PREFETCH_BYTES = range(9)
-NUM_COUNTERS = 9
+(
+    ACCESSES,
+    HITS,
+    COMPULSORY,
+    EVICTIONS,
+    PREFETCHES,
+    USEFUL,
+    USELESS,
+    DEMAND_BYTES,
+    PREFETCH_BYTES,
+    SKIPPED,
+    SUBSTITUTED,
+    LOW_LOADS,
+) = range(12)
+NUM_COUNTERS = 12
+"""Every access is a hit, a miss, SKIPPED or SUBSTITUTED; LOW_LOADS are the misses loaded below full precision."""
 
 ABSENT = -1
 DEMANDED = -1
@@ -41,14 +57,16 @@ NOBODY_IS_SPARED = 2**62
 
 
 # rows of the table of experts
-PLACE, PREFETCH_ROW, PROTECTED, BYTES, UNITS, GROUP = range(6)
+PLACE, PREFETCH_ROW, PROTECTED, BYTES, UNITS, GROUP, PRECISION = range(7)
 """PLACE: in its group's list of residents, or ABSENT. PREFETCH_ROW: row of counts of the prefetch that brought it and
 that nothing has used yet, or DEMANDED. PROTECTED: it may not leave at stamps up to this one. BYTES, UNITS: what it
-weighs, and what it takes of its budget. GROUP: whose budget that is."""
+weighs, and what it takes of its budget. GROUP: whose budget that is. PRECISION: at which it is there, 0 the full one,
+or ABSENT; kept by the loop with a clock only."""
 
 # rows of the table of groups
-COUNT, USED, BUDGET, ADMISSIONS = range(4)
-"""COUNT: residents. USED and BUDGET: in units. ADMISSIONS: of all groups together, in the first column."""
+COUNT, USED, BUDGET, ADMISSIONS, WASTED = range(5)
+"""COUNT: residents. USED and BUDGET: in units. Of all groups together, in the first column: ADMISSIONS, and WASTED,
+the prefetched experts that left unused."""
 
 Features = npt.NDArray[np.float64]
 """[F, M], rows as in `policies.base`."""
@@ -75,12 +93,12 @@ def new_cache(
     num_groups, num_experts = len(budget_G), len(group_M)
     features = np.zeros((NUM_FEATURES, num_experts))
     features[LAYER] = layer_M
-    experts = np.zeros((6, num_experts), np.int64)
+    experts = np.zeros((7, num_experts), np.int64)
     experts[PROTECTED] = NEVER_PROTECTED
     experts[BYTES] = bytes_M
     experts[UNITS] = units_M
     experts[GROUP] = group_M
-    groups = np.zeros((4, num_groups), np.int64)
+    groups = np.zeros((5, num_groups), np.int64)
     groups[BUDGET] = budget_G
     counts_RC = np.zeros((num_rows, NUM_COUNTERS), np.int64)
     forget(features, experts, groups)
@@ -101,11 +119,13 @@ def forget(features: Features, experts: Experts, groups: Groups) -> None:
     """Empty the cache and its memory."""
     experts[PLACE] = ABSENT
     experts[PREFETCH_ROW] = DEMANDED
+    experts[PRECISION] = ABSENT
     groups[COUNT] = 0
     groups[USED] = 0
     features[LAST_USE] = -1
     features[LAST_STEP] = -1
     features[USES] = 0
+    features[WEIGHT : USES_FULL + 1] = 0
 
 
 @compiled()
@@ -151,12 +171,14 @@ def remove(
     features[RANKS, place] = features[RANKS, last]
     experts[PLACE, moved] = place
     experts[PLACE, expert] = ABSENT
+    experts[PRECISION, expert] = ABSENT
     groups[COUNT, group] = last
     groups[USED, group] -= experts[UNITS, expert]
     counts_RC[row, EVICTIONS] += 1
     if experts[PREFETCH_ROW, expert] != DEMANDED:
         counts_RC[experts[PREFETCH_ROW, expert], USELESS] += 1
         experts[PREFETCH_ROW, expert] = DEMANDED
+        groups[WASTED, 0] += 1
 
 
 @compiled()

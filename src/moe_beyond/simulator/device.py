@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 from pydantic import Field, ValidationError
 
@@ -11,6 +14,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
 
 MILLISECONDS = 1e3
+Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 
 
 class Device(Settings):
@@ -33,11 +37,11 @@ class Device(Settings):
     layer_overhead_us: float = Field(ge=0)
     """Time of a layer that does not depend on its weights: launches, routing, synchronisation."""
 
-    def transfer_ms(self, num_bytes: int) -> float:
-        """Milliseconds that the link is busy with one expert of this size."""
+    def transfer_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes."""
         return num_bytes / (self.link_gb_per_s * 1e9) * MILLISECONDS + self.setup_us / self.lanes / 1e3
 
-    def read_ms(self, num_bytes: int) -> float:
+    def read_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the processor reads this many resident bytes."""
         return num_bytes / (self.memory_gb_per_s * 1e9) * MILLISECONDS
 

@@ -13,6 +13,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # what a policy's rank function takes and gives: see `policies.base`
 RANK = types.void(types.float64[:, ::1], types.int32[::1], types.int64, types.int64, types.int64)
+# what a demand function takes and gives: see `policies.base`
+DEMAND = types.void(
+    types.float64[:, ::1],
+    types.int64[::1],
+    types.int32[::1],
+    types.float32[::1],
+    types.int64,
+    types.int64,
+    types.int64[::1],
+)
 
 
 def compiled(signature: Any = None) -> Callable[[Function], Function]:

@@ -93,8 +93,8 @@ def _prefetch(
         t.int64[::1],
         t.float32[:, ::1],
         t.int64[::1],
-        t.int32[::1],
         t.int64[::1],
+        t.int32[::1],
         t.int64[::1],
         t.int64[::1],
         t.int64[::1],
@@ -114,9 +114,9 @@ def replay(
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
+    layer_M: npt.NDArray[np.int64],
     prefetch_offsets_N: npt.NDArray[np.int64],
     prefetch_experts: npt.NDArray[np.int32],
-    layer_M: npt.NDArray[np.int64],
     bytes_M: npt.NDArray[np.int64],
     units_M: npt.NDArray[np.int64],
     group_M: npt.NDArray[np.int64],
@@ -137,9 +137,9 @@ def replay(
         empties_N: True where the cache and its memory are emptied before the event.
         next_use_A: Event of each accessed expert's next use; empty where the rank does not read it.
         scores_SM: The policy's scores: no row, one for all steps, or one a step; of M columns or 2 M.
+        layer_M: Layer of each expert.
         prefetch_offsets_N: Where the experts to fetch before each event begin and end.
         prefetch_experts: Experts to fetch, most wanted first.
-        layer_M: Layer of each expert.
         bytes_M: Bytes of each expert.
         units_M: What each expert takes of its budget: 1 where it counts slots, its bytes where it counts bytes.
         group_M: The group whose budget each expert uses.
@@ -174,6 +174,8 @@ def replay(
                 features[NEXT_USE, expert] = next_use_A[access]
             if not bypass:
                 experts[PROTECTED, expert] = stamp
+        if offsets_N[event] == offsets_N[event + 1]:
+            continue
         # an event lies in one layer, so its first expert names the group
         group = group_M[members_A[offsets_N[event]]]
         limit = budget_G[group]

@@ -1,6 +1,6 @@
 """What a replay counted. Counts are stored, ratios are properties.
 
-Shape suffixes: P prompts, F phases (0 prefill, 1 decode), C counters.
+Shape suffixes: P prompts, F phases (0 prefill, 1 decode), C counters, W ways of giving up router weight.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ class Counts:
 
     A prefetch is useful when something used the expert before it left, useless when nothing did. Bytes moved are those
     of misses and of prefetches, useful or not.
+
+    Router weight that was given up is counted in tokens of the whole model: 1 is all that one token's routers weigh.
+    It went to experts that were skipped, to others that stood in for them, or to a lower precision.
     """
 
     accesses: int
@@ -33,11 +36,23 @@ class Counts:
     demand_bytes: int
     prefetch_bytes: int
     tokens: int
+    skipped: int = 0
+    substituted: int = 0
+    low_precision_loads: int = 0
+    weight_skipped: float = 0.0
+    weight_substituted: float = 0.0
+    weight_low_precision: float = 0.0
 
     @property
     def misses(self) -> int:
         """Accesses that waited for a load."""
-        return self.accesses - self.hits
+        return self.accesses - self.hits - self.skipped - self.substituted
+
+    @property
+    def mass_given_up(self) -> float:
+        """Share of the router's weight that no expert of its choice computed at full precision; 0 where lossless."""
+        given_up = self.weight_skipped + self.weight_substituted + self.weight_low_precision
+        return given_up / self.tokens if self.tokens else 0.0
 
     @property
     def loads(self) -> int:
@@ -75,6 +90,7 @@ class Replay:
         counts_PFC: int64, counters of `cache` per prompt and phase.
         tokens_PF: int64, tokens per prompt and phase.
         misses_N: int32, misses of each event.
+        given_up_PFW: float64, router weight given up, in tokens; columns of `usage`.
     """
 
     policy: str
@@ -82,21 +98,22 @@ class Replay:
     counts_PFC: npt.NDArray[np.int64]
     tokens_PF: npt.NDArray[np.int64]
     misses_N: npt.NDArray[np.int32]
+    given_up_PFW: npt.NDArray[np.float64]
 
     @property
     def total(self) -> Counts:
         """Both phases of all prompts."""
-        return _counts(self.counts_PFC.sum(axis=(0, 1)), int(self.tokens_PF.sum()))
+        return self._sum(slice(None))
 
     @property
     def decode(self) -> Counts:
         """The decode steps of all prompts."""
-        return _counts(self.counts_PFC[:, 1].sum(axis=0), int(self.tokens_PF[:, 1].sum()))
+        return self._sum(slice(1, 2))
 
     @property
     def prefill(self) -> Counts:
         """The batched prefills of all prompts."""
-        return _counts(self.counts_PFC[:, 0].sum(axis=0), int(self.tokens_PF[:, 0].sum()))
+        return self._sum(slice(0, 1))
 
     @property
     def hits_P(self) -> npt.NDArray[np.int64]:
@@ -108,18 +125,24 @@ class Replay:
         """Accesses of each prompt, both phases."""
         return np.asarray(self.counts_PFC[..., cache.ACCESSES].sum(axis=1))
 
-
-def _counts(sums_C: npt.NDArray[np.int64], tokens: int) -> Counts:
-    column = sums_C.tolist()
-    return Counts(
-        accesses=column[cache.ACCESSES],
-        hits=column[cache.HITS],
-        compulsory_misses=column[cache.COMPULSORY],
-        evictions=column[cache.EVICTIONS],
-        prefetches=column[cache.PREFETCHES],
-        prefetches_useful=column[cache.USEFUL],
-        prefetches_useless=column[cache.USELESS],
-        demand_bytes=column[cache.DEMAND_BYTES],
-        prefetch_bytes=column[cache.PREFETCH_BYTES],
-        tokens=tokens,
-    )
+    def _sum(self, phases: slice) -> Counts:
+        column = self.counts_PFC[:, phases].sum(axis=(0, 1)).tolist()
+        skipped, substituted, low_precision = self.given_up_PFW[:, phases].sum(axis=(0, 1)).tolist()
+        return Counts(
+            accesses=column[cache.ACCESSES],
+            hits=column[cache.HITS],
+            compulsory_misses=column[cache.COMPULSORY],
+            evictions=column[cache.EVICTIONS],
+            prefetches=column[cache.PREFETCHES],
+            prefetches_useful=column[cache.USEFUL],
+            prefetches_useless=column[cache.USELESS],
+            demand_bytes=column[cache.DEMAND_BYTES],
+            prefetch_bytes=column[cache.PREFETCH_BYTES],
+            tokens=int(self.tokens_PF[:, phases].sum()),
+            skipped=column[cache.SKIPPED],
+            substituted=column[cache.SUBSTITUTED],
+            low_precision_loads=column[cache.LOW_LOADS],
+            weight_skipped=skipped,
+            weight_substituted=substituted,
+            weight_low_precision=low_precision,
+        )

@@ -3,11 +3,14 @@
 
 A layer first computes what needs no routed expert (attention, shared experts, the router); then its experts are
 known. What is missing is loaded on demand, ahead of any prefetch: one under way is paused, and goes on afterwards. When
-all are there, the experts compute. While the processor works the link prefetches, in the policy's order, what the
-policy wants for this layer and the next `lookahead` ones of the same step. A prefetch that has not begun when its layer
-asks is dropped; one under way is waited for.
+all are there, the experts compute. While the processor works the link prefetches what has been asked for by then, the
+highest priority first. A prefetch that has not begun when its layer asks is dropped; one under way is waited for.
 
-Shape suffixes as in `kernels`.
+A layer step of a predictor keeps the processor between router and experts, while demand is loading. What finds no room
+waits until the next event, when something may leave.
+
+Shape suffixes: N events, A accesses, M experts of the model, Q asks, X experts asked for, Z moments (two an event),
+L layers, V precisions, R rows of counts, C counters, G groups that share a budget, W ways of giving up weight.
 """
 
 from __future__ import annotations
@@ -21,16 +24,18 @@ from numba import types as t
 from moe_beyond.simulator.cache import (
     ABSENT,
     BUDGET,
-    BYTES,
+    EVICTIONS,
     GROUP,
     NEVER_PROTECTED,
     NOBODY_IS_SPARED,
     PLACE,
+    PRECISION,
     PREFETCH_BYTES,
     PREFETCHES,
     PROTECTED,
     UNITS,
     USED,
+    WASTED,
     At,
     CountTable,
     Experts,
@@ -43,24 +48,31 @@ from moe_beyond.simulator.cache import (
     make_room,
     new_cache,
     set_scores,
-    use,
 )
-from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import NEXT_USE
+from moe_beyond.simulator.cache import BYTES as BYTES_NOW
+from moe_beyond.simulator.jit import DEMAND, RANK, compiled
+from moe_beyond.simulator.policies.base import FULL, NEXT_USE
+from moe_beyond.simulator.usage import LATE, MISSED, NUM_GIVEN_UP, resolve, use_as_told
 
 _NOTHING = -1
 _WHILE_LOADING = 2**61
 
-
 # places of the link's state
-HEAD, TAIL, LOADING, UNTIL = range(4)
-"""HEAD: next of the prefetch list to start. TAIL: end of what may be started now. LOADING: expert whose prefetch is
-under way, or _NOTHING. UNTIL: its protection once it is there."""
+LOADING, UNTIL = range(2)
+"""LOADING: expert whose prefetch is under way, or _NOTHING. UNTIL: its protection once it is there."""
+
+# rows of the table of asks, a column a layer
+BEGIN, HEAD, END, BLOCKED = range(4)
+"""What is asked for of the layer's coming event: from BEGIN to END, of which HEAD is the next to start. BLOCKED: the
+event in which there was no room for it."""
+
+Asked = npt.NDArray[np.int64]
 
 
 @compiled()
 def _finish(experts: Experts, link: npt.NDArray[np.int64]) -> None:
     experts[PROTECTED, link[LOADING]] = link[UNTIL]
+    experts[PRECISION, link[LOADING]] = 0
     link[LOADING] = _NOTHING
 
 
@@ -73,14 +85,60 @@ def _drop(experts: Experts, link: npt.NDArray[np.int64]) -> None:
 
 
 @compiled()
-def _ask(experts: Experts, link: npt.NDArray[np.int64], wanted: npt.NDArray[np.int32], event: int) -> None:
-    """Queue the prefetches of a coming event, and spare what is there already until it has asked."""
-    for expert in wanted:
+def _spare(experts: Experts, link: npt.NDArray[np.int64], named: npt.NDArray[np.int32], old: int, new: int) -> None:
+    """Move the protection of experts that is `old` or less to `new`."""
+    for expert in named:
         if expert == link[LOADING]:
-            link[UNTIL] = max(link[UNTIL], 2 * event)
-        else:
-            experts[PROTECTED, expert] = max(experts[PROTECTED, expert], 2 * event)
-    link[TAIL] += len(wanted)
+            link[UNTIL] = new if link[UNTIL] <= old else link[UNTIL]
+        elif experts[PROTECTED, expert] <= old:
+            experts[PROTECTED, expert] = new
+
+
+@compiled()
+def _ask(
+    experts: Experts,
+    link: npt.NDArray[np.int64],
+    asked: Asked,
+    layer_N: npt.NDArray[np.int32],
+    target_Q: npt.NDArray[np.int64],
+    ask_offsets_Q: npt.NDArray[np.int64],
+    asked_X: npt.NDArray[np.int32],
+    first: int,
+    end: int,
+) -> None:
+    """Let asks replace earlier ones for the same layer; whom they name is spared until that layer has asked."""
+    for ask in range(first, end):
+        layer, stamp = layer_N[target_Q[ask]], 2 * target_Q[ask]
+        withdrawn = asked_X[asked[BEGIN, layer] : asked[END, layer]]
+        _spare(experts, link, withdrawn, stamp, NEVER_PROTECTED)
+        asked[BEGIN, layer] = asked[HEAD, layer] = ask_offsets_Q[ask]
+        asked[END, layer] = ask_offsets_Q[ask + 1]
+        _spare(experts, link, asked_X[asked[BEGIN, layer] : asked[END, layer]], stamp, stamp)
+
+
+@compiled()
+def _most_wanted(
+    experts: Experts,
+    asked: Asked,
+    asked_X: npt.NDArray[np.int32],
+    priorities_X: npt.NDArray[np.float32],
+    event: int,
+    layer: int,
+) -> int:
+    """The layer whose next prefetch has the highest priority, of equal ones the soonest, or _NOTHING."""
+    num_layers = asked.shape[1]
+    best, highest = _NOTHING, np.float32(-np.inf)
+    for ahead in range(num_layers):
+        other = (layer + ahead) % num_layers
+        head, end = asked[HEAD, other], asked[END, other]
+        if head == end or asked[BLOCKED, other] == event:
+            continue
+        while head < end and experts[PLACE, asked_X[head]] != ABSENT:
+            head += 1
+        asked[HEAD, other] = head
+        if head < end and priorities_X[head] > highest:
+            best, highest = other, priorities_X[head]
+    return best
 
 
 @compiled()
@@ -92,9 +150,13 @@ def _work(
     residents: Residents,
     counts_RC: CountTable,
     link: npt.NDArray[np.int64],
+    asked: Asked,
+    asked_X: npt.NDArray[np.int32],
+    priorities_X: npt.NDArray[np.float32],
+    weight_VM: npt.NDArray[np.int64],
+    units_VM: npt.NDArray[np.int64],
+    transfer_ms_VM: npt.NDArray[np.float64],
     remaining_ms: float,
-    queue: npt.NDArray[np.int32],
-    transfer_ms_M: npt.NDArray[np.float64],
     time_ms: float,
     event: int,
     at: At,
@@ -102,24 +164,24 @@ def _work(
     """Let the link prefetch for `time_ms`; returns what remains of the prefetch under way."""
     while time_ms > 0:
         if link[LOADING] == _NOTHING:
-            if link[HEAD] >= link[TAIL]:
+            layer = _most_wanted(experts, asked, asked_X, priorities_X, event, at[2])
+            if layer == _NOTHING:
                 return remaining_ms
-            expert = queue[link[HEAD]]
-            link[HEAD] += 1
-            if experts[PLACE, expert] != ABSENT:
-                continue
+            expert = asked_X[asked[HEAD, layer]]
             group = experts[GROUP, expert]
-            limit = groups[BUDGET, group] - experts[UNITS, expert]
-            stamp = 2 * event
-            make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+            limit = groups[BUDGET, group] - units_VM[0, expert]
+            make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event, at)
             if groups[USED, group] > limit:
+                asked[BLOCKED, layer] = event
                 continue
+            asked[HEAD, layer] += 1
+            experts[BYTES_NOW, expert], experts[UNITS, expert] = weight_VM[0, expert], units_VM[0, expert]
             admit(features, experts, groups, residents, expert, at[3])
             counts_RC[at[3], PREFETCHES] += 1
-            counts_RC[at[3], PREFETCH_BYTES] += experts[BYTES, expert]
+            counts_RC[at[3], PREFETCH_BYTES] += weight_VM[0, expert]
             link[LOADING] = expert
             link[UNTIL] = experts[PROTECTED, expert]
-            remaining_ms = transfer_ms_M[expert]
+            remaining_ms = transfer_ms_VM[0, expert]
             experts[PROTECTED, expert] = _WHILE_LOADING
         if remaining_ms > time_ms:
             return remaining_ms - time_ms
@@ -128,32 +190,24 @@ def _work(
     return remaining_ms
 
 
-@compiled()
-def _wait_ms(
-    experts: Experts,
-    link: npt.NDArray[np.int64],
-    remaining_ms: float,
-    members: npt.NDArray[np.int32],
-    transfer_ms_M: npt.NDArray[np.float64],
-) -> tuple[float, int]:
-    """How long the event waits for its experts, and how many of them were prefetched too late to be there."""
-    wait_ms, late = 0.0, 0
-    for expert in members:
-        if expert == link[LOADING]:
-            wait_ms += remaining_ms
-            late += 1
-            _finish(experts, link)
-        elif experts[PLACE, expert] == ABSENT:
-            wait_ms += transfer_ms_M[expert]
-    return wait_ms, late
-
-
-_RESULT: Any = t.Tuple((t.int64[:, ::1], t.float64[::1], t.float64[::1], t.int64[::1]))
+_RESULT: Any = t.Tuple(
+    (
+        t.int64[:, ::1],
+        t.float64[:, ::1],
+        t.int32[::1],
+        t.float64[::1],
+        t.float64[::1],
+        t.int8[::1],
+        t.int32[::1],
+        t.int32[::1],
+    )
+)
 
 
 @compiled(
     _RESULT(
         t.FunctionType(RANK),
+        t.boolean,
         t.boolean,
         t.int32[::1],
         t.int64[::1],
@@ -164,23 +218,30 @@ _RESULT: Any = t.Tuple((t.int64[:, ::1], t.float64[::1], t.float64[::1], t.int64
         t.int64[::1],
         t.float32[:, ::1],
         t.int64[::1],
+        t.int64[:, ::1],
+        t.FunctionType(DEMAND),
+        t.boolean[::1],
+        t.float32[::1],
+        t.int64[::1],
+        t.int64[::1],
+        t.int64[::1],
         t.int32[::1],
-        t.int64[::1],
-        t.int64[::1],
-        t.int64[::1],
+        t.float32[::1],
+        t.int64[:, ::1],
         t.int64[::1],
         t.int64[::1],
         t.int64,
+        t.float64[:, ::1],
+        t.float64[:, ::1],
         t.float64[::1],
         t.float64[::1],
         t.float64[::1],
-        t.float64[::1],
-        t.int64,
     )
 )
-def timed_replay(  # noqa: D417 - the first arguments are documented there
+def timed_replay(  # noqa: D417, PLR0915 - the arguments up to `layer_M` are documented there; calls are long
     rank: Any,
     bypass: bool,
+    overrun: bool,
     members_A: npt.NDArray[np.int32],
     offsets_N: npt.NDArray[np.int64],
     step_N: npt.NDArray[np.int32],
@@ -189,49 +250,89 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
-    prefetch_offsets_N: npt.NDArray[np.int64],
-    prefetch_experts: npt.NDArray[np.int32],
     layer_M: npt.NDArray[np.int64],
-    bytes_M: npt.NDArray[np.int64],
-    units_M: npt.NDArray[np.int64],
+    weight_VM: npt.NDArray[np.int64],
+    demand: Any,
+    decides_N: npt.NDArray[np.bool_],
+    shares_A: npt.NDArray[np.float32],
+    ask_offsets_Z: npt.NDArray[np.int64],
+    target_Q: npt.NDArray[np.int64],
+    ask_offsets_Q: npt.NDArray[np.int64],
+    asked_X: npt.NDArray[np.int32],
+    priorities_X: npt.NDArray[np.float32],
+    units_VM: npt.NDArray[np.int64],
     group_M: npt.NDArray[np.int64],
     budget_G: npt.NDArray[np.int64],
     num_rows: int,
-    transfer_ms_M: npt.NDArray[np.float64],
+    transfer_ms_VM: npt.NDArray[np.float64],
+    read_ms_VM: npt.NDArray[np.float64],
     think_ms_N: npt.NDArray[np.float64],
+    layer_think_ms_N: npt.NDArray[np.float64],
     dense_ms_N: npt.NDArray[np.float64],
-    expert_ms_N: npt.NDArray[np.float64],
-    lookahead: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Replay all events with a clock; the first arguments are those of `kernels.replay`.
+) -> tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int8],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+]:
+    """Replay all events with a clock; the arguments that `kernels.replay` has too are documented there.
 
     Args:
-        transfer_ms_M: Milliseconds that the link needs for each expert.
+        weight_VM: Bytes of each expert at each precision.
+        demand: The policy's demand function.
+        decides_N: True for events for which it is called.
+        shares_A: Each access's share of its event's router weight; empty where the policy needs none.
+        ask_offsets_Z: Where the asks of each moment begin and end.
+        target_Q: The event that each ask is for.
+        ask_offsets_Q: Where the experts of each ask begin and end.
+        asked_X: Those experts.
+        priorities_X: Their priorities, falling within an ask.
+        units_VM: What each expert takes of its budget at each precision.
+        transfer_ms_VM: Milliseconds that the link needs for each expert.
+        read_ms_VM: Milliseconds that the processor needs to use it.
         think_ms_N: Time before an event in which the predictor works and nothing new can be prefetched.
+        layer_think_ms_N: Time between an event's router and its experts in which the predictor works.
         dense_ms_N: Time of the event's layer before its experts are known.
-        expert_ms_N: Time of its experts once they are there.
-        lookahead: For how many layers beyond the present one prefetches may start.
 
     Returns:
-        Counts int64 [R, C], time and stall of each event in milliseconds, float64 [N], late prefetches int64 [R].
+        Counts int64 [R, C]; weight given up float64 [R, W]; of each event: misses int32, time and stall in milliseconds
+        float64; outcome of each access int8, as in `usage`; of each event: experts that left and those of them that had
+        been prefetched and not used, int32.
     """
     num_events = len(step_N)
-    features, experts, groups, residents, counts_RC = new_cache(layer_M, bytes_M, units_M, group_M, budget_G, num_rows)
-    link = np.array([0, 0, _NOTHING, 0])
+    features, experts, groups, residents, counts_RC = new_cache(
+        layer_M, weight_VM[0], units_VM[0], group_M, budget_G, num_rows
+    )
+    given_up_RW = np.zeros((num_rows, NUM_GIVEN_UP))
+    outcome_A = np.zeros(len(members_A), np.int8)
+    misses_N, evictions_N, wasted_N = (
+        np.zeros(num_events, np.int32),
+        np.zeros(num_events, np.int32),
+        np.zeros(num_events, np.int32),
+    )
+    time_N, stall_N = np.zeros(num_events), np.zeros(num_events)
+    link = np.array([_NOTHING, 0])
+    asked = np.zeros((4, layer_M[-1] + 1), np.int64)
+    asked[BLOCKED] = _NOTHING
+    actions_I = np.full(len(layer_M), FULL)
+    stand_ins_M = np.full(len(layer_M), _NOTHING)
     remaining_ms = 0.0
-    time_N, stall_N, late_R = np.zeros(num_events), np.zeros(num_events), np.zeros(num_rows, np.int64)
     if len(scores_SM) == 1:
         set_scores(features, scores_SM[0])
-    queue = prefetch_experts
-    asked = 0
     for event in range(num_events):
         step, layer, row = step_N[event], layer_N[event], row_N[event]
         start, end = offsets_N[event], offsets_N[event + 1]
         at = (start, step, layer, row)
+        evicted, wasted = counts_RC[row, EVICTIONS], groups[WASTED, 0]
         if empties_N[event]:
             count_useless(experts, counts_RC)
             forget(features, experts, groups)
             _drop(experts, link)
+            asked[HEAD] = asked[END]
         # the predictor works: what it will say cannot be asked for yet
         remaining_ms = _work(
             rank,
@@ -241,22 +342,21 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
             residents,
             counts_RC,
             link,
+            asked,
+            asked_X,
+            priorities_X,
+            weight_VM,
+            units_VM,
+            transfer_ms_VM,
             remaining_ms,
-            queue,
-            transfer_ms_M,
             think_ms_N[event],
             event,
             at,
         )
-        if event == 0 or step != step_N[event - 1]:
-            if len(scores_SM) > 1:
-                set_scores(features, scores_SM[step])
-            asked = event
-            link[HEAD] = link[TAIL] = prefetch_offsets_N[event]
-        while asked <= event + lookahead and asked < num_events and step_N[asked] == step:
-            wanted = queue[prefetch_offsets_N[asked] : prefetch_offsets_N[asked + 1]]
-            _ask(experts, link, wanted, asked)
-            asked += 1
+        if len(scores_SM) > 1 and (event == 0 or step != step_N[event - 1]):
+            set_scores(features, scores_SM[step])
+        first, last = ask_offsets_Z[2 * event], ask_offsets_Z[2 * event + 1]
+        _ask(experts, link, asked, layer_N, target_Q, ask_offsets_Q, asked_X, first, last)
         remaining_ms = _work(
             rank,
             features,
@@ -265,30 +365,67 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
             residents,
             counts_RC,
             link,
+            asked,
+            asked_X,
+            priorities_X,
+            weight_VM,
+            units_VM,
+            transfer_ms_VM,
             remaining_ms,
-            queue,
-            transfer_ms_M,
             dense_ms_N[event],
             event,
             at,
         )
-        stall_N[event], late = _wait_ms(experts, link, remaining_ms, members_A[start:end], transfer_ms_M)
-        late_R[row] += late
-        # what has not begun is too late: the event has loaded it itself
-        link[HEAD] = max(link[HEAD], prefetch_offsets_N[event + 1])
+        # what has not begun is too late: the event loads it itself
+        asked[HEAD, layer] = asked[END, layer]
+        actions = actions_I[: end - start]
+        actions[:] = FULL
+        if decides_N[event]:
+            demand(features, experts[PRECISION], members_A[start:end], shares_A[start:end], step, layer, actions)
+            resolve(experts, members_A[start:end], actions, stand_ins_M, event, len(weight_VM))
+        wait_ms, expert_ms = 0.0, 0.0
         for access in range(start, end):
             expert = members_A[access]
-            use(features, experts, groups, residents, counts_RC, expert, access, step, row)
+            late = expert == link[LOADING] and actions[access - start] <= FULL
+            if late:
+                wait_ms += remaining_ms
+                _finish(experts, link)
+            outcome, precision = use_as_told(
+                features,
+                experts,
+                groups,
+                residents,
+                counts_RC,
+                given_up_RW,
+                weight_VM,
+                units_VM,
+                shares_A,
+                actions[access - start],
+                expert,
+                access,
+                step,
+                row,
+                2 * event + 1,
+                bypass,
+            )
+            if outcome >= MISSED:
+                wait_ms += transfer_ms_VM[precision, expert]
+                misses_N[event] += 1
+            if precision >= 0:
+                expert_ms += read_ms_VM[precision, expert]
             if len(next_use_A):
                 features[NEXT_USE, expert] = next_use_A[access]
-            if not bypass:
-                experts[PROTECTED, expert] = max(experts[PROTECTED, expert], 2 * event + 1)
-        group = group_M[members_A[start]]
-        limit = budget_G[group]
+            outcome_A[access] = LATE if late else outcome
+        if start < end:
+            group = group_M[members_A[start]]
+            limit = budget_G[group]
+            after = (end, step, layer, row)
+            make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event + 1, after)
+            if not overrun:
+                make_room(rank, features, experts, groups, residents, counts_RC, group, limit, NOBODY_IS_SPARED, after)
+            _drop(experts, link)
+        # demand goes first; what the predictor still needs after that is the prefetches'
         at = (end, step, layer, row)
-        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event + 1, at)
-        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, NOBODY_IS_SPARED, at)
-        _drop(experts, link)
         remaining_ms = _work(
             rank,
             features,
@@ -297,13 +434,41 @@ def timed_replay(  # noqa: D417 - the first arguments are documented there
             residents,
             counts_RC,
             link,
+            asked,
+            asked_X,
+            priorities_X,
+            weight_VM,
+            units_VM,
+            transfer_ms_VM,
             remaining_ms,
-            queue,
-            transfer_ms_M,
-            expert_ms_N[event],
+            layer_think_ms_N[event] - wait_ms,
             event,
             at,
         )
-        time_N[event] = think_ms_N[event] + dense_ms_N[event] + stall_N[event] + expert_ms_N[event]
+        first, last = ask_offsets_Z[2 * event + 1], ask_offsets_Z[2 * event + 2]
+        _ask(experts, link, asked, layer_N, target_Q, ask_offsets_Q, asked_X, first, last)
+        remaining_ms = _work(
+            rank,
+            features,
+            experts,
+            groups,
+            residents,
+            counts_RC,
+            link,
+            asked,
+            asked_X,
+            priorities_X,
+            weight_VM,
+            units_VM,
+            transfer_ms_VM,
+            remaining_ms,
+            expert_ms,
+            event,
+            at,
+        )
+        stall_N[event] = max(0.0, wait_ms - layer_think_ms_N[event])
+        time_N[event] = think_ms_N[event] + dense_ms_N[event] + layer_think_ms_N[event] + stall_N[event] + expert_ms
+        evictions_N[event] = counts_RC[row, EVICTIONS] - evicted
+        wasted_N[event] = groups[WASTED, 0] - wasted
     count_useless(experts, counts_RC)
-    return counts_RC, time_N, stall_N, late_R
+    return counts_RC, given_up_RW, misses_N, time_N, stall_N, outcome_A, evictions_N, wasted_N

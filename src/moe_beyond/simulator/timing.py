@@ -12,14 +12,15 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator import timed_kernel
 from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.cache import NUM_COUNTERS
 from moe_beyond.simulator.device import MILLISECONDS, Device
 from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.loop import Times, run
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.replay import in_threads, prepare
+from moe_beyond.simulator.prepared import Prepared, prepare
+from moe_beyond.simulator.replay import in_threads
 from moe_beyond.simulator.results import Replay
+from moe_beyond.simulator.usage import LATE
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,25 @@ class Workload:
         dense_bytes_L: Bytes of each layer that every token reads: attention, shared experts, norms.
         predictor_ms: Milliseconds from a token's sampling to the predictor's answer, on the critical path; charged to
             policies that predict.
-        lookahead: For how many layers beyond the present one prefetches may start.
+        lookahead: For how many layers beyond the present one prefetches may start, unless the policy says otherwise.
+        layer_predictor_ms: Milliseconds from a router's choice to the layer step's answer; charged, for every layer but
+            the last, to policies that predict layers.
     """
 
     expert_bytes_L: npt.NDArray[np.int64]
     dense_bytes_L: npt.NDArray[np.int64]
     predictor_ms: float
     lookahead: int
+    layer_predictor_ms: float = 0.0
 
     @classmethod
     def like_its_experts(
-        cls, events: Events, predictor_ms: float, lookahead: int, expert_bytes: int | None = None
+        cls,
+        events: Events,
+        predictor_ms: float,
+        lookahead: int,
+        expert_bytes: int | None = None,
+        layer_predictor_ms: float = 0.0,
     ) -> Workload:
         """An assumption where a trace does not say: a layer's other weights weigh as much as the k experts it uses.
 
@@ -50,11 +59,12 @@ class Workload:
             predictor_ms: As the attribute.
             lookahead: As the attribute.
             expert_bytes: Bytes of every expert; None for the trace's own sizes.
+            layer_predictor_ms: As the attribute.
         """
         meta = events.metadata
         sizes = meta.expert_bytes if expert_bytes is None else (expert_bytes,) * meta.num_layers
         expert_bytes_L = np.asarray(sizes, np.int64)
-        return cls(expert_bytes_L, expert_bytes_L * meta.top_k, predictor_ms, lookahead)
+        return cls(expert_bytes_L, expert_bytes_L * meta.top_k, predictor_ms, lookahead, layer_predictor_ms)
 
 
 @dataclass(frozen=True)
@@ -126,36 +136,31 @@ def timed_sweep(
 ) -> list[TimedReplay]:
     """Replay the same events on each device and at each budget, devices first."""
     prepared = prepare(events, policy, keep_warm=keep_warm)
-    think_ms_N = _think_ms(events, workload.predictor_ms if policy.predicts else 0.0)
+    lookahead = workload.lookahead if policy.lookahead is None else policy.lookahead
+    prefetches = prepared.prefetches.within(prepared.events, lookahead)
 
-    def run(device: Device, budget: Budget) -> TimedReplay:
-        dense_ms_N, expert_ms_N = compute_ms(events, device, workload)
-        transfer_ms_L = np.array([device.transfer_ms(size) for size in workload.expert_bytes_L.tolist()])
-        counts_RC, time_N, stall_N, late_R = timed_kernel.timed_replay(
-            policy.rank,
-            policy.bypass,
-            *prepared,
-            budget.units_M,
-            budget.group_M,
-            budget.budget_G,
-            2 * events.num_prompts,
-            np.repeat(transfer_ms_L, events.metadata.num_experts),
-            think_ms_N,
-            dense_ms_N,
-            expert_ms_N,
-            workload.lookahead,
-        )
-        counted = Replay(
-            policy=policy.name,
-            capacity_experts=budget.capacity_experts,
-            counts_PFC=counts_RC.reshape(events.num_prompts, 2, NUM_COUNTERS),
-            tokens_PF=events.prompt_tokens_PF,
-            misses_N=np.zeros(0, np.int32),
-        )
-        return _timed(events, device, counted, time_N, stall_N, int(late_R.sum()))
+    def one(device: Device, budget: Budget) -> TimedReplay:
+        clocked = run(prepared, prefetches, budget, times_of(prepared, device, workload))
+        late = int((clocked.outcome_A == LATE).sum())
+        return _timed(prepared.events, device, clocked.replay, clocked.time_N, clocked.stall_N, late)
 
     pairs = list(product(devices, budgets))
-    return in_threads(run, [device for device, _ in pairs], [budget for _, budget in pairs])
+    return in_threads(one, [device for device, _ in pairs], [budget for _, budget in pairs])
+
+
+def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:
+    """How long everything takes that a policy does on a device."""
+    policy, events = prepared.policy, prepared.events
+    bytes_M = np.repeat(workload.expert_bytes_L, events.metadata.num_experts)
+    bytes_VM = np.rint(bytes_M * prepared.size_VM)
+    dense_N, _ = compute_ms(events, device, workload)
+    return Times(
+        transfer_VM=device.transfer_ms(bytes_VM),
+        read_VM=device.read_ms(bytes_VM),
+        think_N=_think_ms(events, workload.predictor_ms if policy.predicts else 0.0),
+        layer_think_N=_layer_think_ms(events, workload.layer_predictor_ms if policy.predicts_layers else 0.0),
+        dense_N=dense_N,
+    )
 
 
 def time_on_demand(
@@ -222,6 +227,12 @@ def _think_ms(events: Events, predictor_ms: float) -> npt.NDArray[np.float64]:
     first_N = np.ones(events.num_events)
     first_N[1:] = events.step_N[1:] != events.step_N[:-1]
     return first_N * events.is_decode_S[events.step_N] * predictor_ms
+
+
+def _layer_think_ms(events: Events, layer_predictor_ms: float) -> npt.NDArray[np.float64]:
+    """The layer step's time, between router and experts of each decoded layer that others of the token follow."""
+    followed_N = np.append(events.step_N[1:] == events.step_N[:-1], [False])
+    return np.asarray(followed_N & events.is_decode_S[events.step_N], np.float64) * layer_predictor_ms
 
 
 def _by_step(events: Events, values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,8 +1,11 @@
-"""The one interface of cache policies: who leaves, who is fetched ahead, and what the policy needs to know.
+"""The one interface of cache policies: who leaves, who is fetched ahead, what is done without, and who knows what when.
 
 A policy never counts and never touches residency: the replay does. It ranks experts; whoever ranks lowest leaves first.
+It asks for prefetches with the moment from which it knows, and it may do with less than the router wants, for which the
+replay counts what it gave up.
 
-Shape suffixes: N events, M experts of the model, S steps.
+Shape suffixes: N events, A accesses, M experts of the model, S steps, L MoE layers, E routed experts in a layer,
+I members of an event, Q asks, F features.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.prefetches import Prefetches
+
+__all__ = ["FULL", "SKIP", "ChangedDemand", "Demand", "Policy", "Prefetches", "Rank"]
 
 # What the replay keeps of every expert, resident or not: rows of the array `features_FM` that a rank function reads.
 LAST_USE = 0
@@ -37,7 +43,13 @@ SECOND_SCORE = 8
 """What the second half of a row of `scores_SM` says, where rows have two."""
 RANKS = 9
 """Where a rank function writes: of the i-th resident that it is given, at place i."""
-NUM_FEATURES = 10
+WEIGHT = 10
+"""Share of the router's weight at the last use; 0 before. Kept only for policies that need weights."""
+WEIGHT_SUM = 11
+"""Sum of those shares over all uses. Kept only for policies that need weights."""
+USES_FULL = 12
+"""Uses at full precision, kept when the expert leaves. Kept only for policies that need weights."""
+NUM_FEATURES = 13
 
 Rank = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int32], int, int, int], None]
 """`rank(features_FM, residents, now, step, layer)`, compiled with `jit.RANK`, writes a rank for each resident into
@@ -47,27 +59,56 @@ RANKS: the lowest leaves first, and none is infinite. All at once, because a cal
 the event. Ties leave least recently used first, then by lower id.
 """
 
+# What a demand function writes for a member of an event.
+SKIP = -1
+"""Nothing: its share of the output is given up."""
+FULL = -2
+"""The expert at full precision. One precision lower is FULL - 1, and so on: the expert at that precision or a better
+one, whichever is resident, and where neither is, it is loaded at that one."""
+
+Demand = Callable[
+    [
+        npt.NDArray[np.float64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        int,
+        int,
+        npt.NDArray[np.int64],
+    ],
+    None,
+]
+"""`demand(features_FM, precision_M, members_I, shares_I, step, layer, actions_I)`, compiled with `jit.DEMAND`.
+
+Called when a decoded token's router has chosen, before anything of the event is loaded; a batched prefill gets what its
+router wants. `precision_M` says at which precision each expert is resident, 0 the full one, or -1 where it is absent;
+`shares_I` are the members' shares of the layer's router weight, which sum to 1. It writes for each member SKIP, FULL,
+FULL - precision, or the id of a resident expert of the layer that stands in for it; an id that is not resident, or is
+itself used by the event or twice, counts as SKIP.
+"""
+
 
 @dataclass(frozen=True)
-class Prefetches:
-    """Experts to fetch before each event, most wanted first.
+class ChangedDemand:
+    """What a policy decides ahead of the replay to do without: fewer experts a token, experts pruned, fewer bits.
 
     Attributes:
-        offsets_N: int64 [N+1]; event n's are `experts[offsets_N[n]:offsets_N[n+1]]`.
-        experts: int32, model-wide expert ids.
+        keep_A: bool; accesses that remain. The others are given up.
+        bytes_share_M: float64; bytes of each expert as a share of the traced ones. Below 1 its weight counts as given
+            up to low precision.
     """
 
-    offsets_N: npt.NDArray[np.int64]
-    experts: npt.NDArray[np.int32]
+    keep_A: npt.NDArray[np.bool_]
+    bytes_share_M: npt.NDArray[np.float64]
 
     @classmethod
-    def none(cls, events: Events) -> Prefetches:
-        """Nothing is fetched ahead."""
-        return cls(np.zeros(events.num_events + 1, np.int64), np.zeros(0, np.int32))
+    def none(cls, events: Events) -> ChangedDemand:
+        """All that the router wants, as it was traced."""
+        return cls(np.ones(events.num_accesses, bool), np.ones(events.metadata.num_model_experts))
 
 
 class Policy(ABC):
-    """What to keep, and what to fetch before it is asked for."""
+    """What to keep, what to fetch before it is asked for, and what to do without."""
 
     name: str
     """Name in tables, plots and on the command line."""
@@ -82,10 +123,31 @@ class Policy(ABC):
     predicts: bool = False
     """True where it needs a predictor's answer for every decoded token, whose time is charged."""
 
+    predicts_layers: bool = False
+    """True where it needs one after every layer's router too, whose time is charged for every layer but the last."""
+
+    lookahead: int | None = None
+    """For how many layers beyond the present one its prefetches may start; None: as the workload says."""
+
+    needs_weights: bool = False
+    """True where it reads router weights: by WEIGHT, WEIGHT_SUM, USES_FULL, or as a demand function."""
+
+    precisions: tuple[float, ...] = (1.0,)
+    """Bytes of an expert at each precision as shares of the traced ones, falling; the first is the full one."""
+
     @property
     @abstractmethod
     def rank(self) -> Rank:
         """The compiled rank function."""
+
+    @property
+    def demand(self) -> Demand | None:
+        """The compiled demand function of a lossy policy; None: what the router wants is done."""
+        return None
+
+    def changed_demand(self, events: Events) -> ChangedDemand | None:
+        """What it does without, decided ahead of the replay; None: nothing."""
+        return None
 
     def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
         """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row.
@@ -95,5 +157,5 @@ class Policy(ABC):
         return np.zeros((0, events.metadata.num_model_experts), np.float32)
 
     def prefetches(self, events: Events) -> Prefetches:
-        """What to fetch before each event."""
-        return Prefetches.none(events)
+        """What to fetch ahead, and from when that is known."""
+        return Prefetches.none()
