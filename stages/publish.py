@@ -28,7 +28,7 @@ SHOWN = [
 
 
 def main() -> None:
-    with stage_run("publish") as run, pipeline_run(run, SHOWN) as pipeline_id:
+    with stage_run("publish") as run:
         params, settings, simulate = run.params, run.params.publish, run.params.simulate
         if run.params.traces.source != "reference":
             simulate = simulate.model_copy(update={"timed_expert_mib": None})
@@ -42,11 +42,12 @@ def main() -> None:
             path: content_md5(run.root / path) for path in run.declared.deps if path.startswith(("data", "models"))
         }
         origin = Origin(digests, git_tags(run.root), receipts(run.root), params.seed)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, pipeline_run(run, SHOWN) as pipeline_id:
             bundle = Path(folder) / "bundle"
             write_bundle(bundle, run.root, training.metadata, settings, origin, (Window.of(training), measured))
             registry = Registry(run.client, registered_name(settings, training.metadata.model_id))
-            publish(run, registry, bundle, Gate(splits, settings, simulate, params.seed), pipeline_id)
+            move_champion = publish(run, registry, bundle, Gate(splits, settings, simulate, params.seed), pipeline_id)
+        move_champion()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ class Decision:
     scores: tuple[Score, ...]
 
 
-def publish(run: StageRun, registry: Registry, bundle: Path, gate: Gate, pipeline_id: str) -> Verdict:
-    """Register a bundle, judge it, move the champion if it won, and write the stage's files.
+def publish(run: StageRun, registry: Registry, bundle: Path, gate: Gate, pipeline_id: str) -> Callable[[], None]:
+    """Register a bundle, judge it, and write the stage's files.
 
     Args:
         run: The open run of the stage.
@@ -51,6 +52,12 @@ def publish(run: StageRun, registry: Registry, bundle: Path, gate: Gate, pipelin
         bundle: From `registry.bundle.write_bundle`.
         gate: Traces and rules.
         pipeline_id: The pipeline's run, to be named by the version.
+
+    Returns:
+        What moves the champion if the bundle won: to be called last, when nothing can fail any more.
+
+    Raises:
+        InputError: MLflow does not answer.
     """
     manifest = read_manifest(bundle)
     digest = content_md5(bundle / "predictor")
@@ -62,15 +69,14 @@ def publish(run: StageRun, registry: Registry, bundle: Path, gate: Gate, pipelin
         tags = {DIGEST: digest, "run.pipeline": pipeline_id, **manifest["git"]}
         version = registry.register(bundle, run.run_id, tags)
     number = str(version.version)
-    registry.client.set_model_version_tag(registry.name, number, "gate", decision.verdict.outcome)
-    registry.client.set_model_version_tag(registry.name, number, "gate.reasons", "; ".join(decision.verdict.reasons))
+    if decision.verdict.outcome != "unchanged":
+        registry.note(number, decision.verdict.outcome, decision.verdict.reasons)
     registry.call_challenger(number)
-    if decision.verdict.moves_champion:
-        registry.promote(number)
-    _write(
-        run, decision, gate, {"registered_model": registry.name, "challenger": number, "champion": _number(champion)}
-    )
-    return decision.verdict
+    before = _number(champion)
+    after = number if decision.verdict.moves_champion else before
+    names = {"registered_model": registry.name, "challenger": number, "champion_before": before, "champion": after}
+    _write(run, decision, gate, names)
+    return partial(registry.promote, number) if decision.verdict.moves_champion else lambda: None
 
 
 def decide(
@@ -124,8 +130,8 @@ def _write(run: StageRun, decision: Decision, gate: Gate, names: dict[str, Any])
     with replacing(run.reports / "table.csv") as temporary:
         rows.write_csv(temporary)
     run.write_metrics(metrics(decision.verdict, decision.scores))
-    for key in ("registered_model", "challenger", "champion"):
-        run.client.set_tag(run.run_id, f"gate.{key}", str(names[key]))
+    for key, name in names.items():
+        run.client.set_tag(run.run_id, f"gate.{key}", str(name))
     run.client.set_tag(run.run_id, "gate.outcome", decision.verdict.outcome)
 
 

@@ -7,6 +7,8 @@ of its own, and shows in MLflow's pages.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
@@ -23,6 +25,9 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
+
+# a bar for a file of a few megabytes is noise in a log
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, ROLLED_BACK = "predictor.digest", "rolled_back"
@@ -112,6 +117,11 @@ class Registry:
             self.name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id,
             description=(bundle / "README.md").read_text(encoding="utf-8"),
         )  # fmt: skip
+
+    def note(self, version: str, outcome: str, reasons: Sequence[str]) -> None:
+        """Say on a version what the gate decided, and why."""
+        self.client.set_model_version_tag(self.name, version, "gate", outcome)
+        self.client.set_model_version_tag(self.name, version, "gate.reasons", "; ".join(reasons))
 
     def call_challenger(self, version: str) -> None:
         """Point the alias `challenger` to a version."""
