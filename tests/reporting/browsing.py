@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _MARKS = "svg .mark-line path, svg .mark-rect path, svg .mark-symbol path, svg .mark-rule line"
@@ -112,11 +112,15 @@ def visit(browser: Browser, path: Path, width: int, *, dark: bool = False, scrip
         if message.type in ("error", "warning", "assert"):
             visited.complaints.append(f"console {message.type}: {message.text}")
 
+    def fail(error: Error) -> None:
+        visited.complaints.append(f"exception: {error}")
+
+    def ask(request: Request) -> None:
+        if request.url != address.partition("#")[0]:
+            visited.complaints.append(f"request: {request.url}")
+
     tab.on("console", note)
-    tab.on("pageerror", lambda error: visited.complaints.append(f"exception: {error}"))
-    tab.on(
-        "request",
-        lambda asked: asked.url == address.partition("#")[0] or visited.complaints.append(f"request: {asked.url}"),
-    )
+    tab.on("pageerror", fail)
+    tab.on("request", ask)
     tab.goto(address)
     return visited

@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from moe_beyond.traces.pair_tables import pair_tables
+from tests.traces.random_traces import trace_of
+
 Ids = npt.NDArray[np.int64]
 
 EXPERT_BYTES = 36_864
@@ -225,7 +228,15 @@ def assess_tables(example: Example) -> dict[str, pl.DataFrame]:
             )
     distances = np.arange(1, example.total + 1)
     reuse = pl.DataFrame({"distance": distances, "cumulative_share": 0.95 * (1 - np.exp(-distances / 90))})
-    return {"layers": layers, "popularity": popularity, "hit_curves": pl.DataFrame(curves), "reuse_distances": reuse}
+    pairs = pair_tables(trace_of(trace_TLK, [example.tokens], example.experts), 20)
+    return {
+        "layers": layers.join(pairs.by_layer, on="layer", maintain_order="left"),
+        "popularity": popularity,
+        "hit_curves": pl.DataFrame(curves),
+        "reuse_distances": reuse,
+        "coactivation": pairs.coactivation,
+        "transitions": pairs.transitions,
+    }
 
 
 def trials_table() -> pl.DataFrame:

@@ -15,6 +15,7 @@ from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import timing_section
 from moe_beyond.reporting.model_sections import model_section
 from moe_beyond.reporting.page import chart_spec, figure_svg, svg_png
+from moe_beyond.reporting.pair_sections import pairs_section
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.trust_sections import trust_section
@@ -30,6 +31,7 @@ def all_figures(tables: Tables) -> dict[str, Figure]:
             search_section,
             training_section,
             model_section,
+            pairs_section,
         )
     ]
     sections.append(timing_section(tables, {}))
@@ -56,6 +58,9 @@ def test_every_figure_of_the_page_is_there(tables: Tables):
         "reuse_distances",
         "calibration",
         "coverage",
+        "coactivation",
+        "transitions",
+        "pair_bits",
     }
 
 

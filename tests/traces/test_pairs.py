@@ -44,7 +44,7 @@ def test_counts_equal_a_slow_count(trace: Trace) -> None:
 
 def test_experts_that_always_come_in_pairs_are_lifted_and_no_others() -> None:
     twins = np.random.default_rng(0).integers(0, 4, 4000)
-    pairs = coactivation(np.stack([2 * twins, 2 * twins + 1], axis=1), 8)
+    pairs = coactivation(np.stack([2 * twins, 2 * twins + 1], axis=1).astype(np.uint8), 8)
     assert pairs is not None
     met = pairs.tokens_EE > 0
     assert met.sum() == 4
@@ -54,7 +54,7 @@ def test_experts_that_always_come_in_pairs_are_lifted_and_no_others() -> None:
 
 
 def test_a_layer_that_decides_the_next_gives_all_its_entropy_and_chance_gives_none() -> None:
-    here = np.random.default_rng(1).integers(0, 8, (20_000, 1))
+    here = np.random.default_rng(1).integers(0, 8, (20_000, 1), np.uint8)
     there = (here * 3 + 1) % 8
     assert transitions(here, there, 8).bits == pytest.approx(3, abs=0.01)
     assert bits_by_chance(here, there, 8) < 0.01

@@ -25,6 +25,7 @@ from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import comparison_section, timing_section
 from moe_beyond.reporting.explorer import explorer_section
 from moe_beyond.reporting.model_sections import model_section
+from moe_beyond.reporting.pair_sections import pairs_section
 from moe_beyond.reporting.plots import Chart
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
 from moe_beyond.reporting.record_sections import data_section, method_section, run_section
@@ -101,6 +102,7 @@ def compose(
         search_section(tables),
         training_section(tables),
         model_section(tables),
+        pairs_section(tables),
         models_section(tables),
         data_section(tables),
         method_section(tables, stand_in=stand_in, one_by_one=one_by_one),

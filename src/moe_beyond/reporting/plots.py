@@ -51,7 +51,8 @@ def _lines(
     return alt.layer(*layers)
 
 
-def _finish(chart: Chart, height: int = _HEIGHT) -> Chart:
+def finish(chart: Chart, height: int = _HEIGHT) -> Chart:
+    """As wide as its container, so high."""
     return chart.properties(width="container", height=height)
 
 
@@ -89,7 +90,7 @@ def hit_rate(replay: pl.DataFrame, policies: Sequence[str], cycle: float | None,
         alt.Tooltip("mib_per_token:Q", title="MiB per token", format=".3~f"),
     ]
     y = alt.Y("hit_rate:Q", title="hit rate", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1]))
-    return _finish(alt.layer(*_cycle_mark(cycle, cycle_experts), _lines(frame, policies, _capacity_axis(), y, tooltip)))
+    return finish(alt.layer(*_cycle_mark(cycle, cycle_experts), _lines(frame, policies, _capacity_axis(), y, tooltip)))
 
 
 def bytes_per_token(
@@ -103,7 +104,7 @@ def bytes_per_token(
         alt.Tooltip("mib_per_token:Q", title="MiB per token", format=".3~f"),
     ]
     y = alt.Y("mib_per_token:Q", title="MiB moved per token", scale=alt.Scale(zero=True))
-    return _finish(alt.layer(*_cycle_mark(cycle, cycle_experts), _lines(frame, policies, _capacity_axis(), y, tooltip)))
+    return finish(alt.layer(*_cycle_mark(cycle, cycle_experts), _lines(frame, policies, _capacity_axis(), y, tooltip)))
 
 
 def recall_by_layer(quality: pl.DataFrame, predictors: Sequence[str], k: int | None) -> Chart:
@@ -121,7 +122,7 @@ def recall_by_layer(quality: pl.DataFrame, predictors: Sequence[str], k: int | N
         "layer:Q", title="layer", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(zero=False, nice=False)
     )
     y = alt.Y("recall:Q", title=name, axis=alt.Axis(format=".0%"), scale=alt.Scale(domainMin=0))
-    return _finish(_lines(frame, predictors, x, y, tooltip))
+    return finish(_lines(frame, predictors, x, y, tooltip))
 
 
 def recall_overall(
@@ -166,7 +167,7 @@ def recall_overall(
         layers.insert(
             0, base.mark_rule(strokeWidth=2.5).encode(x=alt.X("recall_low:Q", title=name), x2="recall_high:Q")
         )
-    return _finish(alt.layer(*layers), 24 * len(order) * len(names) + 20)
+    return finish(alt.layer(*layers), 24 * len(order) * len(names) + 20)
 
 
 def reliability(bins: pl.DataFrame, splits: Sequence[str]) -> Chart:
@@ -185,7 +186,7 @@ def reliability(bins: pl.DataFrame, splits: Sequence[str]) -> Chart:
     diagonal = (
         alt.Chart(ends).mark_line(color="@muted", strokeWidth=1, strokeDash=[2, 3]).encode(x="stated:Q", y="came:Q")
     )
-    return _finish(alt.layer(diagonal, _lines(frame, splits, x, y, tooltip)))
+    return finish(alt.layer(diagonal, _lines(frame, splits, x, y, tooltip)))
 
 
 def coverage(widths: pl.DataFrame, splits: Sequence[str], k: int | None) -> Chart:
@@ -205,7 +206,7 @@ def coverage(widths: pl.DataFrame, splits: Sequence[str], k: int | None) -> Char
             rule.mark_rule(style="mark-rule").encode(x="x:Q"),
             rule.mark_text(style="mark-text").encode(x="x:Q", y=alt.value(_HEIGHT - 16), text="text:N"),
         ]
-    return _finish(alt.layer(*mark, _lines(frame, splits, x, y, tooltip)))
+    return finish(alt.layer(*mark, _lines(frame, splits, x, y, tooltip)))
 
 
 def heat_map(popularity: pl.DataFrame, num_experts: int) -> Chart:
@@ -234,7 +235,7 @@ def heat_map(popularity: pl.DataFrame, num_experts: int) -> Chart:
             ],
         )
     )
-    return _finish(chart, max(120, min(520, 22 * layers)))
+    return finish(chart, max(120, min(520, 22 * layers)))
 
 
 def entropy_by_layer(layers: pl.DataFrame) -> Chart:
@@ -259,7 +260,7 @@ def entropy_by_layer(layers: pl.DataFrame) -> Chart:
         tooltip=["layer:O", "measure:N", alt.Tooltip("value:Q", format=".1%")],
     )
     dash = alt.StrokeDash("measure:N", scale=alt.Scale(domain=domain, range=[[1, 0], [6, 3]][: len(domain)]))
-    return _finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)))
+    return finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)))
 
 
 def hit_curves(curves: pl.DataFrame, policies: Sequence[str], cycle: float | None, cycle_experts: int | None) -> Chart:
@@ -275,7 +276,7 @@ def hit_curves(curves: pl.DataFrame, policies: Sequence[str], cycle: float | Non
     ]
     y = alt.Y("hit_rate:Q", title="hit rate", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1]))
     lines = _lines(frame, policies, _capacity_axis(), y, tooltip, points=False)
-    return _finish(alt.layer(*_cycle_mark(cycle, cycle_experts), lines))
+    return finish(alt.layer(*_cycle_mark(cycle, cycle_experts), lines))
 
 
 def reuse_distances(distances: pl.DataFrame) -> Chart:
@@ -296,7 +297,7 @@ def reuse_distances(distances: pl.DataFrame) -> Chart:
     ]
     base = alt.Chart(frame).encode(x=x, y=y, tooltip=tooltip)
     line = base.mark_line(interpolate="step-after", color="@blue")
-    return _finish(alt.layer(line, base.mark_point(size=260, opacity=0)))
+    return finish(alt.layer(line, base.mark_point(size=260, opacity=0)))
 
 
 def loss_curves(history: pl.DataFrame) -> Chart:
@@ -325,7 +326,7 @@ def _measures(long: pl.DataFrame, domain: list[str], title: str, number: str, *,
         tooltip=["epoch:Q", "measure:N", alt.Tooltip("value:Q", format=number)],
     )
     dash = alt.StrokeDash("measure:N", scale=alt.Scale(domain=domain, range=dashes[: len(domain)]))
-    return _finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)), 240)
+    return finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)), 240)
 
 
 def pareto(trials: pl.DataFrame) -> Chart:
@@ -353,7 +354,7 @@ def pareto(trials: pl.DataFrame) -> Chart:
     )
     front = base.transform_filter(alt.datum.kind == kinds["front"]).mark_line(color="@blue", strokeWidth=1.25)
     ring = base.transform_filter("datum.chosen_trial").mark_point(style="ring")
-    return _finish(alt.layer(front, points, ring))
+    return finish(alt.layer(front, points, ring))
 
 
 def thin(frame: pl.DataFrame, points: int = _CURVE_POINTS) -> pl.DataFrame:
@@ -375,4 +376,4 @@ def step_latency(timing: pl.DataFrame, policies: Sequence[str]) -> Chart:
     ]
     x = alt.X("capacity_experts:Q", title="capacity, experts", axis=alt.Axis(format=",d"))
     y = alt.Y("ms_per_token:Q", title="ms per token", scale=alt.Scale(zero=True))
-    return _finish(_lines(frame, policies, x, y, tooltip))
+    return finish(_lines(frame, policies, x, y, tooltip))

@@ -26,6 +26,14 @@ LAYOUT: dict[str, tuple[str, dict[str, Kind]]] = {
         {"policy": S, "capacity_experts": N, "capacity_fraction": N, "hit_rate": N},
     ),
     "reuse_distances": ("reports/assess/reuse_distances.csv", {"distance": N, "cumulative_share": N}),
+    "coactivation": (
+        "reports/assess/coactivation.csv",
+        {"layer": N, "expert": N, "other": N, "tokens": N, "lift": N},
+    ),
+    "transitions": (
+        "reports/assess/transitions.csv",
+        {"layer": N, "next_layer": N, "expert": N, "next_expert": N, "tokens": N, "probability": N, "lift": N},
+    ),
     "cards": (
         "reports/assess/cards.csv",
         {

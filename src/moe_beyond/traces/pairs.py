@@ -42,7 +42,8 @@ class Pairs:
     def evidence_EE(self) -> Floats:
         """What each pair adds to `bits`, times the number of pairs: large where a frequent pair is far from chance."""
         lift = self.lift_EE
-        return self.tokens_EE * np.log2(lift, out=np.zeros_like(lift), where=lift > 0)
+        bits = np.log2(lift, out=np.zeros_like(lift), where=lift > 0)
+        return bits * self.tokens_EE
 
 
 def coactivation(experts_TK: ExpertIds, num_experts: int) -> Pairs | None:
