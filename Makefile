@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench ui lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench golden ui lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -86,6 +86,9 @@ docs: $(VENV)/.ok  ## Write the figures of the last run into the README, and doc
 
 bench: $(VENV)/.ok  ## Every promised ratio, measured side by side: NAME VALUE TARGET, and reports/benchmarks.json
 	python benchmarks/run.py
+
+golden: $(VENV)/.ok  ## Every figure published beside the TRACES, recomputed: NAME VALUE EXPECTED, and reports/golden.json
+	python -m benchmarks.golden $(TRACES)
 
 ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's runs
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1

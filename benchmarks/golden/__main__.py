@@ -1,0 +1,45 @@
+"""Checks every published figure: a line `NAME VALUE EXPECTED`, and reports/golden.json; exits 1 if one fails.
+
+    python -m benchmarks.golden [TRACES]
+
+A known shortfall is printed with its reason and does not fail, unless the figure has come to agree: then the reason is
+out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.golden.checks import FAMILIES
+from benchmarks.golden.recordings import TRACES
+from moe_beyond.files import write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    """Run every family."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("traces", nargs="?", type=Path, default=TRACES, help="folder of published traces")
+    traces = parser.parse_args().traces
+    if not traces.is_dir():
+        sys.exit(f"error: {traces}: no folder of published traces; see 'Published traces' in README.md")
+    results, failed = [], []
+    for family, checks in FAMILIES.items():
+        for check in checks(traces):
+            print(check, flush=True)
+            results.append({"family": family, **asdict(check), "agrees": check.agrees})
+            if check.fails:
+                failed.append(check.name)
+    write_json(ROOT / "reports" / "golden.json", results)
+    shortfalls = sum(bool(result["shortfall"]) for result in results)
+    print(f"{len(results)} figures, {len(failed)} fail, {shortfalls} known shortfalls")
+    if failed:
+        sys.exit(f"error: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
