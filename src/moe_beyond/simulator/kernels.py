@@ -89,6 +89,7 @@ def _prefetch(
         t.int32[::1],
         t.int32[::1],
         t.int64[::1],
+        t.int64[::1],
         t.boolean[::1],
         t.int64[::1],
         t.float32[:, ::1],
@@ -111,6 +112,7 @@ def replay(
     step_N: npt.NDArray[np.int32],
     layer_N: npt.NDArray[np.int32],
     row_N: npt.NDArray[np.int64],
+    row_A: npt.NDArray[np.int64],
     empties_N: npt.NDArray[np.bool_],
     next_use_A: npt.NDArray[np.int64],
     scores_SM: npt.NDArray[np.float32],
@@ -134,6 +136,7 @@ def replay(
         step_N: Step of each event.
         layer_N: Layer of each event.
         row_N: Row of the counts that each event adds to.
+        row_A: Row that each access counts for, where several prompts share events; otherwise empty.
         empties_N: True where the cache and its memory are emptied before the event.
         next_use_A: Event of each accessed expert's next use; empty where the rank does not read it.
         scores_SM: The policy's scores: no row, one for all steps, or one a step; of M columns or 2 M.
@@ -169,6 +172,8 @@ def replay(
         stamp = 2 * event + 1
         for access in range(offsets_N[event], offsets_N[event + 1]):
             expert = members_A[access]
+            if len(row_A):
+                row = row_A[access]
             misses_N[event] += use(features, experts, groups, residents, counts_RC, expert, access, step, row)
             if len(next_use_A):
                 features[NEXT_USE, expert] = next_use_A[access]
@@ -179,7 +184,7 @@ def replay(
         # an event lies in one layer, so its first expert names the group
         group = group_M[members_A[offsets_N[event]]]
         limit = budget_G[group]
-        at = (offsets_N[event + 1], step, layer, row)
+        at = (offsets_N[event + 1], step, layer, row_N[event])
         make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
         if not overrun:
             # where the event alone wants more than fits, its own lowest ranks leave too

@@ -28,6 +28,7 @@ Common = tuple[
     npt.NDArray[np.int32],
     npt.NDArray[np.int32],
     npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
     npt.NDArray[np.bool_],
     npt.NDArray[np.int64],
     npt.NDArray[np.float32],
@@ -70,10 +71,13 @@ class Prepared:
 
     def units(self, budget: Budget) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """What each expert takes of a budget at each precision, int64 [V, M], and the budget, int64 [G]."""
+        most, budget_G = self.policy.most_experts(self.events.metadata), budget.budget_G
+        if most is not None:
+            budget_G = np.minimum(budget_G, most * budget.units_M.max())
         if (self.size_VM == 1).all():
-            return np.tile(budget.units_M, (len(self.size_VM), 1)), budget.budget_G
+            return np.tile(budget.units_M, (len(self.size_VM), 1)), budget_G
         units_VM = np.rint(budget.units_M * _PARTS_OF_A_UNIT * self.size_VM)
-        return np.maximum(units_VM, 1).astype(np.int64), budget.budget_G * _PARTS_OF_A_UNIT
+        return np.maximum(units_VM, 1).astype(np.int64), budget_G * _PARTS_OF_A_UNIT
 
     def result(
         self,
@@ -115,9 +119,8 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
             f"policy {policy.name}: needs router weights, the trace of {events.metadata.model_id} has none; record "
             "them (extract.weights: true), or choose another policy"
         )
-    row_N = _rows(events)
     change = policy.changed_demand(events) or ChangedDemand.none(events)
-    left_out_RC, given_up_RW = _left_out(events, policy, change, row_N)
+    left_out_RC, given_up_RW = _left_out(events, policy, change)
     wanted = events if change.keep_A.all() else _without(events, ~change.keep_A)
     no_future = np.zeros(0, np.int64)
     common = (
@@ -125,7 +128,8 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
         wanted.offsets_N,
         wanted.step_N,
         wanted.layer_N,
-        row_N,
+        wanted.row_N,
+        wanted.row_A,
         np.zeros(wanted.num_events, bool) if keep_warm else wanted.starts_prompt_N,
         wanted.next_use_A(within_prompt=not keep_warm) if policy.knows_future else no_future,
         np.ascontiguousarray(policy.scores_SM(wanted), dtype=np.float32),
@@ -135,11 +139,6 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
     return Prepared(policy, wanted, common, policy.prefetches(wanted), size_VM, left_out_RC, given_up_RW)
 
 
-def _rows(events: Events) -> npt.NDArray[np.int64]:
-    row_S = events.prompt_S.astype(np.int64) * 2 + events.is_decode_S
-    return row_S[events.step_N]
-
-
 def _without(events: Events, gone_A: npt.NDArray[np.bool_]) -> Events:
     kept_before_A = np.concatenate([[0], np.cumsum(~gone_A)])
     return replace(
@@ -147,11 +146,12 @@ def _without(events: Events, gone_A: npt.NDArray[np.bool_]) -> Events:
         members_A=events.members_A[~gone_A],
         offsets_N=kept_before_A[events.offsets_N],
         shares_A=None if events.shares_A is None else events.shares_A[~gone_A],
+        owner_A=None if events.owner_A is None else events.owner_A[~gone_A],
     )
 
 
 def _left_out(
-    events: Events, policy: Policy, change: ChangedDemand, row_N: npt.NDArray[np.int64]
+    events: Events, policy: Policy, change: ChangedDemand
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Counts and weight of the accesses that a policy does without from the start, or wants in fewer bits.
 
@@ -169,12 +169,11 @@ def _left_out(
             "it; record weights (extract.weights: true), or choose another policy"
         )
     event_A = np.repeat(np.arange(events.num_events), np.diff(events.offsets_N))
-    row_A = row_N[event_A]
+    row_A = events.row_A if len(events.row_A) else events.row_N[event_A]
     left_out_R = np.bincount(row_A[~change.keep_A], minlength=num_rows)
     counts_RC[:, ACCESSES] = counts_RC[:, SKIPPED] = left_out_R
-    # a batched prefill is one event a layer for all its tokens
-    tokens_R = events.prompt_tokens_PF.reshape(-1)
-    worth_A = events.shares_A / events.metadata.num_layers * np.where(row_A % 2 == 1, 1, tokens_R[row_A])
+    # a step of several tokens is one event a layer for all of them
+    worth_A = events.shares_A / events.metadata.num_layers * events.num_tokens_S[events.step_N[event_A]]
     for way, which_A in ((GAVE_UP_SKIPPED, ~change.keep_A), (GAVE_UP_PRECISION, low_A)):
         given_up_RW[:, way] = np.bincount(row_A[which_A], worth_A[which_A], minlength=num_rows)
     return counts_RC, given_up_RW
