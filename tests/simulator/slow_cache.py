@@ -15,6 +15,7 @@ class Outcome:
     """What the reference counted."""
 
     hits: list[int] = field(default_factory=list)
+    found: list[bool] = field(default_factory=list)
     prefetched: int = 0
     useful: int = 0
     useless: int = 0
@@ -111,6 +112,7 @@ def replay(
                 unused.add(expert)
                 outcome.prefetched += 1
         outcome.hits.append(sum(e in resident for e in members))
+        outcome.found += [e in resident for e in members]
         for expert in members:
             if expert in unused:
                 unused.discard(expert)

@@ -4,9 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.device import load_device
 from moe_beyond.simulator.events import Events, events_of
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.timing import Workload, timed_replay
 from moe_beyond.traces.schema import Trace
-from tests.simulator.strategies import make_trace, traces
+from tests.simulator import slow_cache
+from tests.simulator.strategies import capacities_of, make_trace, traces
 
 PREFILLS = st.sampled_from(["batched", "token_by_token"])
 
@@ -149,6 +155,39 @@ def test_shares_of_the_routers_weight_sum_to_one_in_every_event(trace: Trace, pr
     events = events_of(trace, prefill, batch=batch)
     assert events.shares_A is not None
     np.testing.assert_allclose(np.add.reduceat(events.shares_A, events.offsets_N[:-1]), 1, atol=1e-5)
+
+
+@given(traces(), PREFILLS, st.integers(2, 4), st.booleans(), st.data())
+def test_a_replay_counts_for_each_prompt_what_a_slow_one_finds(trace: Trace, prefill, batch, keep_warm, data):
+    events = events_of(trace, prefill, batch=batch, waves=not keep_warm)
+    capacity = data.draw(capacities_of(trace))
+    everyone = dict.fromkeys(range(trace.metadata.num_model_experts), 0)
+    expected = slow_cache.replay(events, "lru", {0: capacity}, everyone, keep_warm=keep_warm)
+    result = replay(events, Lru(), Budget.slots(trace.metadata, capacity), keep_warm=keep_warm)
+    for prompt in range(trace.num_prompts):
+        mine = np.asarray(events.owner_A) == prompt
+        assert result.accesses_P[prompt] == mine.sum()
+        assert result.hits_P[prompt] == np.asarray(expected.found)[mine].sum()
+    assert result.total.hits == sum(expected.hits)
+    assert result.total.tokens == trace.num_tokens
+
+
+def test_every_running_prompt_asks_so_a_batch_loads_less_than_its_prompts_alone():
+    trace = make_trace(3, num_layers=3, num_experts=12, top_k=2, lengths=(30,) * 6, prefill=(0,) * 6)
+    budget = Budget.slots(trace.metadata, 12)
+    alone, together = (replay(events_of(trace, batch=batch), Lru(), budget).total for batch in (1, 3))
+    assert together.accesses < alone.accesses
+    assert together.misses < alone.misses
+    assert together.tokens == alone.tokens
+
+
+def test_times_of_a_batch_are_shared_by_its_tokens():
+    trace = make_trace(3, num_layers=2, lengths=(20,) * 4, prefill=(0,) * 4, expert_bytes=(10_000_000,) * 2)
+    device, budget = load_device("laptop_nvme"), Budget.slots(trace.metadata, 6)
+    events = events_of(trace, batch=4)
+    timed = timed_replay(events, Lru(), budget, device, Workload.like_its_experts(events, 0.0, 0))
+    assert timed.ms_per_token == pytest.approx(timed.step_ms_S.sum() / trace.num_tokens)
+    assert timed.tokens_per_second == pytest.approx(1000 / timed.ms_per_token)
 
 
 @pytest.mark.parametrize("batch", [0, -2])

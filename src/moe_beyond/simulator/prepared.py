@@ -112,8 +112,14 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
     """Ask the policy what it knows ahead of the replay; counts have a row for each prompt and phase.
 
     Raises:
-        InputError: The policy needs router weights, and the trace has none.
+        InputError: The policy needs router weights, and the trace has none; or it decides token by token what to do
+            without, and tokens of several prompts run at once.
     """
+    if events.schedule is not None and policy.demand is not None:
+        raise InputError(
+            f"policy {policy.name}: decides token by token what to do without, and a batch asks for several tokens at "
+            "once; replay it with a batch of 1"
+        )
     if events.shares_A is None and (policy.needs_weights or policy.demand is not None):
         raise InputError(
             f"policy {policy.name}: needs router weights, the trace of {events.metadata.model_id} has none; record "

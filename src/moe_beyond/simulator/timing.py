@@ -95,8 +95,11 @@ class TimedReplay:
 
     @property
     def ms_per_token(self) -> float:
-        """Mean time of a decoded token; 0 where nothing was decoded."""
-        return float(self.step_ms_S[self.is_decode_S].mean()) if self.is_decode_S.any() else 0.0
+        """Time of all decode steps over the tokens that they decode; 0 where nothing was decoded.
+
+        With a batch a step decodes several: then a user waits for a token as long as the step takes.
+        """
+        return self._per_token(self.step_ms_S)
 
     @property
     def tokens_per_second(self) -> float:
@@ -106,7 +109,11 @@ class TimedReplay:
     @property
     def stall_ms_per_token(self) -> float:
         """Mean time that a decoded token waits for the link."""
-        return float(self.stall_ms_S[self.is_decode_S].mean()) if self.is_decode_S.any() else 0.0
+        return self._per_token(self.stall_ms_S)
+
+    def _per_token(self, ms_S: npt.NDArray[np.float64]) -> float:
+        decoded = int(self.replay.tokens_PF[:, 1].sum())
+        return float(ms_S[self.is_decode_S].sum() / decoded) if decoded else 0.0
 
 
 def timed_replay(
