@@ -30,7 +30,7 @@ def main() -> None:
                 opset=params.export.opset,
                 seed=params.seed,
                 scratch=scratch,
-                trial_log=run.child,
+                trial_log=run.children,
             )
             with replacing(run.reports / "best.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(asdict(result.best), sort_keys=False))

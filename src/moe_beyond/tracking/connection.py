@@ -6,18 +6,13 @@ import logging
 import os
 from pathlib import Path
 
-# mlflow reads these when it is imported; what the user set wins
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
-os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from requests.exceptions import RequestException
 
 from moe_beyond.errors import InputError
+from moe_beyond.tracking.client import PatientClient, answers, is_away
+from moe_beyond.tracking.spool import Spool
 
 DEFAULT_EXPERIMENT = "moe-beyond"
 
@@ -36,30 +31,57 @@ def main_root(root: Path) -> Path:
     return Path(os.environ.get("DVC_ROOT") or root).resolve()
 
 
-def connect(root: Path) -> MlflowClient:
-    """Set the tracking URI and the experiment; create the experiment where it is new.
+def tracking_uri(root: Path) -> str:
+    """`MLFLOW_TRACKING_URI`, or the database of the checkout."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_root(root) / 'mlflow.db'}"
+
+
+def connect(root: Path) -> PatientClient:
+    """Set the tracking URI and the experiment, and send what earlier work could not send.
+
+    Where an MLflow server does not answer, a line says so within half a minute, and what the client is asked to write
+    waits in files.
 
     Args:
         root: The folder that the stage runs in, the project's root or a copy of it.
 
     Raises:
-        InputError: The tracking server does not answer.
+        InputError: MLflow answers and refuses; or the address is a database's own, and it does not answer.
     """
-    home = main_root(root)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    uri = tracking_uri(root)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient()
+    there = answers(uri)
+    if not there and not uri.startswith("http"):
+        # mlflow opens a database when it makes a client, so there is nothing that could wait for it
+        raise InputError(f"MLFLOW_TRACKING_URI: {uri} does not answer; start it or unset it")
+    client = PatientClient(uri, Spool(main_root(root), uri), name)
+    if not there:
+        client.give_up_for_now("nothing listens there")
+        return client
     try:
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # a server decides itself where artifacts go; beside a local database they lie in the project's root
-            local = uri.startswith("sqlite:")
-            place = (home / "mlartifacts").as_uri() if local else None
-            # the kind decides which pages MLflow shows first: runs and models, not chats
-            client.create_experiment(name, place, tags={"mlflow.experimentKind": "custom_model_development"})
-    except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"MLFLOW_TRACKING_URI: {uri} does not answer ({reason}); start it or unset it") from error
-    mlflow.set_experiment(name)
+        client.experiment_id()
+        mlflow.set_experiment(name)
+    except (MlflowException, RequestException) as error:
+        if not is_away(error):
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"MLFLOW_TRACKING_URI: {uri} refuses ({reason}); correct it or unset it") from error
+        client.give_up_for_now(str(error))
+        return client
+    client.flush()
     return client
+
+
+def resend(root: Path) -> dict[str, int]:
+    """Send what waits for each address that MLflow had; returns how many records still wait there.
+
+    Args:
+        root: The project's root.
+    """
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+    left = {}
+    for spool in Spool.all_of(main_root(root)):
+        client = PatientClient(spool.uri, spool, name)
+        client.flush(patient=True)
+        left[spool.uri] = client.num_waiting()
+    return left

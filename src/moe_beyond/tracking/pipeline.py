@@ -13,18 +13,18 @@ from pathlib import Path
 
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from requests.exceptions import RequestException
 
 from moe_beyond.config import STAGES, flatten
 from moe_beyond.dvcfile import read_stage
 from moe_beyond.scratch import fingerprint
+from moe_beyond.tracking.client import LOCAL, PatientClient, is_away
+from moe_beyond.tracking.entries import log_metrics, log_params
 from moe_beyond.tracking.stage import (
     StageRun,
     context_tags,
     log_artifact,
-    log_metrics,
     log_outs,
-    log_params,
     stage_params,
 )
 
@@ -38,16 +38,15 @@ def pipeline_run(run: StageRun, artifacts: Sequence[str]) -> Iterator[str]:
         artifacts: Files and folders, relative to the root, that belong on the pipeline's run itself.
     """
     client = run.client
-    experiment = client.get_run(run.run_id).info.experiment_id
     tags = {**context_tags("pipeline", run.root), "moe_beyond.stage": "pipeline"}
     label = tags.get("dvc_exp_name") or tags.get("git.commit", "")[:7]
     name = f"pipeline {label}".rstrip()
-    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    run_id = client.create_run(run_name=name, tags=tags).info.run_id
     status = RunStatus.FAILED
     try:
         yield run_id
-        runs = stage_runs(run, experiment) | {run.stage: run.run_id}
-        _link(client, run_id, experiment, runs)
+        runs = stage_runs(run) | {run.stage: run.run_id}
+        _link(client, run_id, runs)
         log_params(client, run_id, flatten(run.params.model_dump(by_alias=True, mode="json")))
         log_metrics(client, run_id, headline_metrics(run.root))
         for path in artifacts:
@@ -57,7 +56,7 @@ def pipeline_run(run: StageRun, artifacts: Sequence[str]) -> Iterator[str]:
         client.set_terminated(run_id, RunStatus.to_string(status))
 
 
-def stage_runs(run: StageRun, experiment: str) -> dict[str, str]:
+def stage_runs(run: StageRun) -> dict[str, str]:
     """Run id of every earlier stage, from the receipts beside their outs.
 
     A receipt can name a run that this MLflow does not have, where DVC fetched the outs from a remote. Then the stage's
@@ -69,7 +68,8 @@ def stage_runs(run: StageRun, experiment: str) -> dict[str, str]:
         if stage == run.stage or not receipt.exists():
             continue
         run_id = json.loads(receipt.read_text(encoding="utf-8"))["run_id"]
-        found[stage] = run_id if _exists(run.client, run_id) else _mirror(run, experiment, stage, run_id)
+        known = _exists(run.client, run_id)
+        found[stage] = run.client.resolve(run_id) if known else _mirror(run, stage, run_id)
     return found
 
 
@@ -96,19 +96,21 @@ def _is_headline(stage: str, key: str) -> bool:
     return stage == "simulate" and key.endswith(("/hit_rate", "/mib_per_token", "/ms_per_token"))
 
 
-def _exists(client: MlflowClient, run_id: str) -> bool:
+def _exists(client: PatientClient, run_id: str) -> bool:
     try:
         client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
+    except (MlflowException, RequestException) as error:
+        if is_away(error):
+            return True  # nobody can say
+        if not isinstance(error, MlflowException) or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return run_id.startswith(LOCAL)  # it waits to be created
     return True
 
 
-def _mirror(run: StageRun, experiment: str, stage: str, original: str) -> str:
+def _mirror(run: StageRun, stage: str, original: str) -> str:
     tags = {"moe_beyond.stage": stage, "restored": "true", "original_run_id": original}
-    run_id: str = run.client.create_run(experiment, run_name=stage, tags=tags).info.run_id
+    run_id: str = run.client.create_run(run_name=stage, tags=tags).info.run_id
     declared = read_stage(run.root / "dvc.yaml", stage)
     log_params(run.client, run_id, stage_params(run.params, declared))
     metrics = run.root / "reports" / stage / "metrics.json"
@@ -119,14 +121,15 @@ def _mirror(run: StageRun, experiment: str, stage: str, original: str) -> str:
     return run_id
 
 
-def _link(client: MlflowClient, run_id: str, experiment: str, runs: dict[str, str]) -> None:
+def _link(client: PatientClient, run_id: str, runs: dict[str, str]) -> None:
     client.set_tag(run_id, "moe_beyond.state", fingerprint(runs))
     lines = ["Runs of the stages, each with its parameters, metrics and outs:", ""]
     for stage, stage_run_id in runs.items():
         client.set_tag(run_id, f"run.{stage}", stage_run_id)
-        lines.append(f"- [{stage}](#/experiments/{experiment}/runs/{stage_run_id})")
-        if "mlflow.parentRunId" not in client.get_run(stage_run_id).data.tags:
-            # the tree in MLflow's list: a stage stands below the first pipeline run that used it
-            client.set_tag(stage_run_id, "mlflow.parentRunId", run_id)
+        experiment = client.known_experiment
+        link = f"[{stage}](#/experiments/{experiment}/runs/{stage_run_id})" if experiment else f"{stage} {stage_run_id}"
+        lines.append(f"- {link}")
+        # the tree in MLflow's list: a stage stands below the first pipeline run that used it
+        client.set_tag_once(stage_run_id, "mlflow.parentRunId", run_id)
     client.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
     client.log_dict(run_id, runs, "stage_runs.json")

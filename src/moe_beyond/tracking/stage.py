@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import git
+from mlflow.entities import RunStatus
+from mlflow.tracking import MlflowClient
 
 from moe_beyond.config import Params, flatten, load_params
 from moe_beyond.dvcfile import DvcStage, content_md5, read_stage, restore_outs
 from moe_beyond.errors import InputError
 from moe_beyond.files import write_json
+from moe_beyond.tracking.children import ChildRuns
+from moe_beyond.tracking.client import PatientClient
 from moe_beyond.tracking.connection import connect
-
-import mlflow  # isort: skip  # after `connection`, which sets what mlflow reads at import
-from mlflow.data.dataset_source_registry import resolve_dataset_source
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, RunStatus
-from mlflow.tracking import MlflowClient
+from moe_beyond.tracking.entries import log_metrics, log_params
+from moe_beyond.tracking.system import system_metrics
 
 LIBRARIES = ("torch", "lightning", "transformers", "optuna", "mlflow", "dvc", "onnx", "onnxruntime", "numpy", "numba")
-_BATCH_METRICS, _BATCH_PARAMS = 1000, 100  # the most that one request of MLflow's API takes
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class StageRun:
     root: Path
     run_id: str
     declared: DvcStage
-    client: MlflowClient
+    client: PatientClient
 
     @property
     def reports(self) -> Path:
@@ -53,7 +48,7 @@ class StageRun:
     @property
     def tracking_uri(self) -> str:
         """For libraries that open a logger of their own on this run."""
-        return str(mlflow.get_tracking_uri())
+        return self.client.uri
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write a nested dict of numbers to `reports/<stage>/metrics.json`; the same numbers go to MLflow."""
@@ -64,37 +59,10 @@ class StageRun:
         """Log numbers at a step to MLflow alone, for curves and for timings that no file should hold."""
         log_metrics(self.client, self.run_id, metrics, step)
 
-    @contextmanager
-    def child(self, name: str, params: dict[str, Any]) -> Iterator[Callable[[dict[str, float], int], None]]:
-        """A run below this one, for a trial of a search; yields what logs its metrics at a step."""
-        tags = {"mlflow.parentRunId": self.run_id, "moe_beyond.stage": f"{self.stage}-trial"}
-        experiment = self.client.get_run(self.run_id).info.experiment_id
-        run_id = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        log_params(self.client, run_id, params)
-        status = RunStatus.FAILED
-        try:
-            yield partial(log_metrics, self.client, run_id)
-            status = RunStatus.FINISHED
-        finally:
-            self.client.set_terminated(run_id, RunStatus.to_string(status))
-
-
-def log_metrics(client: MlflowClient, run_id: str, metrics: dict[str, Any], step: int = 0) -> None:
-    """Log numbers in as few requests as the API allows; booleans count as 0 and 1, None and text are left out."""
-    now = int(time.time() * 1000)
-    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-    entities = [Metric(key, value, now, step) for key, value in numbers.items()]
-    for start in range(0, len(entities), _BATCH_METRICS):
-        client.log_batch(run_id, metrics=entities[start : start + _BATCH_METRICS])
-
-
-def log_params(client: MlflowClient, run_id: str, params: dict[str, Any]) -> None:
-    """Log parameters, lists as JSON, in as few requests as the API allows."""
-    entities = [
-        Param(key, value if isinstance(value, str) else json.dumps(value, default=str)) for key, value in params.items()
-    ]
-    for start in range(0, len(entities), _BATCH_PARAMS):
-        client.log_batch(run_id, params=entities[start : start + _BATCH_PARAMS])
+    @property
+    def children(self) -> ChildRuns:
+        """Opens runs below this one, for the trials of a search, from any process of this machine."""
+        return ChildRuns(self.root, self.stage, self.run_id)
 
 
 @contextmanager
@@ -102,7 +70,8 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
     """Open the run of a stage; on success log its outs and write its receipt.
 
     An InputError ends the process with status 1 and one line on standard error; any other exception passes. In both
-    cases the run is marked as failed and no receipt is written.
+    cases the run is marked as failed and no receipt is written. MLflow may go away meanwhile: see `client.py`. The run
+    is not mlflow's active one; what needs that (`mlflow.<flavour>.log_model`) opens `mlflow.start_run(run_id=...)`.
 
     Args:
         stage: Name in dvc.yaml.
@@ -115,19 +84,21 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
         params = load_params(root / "params.yaml")
         declared = read_stage(root / "dvc.yaml", stage)
         client = connect(root)
-        with mlflow.start_run(run_name=stage, tags=context_tags(stage, root), log_system_metrics=True) as active:
-            run = StageRun(stage, params, root, active.info.run_id, declared, client)
-            log_params(client, run.run_id, stage_params(params, declared))
-            _log_datasets(run)
-            try:
+        run_id = client.create_run(run_name=stage, tags=context_tags(stage, root)).info.run_id
+        run = StageRun(stage, params, root, run_id, declared, client)
+        status = RunStatus.FAILED
+        try:
+            with system_metrics(client, run_id):
+                log_params(client, run_id, stage_params(params, declared))
+                _log_datasets(run)
                 yield run
-            except BaseException:
-                # Lightning's logger closes the run as finished; say again that it was not
-                client.set_terminated(run.run_id, RunStatus.to_string(RunStatus.FAILED))
-                raise
-            _require_outs(run)
-            _write_receipt(run)
-            log_outs(client, run.run_id, root, declared)
+                _require_outs(run)
+                _write_receipt(run)
+                log_outs(client, run_id, root, declared)
+            status = RunStatus.FINISHED
+        finally:
+            client.set_terminated(run_id, RunStatus.to_string(status))
+            client.flush(patient=True)
     except BaseException as error:
         restore_outs(root, stage)
         if not isinstance(error, InputError):
@@ -171,13 +142,7 @@ def _log_datasets(run: StageRun) -> None:
     for path in run.declared.deps:
         if not path.startswith(("data/", "models/")) or not (run.root / path).exists():
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mlflow knows local paths twice and says so
-            source = resolve_dataset_source(str(run.root / path))
-        dataset = MetaDataset(  # type: ignore[abstract]  # mlflow leaves out `profile` itself
-            source, name=path.replace("/", "."), digest=content_md5(run.root / path)
-        )
-        mlflow.log_input(dataset, context="input")
+        run.client.log_data(run.run_id, run.root / path, path.replace("/", "."), content_md5(run.root / path))
 
 
 def _require_outs(run: StageRun) -> None:
@@ -188,9 +153,7 @@ def _require_outs(run: StageRun) -> None:
 
 
 def _write_receipt(run: StageRun) -> None:
-    experiment_id = run.client.get_run(run.run_id).info.experiment_id
-    receipt = {"stage": run.stage, "run_id": run.run_id, "experiment_id": experiment_id}
-    write_json(run.reports / "run.json", receipt)
+    write_json(run.reports / "run.json", {"stage": run.stage, "run_id": run.run_id})
 
 
 def log_outs(client: MlflowClient, run_id: str, root: Path, declared: DvcStage) -> None:
