@@ -132,3 +132,18 @@ def test_a_split_of_another_model_is_refused():
 def test_capacities_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValidationError, match=message):
         SimulateSettings(**wrong)
+
+
+@pytest.mark.parametrize("keep_warm", [True, False])
+def test_with_a_batch_every_policy_is_asked_for_shared_experts_once(replays, keep_warm):
+    trace = make_trace(1, num_layers=3, num_experts=8, lengths=(30, 20, 40), prefill=(10, 0, 20))
+    settings = SETTINGS.model_copy(update={"batch": 3, "keep_warm": keep_warm})
+    (together,) = replay_splits({"test_in_domain": trace}, trace, [Drawn()], settings)
+    alone = replays[0].at(12)
+    assert list(together.at(12)) == list(alone)
+    for name, replay in together.at(12).items():
+        assert replay.total.tokens == alone[name].total.tokens
+        assert replay.decode.accesses < alone[name].decode.accesses
+        assert replay.total.accesses == replay.accesses_P.sum()
+    table = timing_table([together], settings)
+    assert max(table["fraction_of_bound"].to_list()) <= 1

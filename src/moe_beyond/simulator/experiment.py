@@ -16,7 +16,7 @@ from moe_beyond.simulator.bounds import Belady, BeladyForced
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.curves import belady_curve
 from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.events import Events, events_of
 from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.policies.on_demand import LayerLru, LeastStale, Lfru, Lfu, Lru
@@ -87,7 +87,7 @@ def replay_splits(
 
 def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: SimulateSettings) -> SplitReplays:
     """Replay one split: every policy at every capacity, without a clock and on every device."""
-    events = events_of(trace, settings.prefill)
+    events = asked_for(trace, settings)
     devices = [load_device(device) for device in settings.devices]
     expert_bytes = None if settings.timed_expert_mib is None else round(settings.timed_expert_mib * MIB)
     workload = Workload.like_its_experts(events, settings.predictor_latency_ms, settings.lookahead_layers, expert_bytes)
@@ -116,6 +116,11 @@ def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: 
     return SplitReplays(name, trace.metadata, tuple(replays), tuple(timed), bounds_ms, by_name)
 
 
+def asked_for(trace: Trace, settings: SimulateSettings) -> Events:
+    """The events of a trace under the rules of the settings."""
+    return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
+
+
 def predicted_policies(
     trace: Trace,
     predictors: Sequence[Predictor],
@@ -126,9 +131,10 @@ def predicted_policies(
     policies: list[Policy] = []
     for predictor in predictors:
         name = predictor.name.replace(" ", "_")
-        probabilities_TLE = predictor.probabilities_TLE(trace)
+        probabilities_TLE = asked_for(trace, settings).by_step(predictor.probabilities_TLE(trace))
         anticipate = Anticipate(name, probabilities_TLE, popularity_LE)
-        width = settings.prefetch_width or trace.metadata.top_k
+        # a step wants that many at most
+        width = settings.prefetch_width or trace.metadata.top_k * settings.batch
         policies += [
             Prefetch(name, probabilities_TLE, width, eviction, settings.prefetch_threshold)
             for eviction in (anticipate, Lru())

@@ -17,11 +17,15 @@ class SimulateSettings(Settings):
     headline_capacity: float = Field(default=0.1, gt=0, le=1)
     """The capacity whose numbers stand in metrics.json; one of `capacities`."""
     prefetch_width: int | None = Field(default=None, ge=1)
-    """Experts fetched ahead at most per token and layer; null: as many as the router chooses."""
+    """Experts fetched ahead at most per token and layer; null: as many as the router chooses, for each of a
+    batch."""
     prefetch_threshold: float = Field(default=0.0, ge=0, le=1)
     """An expert of a lower predicted probability is not fetched."""
     keep_warm: bool = True
-    """Keep the cache from one prompt to the next; false: each prompt starts with an empty one."""
+    """Keep the cache from one prompt to the next; false: each prompt starts with an empty one, or with a batch each
+    wave of prompts, which begin together and wait for each other's end."""
+    batch: int = Field(default=1, ge=1)
+    """Prompts that run at once, a token of each in a step; an ended one gives its place to the next."""
     prefill: Literal["batched", "token_by_token"] = "batched"
     """Whether a prompt's prefill is one step, or its tokens count as decoded (for traces that hold nothing else)."""
     devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")

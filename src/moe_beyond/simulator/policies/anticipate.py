@@ -112,7 +112,7 @@ class Anticipate(Policy):
     @override
     def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
         decode_S = events.is_decode_S
-        tokens_S = np.where(decode_S, 1, events.prompt_tokens_PF[events.prompt_S, 0])
+        tokens_S = np.where(decode_S, 1, events.num_tokens_S)
         rates_SM = local_rates(
             events.members_A,
             events.offsets_N,
