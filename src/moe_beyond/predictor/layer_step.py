@@ -20,7 +20,7 @@ from moe_beyond.predictor.network import NetworkShape
 class LayerStep(nn.Module):
     """Logits for the next H layers, given the experts of the layers so far."""
 
-    def __init__(self, shape: NetworkShape, dropout: float = 0.0) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         if shape.reach < shape.horizon:
             raise ValueError(f"reach {shape.reach} is less than horizon {shape.horizon}")
@@ -32,9 +32,7 @@ class LayerStep(nn.Module):
         self.slot_weight = nn.Parameter(torch.ones(layers, shape.top_k))
         self.layer_embedding = nn.Parameter(torch.zeros(layers, width))
         self.norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.Dropout(dropout)
-        )
+        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
         self.head = nn.Parameter(torch.zeros(layers, width, shape.horizon * experts))
         # how far to trust the token step's logits, by layer known and horizon
         self.trust = nn.Parameter(torch.ones(layers, shape.horizon))
@@ -62,18 +60,18 @@ class LayerStep(nn.Module):
             [B, W]; the new evidence [B, R, E].
         """
         shape = self.shape
-        rows_BKX = self.seen[layer * shape.num_experts + experts_BK]
-        slot_BK = self.slot_weight[layer].expand(experts_BK.shape)
+        rows_BKX = nn.functional.embedding(layer * shape.num_experts + experts_BK, self.seen)
+        slot_BK = self.slot_weight.index_select(0, layer).expand(experts_BK.shape)
         said_BX = (slot_BK[:, None] @ rows_BKX)[:, 0]
         context_BW = context_BW + said_BX[:, : shape.layer_width]
         directly_BRE = said_BX[:, shape.layer_width :].unflatten(1, (shape.reach, shape.num_experts))
         # the row of this layer is spent; what was said of later ones moves up
         evidence_BRE = torch.cat([evidence_BRE[:, 1:], torch.zeros_like(evidence_BRE[:, :1])], dim=1) + directly_BRE
-        x_BW = context_BW + self.layer_embedding[layer]
+        x_BW = context_BW + self.layer_embedding.index_select(0, layer)
         x_BW = x_BW + self.feed_forward(self.norm(x_BW))
-        head_BHE = (x_BW @ self.head[layer][0]).unflatten(1, (shape.horizon, shape.num_experts))
+        head_BHE = (x_BW @ self.head.index_select(0, layer)[0]).unflatten(1, (shape.horizon, shape.num_experts))
         ahead_H = (layer + 1 + torch.arange(shape.horizon, device=layer.device)).clamp(max=shape.num_layers - 1)
-        trusted_BHE = logits_BLE[:, ahead_H] * self.trust[layer].unsqueeze(-1)
+        trusted_BHE = logits_BLE.index_select(1, ahead_H) * self.trust.index_select(0, layer).unsqueeze(-1)
         return trusted_BHE + evidence_BRE[:, : shape.horizon] + head_BHE, context_BW, evidence_BRE
 
     def all_layers(self, experts_BLK: Tensor, logits_BLE: Tensor, context_BW: Tensor) -> Tensor:
@@ -87,28 +85,34 @@ class LayerStep(nn.Module):
         Returns:
             Logits [H, B, L, E]; entry [h, b, l] knows layers 0 to l - h - 1; with none to know, it is the token step's.
         """
-        shape = self.shape
-        chosen_LBE = self._chosen(experts_BLK)
-        seen_LEX = self.seen.view(shape.num_layers, shape.num_experts, -1)
-        said_LBW = (chosen_LBE @ seen_LEX[..., : shape.layer_width]).float()
-        x_LBW = context_BW.float() + said_LBW.cumsum(dim=0) + self.layer_embedding[:, None]
-        x_LBW = x_LBW + self.feed_forward(self.norm(x_LBW))
-        head_LBHE = (x_LBW @ self.head).unflatten(2, (shape.horizon, shape.num_experts))
-        evidence_HLBE = self._evidence(chosen_LBE, seen_LEX)
-        logits_LBE = logits_BLE.transpose(0, 1)
-        answers = []
-        for h, evidence_LBE in enumerate(evidence_HLBE):
-            known = max(shape.num_layers - 1 - h, 0)  # layers that something is known of
-            trusted_LBE = logits_LBE[h + 1 :] * self.trust[:known, h, None, None]
-            informed_LBE = trusted_LBE + evidence_LBE + head_LBHE[:known, :, h]
-            answers.append(torch.cat([logits_LBE[: h + 1], informed_LBE.to(logits_LBE.dtype)]))
-        return torch.stack(answers).transpose(1, 2)
+        informed = self.informed(experts_BLK.transpose(0, 1), logits_BLE.transpose(0, 1), context_BW)
+        whole = [torch.cat([logits_BLE[:, : h + 1], x.transpose(0, 1)], dim=1) for h, x in enumerate(informed)]
+        return torch.stack(whole)
 
-    def _chosen(self, experts_BLK: Tensor) -> Tensor:
-        """Which experts were chosen, weighted by their slot, [L, B, E]."""
-        weights_BLK = self.slot_weight.expand(experts_BLK.shape)
-        empty_BLE = weights_BLK.new_zeros(*experts_BLK.shape[:2], self.shape.num_experts)
-        return empty_BLE.scatter(2, experts_BLK, weights_BLK).transpose(0, 1)
+    def informed(self, experts_LBK: Tensor, logits_LBE: Tensor, context_BW: Tensor) -> list[Tensor]:
+        """`all_layers`, of the layers alone for which there is something to know; layers come first, which is faster.
+
+        Returns:
+            For each horizon h, logits [L - h - 1, B, E] of layers h + 1 to L - 1.
+        """
+        shape = self.shape
+        weights_LBK = self.slot_weight[:, None].expand(experts_LBK.shape)
+        nothing_LBE = weights_LBK.new_zeros(*experts_LBK.shape[:2], shape.num_experts)
+        chosen_LBE = nothing_LBE.scatter(2, experts_LBK, weights_LBK)
+        seen_LEX = self.seen.view(shape.num_layers, shape.num_experts, -1)
+        said_LBW = chosen_LBE @ seen_LEX[..., : shape.layer_width]
+        # a sum over the layers so far: as a product faster than cumsum, both ways
+        so_far_LL = torch.ones(shape.num_layers, shape.num_layers, device=said_LBW.device).tril()
+        x_LBW = (so_far_LL @ said_LBW.flatten(1)).view(said_LBW.shape) + context_BW + self.layer_embedding[:, None]
+        x_LBW = x_LBW + self.feed_forward(self.norm(x_LBW))
+        head_LBX = x_LBW @ self.head
+        answers = []
+        for h, evidence_LBE in enumerate(self._evidence(chosen_LBE, seen_LEX)):
+            known = len(evidence_LBE)
+            trusted_LBE = logits_LBE[shape.num_layers - known :] * self.trust[:known, h, None, None]
+            head_LBE = head_LBX[:known, :, h * shape.num_experts : (h + 1) * shape.num_experts]
+            answers.append(trusted_LBE + evidence_LBE + head_LBE)
+        return answers
 
     def _evidence(self, chosen_LBE: Tensor, seen_LEX: Tensor) -> list[Tensor]:
         """For each horizon h, what layers 0 to l - h - 1 say of layers l = h + 1 to L - 1, [L - h - 1, B, E]."""

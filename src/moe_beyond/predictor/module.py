@@ -2,7 +2,8 @@
 
 Both steps are trained in one: the layer step's loss reaches the trunk through the token step's logits and context.
 
-Shape suffixes: B batch, T tokens, N real tokens of a batch, L MoE layers, E experts, K top-k, H horizon.
+Shape suffixes: B batch, T tokens, N real tokens of a batch, L MoE layers (at a horizon, those with something to know),
+E experts, K top-k.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PredictorModule(pl.LightningModule):
         self.save_hyperparameters()
         self.shape = NetworkShape(**shape)
         self.network = TokenStep(self.shape, dropout)
-        self.layer_step = LayerStep(self.shape, dropout)
+        self.layer_step = LayerStep(self.shape)
         self.learning_rate, self.weight_decay, self.warmup_fraction = learning_rate, weight_decay, warmup_fraction
         self.history_dropout, self.token_dropout = history_dropout, token_dropout
         self.layer_loss_weight = layer_loss_weight
@@ -54,12 +55,11 @@ class PredictorModule(pl.LightningModule):
         tokens_BT = _hide(batch.tokens_BT, 0, self.token_dropout)
         hidden_BT = torch.rand(batch.real_BT.shape, device=batch.real_BT.device) < self.history_dropout
         previous_BTLK = batch.previous_BTLK.masked_fill(hidden_BT[..., None, None], self.shape.num_experts)
-        logits_NLE, answers_HNLE, experts_NLK = self._answer(
-            tokens_BT, batch.letters_BTG, previous_BTLK, batch.experts_BTLK, batch.real_BT
-        )
-        loss = self._loss(logits_NLE, experts_NLK)
-        layer_loss = torch.stack([self._loss(answers_NLE, experts_NLK) for answers_NLE in answers_HNLE]).mean()
-        loss = loss + self.layer_loss_weight * layer_loss
+        answers = self._answer(tokens_BT, batch.letters_BTG, previous_BTLK, batch.experts_BTLK, batch.real_BT)
+        # a model of few layers has none at the farthest horizons
+        loss, *layer_losses = (self._loss(*answer) for answer in answers if len(answer[0]))
+        for layer_loss in layer_losses:
+            loss = loss + layer_loss * (self.layer_loss_weight / len(layer_losses))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}; lower train.learning_rate")
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=int(batch.real_BT.sum()))
@@ -67,14 +67,16 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
-        logits_NLE, answers_HNLE, experts_NLK = self._answer(
+        answers = self._answer(
             batch.tokens_BT, batch.letters_BTG, batch.previous_BTLK, batch.experts_BTLK, batch.real_BT
         )
         real = batch.real_BT.sum()
-        self.validation_loss.update(self._loss(logits_NLE, experts_NLK), real)
-        self.validation_recall.update(recall_at_k(logits_NLE, experts_NLK), real)
-        for metric, answers_NLE in zip(self.validation_layer_recall, answers_HNLE, strict=True):
-            metric.update(recall_at_k(answers_NLE, experts_NLK), real)
+        self.validation_loss.update(self._loss(*answers[0]), real)
+        hits_L = hits_at_k(*answers[0])
+        self.validation_recall.update(hits_L.mean(), real)
+        for h, metric in enumerate(self.validation_layer_recall):
+            # over all layers, as at use: the first have the token step's answer
+            metric.update(torch.cat([hits_L[: h + 1], hits_at_k(*answers[h + 1])]).mean(), real)
 
     def on_validation_epoch_end(self) -> None:
         """Metrics of the epoch, by name `<split>/<metric>`; `validation/recall_at_k_ahead_h` is h layers ahead."""
@@ -104,25 +106,28 @@ class PredictorModule(pl.LightningModule):
 
     def _answer(
         self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor, experts_BTLK: Tensor, real_BT: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the token step, of the layer step at each horizon, and the true experts, of real tokens alone."""
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Logits [L, N, E] of the token step, then those of the layer step at each horizon; each with the truth."""
         state = [part.to(self.device) for part in self.network.empty_state(len(tokens_BT))]
         logits_BTLE, _, _, context_BTW = self.network(tokens_BT, letters_BTG, previous_BTLK, *state)
-        logits_NLE, context_NW, experts_NLK = logits_BTLE[real_BT], context_BTW[real_BT], experts_BTLK[real_BT]
-        return logits_NLE, self.layer_step.all_layers(experts_NLK, logits_NLE, context_NW), experts_NLK
+        # padding is left out here, and layers come first: both save time in the layer step
+        logits_LNE = logits_BTLE[real_BT].transpose(0, 1)
+        experts_LNK = experts_BTLK[real_BT].transpose(0, 1).contiguous()
+        informed = self.layer_step.informed(experts_LNK, logits_LNE, context_BTW[real_BT])
+        return [(logits, experts_LNK[len(experts_LNK) - len(logits) :]) for logits in (logits_LNE, *informed)]
 
-    def _loss(self, logits_NLE: Tensor, experts_NLK: Tensor) -> Tensor:
+    def _loss(self, logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
         """Element-wise binary cross-entropy, softplus(x) - x * y, without a tensor of targets: y is 1 K times."""
-        logits_NLE = logits_NLE.float()
-        positive_NL = logits_NLE.gather(-1, experts_NLK).sum(-1)
-        loss_NL = functional.softplus(logits_NLE).sum(-1) - positive_NL
-        return loss_NL.mean() / self.shape.num_experts
+        logits_LNE = logits_LNE.float()
+        positive_LN = logits_LNE.gather(-1, experts_LNK).sum(-1)
+        loss_LN = functional.softplus(logits_LNE).sum(-1) - positive_LN
+        return loss_LN.mean() / self.shape.num_experts
 
 
-def recall_at_k(logits_NLE: Tensor, experts_NLK: Tensor) -> Tensor:
-    """Share of the true experts among the K largest logits, mean over tokens and layers."""
-    named_NLK = logits_NLE.topk(experts_NLK.shape[-1], dim=-1).indices
-    return (named_NLK[..., :, None] == experts_NLK[..., None, :]).any(-1).float().mean()
+def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
+    """Share of the true experts among the K largest logits, mean over tokens, [L]."""
+    named_LNK = logits_LNE.topk(experts_LNK.shape[-1], dim=-1).indices
+    return (named_LNK[..., :, None] == experts_LNK[..., None, :]).any(-1).float().mean(dim=(1, 2))
 
 
 def _hide(x: Tensor, value: int, share: float) -> Tensor:
