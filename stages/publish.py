@@ -11,6 +11,7 @@ from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.bundle import Origin, registered_name, write_bundle
 from moe_beyond.traces import store
 from moe_beyond.tracking import pipeline_run, stage_run
+from moe_beyond.tracking.asking import must_answer
 from moe_beyond.tracking.publishing import Gate, publish
 from moe_beyond.tracking.receipts import receipts
 from moe_beyond.tracking.registry import Registry
@@ -28,7 +29,8 @@ SHOWN = [
 
 
 def main() -> None:
-    with stage_run("publish") as run:
+    # the registry decides who is champion: without it there is nothing to publish to
+    with stage_run("publish") as run, must_answer(run.client.uri):
         params, settings, simulate = run.params, run.params.publish, run.params.simulate
         if run.params.traces.source != "reference":
             simulate = simulate.model_copy(update={"timed_expert_mib": None})

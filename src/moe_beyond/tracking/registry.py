@@ -77,6 +77,26 @@ class Registry:
                 return None
             raise
 
+    def version(self, alias: str) -> ModelVersion:
+        """The version of a number, or behind an alias.
+
+        Raises:
+            InputError: There is none.
+        """
+        try:
+            found = self.client.get_model_version(self.name, alias) if alias.isdecimal() else self.by_alias(alias)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            found = None
+        if found is None:
+            names = [model.name for model in self.client.search_registered_models()]
+            known = ", ".join(names) if names else "none: the publish stage makes them"
+            raise InputError(
+                f"{self.name}@{alias}: no such version or alias; registered models in this MLflow: {known}"
+            )
+        return found
+
     def with_digest(self, digest: str) -> ModelVersion | None:
         """The version that holds this very predictor, if one does."""
         found = self.client.search_model_versions(f"name = '{self.name}' and tags.`{DIGEST}` = '{digest}'")
@@ -99,19 +119,20 @@ class Registry:
         return Path(local) / "artifacts" / "bundle"
 
     def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
-        """Log a bundle as a pyfunc model of the active run, make a version of it, and call it the challenger."""
+        """Log a bundle as a pyfunc model of a run, and make a version of it."""
         manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-        logged = mlflow.pyfunc.log_model(
-            name="predictor",
-            python_model=str(Path(__file__).with_name("served.py")),
-            artifacts={"bundle": str(bundle)},
-            # a version stays what it was when the project's code moves on
-            code_paths=[str(Path(__file__).parents[1])],
-            signature=SIGNATURE,
-            input_example=example(manifest),
-            pip_requirements=[f"{name}=={library_version(name)}" for name in ("mlflow", *_NEEDED)],
-            metadata={key: manifest[key] for key in ("bundle_version", "model_id", "num_experts", "top_k")},
-        )
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="predictor",
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts={"bundle": str(bundle)},
+                # a version stays what it was when the project's code moves on
+                code_paths=[str(Path(__file__).parents[1])],
+                signature=SIGNATURE,
+                input_example=example(manifest),
+                pip_requirements=[f"{name}=={library_version(name)}" for name in ("mlflow", *_NEEDED)],
+                metadata={key: manifest[key] for key in ("bundle_version", "model_id", "num_experts", "top_k")},
+            )
         # tags come with the version itself: one that is there is whole
         return self.client.create_model_version(
             self.name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id,
@@ -149,7 +170,7 @@ class Registry:
         Raises:
             InputError: No such model or version, no champion, or none before this one.
         """
-        champion = self._known_champion()
+        champion = str(self.version(CHAMPION).version)
         history = [entry for entry in self.history() if entry != champion]
         if to is None:
             if not history:
@@ -157,10 +178,7 @@ class Registry:
             to = history[-1]
         if to == champion:
             raise InputError(f"{self.name}: version {to} is the champion already")
-        try:
-            self.client.get_model_version(self.name, to)
-        except MlflowException as error:
-            raise InputError(f"{self.name}: no version {to}; see them all in `make ui`, Models") from error
+        self.version(to)
         if to in history:
             # back, not on to a new one: what was found wanting may not win by the gate again
             now = datetime.now(UTC).isoformat("T", "seconds")
@@ -170,14 +188,6 @@ class Registry:
             history.append(champion)
         self._set_champion(to, [*history, to])
         return champion, to
-
-    def _known_champion(self) -> str:
-        champion = self.by_alias(CHAMPION)
-        if champion is None:
-            names = [model.name for model in self.client.search_registered_models()]
-            known = ", ".join(names) if names else "none: run the pipeline first"
-            raise InputError(f"{self.name}: no champion in this MLflow registry; registered models: {known}")
-        return str(champion.version)
 
     def _set_champion(self, version: str, history: list[str]) -> None:
         # the alias first: it is what clients load, the history only says where to go back to

@@ -1,0 +1,90 @@
+"""Commands on registered predictors and on states of the pipeline: compare, drift, rollback, retrain-report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_beyond.cli.common import AsJson, app, one_line_errors, show
+
+Name = Annotated[str | None, typer.Option(help="Registered model; by default the only one of this project.")]
+DRIFTED = 3
+"""Exit status of `drift` when a limit is exceeded: 1 is a mistake of the caller, 2 one of the command line."""
+
+
+@app.command()
+def compare(
+    states: Annotated[
+        list[str],
+        typer.Argument(help="MLflow run ids, champion, NAME@champion, NAME@VERSION, git revisions, workspace."),
+    ],
+    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/comparison.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Set states of the pipeline side by side: parameters that differ, headline numbers, hit-rate curves."""
+    from moe_beyond.comparison.page import print_tables, write_page  # noqa: PLC0415
+    from moe_beyond.comparison.tables import document  # noqa: PLC0415
+    from moe_beyond.errors import InputError  # noqa: PLC0415
+    from moe_beyond.tracking.states import find_states  # noqa: PLC0415
+
+    with one_line_errors():
+        if len(set(states)) < 2:
+            raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
+        found = find_states(Path.cwd(), list(dict.fromkeys(states)))
+        write_page(page, found)
+        if as_json:
+            show({**document(found), "page": str(page)}, as_json)
+        else:
+            print_tables(found, page)
+
+
+@app.command()
+def drift(
+    trace: Annotated[Path, typer.Argument(help="New traces, or a CSV of columns layer,expert,count.")],
+    against: Annotated[
+        str, typer.Option(help="Traces, a predictor's bundle, champion, NAME@champion or NAME@VERSION.")
+    ] = "champion",
+    log: Annotated[bool, typer.Option(help="Log a run `drift` with its metrics to MLflow.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether new traces still look like those a predictor learned from; exit status 3 where they do not."""
+    from moe_beyond.config import load_params  # noqa: PLC0415
+    from moe_beyond.tracking.drifting import check_drift  # noqa: PLC0415
+
+    with one_line_errors():
+        root = Path.cwd()
+        report = check_drift(root, trace, against, load_params(root / "params.yaml"), log=log)
+        show(report.document(), as_json)
+    if report.drifted:
+        raise typer.Exit(DRIFTED)
+
+
+@app.command()
+def rollback(
+    name: Name = None,
+    to: Annotated[str | None, typer.Option(help="Version to make the champion; by default the one before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the champion before this one the champion again. Clients that load NAME@champion get it at once."""
+    from moe_beyond.tracking.asking import asking  # noqa: PLC0415
+    from moe_beyond.tracking.registry import Registry  # noqa: PLC0415
+    from moe_beyond.tracking.states import only_model  # noqa: PLC0415
+
+    with one_line_errors(), asking(Path.cwd()) as client:
+        registry = Registry(client, name or only_model(client))
+        left, now = registry.roll_back(to)
+        show({"registered_model": registry.name, "left": left, "champion": now}, as_json)
+
+
+@app.command("retrain-report")
+def retrain_report(
+    base: Annotated[str, typer.Option(help="Git revision that the numbers are held against.")] = "main",
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("reports/retrain.md"),
+) -> None:
+    """Write what a retraining came to: the gate's verdict, what changed against a revision, and the curves."""
+    from moe_beyond.comparison.retraining import write_report  # noqa: PLC0415
+
+    with one_line_errors():
+        write_report(Path.cwd(), base, out)

@@ -1,0 +1,118 @@
+"""What differs between states, and their headline numbers with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.comparison.states import State
+
+BOUND, LRU = "belady", "lru"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number, with its 95 % interval where the table that it comes from has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def text(self) -> str:
+        """`0.805 [0.802, 0.807]`."""
+        shown = f"{self.value:.4g}"
+        return shown if self.low is None or self.high is None else f"{shown} [{self.low:.4g}, {self.high:.4g}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number of every state; None where a state does not have it."""
+
+    metric: str
+    cells: tuple[Cell | None, ...]
+
+
+def differing_params(states: Sequence[State]) -> list[tuple[str, tuple[str | None, ...]]]:
+    """Parameters that are not the same in all states, with each state's value; None where it has none."""
+    keys = sorted(set().union(*(state.params for state in states)))
+    rows = [(key, tuple(state.params.get(key) for state in states)) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def headline(states: Sequence[State]) -> list[Row]:
+    """Recall and hit rates on each test split at the gate's capacity or the headline's, the gate's time, the sizes.
+
+    Rows come in the order of their first appearance over the states.
+    """
+    found = [_headline(state) for state in states]
+    names = dict.fromkeys(name for cells in found for name in cells)
+    return [Row(name, tuple(cells.get(name) for cells in found)) for name in names]
+
+
+def curves(states: Sequence[State]) -> pl.DataFrame:
+    """Hit rates over capacity of every state that has a replay: columns state, split, policy and those of replay.csv.
+
+    Only the policies that say something of the state: the predictor's, LRU and Belady's bound.
+    """
+    parts = [
+        state.tables["replay"]
+        .filter(pl.col("policy").is_in([LRU, BOUND]) | pl.col("policy").str.starts_with("predictor"))
+        .select(
+            pl.lit(state.name).alias("state"),
+            "split", "policy", "capacity_fraction", "hit_rate", "hit_rate_low", "hit_rate_high", "mib_per_token",
+        )
+        for state in states
+        if "replay" in state.tables
+    ]  # fmt: skip
+    return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def document(states: Sequence[State]) -> dict[str, Any]:
+    """All of it for `--json`."""
+    return {
+        "states": [{"name": s.name, "about": s.about, "missing": s.missing} for s in states],
+        "params": {key: dict(zip(_names(states), values, strict=True)) for key, values in differing_params(states)},
+        "headline": {
+            row.metric: {
+                name: None if cell is None else {"value": cell.value, "low": cell.low, "high": cell.high}
+                for name, cell in zip(_names(states), row.cells, strict=True)
+            }
+            for row in headline(states)
+        },
+    }
+
+
+def _names(states: Sequence[State]) -> list[str]:
+    return [state.name for state in states]
+
+
+def _headline(state: State) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {}
+    quality, replay, gate = (state.tables.get(name) for name in ("quality", "replay", "gate"))
+    if quality is not None:
+        whole = quality.filter(
+            (pl.col("phase") == "all") & (pl.col("layer") == "all") & pl.col("split").str.starts_with("test")
+        )
+        for row in whole.filter(pl.col("predictor") == "predictor").iter_rows(named=True):
+            cells[f"recall@k, {row['split']}"] = Cell(row["recall_at_k"], row["recall_low"], row["recall_high"])
+    if replay is not None:
+        share = float(state.params.get("simulate.headline_capacity", "nan"))
+        # a share becomes a whole number of experts: the replayed capacity nearest to it is the one that was meant
+        nearest = min(replay["capacity_fraction"].unique().to_list(), key=lambda value: abs(value - share))
+        for row in replay.filter(pl.col("capacity_fraction") == nearest).iter_rows(named=True):
+            if row["policy"] in (LRU, BOUND) or row["policy"].startswith("predictor"):
+                name = f"hit rate, {row['split']}, {row['policy']}"
+                cells[name] = Cell(row["hit_rate"], row["hit_rate_low"], row["hit_rate_high"])
+    if gate is not None:
+        for row in gate.filter((pl.col("contestant") == "challenger") & (pl.col("split") == "all")).iter_rows(
+            named=True
+        ):
+            cells[f"gate, {row['metric']}"] = Cell(row["value"], row["low"], row["high"])
+    for key in ("train/parameters", "export/latency_ms", "export/size_bytes"):
+        if key in state.metrics:
+            cells[key] = Cell(state.metrics[key])
+    return cells
