@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.prefetches import Prefetches
+from moe_beyond.traces.schema import TraceMetadata
 
 __all__ = ["FULL", "SKIP", "ChangedDemand", "Demand", "Policy", "Prefetches", "Rank"]
 
@@ -139,6 +140,10 @@ class Policy(ABC):
     @abstractmethod
     def rank(self) -> Rank:
         """The compiled rank function."""
+
+    def most_experts(self, meta: TraceMetadata) -> int | None:
+        """Experts that it holds at most, however large the cache is; None: as many as fit."""
+        return None
 
     @property
     def demand(self) -> Demand | None:
