@@ -93,6 +93,12 @@ golden: $(VENV)/.ok  ## Every figure published beside the TRACES, recomputed: NA
 ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's runs
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
+retrain: $(VENV)/.ok  ## Fetch, run what changed, meet the champion, keep, report: docs/retraining.md. SET="train.epochs=30" REMOTE= BASE=
+	.ci/retrain
+
+rollback: $(VENV)/.ok  ## The champion before this one becomes the champion again
+	moe-beyond rollback
+
 lock: $(VENV)/.ok  ## Resolve pyproject.toml anew into requirements.lock
 	pip-compile -q --extra dev --extra postgresql --extra ray --strip-extras --allow-unsafe --no-emit-find-links --no-emit-index-url \
 		--no-emit-trusted-host --no-annotate -o requirements.lock pyproject.toml

@@ -1,4 +1,4 @@
-"""Commands on registered predictors and on states of the pipeline: compare, drift, rollback, retrain-report."""
+"""Commands on registered predictors and on states of the pipeline: compare, drift, rollback, promote, retrain-report."""
 
 from __future__ import annotations
 
@@ -76,6 +76,26 @@ def rollback(
         registry = Registry(client, name or only_model(client))
         left, now = registry.roll_back(to)
         show({"registered_model": registry.name, "left": left, "champion": now}, as_json)
+
+
+@app.command()
+def promote(
+    verdict: Annotated[Path, typer.Argument(help="verdict.json")] = Path("reports/publish/verdict.json"),
+) -> None:
+    """Carry out a verdict that was reached under MOE_BEYOND_GATE=judge, if its champion still is the champion."""
+    import json  # noqa: PLC0415
+
+    from moe_beyond.errors import InputError  # noqa: PLC0415
+    from moe_beyond.tracking.asking import asking  # noqa: PLC0415
+    from moe_beyond.tracking.publishing import carry_out  # noqa: PLC0415
+    from moe_beyond.tracking.registry import Registry  # noqa: PLC0415
+
+    with one_line_errors(), asking(Path.cwd()) as client:
+        if not verdict.exists():
+            raise InputError(f"{verdict}: no such file; run dvc repro first")
+        reached = json.loads(verdict.read_text(encoding="utf-8"))
+        registry = Registry(client, reached["registered_model"])
+        show({registry.name: carry_out(registry, reached)}, as_json=False)
 
 
 @app.command("retrain-report")

@@ -17,6 +17,7 @@ from moe_beyond.reporting.plots import Chart
 _COLOURS = ("@blue", "@vermilion", "@green", "@purple", "@orange", "@teal", "@wine")
 _WIDTH, _HEIGHT = 640, 320
 _VEGA_LITE = "6.4"  # what Altair 6 writes
+_STATES = alt.Legend(orient="top", symbolOpacity=1, symbolType="square", symbolSize=90)
 _DASHES = ([1, 0], [6, 3], [2, 3])
 
 
@@ -44,7 +45,9 @@ def overlay(curves: pl.DataFrame, split: str, states: Sequence[str]) -> Chart:
         pl.col("policy").replace_strict(dict(zip(policies, names, strict=True))).alias("kind")
     )
     colour = alt.Color(
-        "state:N", scale=alt.Scale(domain=list(states), range=[_COLOURS[i % len(_COLOURS)] for i in range(len(states))])
+        "state:N",
+        legend=_STATES,
+        scale=alt.Scale(domain=list(states), range=[_COLOURS[i % len(_COLOURS)] for i in range(len(states))]),
     )
     x = alt.X("capacity_fraction:Q", title="capacity, share of the model's experts", axis=alt.Axis(format=".0%"))
     y = alt.Y("hit_rate:Q", title="hit rate", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1]))

@@ -24,7 +24,7 @@ class Cell:
     @property
     def text(self) -> str:
         """`0.805 [0.802, 0.807]`."""
-        shown = f"{self.value:.4g}"
+        shown = f"{int(self.value):,}" if self.value > 1 and float(self.value).is_integer() else f"{self.value:.4g}"
         return shown if self.low is None or self.high is None else f"{shown} [{self.low:.4g}, {self.high:.4g}]"
 
 

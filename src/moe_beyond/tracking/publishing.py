@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,10 @@ from moe_beyond.simulator.settings import SimulateSettings
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tracking.registry import CHAMPION, DIGEST, ROLLED_BACK, Registry
 from moe_beyond.tracking.stage import StageRun
+
+
+GATE_VARIABLE = "MOE_BEYOND_GATE"
+"""`judge` in the environment: register and judge, but leave the champion. For changes that are not merged yet."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,34 @@ def publish(run: StageRun, registry: Registry, bundle: Path, gate: Gate, pipelin
         registry.note(number, decision.verdict.outcome, decision.verdict.reasons)
     registry.call_challenger(number)
     before = _number(champion)
-    after = number if decision.verdict.moves_champion else before
+    moves = decision.verdict.moves_champion and os.environ.get(GATE_VARIABLE) != "judge"
+    after = number if moves else before
     names = {"registered_model": registry.name, "challenger": number, "champion_before": before, "champion": after}
     _write(run, decision, gate, names)
-    return partial(registry.promote, number) if decision.verdict.moves_champion else lambda: None
+    return partial(registry.promote, number) if moves else lambda: None
+
+
+def carry_out(registry: Registry, verdict: dict[str, Any]) -> str:
+    """Move the champion as a verdict says that was reached without moving it, and say what became of it.
+
+    A verdict holds against the champion that it was reached against: where another one has come since, nothing moves.
+
+    Args:
+        registry: The registered model.
+        verdict: From verdict.json.
+    """
+    champion, challenger = _number(registry.by_alias(CHAMPION)), str(verdict["challenger"])
+    if champion == challenger:
+        return f"version {challenger} is the champion"
+    if not verdict["moves_champion"]:
+        return f"version {challenger} does not become the champion: {verdict['outcome']}; version {champion} stays"
+    if champion != verdict["champion_before"]:
+        return (
+            f"version {challenger} won against version {verdict['champion_before']}, but version {champion} is the "
+            "champion now; to hold the gate anew: dvc repro -f -s publish"
+        )
+    registry.promote(challenger)
+    return f"version {challenger} is the champion now"
 
 
 def decide(
