@@ -1,4 +1,4 @@
-"""Commands on registered predictors and on states of the pipeline: compare, drift, rollback, promote, retrain-report."""
+"""Commands on registered predictors and states of the pipeline: compare, drift, rollback, promote, retrain-report."""
 
 from __future__ import annotations
 

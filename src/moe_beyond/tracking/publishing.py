@@ -25,7 +25,6 @@ from moe_beyond.traces.schema import Trace
 from moe_beyond.tracking.registry import CHAMPION, DIGEST, ROLLED_BACK, Registry
 from moe_beyond.tracking.stage import StageRun
 
-
 GATE_VARIABLE = "MOE_BEYOND_GATE"
 """`judge` in the environment: register and judge, but leave the champion. For changes that are not merged yet."""
 
