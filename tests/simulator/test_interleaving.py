@@ -109,6 +109,18 @@ def test_rows_of_counts_name_a_prompt_of_the_step_and_its_phase(trace: Trace, pr
         assert len(events.row_A) == 0
 
 
+@given(traces(), PREFILLS, st.integers(1, 4))
+def test_what_a_decode_step_took_is_shared_by_its_tokens(trace: Trace, prefill, batch):
+    events = events_of(trace, prefill, batch=batch)
+    values_S = np.random.default_rng(0).random(events.num_steps)
+    expected_P = np.zeros(trace.num_prompts)
+    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
+    for (decodes, tokens, _), value in zip(slow_steps(trace, prefill, batch, False), values_S, strict=True):
+        for token in tokens if decodes else []:
+            expected_P[prompt_T[token]] += value / len(tokens)
+    np.testing.assert_allclose(events.by_prompt(values_S), expected_P)
+
+
 def test_twins_that_run_together_bear_the_same_share():
     alone = make_trace(7, num_layers=3, lengths=(12,), prefill=(0,))
     # the same tokens three times over
@@ -186,6 +198,7 @@ def test_times_of_a_batch_are_shared_by_its_tokens():
     device, budget = load_device("laptop_nvme"), Budget.slots(trace.metadata, 6)
     events = events_of(trace, batch=4)
     timed = timed_replay(events, Lru(), budget, device, Workload.like_its_experts(events, 0.0, 0))
+    assert events.by_prompt(timed.step_ms_S) == pytest.approx([timed.step_ms_S.sum() / 4] * 4)
     assert timed.ms_per_token == pytest.approx(timed.step_ms_S.sum() / trace.num_tokens)
     assert timed.tokens_per_second == pytest.approx(1000 / timed.ms_per_token)
 

@@ -150,6 +150,18 @@ class Events:
         missed = 1 - np.take(chances_TX, self.schedule.tokens_I[decodes_I], axis=axis)
         return np.asarray(1 - np.multiply.reduceat(missed, starts_R, axis=axis), np.float32)
 
+    def by_prompt(self, values_S: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What decode steps took, a prompt: float64 [P]. The tokens of a step share its value evenly.
+
+        Args:
+            values_S: float64, milliseconds or any other sum of each step; of batched prefills it is left out.
+        """
+        if self.schedule is None:
+            decoded_S = np.where(self.is_decode_S, values_S, 0)
+            return np.asarray(np.bincount(self.prompt_S, decoded_S, self.num_prompts), np.float64)
+        share_I = np.repeat(np.where(self.is_decode_S, values_S, 0) / self.num_tokens_S, self.num_tokens_S)
+        return np.asarray(np.bincount(self.schedule.prompt_I, share_I, self.num_prompts), np.float64)
+
     def one_by_one(self) -> Events:
         """Every access as an event of its own, in listed order: the `sequential` mode of older papers.
 
@@ -200,7 +212,8 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
     )
     if batch == 1:
         return single
-    prompt_T = np.repeat(np.arange(trace.num_prompts, dtype=np.int32), lengths_P)
+    prompt_T = np.empty(trace.num_tokens, np.int32)
+    prompt_T[schedule.tokens_I] = schedule.prompt_I
     return replace(
         single,
         token_S=np.where(schedule.is_decode_S, np.cumsum(schedule.is_decode_S) - 1, -1),

@@ -31,6 +31,7 @@ class Schedule:
     Attributes:
         tokens_I: int64, index of each token in the trace; of a decode step in turn: each step begins with another
             prompt of those that run.
+        prompt_I: int32, the prompt of each of them.
         offsets_S: int64 [S+1]; step s runs `tokens_I[offsets_S[s]:offsets_S[s+1]]`.
         is_decode_S: True for steps that decode, False for batched prefills.
         session_S: int32, rising; a session is what runs between two emptyings of a cold cache: a prompt, or of
@@ -38,6 +39,7 @@ class Schedule:
     """
 
     tokens_I: npt.NDArray[np.int64]
+    prompt_I: npt.NDArray[np.int32]
     offsets_S: npt.NDArray[np.int64]
     is_decode_S: npt.NDArray[np.bool_]
     session_S: npt.NDArray[np.int32]
@@ -65,7 +67,12 @@ def one_after_another(prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDAr
     prompt_S = np.repeat(np.arange(len(batched_P), dtype=np.int32), [len(prompt) for prompt in sizes])
     # a batched prefill begins its prompt
     is_prefill_S = (offsets_S[:-1] == prompt_offsets[prompt_S]) & (batched_P[prompt_S] > 0)
-    return Schedule(np.arange(prompt_offsets[-1]), offsets_S, ~is_prefill_S, prompt_S)
+    tokens_I, prompt_I = np.arange(prompt_offsets[-1]), _prompt_T(prompt_offsets)
+    return Schedule(tokens_I, prompt_I, offsets_S, ~is_prefill_S, prompt_S)
+
+
+def _prompt_T(prompt_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    return np.repeat(np.arange(len(prompt_offsets) - 1, dtype=np.int32), np.diff(prompt_offsets))
 
 
 def interleave(
@@ -87,8 +94,10 @@ def interleave(
     if batch == 1:
         return one_after_another(prompt_offsets, batched_P)
     steps = list(_steps(prompt_offsets.tolist(), batched_P.tolist(), batch, waves=waves))
+    tokens_I = np.array([token for step in steps for token in step.tokens], np.int64)
     return Schedule(
-        tokens_I=np.array([token for step in steps for token in step.tokens], np.int64),
+        tokens_I=tokens_I,
+        prompt_I=_prompt_T(prompt_offsets)[tokens_I],
         offsets_S=np.concatenate([[0], np.cumsum([len(step.tokens) for step in steps])]).astype(np.int64),
         is_decode_S=np.array([step.decodes for step in steps]),
         session_S=np.array([step.session for step in steps], np.int32),
