@@ -1,0 +1,115 @@
+# ruff: noqa: PLR0917 - compiled functions take positional arguments only
+"""HOBBIT (arXiv 2411.01433): what is missing and matters little is loaded at low precision, or not at all. Lossy.
+
+Shape suffixes: I members of an event, F features, M experts of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.jit import DEMAND, RANK, compiled
+from moe_beyond.simulator.policies.base import (
+    FULL,
+    LAST_USE,
+    LAYER,
+    RANKS,
+    SKIP,
+    USES,
+    USES_FULL,
+    Demand,
+    Policy,
+    Prefetches,
+    Rank,
+)
+from moe_beyond.simulator.policies.next_layer import NextLayerMap
+
+_FULL_UP_TO, _LOW_UP_TO = 0.6, 0.9
+"""Of a missing expert: the weight of those that the router ranks above it, up to which it is loaded at full and at low
+precision. What lies above is skipped."""
+_SLACK = 1e-6  # shares are float32
+
+
+@compiled(DEMAND)
+def by_weight_above(
+    features_FM: npt.NDArray[np.float64],
+    precision_M: npt.NDArray[np.int64],
+    members_I: npt.NDArray[np.int32],
+    shares_I: npt.NDArray[np.float32],
+    step: int,
+    layer: int,
+    actions_I: npt.NDArray[np.int64],
+) -> None:
+    """Full precision, low, or none, by the weight of the better ranked; what is resident is used as it is.
+
+    Of an expert that deserves full precision and is resident at low, the full one is loaded.
+    """
+    for i in range(len(members_I)):
+        above = 0.0
+        for j in range(len(members_I)):
+            if shares_I[j] > shares_I[i] or (shares_I[j] == shares_I[i] and j < i):
+                above += shares_I[j]
+        if above <= _FULL_UP_TO + _SLACK:
+            actions_I[i] = FULL
+        elif above <= _LOW_UP_TO + _SLACK or precision_M[members_I[i]] >= 0:
+            actions_I[i] = FULL - 1
+        else:
+            actions_I[i] = SKIP
+
+
+@compiled(RANK)
+def four_grounds(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
+    """Rank by recency + frequency + frequency at full precision + nearness of the layer's turn, each from 0 to 1."""
+    num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
+    most, most_full = 1.0, 1.0
+    for expert in residents:
+        most = max(most, features_FM[USES, expert])
+        most_full = max(most_full, features_FM[USES_FULL, expert])
+    for place, expert in enumerate(residents):
+        ahead = features_FM[LAYER, expert] - layer
+        if ahead <= 0:
+            ahead += num_layers
+        recency = max(features_FM[LAST_USE, expert], 0.0) / max(1, now)
+        frequency = features_FM[USES, expert] / most + features_FM[USES_FULL, expert] / most_full
+        features_FM[RANKS, place] = recency + frequency + 1 - ahead / num_layers
+
+
+@dataclass(frozen=True)
+class Hobbit(Policy):
+    """Mixed precision by the weight of the better ranked experts (HOBBIT, arXiv 2411.01433), lossy.
+
+    After the paper, unverified: the two thresholds, a quarter of the bytes at low precision, and a cache priority of
+    four grounds, which count equally here. Its prefetch goes on layer by layer until something is predicted to be
+    missing; asks are made without knowing what is resident, so here it ends at the next layer, where something nearly
+    always is. The gate is the stand-in of `next_layer`.
+
+    Attributes:
+        gate: Fitted on the training split.
+    """
+
+    gate: NextLayerMap
+    name = "hobbit"
+    lookahead = 1
+    needs_weights = True
+    precisions = (1.0, 0.25)
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return four_grounds
+
+    @property
+    @override
+    def demand(self) -> Demand:
+        return by_weight_above
+
+    @override
+    def prefetches(self, events: Events) -> Prefetches:
+        return self.gate.asks(events, events.metadata.top_k)

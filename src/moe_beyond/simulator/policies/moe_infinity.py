@@ -1,0 +1,241 @@
+# ruff: noqa: PLR0917 - compiled functions take positional arguments only
+"""MoE-Infinity (arXiv 2401.14361): a request's count matrix is matched against those of finished requests.
+
+At layer l the rows up to l of the stored matrices are made uniform, so that the match is decided by the layers still to
+come, of which the present request has the counts of its earlier tokens. The stored matrix of the highest mean cosine
+says what to fetch for the layers above l: `(share + 1e-8) * (1 - (j - l) / (L + 1))`, highest first.
+
+Shape suffixes: G matrices that are ever stored, N matrices stored at one time, P prompts, S steps, V visits,
+A accesses, L MoE layers, E routed experts in a layer, M = L * E experts, Q asks, W experts that an ask names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.policies.base import LAYER, RANKS, SCORE, USES, Policy, Prefetches, Rank
+from moe_beyond.simulator.policies.counts import by_layer_share, finished_PM, replayed_PM, shares_so_far
+from moe_beyond.simulator.policies.on_demand import last_use
+from moe_beyond.simulator.policies.visits import Visits, asks, best
+from moe_beyond.simulator.prefetches import before, when_routed
+from moe_beyond.simulator.published_protocol import BASELINE_PROMPTS
+from moe_beyond.traces.schema import Trace
+
+_EPSILON = np.float32(1e-8)
+ALL_LAYERS = 2**31
+"""A lookahead that no model reaches: prefetches may start for any layer above."""
+
+
+@compiled(RANK)
+def share_by_visits(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
+    """Rank by decay * share of the prompt's counts * uses; the layers until an expert's turn make the decay."""
+    num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
+    for place, expert in enumerate(residents):
+        ahead = features_FM[LAYER, expert] - layer
+        if ahead <= 0:
+            ahead += num_layers
+        share = features_FM[SCORE, expert] + 1e-8
+        features_FM[RANKS, place] = (1 - ahead / (num_layers + 1)) * share * features_FM[USES, expert]
+
+
+@dataclass(frozen=True)
+class MoeInfinity(Policy):
+    """The full method (MoE-Infinity, arXiv 2401.14361): match, prefetch for all layers above, evict by the counts.
+
+    A finished request replaces the stored matrix that won the fewest matches. For each layer as many experts are asked
+    for as the router chooses; where an ask still holds, it is not repeated, so it keeps the priority of its first time.
+
+    Attributes:
+        stored_GM: Count matrices of finished prompts that the store starts with, float32.
+    """
+
+    stored_GM: npt.NDArray[np.float32]
+    name = "moe_infinity"
+    lookahead = ALL_LAYERS
+
+    @classmethod
+    def fit(cls, training: Trace, num_matrices: int = 1000) -> MoeInfinity:
+        """Fill the store with prompts evenly spread over the training split."""
+        counts_PM = finished_PM(training)
+        chosen = np.unique(np.linspace(0, len(counts_PM) - 1, num_matrices).round().astype(np.int64))
+        return cls(counts_PM[chosen])
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return share_by_visits
+
+    @override
+    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+        meta = events.metadata
+        return shares_so_far(
+            events.members_A,
+            events.offsets_N,
+            events.step_N,
+            events.prompt_S,
+            meta.num_layers,
+            meta.num_model_experts,
+        )
+
+    @override
+    def prefetches(self, events: Events) -> Prefetches:
+        meta, visits = events.metadata, Visits.of(events)
+        ever_GM = np.concatenate([self.stored_GM, replayed_PM(events)])
+        winner_SL = matches(
+            events.members_A,
+            visits.offsets_V,
+            visits.step_V,
+            visits.layer_V,
+            visits.prompt_S,
+            ever_GM,
+            len(self.stored_GM),
+            meta.num_layers,
+        )
+        shares_GM = by_layer_share(ever_GM, meta.num_layers)
+        best_XW = best(shares_GM.reshape(-1, meta.num_experts), meta.top_k)
+        best_GLW = best_XW.reshape(len(ever_GM), meta.num_layers, -1)
+        return _ask_above(events, visits, winner_SL, shares_GM, best_GLW)
+
+
+def _ask_above(
+    events: Events,
+    visits: Visits,
+    winner_SL: npt.NDArray[np.int32],
+    shares_GM: npt.NDArray[np.float32],
+    best_GLW: npt.NDArray[np.int64],
+) -> Prefetches:
+    """At each layer ask for all layers above by the matrix that matched, where it is not the one of the layer below."""
+    num_layers, num_experts = events.metadata.num_layers, events.metadata.num_experts
+    steps_S = np.nonzero(visits.is_decode_S)[0]
+    known, target, matrix, ahead = [], [], [], []
+    for layer in range(num_layers - 1):
+        steps = steps_S
+        if layer:
+            steps = steps_S[winner_SL[steps_S, layer] != winner_SL[steps_S, layer - 1]]
+        above = np.arange(layer + 1, num_layers)
+        shape = (len(steps), len(above))
+        known.append(np.broadcast_to(visits.last_V[steps * num_layers + layer][:, None], shape).ravel())
+        target.append(visits.first_V[steps[:, None] * num_layers + above].ravel())
+        matrix.append(np.broadcast_to(winner_SL[steps, layer][:, None], shape).ravel())
+        ahead.append(np.broadcast_to(above - layer, shape).ravel())
+    if not known:
+        return Prefetches.none()
+    target_Q, matrix_Q = np.concatenate(target), np.concatenate(matrix)
+    layer_Q = events.layer_N[target_Q]
+    experts_QW = best_GLW[matrix_Q, layer_Q] + layer_Q[:, None] * num_experts
+    decay_Q = 1 - np.concatenate(ahead).astype(np.float32) / np.float32(num_layers + 1)
+    priorities_QW = (shares_GM[matrix_Q[:, None], experts_QW] + _EPSILON) * decay_Q[:, None]
+    return asks(events, when_routed(np.concatenate(known)), target_Q, experts_QW, priorities_QW)
+
+
+@compiled()
+def matches(
+    members_A: npt.NDArray[np.int32],
+    offsets_V: npt.NDArray[np.int64],
+    step_V: npt.NDArray[np.int32],
+    layer_V: npt.NDArray[np.int32],
+    prompt_S: npt.NDArray[np.int32],
+    ever_GM: npt.NDArray[np.float32],
+    num_stored: int,
+    num_layers: int,
+) -> npt.NDArray[np.int32]:
+    """The matrix that matches best at each layer of each step, by the layers above it: int32 [S, L], indices of G.
+
+    The first `num_stored` matrices are there from the start. Those after them are of the replay's own prompts: each is
+    stored when its prompt has ended, in place of the one that won least (of equal ones the first). Ties of a match are
+    won by the first; at a model's last layer nothing is left to match.
+    """
+    num_steps, num_model_experts = len(prompt_S), ever_GM.shape[1]
+    num_experts = num_model_experts // num_layers
+    unit_MN = np.empty((num_model_experts, num_stored), np.float32)
+    matrix_N, wins_N = np.arange(num_stored), np.zeros(num_stored, np.int64)
+    for place in range(num_stored):
+        _store(unit_MN, place, ever_GM[place], num_experts)
+    winner_SL = np.zeros((num_steps, num_layers), np.int32)
+    counts_M, squares_L = np.zeros(num_model_experts, np.float32), np.zeros(num_layers, np.float32)
+    dots_LN, sum_N = np.zeros((num_layers, num_stored), np.float32), np.zeros(num_stored, np.float32)
+    visit = 0
+    for step in range(num_steps):
+        if step > 0 and prompt_S[step] != prompt_S[step - 1]:
+            place = int(np.argmin(wins_N))
+            matrix_N[place], wins_N[place] = num_stored + prompt_S[step - 1], 0
+            _store(unit_MN, place, ever_GM[matrix_N[place]], num_experts)
+            counts_M[:] = 0
+            squares_L[:] = 0
+            dots_LN[:] = 0
+        sum_N[:] = 0
+        for layer in range(num_layers - 1, 0, -1):
+            if squares_L[layer] > 0:
+                sum_N += dots_LN[layer] / np.sqrt(squares_L[layer])
+            place = int(np.argmax(sum_N))
+            winner_SL[step, layer - 1] = matrix_N[place]
+            wins_N[place] += 1
+        while visit < len(step_V) and step_V[visit] == step:
+            layer = layer_V[visit]
+            for access in range(offsets_V[visit], offsets_V[visit + 1]):
+                expert = members_A[access]
+                dots_LN[layer] += unit_MN[expert]
+                squares_L[layer] += 2 * counts_M[expert] + 1
+                counts_M[expert] += 1
+            visit += 1
+    return winner_SL
+
+
+@compiled()
+def _store(unit_MN: npt.NDArray[np.float32], place: int, counts_M: npt.NDArray[np.float32], num_experts: int) -> None:
+    """Put a matrix into the store, each layer's row scaled to length 1."""
+    for start in range(0, len(counts_M), num_experts):
+        row_E = counts_M[start : start + num_experts]
+        length = max(np.sqrt(np.sum(row_E * row_E)), np.float32(1e-9))
+        unit_MN[start : start + num_experts, place] = row_E / length
+
+
+@dataclass(frozen=True)
+class MoeInfinityOneCluster(Policy):
+    """The MoE-Beyond paper's stand-in for MoE-Infinity (arXiv 2508.17137), not the method itself.
+
+    Nine prompts' counts, averaged into one cluster; each layer's most used experts are fetched before every token, over
+    LRU. The answer never changes, so it knows nothing of the prompt.
+
+    Attributes:
+        experts_LK: Each layer's experts of the largest count, most used first, int64.
+    """
+
+    experts_LK: npt.NDArray[np.int64]
+    name = "moe_infinity_one_cluster"
+
+    @classmethod
+    def fit(cls, training: Trace) -> MoeInfinityOneCluster:
+        """Average the first nine prompts of the training split."""
+        meta = training.metadata
+        counts_M = finished_PM(training.select(np.arange(min(BASELINE_PROMPTS, training.num_prompts)))).sum(axis=0)
+        return cls(best(counts_M.reshape(meta.num_layers, meta.num_experts), meta.top_k))
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return last_use
+
+    @override
+    def prefetches(self, events: Events) -> Prefetches:
+        visits = Visits.of(events)
+        decode = visits.decode_V
+        layer_Q, target_Q = visits.layer_V[decode], visits.first_V[decode]
+        # known all along; a token asks for its layers when it begins
+        begins_Q = target_Q - _since_begin(visits, events)[decode]
+        experts_QW = self.experts_LK[layer_Q] + layer_Q[:, None] * events.metadata.num_experts
+        return asks(events, before(begins_Q), target_Q, experts_QW)
+
+
+def _since_begin(visits: Visits, events: Events) -> npt.NDArray[np.int64]:
+    """Events between the beginning of each visit's step and the visit, int64 [V]."""
+    begins_S = np.searchsorted(events.step_N, np.arange(events.num_steps))
+    return np.asarray(visits.first_V - begins_S[visits.step_V])

@@ -1,0 +1,118 @@
+# ruff: noqa: PLR0917 - compiled functions take positional arguments only
+"""Importance-driven substitution (SMoE, arXiv 2508.18983): a resident expert that does much the same stands in. Lossy.
+
+Shape suffixes: I members of an event, F features, M = L * E experts of the model, L MoE layers, E routed experts in a
+layer, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+from typing_extensions import override
+
+from moe_beyond.simulator.jit import DEMAND, RANK, compiled
+from moe_beyond.simulator.policies.base import FULL, LAYER, RANKS, WEIGHT_SUM, Demand, Policy, Rank
+from moe_beyond.traces.schema import Trace
+
+_LOW = 1.0
+"""An expert of less than this part of an equal share of the weight may be replaced."""
+
+
+@compiled(RANK)
+def router_weight(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
+) -> None:
+    """Rank by the sum of the router's weights so far."""
+    for place, expert in enumerate(residents):
+        features_FM[RANKS, place] = features_FM[WEIGHT_SUM, expert]
+
+
+@dataclass(frozen=True)
+class Substitution(Policy):
+    """Missing experts of low weight are replaced by resident ones of like function (SMoE, arXiv 2508.18983), lossy.
+
+    Functional likeness needs the experts' outputs, which a trace does not hold. Here it is conditional usage: two
+    experts of a layer are alike where the experts that their tokens used one layer below are. Where none of an expert's
+    eight nearest is free, it is loaded. Eviction by the sum of router weights. Which weights count as low is not in the
+    public text: below an equal share.
+
+    Attributes:
+        nearest_ME: For each expert of the model the others of its layer, most alike first, model-wide ids, int32.
+    """
+
+    nearest_ME: npt.NDArray[np.int32]
+    name = "substitution"
+    needs_weights = True
+
+    @classmethod
+    def fit(cls, training: Trace, neighbours: int = 8) -> Substitution:
+        """Count, on the training split, which experts of the layer below (of the first: above) go with each expert."""
+        meta = training.metadata
+        nearest_ME = np.empty((meta.num_model_experts, min(neighbours, meta.num_experts - 1)), np.int32)
+        for layer in range(meta.num_layers):
+            beside = layer - 1 if layer else min(1, meta.num_layers - 1)
+            usage_EE = _used_together(training, layer, beside)
+            usage_EE /= np.maximum(np.linalg.norm(usage_EE, axis=1, keepdims=True), 1e-9)
+            likeness_EE = usage_EE @ usage_EE.T
+            np.fill_diagonal(likeness_EE, -1)
+            base = layer * meta.num_experts
+            order_EE = np.argsort(-likeness_EE, axis=1, kind="stable")[:, : nearest_ME.shape[1]]
+            nearest_ME[base : base + meta.num_experts] = base + order_EE
+        return cls(nearest_ME)
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return router_weight
+
+    @property
+    @override
+    def demand(self) -> Demand:
+        return self._demand
+
+    @cached_property
+    def _demand(self) -> Demand:
+        return _replaces(self.nearest_ME)
+
+
+def _used_together(training: Trace, layer: int, beside: int) -> npt.NDArray[np.float64]:
+    """How often tokens use each expert of one layer and each of another, float64 [E, E]."""
+    num_experts = training.metadata.num_experts
+    here_TK = training.experts_TLK[:, layer].astype(np.int64)
+    there_TK = training.experts_TLK[:, beside].astype(np.int64)
+    pairs = (here_TK[:, :, None] * num_experts + there_TK[:, None, :]).ravel()
+    return np.bincount(pairs, minlength=num_experts**2).reshape(num_experts, -1).astype(np.float64)
+
+
+def _replaces(nearest_ME: npt.NDArray[np.int32]) -> Demand:
+    """A demand function that knows a table of likeness: compiled for it, since no argument could carry the table."""
+
+    def by_likeness(
+        features_FM: npt.NDArray[np.float64],
+        precision_M: npt.NDArray[np.int64],
+        members_I: npt.NDArray[np.int32],
+        shares_I: npt.NDArray[np.float32],
+        step: int,
+        layer: int,
+        actions_I: npt.NDArray[np.int64],
+    ) -> None:
+        num_experts = features_FM.shape[1] // (int(features_FM[LAYER, features_FM.shape[1] - 1]) + 1)
+        taken_E = np.zeros(num_experts, np.bool_)
+        for expert in members_I:
+            taken_E[expert % num_experts] = True
+        for i in range(len(members_I)):
+            actions_I[i] = FULL
+            if precision_M[members_I[i]] < 0 and shares_I[i] < _LOW / len(members_I):
+                for candidate in nearest_ME[members_I[i]]:
+                    if precision_M[candidate] >= 0 and not taken_E[candidate % num_experts]:
+                        taken_E[candidate % num_experts] = True
+                        actions_I[i] = candidate
+                        break
+
+    return cast("Demand", cast(Any, njit(DEMAND, nogil=True, error_model="numpy"))(by_likeness))

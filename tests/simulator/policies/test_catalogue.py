@@ -1,0 +1,166 @@
+"""What must hold of every policy that has a name."""
+
+import inspect
+import re
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.bounds import Belady
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.cache import ACCESSES, HITS
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies import catalogue
+from moe_beyond.simulator.policies.settings import PolicySettings
+from moe_beyond.simulator.prepared import prepare
+from moe_beyond.simulator.replay import replay
+from tests.simulator.strategies import make_trace
+
+SMALL = PolicySettings(matrices=4, maps=8, speculative_loads=1)
+of_one_shape = partial(make_trace, num_layers=3, num_experts=8, top_k=3)
+NAMES = sorted(catalogue.known())
+
+
+def trace_of(seed, lengths=(9, 1, 12), prefill=(4, 0, 0)):
+    return of_one_shape(seed, lengths=lengths, prefill=prefill)
+
+
+@pytest.fixture(scope="module")
+def policies():
+    training = of_one_shape(100, lengths=(30, 20, 25, 3), prefill=(10, 0, 25, 1))
+    return {name: catalogue.build(name, training, SMALL) for name in NAMES}
+
+
+def is_lossy(policy, events):
+    return policy.demand is not None or policy.changed_demand(events) is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_bears_the_name_that_it_is_known_by_and_says_where_it_comes_from(policies, name):
+    assert policies[name].name == name
+    documentation = (inspect.getdoc(type(policies[name])) or "") + (
+        inspect.getdoc(inspect.getmodule(type(policies[name]))) or ""
+    )
+    published = re.search(r"arXiv \d{4}\.\d{5}|issue \d+|github\.com/|Journal|KTransformers", documentation)
+    textbook = {"lru", "layer_lru", "lfu", "layer_lfu", "lfu_resident", "fifo", "random"}
+    assert published or name in textbook
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(seed=st.integers(0, 2**16), capacity=st.integers(3, 24), keep_warm=st.booleans())
+@settings(max_examples=8)
+def test_a_replay_counts_every_access_once_and_the_same_each_time(policies, name, seed, capacity, keep_warm):
+    policy, trace = policies[name], trace_of(seed)
+    events, budget = events_of(trace), Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer)
+    first = replay(events, policy, budget, keep_warm=keep_warm)
+    again = replay(events, policy, budget, keep_warm=keep_warm)
+    np.testing.assert_array_equal(first.counts_PFC, again.counts_PFC)
+    np.testing.assert_array_equal(first.given_up_PFW, again.given_up_PFW)
+    total = first.total
+    assert total.accesses == events.num_accesses
+    assert total.hits + total.misses + total.skipped + total.substituted == total.accesses
+    assert total.misses == first.misses_N.sum()
+    if keep_warm and len(policy.precisions) == 1:
+        # who was loaded and has not left is there; at low precision more may be, and emptying evicts nobody
+        assert total.loads - total.evictions <= capacity
+    assert (first.counts_PFC[..., HITS] <= first.counts_PFC[..., ACCESSES]).all()
+    assert total.bytes_moved <= total.loads * max(trace.metadata.expert_bytes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(seed=st.integers(0, 2**16), capacity=st.integers(3, 24), keep_warm=st.booleans())
+@settings(max_examples=6)
+def test_what_changes_no_answer_moves_no_less_than_belady(policies, name, seed, capacity, keep_warm):
+    policy, trace = policies[name], trace_of(seed)
+    events = events_of(trace)
+    result = replay(
+        events, policy, Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer), keep_warm=keep_warm
+    )
+    if is_lossy(policy, events):
+        return
+    assert result.given_up_PFW.sum() == 0
+    bound = replay(events, Belady(), Budget.slots(trace.metadata, capacity), keep_warm=keep_warm).total
+    assert result.total.loads >= bound.loads
+    if not result.total.prefetches:
+        assert result.total.hits <= bound.hits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_cache_that_holds_the_model_each_expert_is_loaded_once(policies, name):
+    policy, trace = policies[name], trace_of(7)
+    if policy.most_experts(trace.metadata) is not None or len(policy.precisions) > 1:
+        pytest.skip("it does not use the whole cache, or loads an expert again at another precision")
+    total = replay(events_of(trace), policy, Budget.slots(trace.metadata, 24, per_layer=policy.per_layer)).total
+    assert total.evictions == 0
+    assert total.loads <= 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_policy_asks_for_is_known_by_then_and_is_of_the_event_s_layer(policies, name):
+    events = events_of(trace_of(3))
+    asks = prepare(events, policies[name], keep_warm=True).prefetches
+    assert (np.diff(asks.known_Q) >= 0).all()
+    assert (asks.known_Q <= 2 * asks.target_Q).all()
+    assert (events.step_N[asks.known_Q // 2] == events.step_N[asks.target_Q]).all()
+    target_X = np.repeat(asks.target_Q, np.diff(asks.offsets_Q))
+    np.testing.assert_array_equal(asks.experts_X // 8, events.layer_N[target_X])
+    for ask in range(asks.num_asks):
+        named = slice(asks.offsets_Q[ask], asks.offsets_Q[ask + 1])
+        assert len(set(asks.experts_X[named].tolist())) == asks.offsets_Q[ask + 1] - asks.offsets_Q[ask]
+        assert (np.diff(asks.priorities_X[named]) <= 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("belady", "pre_gated"))])
+@given(seed=st.integers(0, 2**16), cut=st.integers(1, 12))
+@settings(max_examples=6)
+def test_no_policy_knows_what_comes_after(policies, name, seed, cut):
+    """The last `cut` tokens of the last prompt are routed otherwise: nothing known before them may change."""
+    policy, trace = policies[name], trace_of(seed)
+    changed = trace.experts_TLK.copy()
+    changed[-cut:] = trace_of(seed + 1).experts_TLK[-cut:]
+    other = events_of(replace(trace, experts_TLK=changed))
+    events = events_of(trace)
+    first = events.num_events - cut * 3
+    asks, others = (prepare(e, policy, keep_warm=True).prefetches for e in (events, other))
+    # until the first changed layer has been routed
+    upto, upto_other = (int(np.searchsorted(a.known_Q, 2 * first, side="right")) for a in (asks, others))
+    assert upto == upto_other
+    np.testing.assert_array_equal(asks.target_Q[:upto], others.target_Q[:upto])
+    np.testing.assert_array_equal(asks.experts_X[: asks.offsets_Q[upto]], others.experts_X[: asks.offsets_Q[upto]])
+    scores_SM, other_SM = policy.scores_SM(events), policy.scores_SM(other)
+    steps = slice(0, events.num_steps - cut + 1) if len(scores_SM) > 1 else slice(None)
+    np.testing.assert_array_equal(scores_SM[steps], other_SM[steps])
+    budget = Budget.slots(trace.metadata, 6, per_layer=policy.per_layer)
+    misses_N, other_N = (replay(e, policy, budget).misses_N for e in (events, other))
+    np.testing.assert_array_equal(misses_N[:first], other_N[:first])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lossy_policies_need_weights_and_say_what_they_gave_up(policies, name):
+    policy, trace = policies[name], trace_of(11)
+    events = events_of(trace)
+    if not is_lossy(policy, events):
+        assert not policy.needs_weights
+        return
+    replayed = replay(events, policy, Budget.slots(trace.metadata, 12, per_layer=policy.per_layer))
+    assert 0 < replayed.decode.mass_given_up < 1
+    assert replayed.prefill.mass_given_up == 0, "a batched prefill gets what its router wants"
+    without = events_of(replace(trace, weights_TLK=None))
+    with pytest.raises(InputError, match=rf"policy {name}: needs router weights, the trace of toy has none"):
+        replay(without, policy, Budget.slots(trace.metadata, 6))
+
+
+def test_an_unknown_policy_is_named_with_the_known_ones():
+    with pytest.raises(InputError, match=r"policy 'lur' is not known; choose one of belady, .*lru.*"):
+        catalogue.build("lur", trace_of(0), SMALL)
+
+
+def test_learning_from_weights_that_are_not_there_is_an_input_error():
+    without = replace(trace_of(0), weights_TLK=None)
+    with pytest.raises(InputError, match="policy mobile: needs router weights, the training trace of toy has none"):
+        catalogue.build("mobile", without, SMALL)
