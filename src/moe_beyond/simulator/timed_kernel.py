@@ -58,13 +58,17 @@ _NOTHING = -1
 _WHILE_LOADING = 2**61
 
 # places of the link's state
-LOADING, UNTIL = range(2)
-"""LOADING: expert whose prefetch is under way, or _NOTHING. UNTIL: its protection once it is there."""
+LOADING, UNTIL, FARTHEST = range(3)
+"""LOADING: expert whose prefetch is under way, or _NOTHING. UNTIL: its protection once it is there. FARTHEST: the last
+event that anything has been asked for."""
 
 # rows of the table of asks, a column a layer
 BEGIN, HEAD, END, BLOCKED = range(4)
 """What is asked for of the layer's coming event: from BEGIN to END, of which HEAD is the next to start. BLOCKED: the
 event in which there was no room for it."""
+
+# the parts of an event, one after another, during each of which the link may work
+THINKING, BEFORE_EXPERTS, THINKING_AGAIN, EXPERTS = range(4)
 
 Asked = npt.NDArray[np.int64]
 
@@ -109,6 +113,7 @@ def _ask(
     """Let asks replace earlier ones for the same layer; whom they name is spared until that layer has asked."""
     for ask in range(first, end):
         layer, stamp = layer_N[target_Q[ask]], 2 * target_Q[ask]
+        link[FARTHEST] = max(link[FARTHEST], target_Q[ask])
         withdrawn = asked_X[asked[BEGIN, layer] : asked[END, layer]]
         _spare(experts, link, withdrawn, stamp, NEVER_PROTECTED)
         asked[BEGIN, layer] = asked[HEAD, layer] = ask_offsets_Q[ask]
@@ -119,6 +124,7 @@ def _ask(
 @compiled()
 def _most_wanted(
     experts: Experts,
+    link: npt.NDArray[np.int64],
     asked: Asked,
     asked_X: npt.NDArray[np.int32],
     priorities_X: npt.NDArray[np.float32],
@@ -128,8 +134,9 @@ def _most_wanted(
     """The layer whose next prefetch has the highest priority, of equal ones the soonest, or _NOTHING."""
     num_layers = asked.shape[1]
     best, highest = _NOTHING, np.float32(-np.inf)
-    for ahead in range(num_layers):
-        other = (layer + ahead) % num_layers
+    for ahead in range(min(num_layers, link[FARTHEST] - event + 1)):
+        other = layer + ahead
+        other -= num_layers if other >= num_layers else 0
         head, end = asked[HEAD, other], asked[END, other]
         if head == end or asked[BLOCKED, other] == event:
             continue
@@ -164,7 +171,7 @@ def _work(
     """Let the link prefetch for `time_ms`; returns what remains of the prefetch under way."""
     while time_ms > 0:
         if link[LOADING] == _NOTHING:
-            layer = _most_wanted(experts, asked, asked_X, priorities_X, event, at[2])
+            layer = _most_wanted(experts, link, asked, asked_X, priorities_X, event, at[2])
             if layer == _NOTHING:
                 return remaining_ms
             expert = asked_X[asked[HEAD, layer]]
@@ -239,7 +246,7 @@ _RESULT: Any = t.Tuple(
         t.float64[::1],
     )
 )
-def timed_replay(  # noqa: D417, PLR0915 - the arguments up to `layer_M` are documented there; calls are long
+def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to `layer_M` as there
     rank: Any,
     bypass: bool,
     overrun: bool,
@@ -317,157 +324,110 @@ def timed_replay(  # noqa: D417, PLR0915 - the arguments up to `layer_M` are doc
         np.zeros(num_events, np.int32),
     )
     time_N, stall_N = np.zeros(num_events), np.zeros(num_events)
-    link = np.array([_NOTHING, 0])
+    link = np.array([_NOTHING, 0, _NOTHING])
     asked = np.zeros((4, layer_M[-1] + 1), np.int64)
     asked[BLOCKED] = _NOTHING
     actions_I = np.full(len(layer_M), FULL)
-    stand_ins_M = np.full(len(layer_M), _NOTHING)
+    busy_M = np.full(len(layer_M), _NOTHING)
     remaining_ms = 0.0
     if len(scores_SM) == 1:
         set_scores(features, scores_SM[0])
     for event in range(num_events):
         step, layer, row = step_N[event], layer_N[event], row_N[event]
         start, end = offsets_N[event], offsets_N[event + 1]
-        at = (start, step, layer, row)
         evicted, wasted = counts_RC[row, EVICTIONS], groups[WASTED, 0]
         if empties_N[event]:
             count_useless(experts, counts_RC)
             forget(features, experts, groups)
             _drop(experts, link)
             asked[HEAD] = asked[END]
-        # the predictor works: what it will say cannot be asked for yet
-        remaining_ms = _work(
-            rank,
-            features,
-            experts,
-            groups,
-            residents,
-            counts_RC,
-            link,
-            asked,
-            asked_X,
-            priorities_X,
-            weight_VM,
-            units_VM,
-            transfer_ms_VM,
-            remaining_ms,
-            think_ms_N[event],
-            event,
-            at,
-        )
-        if len(scores_SM) > 1 and (event == 0 or step != step_N[event - 1]):
-            set_scores(features, scores_SM[step])
-        first, last = ask_offsets_Z[2 * event], ask_offsets_Z[2 * event + 1]
-        _ask(experts, link, asked, layer_N, target_Q, ask_offsets_Q, asked_X, first, last)
-        remaining_ms = _work(
-            rank,
-            features,
-            experts,
-            groups,
-            residents,
-            counts_RC,
-            link,
-            asked,
-            asked_X,
-            priorities_X,
-            weight_VM,
-            units_VM,
-            transfer_ms_VM,
-            remaining_ms,
-            dense_ms_N[event],
-            event,
-            at,
-        )
-        # what has not begun is too late: the event loads it itself
-        asked[HEAD, layer] = asked[END, layer]
-        actions = actions_I[: end - start]
-        actions[:] = FULL
-        if decides_N[event]:
-            demand(features, experts[PRECISION], members_A[start:end], shares_A[start:end], step, layer, actions)
-            resolve(experts, members_A[start:end], actions, stand_ins_M, event, len(weight_VM))
+        at = (start, step, layer, row)
         wait_ms, expert_ms = 0.0, 0.0
-        for access in range(start, end):
-            expert = members_A[access]
-            late = expert == link[LOADING] and actions[access - start] <= FULL
-            if late:
-                wait_ms += remaining_ms
-                _finish(experts, link)
-            outcome, precision = use_as_told(
-                features,
-                experts,
-                groups,
-                residents,
-                counts_RC,
-                given_up_RW,
-                weight_VM,
-                units_VM,
-                shares_A,
-                actions[access - start],
-                expert,
-                access,
-                step,
-                row_A[access] if len(row_A) else row,
-                2 * event + 1,
-                bypass,
-            )
-            if outcome >= MISSED:
-                wait_ms += transfer_ms_VM[precision, expert]
-                misses_N[event] += 1
-            if precision >= 0:
-                expert_ms += read_ms_VM[precision, expert]
-            if len(next_use_A):
-                features[NEXT_USE, expert] = next_use_A[access]
-            outcome_A[access] = LATE if late else outcome
-        if start < end:
-            group = group_M[members_A[start]]
-            limit = budget_G[group]
-            after = (end, step, layer, row)
-            make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event + 1, after)
-            if not overrun:
-                make_room(rank, features, experts, groups, residents, counts_RC, group, limit, NOBODY_IS_SPARED, after)
-            _drop(experts, link)
-        # demand goes first; what the predictor still needs after that is the prefetches'
-        at = (end, step, layer, row)
-        remaining_ms = _work(
-            rank,
-            features,
-            experts,
-            groups,
-            residents,
-            counts_RC,
-            link,
-            asked,
-            asked_X,
-            priorities_X,
-            weight_VM,
-            units_VM,
-            transfer_ms_VM,
-            remaining_ms,
-            layer_think_ms_N[event] - wait_ms,
-            event,
-            at,
-        )
-        first, last = ask_offsets_Z[2 * event + 1], ask_offsets_Z[2 * event + 2]
-        _ask(experts, link, asked, layer_N, target_Q, ask_offsets_Q, asked_X, first, last)
-        remaining_ms = _work(
-            rank,
-            features,
-            experts,
-            groups,
-            residents,
-            counts_RC,
-            link,
-            asked,
-            asked_X,
-            priorities_X,
-            weight_VM,
-            units_VM,
-            transfer_ms_VM,
-            remaining_ms,
-            expert_ms,
-            event,
-            at,
-        )
+        for part in range(4):
+            if part == THINKING:
+                # what the predictor will say cannot be asked for yet
+                time_ms = think_ms_N[event]
+            elif part == BEFORE_EXPERTS:
+                time_ms = dense_ms_N[event]
+                if len(scores_SM) > 1 and (event == 0 or step != step_N[event - 1]):
+                    set_scores(features, scores_SM[step])
+                first, last = ask_offsets_Z[2 * event], ask_offsets_Z[2 * event + 1]
+                _ask(experts, link, asked, layer_N, target_Q, ask_offsets_Q, asked_X, first, last)
+            elif part == THINKING_AGAIN:
+                # what has not begun is too late: the event loads it itself
+                asked[HEAD, layer] = asked[END, layer]
+                at = (end, step, layer, row)
+                actions = actions_I[: end - start]
+                actions[:] = FULL
+                if decides_N[event]:
+                    members, shares = members_A[start:end], shares_A[start:end]
+                    demand(features, experts[PRECISION], members, shares, step, layer, actions)
+                    resolve(experts, members, actions, busy_M, event, len(weight_VM))
+                for access in range(start, end):
+                    expert = members_A[access]
+                    late = expert == link[LOADING] and actions[access - start] <= FULL
+                    if late:
+                        wait_ms += remaining_ms
+                        _finish(experts, link)
+                    outcome, computes, precision = use_as_told(
+                        features,
+                        experts,
+                        groups,
+                        residents,
+                        counts_RC,
+                        given_up_RW,
+                        weight_VM,
+                        units_VM,
+                        shares_A,
+                        actions[access - start],
+                        expert,
+                        access,
+                        step,
+                        row,
+                        NEVER_PROTECTED if bypass else 2 * event + 1,
+                    )
+                    if outcome >= MISSED:
+                        wait_ms += transfer_ms_VM[precision, expert]
+                        misses_N[event] += 1
+                    if computes >= 0:
+                        expert_ms += read_ms_VM[precision, computes]
+                    if len(next_use_A):
+                        features[NEXT_USE, expert] = next_use_A[access]
+                    outcome_A[access] = LATE if late else outcome
+                if start < end:
+                    group = group_M[members_A[start]]
+                    limit, stamp = budget_G[group], 2 * event + 1
+                    make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+                    if not overrun:
+                        stamp = NOBODY_IS_SPARED
+                        make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+                    _drop(experts, link)
+                # demand loads first; what the predictor needs beyond that is the prefetches'
+                time_ms = layer_think_ms_N[event] - wait_ms
+            else:
+                time_ms = expert_ms
+                first, last = ask_offsets_Z[2 * event + 1], ask_offsets_Z[2 * event + 2]
+                _ask(experts, link, asked, layer_N, target_Q, ask_offsets_Q, asked_X, first, last)
+            if time_ms > 0 and (link[LOADING] != _NOTHING or link[FARTHEST] >= event):
+                remaining_ms = _work(
+                    rank,
+                    features,
+                    experts,
+                    groups,
+                    residents,
+                    counts_RC,
+                    link,
+                    asked,
+                    asked_X,
+                    priorities_X,
+                    weight_VM,
+                    units_VM,
+                    transfer_ms_VM,
+                    remaining_ms,
+                    time_ms,
+                    event,
+                    at,
+                )
         stall_N[event] = max(0.0, wait_ms - layer_think_ms_N[event])
         time_N[event] = think_ms_N[event] + dense_ms_N[event] + layer_think_ms_N[event] + stall_N[event] + expert_ms
         evictions_N[event] = counts_RC[row, EVICTIONS] - evicted

@@ -77,7 +77,7 @@ def resolve(
     experts: Experts,
     members_I: npt.NDArray[np.int32],
     actions_I: npt.NDArray[np.int64],
-    stand_ins_M: npt.NDArray[np.int64],
+    busy_M: npt.NDArray[np.int64],
     event: int,
     num_precisions: int,
 ) -> None:
@@ -85,14 +85,14 @@ def resolve(
     for place, expert in enumerate(members_I):
         if actions_I[place] <= FULL:
             actions_I[place] = max(actions_I[place], FULL - num_precisions + 1)
-            stand_ins_M[expert] = event
+            busy_M[expert] = event
     for place in range(len(members_I)):
         other = actions_I[place]
         if other >= 0:
-            if experts[PRECISION, other] == ABSENT or stand_ins_M[other] == event:
+            if experts[PRECISION, other] == ABSENT or busy_M[other] == event:
                 actions_I[place] = SKIP
             else:
-                stand_ins_M[other] = event
+                busy_M[other] = event
 
 
 @compiled()
@@ -112,19 +112,18 @@ def use_as_told(
     step: int,
     row: int,
     stamp: int,
-    bypass: bool,
-) -> tuple[int, int]:
-    """Count one access and do what the policy says of it.
+) -> tuple[int, int, int]:
+    """Count one access and do what the policy says of it; whoever computes is protected until `stamp`.
 
     Returns:
-        What became of it, and at which precision an expert computes, -1 where none does.
+        What became of it, the expert that computes, and at which precision; -1 and -1 where none does.
     """
     share = shares_A[now] if len(shares_A) else np.float32(0)
     counts_RC[row, ACCESSES] += 1
     if action == SKIP:
         counts_RC[row, SKIPPED] += 1
         given_up_RW[row, GAVE_UP_SKIPPED] += share
-        return LEFT_OUT, -1
+        return LEFT_OUT, -1, -1
     outcome, worst = HIT, 0
     if action >= 0:
         counts_RC[row, SUBSTITUTED] += 1
@@ -153,9 +152,8 @@ def use_as_told(
         features[WEIGHT, expert] = share
         features[WEIGHT_SUM, expert] += share
         features[USES_FULL, expert] += precision == 0
-    if not bypass:
-        experts[PROTECTED, expert] = max(experts[PROTECTED, expert], stamp)
-    return outcome, precision
+    experts[PROTECTED, expert] = max(experts[PROTECTED, expert], stamp)
+    return outcome, expert, precision
 
 
 @compiled()
