@@ -41,9 +41,9 @@ def fitted(train_trace, validation_trace, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(fitted, validation_trace, tmp_path_factory):
     """A predictor directory, and what its export measured."""
-    from moe_beyond.predictor.onnx import export_predictor  # noqa: PLC0415
     from moe_beyond.predictor.settings import ExportSettings  # noqa: PLC0415
+    from moe_beyond.predictor.shipping import export_predictor  # noqa: PLC0415
 
     directory = tmp_path_factory.mktemp("models") / "predictor"
     settings = ExportSettings(parity_tokens=60, latency_repeats=10)
-    return directory, export_predictor(fitted.checkpoint, directory, validation_trace, settings)
+    return directory, export_predictor(fitted.checkpoint, directory, validation_trace, settings).metrics

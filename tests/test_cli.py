@@ -54,10 +54,14 @@ def test_an_error_is_one_line_with_status_one(tmp_path):
 def test_score_gives_recall_and_the_papers_hit_rates(trace_file, exported):
     result = run("score", trace_file, "--predictor", exported[0], "--json")
     scored = json.loads(result.stdout)
-    assert set(scored["quality"]) == {"all/all", "all/1", "all/2", "all/3", "prefill/all", "decode/all"}
-    assert scored["quality"]["all/all"]["recall_low"] <= scored["quality"]["all/all"]["recall_at_k"]
-    assert set(scored["published_protocol"]) == {"4 experts", "9 experts", "24 experts"}
-    assert 0 < scored["published_protocol"]["24 experts"]["hit_rate"] <= 1
+    horizons = {"token", "1_ahead", "2_ahead", "3_ahead"}
+    assert set(scored["quality"]) == set(scored["published_protocol"]) == horizons
+    for horizon in horizons:
+        quality, replayed = scored["quality"][horizon], scored["published_protocol"][horizon]
+        assert set(quality) == {"all/all", "all/1", "all/2", "all/3", "prefill/all", "decode/all"}
+        assert quality["all/all"]["recall_low"] <= quality["all/all"]["recall_at_k"]
+        assert set(replayed) == {"4 experts", "9 experts", "24 experts"}
+        assert 0 < replayed["24 experts"]["hit_rate"] <= 1
 
 
 def test_help_names_every_command():

@@ -8,24 +8,41 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from moe_beyond import metrics
-from moe_beyond.evaluation import PUBLISHED_FILLINGS, evaluate, published_rows
+from moe_beyond.calibration import reliability
+from moe_beyond.evaluation import evaluate
 from moe_beyond.metrics import score
-from moe_beyond.predictor.baselines import TokenUnigram
+from moe_beyond.predictor.baselines import Popularity, TokenUnigram
+from moe_beyond.predictor.scaling import Scaling
+from moe_beyond.published_scores import PUBLISHED_FILLINGS, published_rows
 from moe_beyond.simulator.published_protocol import published_replay
 from moe_beyond.traces import importers
 from tests.simulator.phone_traces import shared
 from tests.traces_of_chance import chance_trace
 
+HORIZONS = ["token", "1", "2"]
 
-class Sure:
-    """Puts its whole trust in the true experts."""
+
+def logits_of(probabilities):
+    clipped = np.clip(probabilities, 1e-4, 1 - 1e-4)
+    return np.log(clipped / (1 - clipped)).astype(np.float32)
+
+
+class TableOfTwoHorizons:
+    """A baseline's answers as logits; one layer ahead it knows everything, two layers ahead nothing more."""
 
     name = "predictor"
 
-    def probabilities_TLE(self, trace):
-        answer_TLE = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
-        np.put_along_axis(answer_TLE, trace.experts_TLK.astype(np.int64), 1, axis=2)
-        return answer_TLE
+    def __init__(self, baseline, layers=3):
+        self.baseline = baseline
+        thresholds = {0.5: np.full(layers, 0.5), 0.9: np.full(layers, 0.1)}
+        self.scaling = Scaling(np.full(layers, 0.5), np.full(layers, -1.0), thresholds)
+        self.layer_scaling_H = [Scaling.identity(layers), self.scaling]
+
+    def both_logits(self, trace):
+        known = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
+        np.put_along_axis(known, trace.experts_TLK.astype(np.int64), 1, axis=2)
+        token = logits_of(self.baseline.probabilities_TLE(trace))
+        return token, np.stack([logits_of(known), token])
 
 
 def chance_splits(*, published=False):
@@ -35,78 +52,128 @@ def chance_splits(*, published=False):
     return {"train": chance_trace(30, seed=1), "test_out_of_domain": test}
 
 
-def test_every_predictor_is_scored_on_every_split_and_the_headline_is_the_tables():
+def evaluated(splits, resamples=20, **more):
+    return evaluate(TableOfTwoHorizons(TokenUnigram.fit(splits["train"])), splits, resamples, seed=0, **more)
+
+
+def test_every_predictor_is_scored_on_every_split_and_ours_at_every_horizon():
     splits = {"train": chance_trace(30, seed=1), "test_in_domain": chance_trace(10, seed=2, name="t")}
-    result = evaluate(Sure(), splits, resamples=100, seed=0)
-    names = {
-        "predictor",
-        "token unigram",
-        "popularity",
-        "previous token",
-        "MoE-Infinity",
-        "crippled MoE-Infinity",
-    }
-    assert set(result.quality["predictor"]) == names
+    rival = replace(Popularity.fit(splits["train"]), name="published network, causal")
+    result = evaluated(splits, others=[rival])
     assert set(result.quality["split"]) == set(splits)
-    headline = result.metrics()["recall_at_k"]
-    assert headline["test_in_domain"]["predictor"] == 1
-    baseline = TokenUnigram.fit(splits["train"])
-    expected = score(baseline, splits["test_in_domain"]).mean() / 2
-    assert headline["test_in_domain"]["token_unigram"] == pytest.approx(expected)
-    rows = result.quality.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))
-    assert np.isfinite(rows["recall_at_k"].to_numpy()).all()
+    ours = result.quality.filter(pl.col("predictor") == "predictor")
+    assert ours["horizon"].unique(maintain_order=True).to_list() == HORIZONS
+    baselines = {"token unigram", "popularity", "previous token", "MoE-Infinity", "crippled MoE-Infinity"}
+    token = result.quality.filter(pl.col("horizon") == "token")
+    assert set(token["predictor"]) == {"predictor", rival.name, *baselines}
+    headline = result.metrics()
+    expected = score(TokenUnigram.fit(splits["train"]), splits["test_in_domain"]).mean() / 2
+    assert headline["recall_at_k"]["test_in_domain"]["predictor"] == pytest.approx(expected)
+    assert headline["recall_at_k"]["test_in_domain"]["token_unigram"] == pytest.approx(expected)
+    assert "published_network_causal" in headline["recall_at_k"]["test_in_domain"]
+    assert headline["layer_recall_at_k"]["test_in_domain"] == {"ahead_1": 1, "ahead_2": pytest.approx(expected)}
+    by_layer = ours.filter((pl.col("horizon") == "1") & (pl.col("layer") != "all"))
+    assert by_layer["layer"].unique(maintain_order=True).to_list() == ["1", "2", "3"]
 
 
-def test_calibration_and_width_are_of_test_splits_alone_and_agree_with_the_quality():
+def test_calibration_of_test_splits_before_and_after_agrees_with_the_counts():
     splits = chance_splits()
-    ours = TokenUnigram.fit(splits["train"])
-    result = evaluate(ours, splits, resamples=20, seed=0)
-    assert set(result.calibration["split"]) == set(result.width["split"]) == {"test_out_of_domain"}
     test = splits["test_out_of_domain"]
-    assert result.calibration["count"].sum() == test.num_tokens * 3 * 16
-    # every token and layer has top-k true experts among its statements
-    true = (result.calibration["observed_share"] * result.calibration["count"]).sum()
-    assert true == pytest.approx(test.num_tokens * 3 * 2)
+    result = evaluated(splits)
+    assert set(result.calibration["split"]) == set(result.width["split"]) == {"test_out_of_domain"}
+    ours = TableOfTwoHorizons(TokenUnigram.fit(splits["train"]))
+    logits, _ = ours.both_logits(test)
+    before = reliability(Scaling.identity(3).probabilities(logits), test.experts_TLK)
+    after = reliability(ours.scaling.probabilities(logits), test.experts_TLK)
+    bins = after.bins()
+    assert_frame_equal(result.calibration.select(bins.columns), bins)
+    same_bins = before.bins().filter(pl.col("bin_low").is_in(bins["bin_low"].to_list()))
+    assert result.calibration["count_before"].drop_nulls().to_list() == same_bins["count"].to_list()
+    metrics_ = result.metrics()
+    assert metrics_["calibration_error"] == {"test_out_of_domain": pytest.approx(after.calibration_error)}
+    assert metrics_["calibration_error_before"] == {"test_out_of_domain": pytest.approx(before.calibration_error)}
+    table = result.calibration_by_layer
+    assert table["horizon"].unique(maintain_order=True).to_list() == HORIZONS
+    second = table.filter((pl.col("horizon") == "token") & (pl.col("layer") == "2")).row(0, named=True)
+    alone = reliability(ours.scaling.probabilities(logits)[:, 1:2], test.experts_TLK[:, 1:2])
+    assert second["error"] == pytest.approx(alone.calibration_error)
+    assert second["statements"] == test.num_tokens * 16
+    whole = table.filter((pl.col("horizon") == "token") & (pl.col("layer") == "all")).row(0, named=True)
+    assert whole["error"] == pytest.approx(after.calibration_error)
+
+
+def test_width_is_recall_by_number_named_with_a_column_a_horizon():
+    result = evaluated(chance_splits())
     assert result.width["width"].to_list() == list(range(1, 9))
-    at_k = result.width.filter(pl.col("width") == 2)["recall"].item()
-    assert at_k == pytest.approx(result.metrics()["recall_at_k"]["test_out_of_domain"]["token_unigram"])
-    gap = (result.calibration["mean_probability"] - result.calibration["observed_share"]).abs()
-    error = np.average(gap.to_numpy(), weights=result.calibration["count"].to_numpy())
-    assert result.metrics()["calibration_error"] == {"test_out_of_domain": pytest.approx(error)}
+    at_k = result.width.filter(pl.col("width") == 2).row(0, named=True)
+    headline = result.metrics()
+    assert at_k["recall"] == pytest.approx(headline["recall_at_k"]["test_out_of_domain"]["predictor"])
+    for horizon in ("1", "2"):
+        expected = headline["layer_recall_at_k"]["test_out_of_domain"][f"ahead_{horizon}"]
+        assert at_k[f"recall_ahead_{horizon}"] == pytest.approx(expected)
+
+
+def test_prefetch_sets_are_counted_by_threshold():
+    splits = chance_splits()
+    test = splits["test_out_of_domain"]
+    ours = TableOfTwoHorizons(TokenUnigram.fit(splits["train"]))
+    table = evaluated(splits).prefetch_sets
+    # the identity scaling of one layer ahead states no coverage
+    assert table["horizon"].unique(maintain_order=True).to_list() == ["token", "2"]
+    probabilities = ours.scaling.probabilities(ours.both_logits(test)[0])
+    true = np.take_along_axis(probabilities, test.experts_TLK.astype(int), axis=2)
+    for stated, threshold in ((0.5, 0.5), (0.9, 0.1)):
+        part = table.filter((pl.col("horizon") == "token") & (pl.col("stated_coverage") == stated))
+        whole = part.filter(pl.col("layer") == "all").row(0, named=True)
+        assert whole["coverage"] == pytest.approx((true >= np.float32(threshold)).mean())
+        assert whole["experts_per_layer"] == pytest.approx((probabilities >= np.float32(threshold)).sum(2).mean())
+        assert whole["low"] <= whole["coverage"] <= whole["high"]
+        third = part.filter(pl.col("layer") == "3").row(0, named=True)
+        assert third["coverage"] == pytest.approx((true[:, 2] >= np.float32(threshold)).mean())
 
 
 def test_the_answer_does_not_depend_on_how_prompts_are_grouped(monkeypatch: pytest.MonkeyPatch):
     splits = chance_splits(published=True)
-    ours = TokenUnigram.fit(splits["train"])
-    whole = evaluate(ours, splits, resamples=20, seed=0)
+    whole = evaluated(splits)
     monkeypatch.setattr(metrics, "_CHUNK_VALUES", 1)  # a group a prompt
-    parts = evaluate(ours, splits, resamples=20, seed=0)
+    parts = evaluated(splits)
     for name, table in whole.tables().items():
         assert_frame_equal(parts.tables()[name], table)
 
 
 def test_without_published_predictions_the_protocols_table_has_only_its_header():
-    result = evaluate(Sure(), chance_splits(), resamples=20, seed=0)
-    assert result.published_protocol.write_csv() == "split,predictor,capacity_experts,hit_rate,recall_at_k,low,high\n"
+    header, *rows = evaluated(chance_splits()).published_protocol.write_csv().splitlines()
+    assert header.startswith("split,predictor,horizon,capacity_experts,hit_rate,recall_at_k,low,high,mib_per_token")
+    assert not rows
 
 
-def test_the_published_protocol_compares_three_predictors_over_ten_fillings():
+def test_the_published_protocol_compares_ours_at_every_horizon_over_ten_fillings():
     splits = chance_splits(published=True)
     test = splits["test_out_of_domain"]
-    table = evaluate(Sure(), splits, resamples=50, seed=3).published_protocol
-    assert table.group_by("predictor", maintain_order=True).len().rows() == [
-        ("predictor", 3),
-        ("published predictions", 3),
-        ("crippled MoE-Infinity", 3),
+    table = evaluated(splits, resamples=50).published_protocol
+    assert table.group_by("predictor", "horizon", maintain_order=True).len().rows() == [
+        ("predictor", "token", 3),
+        ("predictor", "1", 3),
+        ("predictor", "2", 3),
+        ("published predictions", "token", 3),
+        ("crippled MoE-Infinity", "token", 3),
     ]
     assert table["capacity_experts"].unique().sort().to_list() == [4, 9, 24]
-    ours = table.filter(pl.col("predictor") == "predictor")
-    assert ours["recall_at_k"].to_list() == [1, 1, 1]
-    assert ours["hit_rate"].to_list() == [1, 1, 1]  # a prediction is resident at once, whatever the capacity
+    sure = table.filter((pl.col("predictor") == "predictor") & (pl.col("horizon") == "1"))
+    assert sure["recall_at_k"].to_list() == [1, 1, 1]
+    assert sure["hit_rate"].to_list() == [1, 1, 1]  # a prediction is resident at once, whatever the capacity
     published = table.filter((pl.col("predictor") == "published predictions") & (pl.col("capacity_experts") == 9))
-    rates = [published_replay(test, test.predicted_TLK, 9, seed).hit_rate for seed in range(3, 3 + PUBLISHED_FILLINGS)]
-    assert published["hit_rate"].item() == pytest.approx(np.mean(rates))
+    replays = [published_replay(test, test.predicted_TLK, 9, seed) for seed in range(PUBLISHED_FILLINGS)]
+    assert published["hit_rate"].item() == pytest.approx(np.mean([replay.hit_rate for replay in replays]))
     assert published["low"].item() < published["hit_rate"].item() < published["high"].item()
+    tokens = (test.positions_T >= 10).sum()
+    moved = np.mean([replay.loaded_bytes_P.sum() for replay in replays]) / 2**20 / tokens
+    assert published["mib_per_token"].item() == pytest.approx(moved)
+    assert published["gain"].item() == published["gain_low"].item() == published["mib_change_high"].item() == 0
+    at_nine = sure.filter(pl.col("capacity_experts") == 9)
+    assert at_nine["gain"].item() == pytest.approx(1 - published["hit_rate"].item())
+    assert at_nine["gain_low"].item() <= at_nine["gain"].item() <= at_nine["gain_high"].item()
+    assert at_nine["mib_change"].item() == pytest.approx(at_nine["mib_per_token"].item() - moved)
 
 
 def test_prompts_within_the_warm_up_give_no_rows():
@@ -124,6 +191,7 @@ def test_the_papers_predictor_scores_what_the_paper_published():
     assert (100 * rows["recall_at_k"]).to_list() == pytest.approx([72.5] * 3, abs=0.05)
     assert (rows["low"] < rows["hit_rate"]).all()
     assert (rows["hit_rate"] < rows["high"]).all()
+    assert rows["gain"].null_count() == 3
 
 
 def test_it_needs_no_torch():

@@ -52,6 +52,11 @@ class Reliability:
         """Expected calibration error: mean distance of stated probability and observed share, bins by their count."""
         return float(np.abs(self.sum_B - self.true_B).sum() / self.count_B.sum())
 
+    @property
+    def statements(self) -> int:
+        """How many probabilities were stated."""
+        return int(self.count_B.sum())
+
     def bins(self) -> pl.DataFrame:
         """Columns bin_low, bin_high, mean_probability, observed_share, count; bins that nothing fell in are missing."""
         filled = self.count_B > 0
@@ -72,18 +77,21 @@ class Reliability:
         return pl.DataFrame({"width": widths, "recall": recall[widths - 1]})
 
 
-def reliability(probabilities_TLE: npt.NDArray[np.float32], experts_TLK: ExpertIds) -> Reliability:
+def reliability(
+    probabilities_TLE: npt.NDArray[np.float32], experts_TLK: ExpertIds, *, ranks: bool = True
+) -> Reliability:
     """Count how stated probabilities came true.
 
     Args:
         probabilities_TLE: Of each expert, in [0, 1], float32.
         experts_TLK: The router's choice.
+        ranks: Count the true experts by rank too, which takes most of the time; otherwise those counts stay 0.
     """
     tokens, layers, experts = probabilities_TLE.shape
     total = _nothing(experts)
     step = max(1, _SLICE_COMPARISONS // (layers * experts * experts_TLK.shape[2]))
     for start in range(0, tokens, step):
-        total += _count(probabilities_TLE[start : start + step], experts_TLK[start : start + step])
+        total += _count(probabilities_TLE[start : start + step], experts_TLK[start : start + step], ranks)
     return total
 
 
@@ -92,18 +100,24 @@ def _nothing(experts: int) -> Reliability:
     return Reliability(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins), np.zeros(experts, np.int64))
 
 
-def _count(probabilities_TLE: npt.NDArray[np.float32], experts_TLK: ExpertIds) -> Reliability:
+def _count(probabilities_TLE: npt.NDArray[np.float32], experts_TLK: ExpertIds, ranks: bool) -> Reliability:
     experts, bins = probabilities_TLE.shape[2], len(EDGES) - 1
     # edges as the probabilities' own type: a float32 of 0.9 belongs to the bin that starts at 0.9
     bin_TLE = np.searchsorted(np.array(EDGES[1:-1], probabilities_TLE.dtype), probabilities_TLE, side="right")
     ids_TLK = experts_TLK.astype(np.int64)
-    chosen_TLK = np.take_along_axis(probabilities_TLE, ids_TLK, axis=2)
-    above_TLKE = probabilities_TLE[:, :, None, :] > chosen_TLK[..., None]
-    tied_TLKE = (probabilities_TLE[:, :, None, :] == chosen_TLK[..., None]) & (np.arange(experts) < ids_TLK[..., None])
-    rank_TLK = (above_TLKE | tied_TLKE).sum(axis=3)
+    true_by_rank_E = _true_by_rank(probabilities_TLE, ids_TLK) if ranks else np.zeros(experts, np.int64)
     return Reliability(
         np.bincount(bin_TLE.ravel(), minlength=bins),
         np.bincount(np.take_along_axis(bin_TLE, ids_TLK, axis=2).ravel(), minlength=bins),
         np.bincount(bin_TLE.ravel(), probabilities_TLE.ravel(), bins).astype(np.float64),
-        np.bincount(rank_TLK.ravel(), minlength=experts),
+        true_by_rank_E,
     )
+
+
+def _true_by_rank(probabilities_TLE: npt.NDArray[np.float32], ids_TLK: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    experts = probabilities_TLE.shape[2]
+    chosen_TLK = np.take_along_axis(probabilities_TLE, ids_TLK, axis=2)
+    above_TLKE = probabilities_TLE[:, :, None, :] > chosen_TLK[..., None]
+    tied_TLKE = (probabilities_TLE[:, :, None, :] == chosen_TLK[..., None]) & (np.arange(experts) < ids_TLK[..., None])
+    rank_TLK = (above_TLKE | tied_TLKE).sum(axis=3)
+    return np.bincount(rank_TLK.ravel(), minlength=experts)

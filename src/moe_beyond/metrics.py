@@ -95,9 +95,9 @@ def score(predictor: Predictor, trace: Trace) -> npt.NDArray[np.uint8]:
     return np.concatenate([hits_at_k(predictor.probabilities_TLE(part), part.experts_TLK) for part in groups(trace)])
 
 
-def groups(trace: Trace) -> Iterator[Trace]:
-    """The trace in order, cut between prompts into parts whose probabilities fit in memory."""
-    budget = max(1, _CHUNK_VALUES // (trace.metadata.num_layers * trace.metadata.num_experts))
+def groups(trace: Trace, copies: int = 1) -> Iterator[Trace]:
+    """The trace in order, cut between prompts into parts whose probabilities, `copies` times, fit in memory."""
+    budget = max(1, _CHUNK_VALUES // (copies * trace.metadata.num_layers * trace.metadata.num_experts))
     start = 0
     while start < trace.num_prompts:
         end = int(np.searchsorted(trace.prompt_offsets, trace.prompt_offsets[start] + budget, side="right")) - 1

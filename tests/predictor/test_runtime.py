@@ -7,36 +7,82 @@ import onnx
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.onnx import parity, torch_logits_TLE
-from moe_beyond.predictor.runtime import GRAPH_FILE, OnnxPredictor, sigmoid
+from moe_beyond.predictor.graph_file import METADATA_KEY, GraphFile, graph_file
+from moe_beyond.predictor.onnx import describe, parity, require_parity, torch_logits
+from moe_beyond.predictor.runtime import GRAPH_FILE, OnnxPredictor
+from moe_beyond.predictor.settings import ExportSettings
 from tests.traces_of_chance import chance_trace
 
+FILES = {graph_file(step, precision) for step in ("token_step", "layer_step") for precision in ("fp32", "int8")}
 
-def test_export_measures_parity_latency_and_size(exported):
+
+def copied(exported, tmp_path):
+    for path in exported[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_export_measures_parity_latency_and_size_of_both_steps(exported):
     directory, measured = exported
-    assert measured["parity_max_abs_error"] < 1e-4
-    assert measured["latency_ms"] > 0
-    assert measured["size_bytes"] == (directory / GRAPH_FILE).stat().st_size
-    assert [path.name for path in directory.iterdir()] == [GRAPH_FILE]
+    assert {path.name for path in directory.iterdir()} <= FILES
+    for prefix, step in (("", "token_step"), ("layer_", "layer_step")):
+        assert measured[f"{prefix}parity_max_abs_error"] < 1e-4
+        assert measured[f"{prefix}latency_ms"] > 0
+        assert measured[f"{prefix}size_bytes"] == (directory / graph_file(step)).stat().st_size
 
 
-def test_batch_and_stream_give_torchs_probabilities(exported, fitted, validation_trace):
+def test_batch_and_stream_give_torchs_answers_through_the_calibration(exported, fitted, validation_trace):
     predictor = OnnxPredictor(exported[0])
     prompt = validation_trace.select(np.array([3]))
-    expected = sigmoid(torch_logits_TLE(fitted.checkpoint, prompt))
-    assert np.allclose(predictor.probabilities_TLE(prompt), expected, atol=1e-5)
+    logits_TLE, logits_HTLE = torch_logits(fitted.checkpoint, prompt)
+    expected_TLE = predictor.scaling.probabilities(logits_TLE)
+    expected_HTLE = np.stack(
+        [scaling.probabilities(x) for scaling, x in zip(predictor.layer_scaling_H, logits_HTLE, strict=True)]
+    )
+    assert np.allclose(predictor.probabilities_TLE(prompt), expected_TLE, atol=1e-5)
+    assert np.allclose(predictor.layer_probabilities_HTLE(prompt), expected_HTLE, atol=1e-5)
     stream, previous = predictor.stream(), None
     for t, text in enumerate(prompt.token_texts.decode()):
-        assert np.allclose(stream.step(text, previous), expected[t], atol=1e-5)
+        assert np.allclose(stream.step(text, previous), expected_TLE[t], atol=1e-5)
         previous = prompt.experts_TLK[t]
+        for layer in range(2):
+            answer_HE = stream.layer_step(layer, previous[layer])
+            assert answer_HE.shape == (predictor.horizon, 16)
+            for h in range(predictor.horizon):
+                if layer + 1 + h < 3:
+                    assert np.allclose(answer_HE[h], expected_HTLE[h, t, layer + 1 + h], atol=1e-5)
+                else:
+                    assert not answer_HE[h].any()
+
+
+def test_where_nothing_of_the_token_is_known_the_layer_step_repeats_the_token_step(exported, validation_trace):
+    predictor = OnnxPredictor(exported[0])
+    token, layered = predictor.probabilities_TLE(validation_trace), predictor.layer_probabilities_HTLE(validation_trace)
+    for h in range(predictor.horizon):
+        assert np.allclose(layered[h, :, : h + 1], token[:, : h + 1], atol=1e-6)
+    assert not np.allclose(layered[0, :, 1], token[:, 1], atol=1e-3)
+
+
+def test_no_layer_is_told_its_own_routing_or_that_of_a_layer_after_what_its_horizon_knows(exported, validation_trace):
+    predictor = OnnxPredictor(exported[0])
+    before = predictor.layer_probabilities_HTLE(validation_trace)
+    experts = validation_trace.experts_TLK.copy()
+    last = validation_trace.num_tokens - 1
+    experts[last, 1] = (experts[last, 1] + 1) % 16
+    after = predictor.layer_probabilities_HTLE(replace(validation_trace, experts_TLK=experts))
+    changed_HL = (before != after)[:, last].any(axis=-1)
+    # only layer 2, one layer ahead, may know what layer 1 chose
+    assert np.argwhere(changed_HL).tolist() == [[0, 2]]
+    assert np.array_equal(before[:, :last], after[:, :last])
 
 
 def test_prompts_do_not_touch_each_other(exported, validation_trace):
     predictor = OnnxPredictor(exported[0])
-    together = predictor.probabilities_TLE(validation_trace)
-    alone = predictor.probabilities_TLE(validation_trace.select(np.array([4])))
     start, end = validation_trace.prompt_offsets[4:6]
-    assert np.allclose(together[start:end], alone, atol=1e-6)
+    alone = validation_trace.select(np.array([4]))
+    for method in ("probabilities_TLE", "layer_probabilities_HTLE"):
+        together = getattr(predictor, method)(validation_trace)
+        assert np.allclose(together[..., start:end, :, :], getattr(predictor, method)(alone), atol=1e-6)
 
 
 def test_no_answer_depends_on_the_tokens_own_routing(exported, validation_trace):
@@ -49,12 +95,20 @@ def test_no_answer_depends_on_the_tokens_own_routing(exported, validation_trace)
     )
 
 
-def test_a_wrong_graph_is_noticed(exported, fitted, validation_trace, tmp_path):
-    model = onnx.load(exported[0] / GRAPH_FILE)
-    bias = next(x for x in model.graph.initializer if x.name == "output.bias")
-    bias.raw_data = (onnx.numpy_helper.to_array(bias) + 0.01).astype(np.float32).tobytes()
-    onnx.save(model, tmp_path / GRAPH_FILE)
-    assert parity(fitted.checkpoint, tmp_path, validation_trace, 20) == pytest.approx(0.01, rel=0.01)
+@pytest.mark.parametrize("step", ["token_step", "layer_step"])
+def test_a_wrong_graph_is_noticed_and_refused(exported, fitted, validation_trace, tmp_path, step):
+    path = copied(exported, tmp_path) / graph_file(step)
+    model = onnx.load(path)
+    name = {"token_step": "output.bias", "layer_step": "norm.bias"}[step]
+    weight = next(x for x in model.graph.initializer if x.name == name)
+    weight.raw_data = (onnx.numpy_helper.to_array(weight) + 1).astype(np.float32).tobytes()
+    onnx.save(model, path)
+    errors = dict(
+        zip(("token_step", "layer_step"), parity(fitted.checkpoint, tmp_path, validation_trace, 20), strict=True)
+    )
+    assert errors[step] > 0.005
+    with pytest.raises(InputError, match="do not ship this graph"):
+        require_parity(fitted.checkpoint, tmp_path, validation_trace, ExportSettings(parity_tokens=20))
 
 
 def test_files_that_are_no_predictor_are_refused(exported, tmp_path):
@@ -70,9 +124,42 @@ def test_files_that_are_no_predictor_are_refused(exported, tmp_path):
         OnnxPredictor(tmp_path)
 
 
+@pytest.mark.parametrize(("version", "said"), [(99, "newer than this release"), (1, "of an older release")])
+def test_files_of_another_format_are_refused(exported, tmp_path, version, said):
+    path = copied(exported, tmp_path) / GRAPH_FILE
+    describe(path, GraphFile(path, "token_step", 1).description | {"format_version": version})
+    with pytest.raises(InputError, match=said):
+        OnnxPredictor(tmp_path)
+
+
+def test_steps_that_do_not_belong_together_are_refused(exported, tmp_path):
+    path = copied(exported, tmp_path) / graph_file("layer_step")
+    describe(path, GraphFile(path, "layer_step", 1).description | {"fit": "another"})
+    with pytest.raises(InputError, match=r"from another fit than token_step\.onnx"):
+        OnnxPredictor(tmp_path).layer_scaling_H  # noqa: B018 - opens the layer step
+    path.write_bytes((tmp_path / GRAPH_FILE).read_bytes())
+    with pytest.raises(InputError, match="holds the token_step, expected the layer_step"):
+        OnnxPredictor(tmp_path).layer_scaling_H  # noqa: B018
+    path.unlink()
+    with pytest.raises(InputError, match=r"layer_step.onnx: no such file; run the export stage first"):
+        OnnxPredictor(tmp_path).stream().predictor.layer_scaling_H  # noqa: B018
+
+
 def test_a_trace_of_another_model_is_refused(exported):
     with pytest.raises(InputError, match="made for 3 layers, 16 experts, top-2"):
         OnnxPredictor(exported[0]).probabilities_TLE(chance_trace(2, num_layers=2))
+
+
+def test_a_state_of_the_wrong_shape_is_refused(exported):
+    stream = OnnxPredictor(exported[0]).stream()
+    stream.keys_BNSD = np.zeros((1, 1, 0, 4), np.float32)
+    with pytest.raises(InputError, match=r"keys has shape \(1, 1, 0, 4\), expected"):
+        stream.step("word", None)
+    stream = OnnxPredictor(exported[0]).stream()
+    stream.step("word", None)
+    stream._layers = replace(stream._layers, context_BW=np.zeros((1, 3), np.float32))
+    with pytest.raises(InputError, match=r"context has shape \(1, 3\), expected"):
+        stream.layer_step(0, [1, 2])
 
 
 def test_routing_of_the_wrong_shape_or_range_is_refused(exported):
@@ -81,14 +168,48 @@ def test_routing_of_the_wrong_shape_or_range_is_refused(exported):
         stream.step("word", np.zeros((2, 2)))
     with pytest.raises(InputError, match="outside 0 to 15"):
         stream.step("word", np.full((3, 2), 16))
+    stream.step("word", None)
+    with pytest.raises(InputError, match=r"routing of layer 0 has shape \(3,\), expected top-k \(2,\)"):
+        stream.layer_step(0, [1, 2, 3])
+    with pytest.raises(InputError, match="outside 0 to 15"):
+        stream.layer_step(0, [1, 16])
 
 
-def test_the_runtime_runs_without_torch(exported):
+def test_layers_out_of_order_are_refused(exported):
+    stream = OnnxPredictor(exported[0]).stream()
+    with pytest.raises(InputError, match="step is due"):
+        stream.layer_step(0, [0, 1])
+    stream.step("word", None)
+    with pytest.raises(InputError, match="layer 0 is due; give layers 0 to 1 once, in order"):
+        stream.layer_step(1, [0, 1])
+    stream.layer_step(0, [0, 1])
+    stream.layer_step(1, [0, 1])
+    with pytest.raises(InputError, match="step is due"):
+        stream.layer_step(2, [0, 1])
+    stream.step("word", np.zeros((3, 2)))
+    stream.layer_step(0, [0, 1])
+
+
+def test_the_files_say_nothing_of_the_machine_and_all_that_a_runtime_needs(exported):
+    for file in FILES & {path.name for path in exported[0].iterdir()}:
+        model = onnx.load(exported[0] / file)
+        assert [x.key for x in model.metadata_props] == [METADATA_KEY]
+        for node in model.graph.node:
+            assert not node.metadata_props
+            assert not node.doc_string
+        description = GraphFile(exported[0] / file, file.split(".")[0], 1).description
+        assert {"layer_numbers", "num_experts", "top_k", "horizon", "window", "features", "scaling"} <= set(description)
+
+
+def test_a_decode_loop_over_both_steps_runs_without_torch(exported):
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['lightning'] = None\n"
         "from pathlib import Path\n"
         "from moe_beyond.predictor.runtime import OnnxPredictor\n"
-        f"print(OnnxPredictor(Path({str(exported[0])!r})).stream().step('word1', None).shape)"
+        f"stream = OnnxPredictor(Path({str(exported[0])!r})).stream()\n"
+        "for token, before in (('word1', None), ('word2', [[0, 1]] * 3)):\n"
+        "    print(stream.step(token, before).shape, *(stream.layer_step(i, [0, 1]).shape for i in range(2)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "(3, 16)"
+    horizon = OnnxPredictor(exported[0]).horizon
+    assert done.stdout.splitlines() == [f"(3, 16) ({horizon}, 16) ({horizon}, 16)"] * 2

@@ -19,23 +19,32 @@ def score(
     seed: Annotated[int, typer.Option(help="Of the paper's random fillings and of the intervals.")] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """Score a predictor on a trace: recall by phase and layer, and hit rates under the paper's own protocol."""
+    """Score a predictor on a trace: recall by horizon, phase and layer; hit rates under the paper's own protocol."""
     import numpy as np  # noqa: PLC0415
 
-    from moe_beyond.evaluation import published_rows  # noqa: PLC0415
-    from moe_beyond.metrics import groups, quality_rows  # noqa: PLC0415
-    from moe_beyond.metrics import score as hits_of  # noqa: PLC0415
+    from moe_beyond.metrics import groups, hits_at_k, quality_rows  # noqa: PLC0415
     from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
+    from moe_beyond.published_scores import published_rows  # noqa: PLC0415
     from moe_beyond.simulator.published_protocol import most_probable  # noqa: PLC0415
 
     with one_line_errors():
         routing, model = read_trace(trace), OnnxPredictor(predictor)
-        quality = quality_rows(routing, hits_of(model, routing), RESAMPLES, seed)
-        top_k = routing.metadata.top_k
-        named_TLK = np.concatenate([most_probable(model.probabilities_TLE(part), top_k) for part in groups(routing)])
-        replayed = published_rows(routing, named_TLK, RESAMPLES, seed)
-        result = {
-            "quality": {f"{row.pop('phase')}/{row.pop('layer')}": row for row in quality.to_dicts()},
-            "published_protocol": {f"{row.pop('capacity_experts')} experts": row for row in replayed.to_dicts()},
-        }
+        names = ["token", *(f"{h + 1}_ahead" for h in range(model.horizon))]
+        hits: dict[str, list[object]] = {name: [] for name in names}
+        named: dict[str, list[object]] = {name: [] for name in names}
+        for part in groups(routing, copies=len(names)):
+            token_TLE, layers_HTLE = model.both_logits(part)
+            for name, logits_TLE in zip(names, (token_TLE, *layers_HTLE), strict=True):
+                hits[name].append(hits_at_k(logits_TLE, part.experts_TLK))
+                named[name].append(most_probable(logits_TLE, routing.metadata.top_k))
+        result: dict[str, dict[str, dict[str, object]]] = {"quality": {}, "published_protocol": {}}
+        for name in names:
+            quality = quality_rows(routing, np.concatenate(hits[name]), RESAMPLES, seed)
+            replayed = published_rows(
+                routing, np.concatenate(named[name]), RESAMPLES, seed, rival_TLM=routing.predicted_TLK
+            )
+            result["quality"][name] = {f"{row.pop('phase')}/{row.pop('layer')}": row for row in quality.to_dicts()}
+            result["published_protocol"][name] = {
+                f"{row.pop('capacity_experts')} experts": row for row in replayed.to_dicts()
+            }
         show(result, as_json)

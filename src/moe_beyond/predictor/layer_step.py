@@ -60,18 +60,19 @@ class LayerStep(nn.Module):
             [B, W]; the new evidence [B, R, E].
         """
         shape = self.shape
+        # written for few nodes: at one token, a node of the exported graph costs more than its arithmetic
         rows_BKX = nn.functional.embedding(layer * shape.num_experts + experts_BK, self.seen)
-        slot_BK = self.slot_weight.index_select(0, layer).expand(experts_BK.shape)
-        said_BX = (slot_BK[:, None] @ rows_BKX)[:, 0]
-        context_BW = context_BW + said_BX[:, : shape.layer_width]
-        directly_BRE = said_BX[:, shape.layer_width :].unflatten(1, (shape.reach, shape.num_experts))
+        said_BX = (self.slot_weight.unsqueeze(1).index_select(0, layer) @ rows_BKX).flatten(1)
+        said_BW, directly_BY = said_BX.split([shape.layer_width, shape.reach * shape.num_experts], dim=1)
+        context_BW = context_BW + said_BW
         # the row of this layer is spent; what was said of later ones moves up
-        evidence_BRE = torch.cat([evidence_BRE[:, 1:], torch.zeros_like(evidence_BRE[:, :1])], dim=1) + directly_BRE
+        moved_BRE = nn.functional.pad(evidence_BRE[:, 1:], (0, 0, 0, 1))
+        evidence_BRE = moved_BRE + directly_BY.unflatten(1, (shape.reach, shape.num_experts))
         x_BW = context_BW + self.layer_embedding.index_select(0, layer)
         x_BW = x_BW + self.feed_forward(self.norm(x_BW))
         head_BHE = (x_BW @ self.head.index_select(0, layer)[0]).unflatten(1, (shape.horizon, shape.num_experts))
         ahead_H = (layer + 1 + torch.arange(shape.horizon, device=layer.device)).clamp(max=shape.num_layers - 1)
-        trusted_BHE = logits_BLE.index_select(1, ahead_H) * self.trust.index_select(0, layer).unsqueeze(-1)
+        trusted_BHE = logits_BLE.index_select(1, ahead_H) * self.trust.unsqueeze(-1).index_select(0, layer)
         return trusted_BHE + evidence_BRE[:, : shape.horizon] + head_BHE, context_BW, evidence_BRE
 
     def all_layers(self, experts_BLK: Tensor, logits_BLE: Tensor, context_BW: Tensor) -> Tensor:

@@ -1,28 +1,34 @@
-"""The predictor as one ONNX file with explicit state and everything a runtime needs inside.
+"""The two steps as ONNX files with explicit state and everything a runtime needs inside, held to torch's answers.
 
-Shape suffixes: B batch, T tokens, S tokens in the state, L MoE layers, E experts, K top-k, N blocks, D width.
+Shape suffixes: B batch, T tokens, S tokens in the state, L MoE layers, E experts, K top-k, N blocks, D width,
+H horizon, W width of the layer step, R its reach.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from moe_beyond.data.features import token_features
 from moe_beyond.data.tokens import MAX_NGRAMS
 from moe_beyond.errors import InputError
-from moe_beyond.files import replacing
 from moe_beyond.predictor.checkpoint import Checkpoint
+from moe_beyond.predictor.graph_file import FORMAT_VERSION, METADATA_KEY, Step, graph_file
 from moe_beyond.predictor.network import NetworkShape
-from moe_beyond.predictor.runtime import FORMAT_VERSION, GRAPH_FILE, METADATA_KEY, OUTPUTS, Floats, OnnxPredictor
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.predictor.scaling import Floats, Scaling
 from moe_beyond.predictor.settings import ExportSettings
 from moe_beyond.traces.schema import Trace
 
@@ -37,72 +43,78 @@ def export_token_step(checkpoint: Checkpoint, path: Path, opset: int) -> None:
         path: The file to write.
         opset: ONNX operator set.
     """
-    network = checkpoint.network.eval()
-    batch, tokens, state = Dim("batch"), Dim("tokens"), Dim("state", min=0, max=network.shape.window - 1)
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # noise of the exporter about its own dependencies; it raises on real trouble
-        warnings.simplefilter("ignore")
-        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        torch.onnx.export(
-            network,
-            example_inputs(network.shape, _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S),
-            temporary,
-            dynamo=True,
-            opset_version=opset,
-            input_names=["tokens", "letters", "previous_experts", "keys", "values"],
-            output_names=list(OUTPUTS),
-            dynamic_shapes={
-                "tokens_BT": {0: batch, 1: tokens},
-                "letters_BTG": {0: batch, 1: tokens},
-                "previous_BTLK": {0: batch, 1: tokens},
-                "keys_BNSD": {0: batch, 2: state},
-                "values_BNSD": {0: batch, 2: state},
-            },
-            external_data=False,
-            verbose=False,
-        )
-        _add_metadata(temporary, checkpoint)
+    shape = checkpoint.network.shape
+    batch, tokens, state = Dim("batch"), Dim("tokens"), Dim("state", min=0, max=shape.window - 1)
+    axes = {
+        "tokens_BT": {0: batch, 1: tokens},
+        "letters_BTG": {0: batch, 1: tokens},
+        "previous_BTLM": {0: batch, 1: tokens},
+        "keys_BNSD": {0: batch, 2: state},
+        "values_BNSD": {0: batch, 2: state},
+    }
+    inputs = example_inputs(shape, _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S)
+    names = ["tokens", "letters", "previous_experts", "keys", "values"]
+    outputs = ["logits", "new_keys", "new_values", "context"]
+    write_graph(checkpoint.network, inputs, path, axes=axes, input_names=names, output_names=outputs, opset=opset)
+    own = {
+        "letter_buckets": checkpoint.encoder.letter_buckets,
+        "known_tokens": checkpoint.encoder.known,
+        "scaling": Scaling.identity(shape.num_layers).as_dict(),
+    }
+    describe(path, _description(checkpoint, "token_step") | own)
 
 
-def export_predictor(
+def export_layer_step(checkpoint: Checkpoint, path: Path, opset: int) -> None:
+    """Write the layer step; the batch stays free. Arguments as `export_token_step`."""
+    shape = checkpoint.network.shape
+    batch = Dim("batch")
+    axes = {"layer": None} | {name: {0: batch} for name in ("experts_BK", "logits_BLE", "context_BW", "evidence_BRE")}
+    names = ["layer", "experts", "token_logits", "context", "evidence"]
+    outputs = ["logits", "new_context", "new_evidence"]
+    inputs = layer_inputs(shape, _EXAMPLE_B)
+    write_graph(checkpoint.layer_step, inputs, path, axes=axes, input_names=names, output_names=outputs, opset=opset)
+    identity = Scaling.identity(shape.num_layers).as_dict()
+    describe(path, _description(checkpoint, "layer_step") | {"scaling": [identity] * shape.horizon})
+
+
+def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
+    """Write both steps into an existing directory."""
+    export_token_step(checkpoint, directory / graph_file("token_step"), opset)
+    export_layer_step(checkpoint, directory / graph_file("layer_step"), opset)
+
+
+def require_parity(
     checkpoint: Checkpoint, directory: Path, validation: Trace, settings: ExportSettings
 ) -> dict[str, float]:
-    """Write a predictor directory whose graph is shown to equal torch; the old one stays if it does not.
+    """Stream validation prompts through both steps in ONNX and torch.
 
     Args:
-        checkpoint: The trained network.
-        directory: Replaced.
-        validation: Prompts that are streamed through both.
-        settings: Opset, tolerance, repeats.
+        checkpoint: The torch side.
+        directory: Holds the ONNX files.
+        validation: Prompts to stream.
+        settings: Tolerance, and how many tokens.
 
     Returns:
-        latency_ms (median single-token step on one thread), size_bytes, parity_max_abs_error.
+        parity_max_abs_error and layer_parity_max_abs_error, of logits.
 
     Raises:
         InputError: A logit differs by more than the tolerance.
     """
-    with replacing(directory) as temporary:
-        temporary.mkdir()
-        export_token_step(checkpoint, temporary / GRAPH_FILE, settings.opset)
-        error = parity(checkpoint, temporary, validation, settings.parity_tokens)
+    token_error, layer_error = parity(checkpoint, directory, validation, settings.parity_tokens)
+    for step, error in (("token_step", token_error), ("layer_step", layer_error)):
         if not error <= settings.parity_tolerance:
             raise InputError(
-                f"params.yaml: export.parity_tolerance: a logit of the ONNX graph differs from torch by {error:.2e}, "
+                f"params.yaml: export.parity_tolerance: a logit of the ONNX {step} differs from torch by {error:.2e}, "
                 f"more than {settings.parity_tolerance:.0e}; do not ship this graph"
             )
-        return {
-            "latency_ms": OnnxPredictor(temporary).latency_ms(settings.latency_repeats),
-            "size_bytes": (temporary / GRAPH_FILE).stat().st_size,
-            "parity_max_abs_error": error,
-        }
+    return {"parity_max_abs_error": token_error, "layer_parity_max_abs_error": layer_error}
 
 
 def example_inputs(shape: NetworkShape, batch: int, tokens: int, state: int) -> tuple[Tensor, ...]:
-    """Inputs of these sizes, drawn from a fixed generator."""
+    """Inputs of the token step of these sizes, drawn from a fixed generator."""
     draw = torch.Generator().manual_seed(0)
     state_size = (batch, shape.depth, state, shape.width)
-    routing_size = (batch, tokens, shape.num_layers, shape.top_k)
+    routing_size = (batch, tokens, shape.num_layers, 2 * shape.top_k)
     return (
         torch.randint(0, shape.num_tokens, (batch, tokens), generator=draw),
         torch.randint(0, shape.letter_buckets, (batch, tokens, MAX_NGRAMS), generator=draw),
@@ -112,57 +124,132 @@ def example_inputs(shape: NetworkShape, batch: int, tokens: int, state: int) -> 
     )
 
 
-def _add_metadata(path: Path, checkpoint: Checkpoint) -> None:
+def layer_inputs(shape: NetworkShape, batch: int) -> tuple[Tensor, ...]:
+    """Inputs of the layer step, drawn from a fixed generator."""
+    draw = torch.Generator().manual_seed(0)
+    return (
+        torch.zeros(1, dtype=torch.long),
+        torch.randint(0, shape.num_experts, (batch, shape.top_k), generator=draw),
+        torch.randn(batch, shape.num_layers, shape.num_experts, generator=draw),
+        torch.randn(batch, shape.layer_width, generator=draw),
+        torch.randn(batch, shape.reach, shape.num_experts, generator=draw),
+    )
+
+
+def write_graph(
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    *,
+    axes: dict[str, Any],
+    input_names: list[str],
+    output_names: list[str],
+    opset: int,
+) -> None:
+    """Export any network to one file that says nothing of the machine it was made on."""
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            network.eval(),
+            inputs,
+            dynamo=True,
+            opset_version=opset,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=axes,
+            verbose=False,
+        )
+    if program is None:
+        raise AssertionError("the exporter gives a program where no file is named")
+    model = program.model_proto
+    # names of Python functions, files and lines, on every node
+    for owner in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+    onnx.save(model, path)
+
+
+def describe(path: Path, description: dict[str, Any]) -> None:
+    """Write what a runtime must know into a file's metadata; replaces what stood there."""
     model = onnx.load(path)
-    shape = checkpoint.network.shape
-    description = {
-        "format_version": FORMAT_VERSION,
-        "model_id": checkpoint.trained_on.model_id,
-        "layer_numbers": checkpoint.trained_on.layer_numbers,
-        "num_experts": shape.num_experts,
-        "top_k": shape.top_k,
-        "window": shape.window,
-        "depth": shape.depth,
-        "width": shape.width,
-        "letter_buckets": checkpoint.encoder.letter_buckets,
-        "known_tokens": checkpoint.encoder.known,
-    }
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(description, ensure_ascii=False)})
     onnx.save(model, path)
 
 
-def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: int) -> float:
-    """Largest difference of a logit between torch over whole prompts and onnxruntime token by token.
+def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: int) -> tuple[float, float]:
+    """Largest difference of a logit between torch over whole prompts and onnxruntime token by token, layer by layer.
 
     Streaming through the state is what a device does, and where a wrong graph shows.
 
     Args:
         checkpoint: The torch side.
-        directory: Holds the ONNX file.
+        directory: Holds the ONNX files.
         trace: Prompts to stream.
         max_tokens: Stop after the prompt in which this many tokens were compared.
+
+    Returns:
+        Of the token step, and of the layer step.
     """
     predictor = OnnxPredictor(directory)
-    worst, compared, prompt = 0.0, 0, 0
+    worst, layer_worst, compared, prompt = 0.0, 0.0, 0, 0
     while compared < max_tokens and prompt < trace.num_prompts:
         part = trace.select(np.array([prompt]))
-        expected_TLE = torch_logits_TLE(checkpoint, part)
+        expected_TLE, expected_HTLE = torch_logits(checkpoint, part)
         stream = predictor.stream()
         features = token_features(part, predictor.encoder)
         for t in range(part.num_tokens):
-            logits_LE = stream.step_logits(features.tokens_T[t], features.letters_TG[t], features.previous_TLK[t])
+            logits_LE = stream.step_logits(features.tokens_T[t], features.letters_TG[t], features.previous_TLM[t])
             worst = max(worst, float(np.abs(logits_LE - expected_TLE[t]).max()))
+            for layer in range(predictor.num_layers - 1):
+                logits_HE = stream.layer_logits(layer, part.experts_TLK[None, t, layer].astype(np.int64))
+                for h in range(min(predictor.horizon, predictor.num_layers - 1 - layer)):
+                    error = np.abs(logits_HE[h] - expected_HTLE[h, t, layer + 1 + h]).max()
+                    layer_worst = max(layer_worst, float(error))
         compared += part.num_tokens
         prompt += 1
-    return worst
+    return worst, layer_worst
 
 
-def torch_logits_TLE(checkpoint: Checkpoint, prompt: Trace) -> Floats:
-    """Logits of one prompt in one call, float32 [T, L, E]."""
+def torch_logits(checkpoint: Checkpoint, prompt: Trace) -> tuple[Floats, Floats]:
+    """Logits of one prompt in one call: of the token step, float32 [T, L, E], and of the layer step [H, T, L, E]."""
     features = token_features(prompt, checkpoint.encoder)
-    inputs = (features.tokens_T, features.letters_TG, features.previous_TLK)
+    inputs = (features.tokens_T, features.letters_TG, features.previous_TLM)
+    experts_TLK = torch.from_numpy(prompt.experts_TLK.astype(np.int64))
     with torch.no_grad():
-        logits_BTLE, *_ = checkpoint.network(
+        logits_BTLE, _, _, context_BTW = checkpoint.network(
             *(torch.from_numpy(x)[None] for x in inputs), *checkpoint.network.empty_state(1)
         )
-    return np.asarray(logits_BTLE[0].numpy())
+        answers_HTLE = checkpoint.layer_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0])
+    return np.asarray(logits_BTLE[0].numpy()), np.asarray(answers_HTLE.numpy())
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's remarks about its own dependencies away; it raises on real trouble."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+
+
+def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:
+    shape, digest = checkpoint.network.shape, hashlib.sha256()
+    for module in (checkpoint.network, checkpoint.layer_step):
+        for tensor in module.state_dict().values():
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "fit": digest.hexdigest()[:16],
+        "model_id": checkpoint.trained_on.model_id,
+        "layer_numbers": checkpoint.trained_on.layer_numbers,
+        "num_experts": shape.num_experts,
+        "top_k": shape.top_k,
+        "horizon": shape.horizon,
+        "window": shape.window,
+        "depth": shape.depth,
+        "width": shape.width,
+        "layer_width": shape.layer_width,
+        "reach": shape.reach,
+        "features": "token string, letter n-grams, routing of the token before",
+    }

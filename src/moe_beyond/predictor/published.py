@@ -28,7 +28,7 @@ from moe_beyond.data.features import token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.predictor.runtime import Floats, sigmoid
+from moe_beyond.predictor.scaling import Floats, sigmoid
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Variant = Literal["causal", "leaky"]
@@ -180,3 +180,8 @@ class PublishedPredictor:
         network.load_state_dict(load_file(directory / "weights.safetensors"))
         encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
         return cls(network.eval(), encoder, TraceMetadata.model_validate(description["trained_on"]))
+
+
+def load_variants(directory: Path) -> list[PublishedPredictor]:
+    """The variants that the train stage left in `directory`, none where it was not asked for them."""
+    return [PublishedPredictor.load(directory / variant) for variant in VARIANTS if (directory / variant).is_dir()]

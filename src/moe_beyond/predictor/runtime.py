@@ -1,130 +1,99 @@
 """The deployable predictor: onnxruntime and numpy, no torch.
 
 Shape suffixes: B batch, T tokens, S tokens in the state, L MoE layers, E experts, K top-k, G n-grams, N blocks,
-D width.
+D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R its reach.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
-from moe_beyond.traces.schema import Trace
+from moe_beyond.predictor.graph_file import GraphFile, Precision, graph_file, require_pair
+from moe_beyond.predictor.scaling import Floats, Scaling
+from moe_beyond.predictor.stream import LayerState, Stream
+from moe_beyond.traces.schema import ExpertIds, Trace
 
-GRAPH_FILE = "token_step.onnx"
-METADATA_KEY = "moe_beyond"
-FORMAT_VERSION = 1
-OUTPUTS = ("logits", "new_keys", "new_values")
-
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass
-class Stream:
-    """One prompt being decoded: feed it token by token."""
-
-    predictor: OnnxPredictor
-    keys_BNSD: Floats = field(init=False)
-    values_BNSD: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.keys_BNSD, self.values_BNSD = self.predictor.empty_state()
-
-    def step(self, token: str, previous_experts_LK: npt.ArrayLike | None) -> Floats:
-        """Probability of each expert for this token, ahead of its first layer.
-
-        Args:
-            token: The token's string, as the tokenizer writes it.
-            previous_experts_LK: What the router chose for the token before; None at a prompt's first token.
-
-        Returns:
-            float32 [L, E].
-
-        Raises:
-            InputError: The routing has another shape or names an expert that the model does not have.
-        """
-        predictor = self.predictor
-        tokens_T, letters_TG = predictor.encoder.encode([token])
-        expected = (len(predictor.layer_numbers), predictor.top_k)
-        if previous_experts_LK is None:
-            previous_LK = np.full(expected, predictor.num_experts, np.int64)
-        else:
-            previous_LK = np.asarray(previous_experts_LK, np.int64)
-            if previous_LK.shape != expected:
-                raise InputError(f"previous routing has shape {previous_LK.shape}, expected layers x top-k {expected}")
-            if previous_LK.min() < 0 or previous_LK.max() >= predictor.num_experts:
-                raise InputError(f"previous routing names an expert outside 0 to {predictor.num_experts - 1}")
-        return sigmoid(self.step_logits(tokens_T[0], letters_TG[0], previous_LK))
-
-    def step_logits(self, token: Any, letters_G: npt.NDArray[np.int64], previous_LK: npt.NDArray[np.int64]) -> Floats:
-        """Logits float32 [L, E] for features that are encoded already."""
-        features = Features(np.array([token], np.int64), letters_G[None], previous_LK[None])
-        logits_TLE, self.keys_BNSD, self.values_BNSD = self.predictor.run(features, self.keys_BNSD, self.values_BNSD)
-        return np.asarray(logits_TLE[0])
+GRAPH_FILE = graph_file("token_step")
+_WARM_UP_RUNS = 10
+_BATCH_TOKENS = 1024
+"""Tokens whose layer steps run at once: more would leave the processor's caches."""
 
 
 class OnnxPredictor:
-    """A predictor directory, opened. Implements `predictor.base.Predictor`.
+    """A predictor directory, opened. Implements `predictor.base.LayerPredictor`.
 
     Attributes:
+        path: File of the token step.
+        precision: Of the files.
         layer_numbers: MoE layers that it answers for.
         num_experts: Experts in each.
         top_k: Experts that the traced model's router chooses.
         model_id: The traced model.
+        horizon: How many layers ahead the layer step answers.
+        window: Tokens that the token step looks back over.
+        encoder: Turns token strings into inputs.
+        scaling: Logits of the token step into calibrated probabilities.
     """
 
-    def __init__(self, directory: Path, *, file: str = GRAPH_FILE, threads: int = 1, name: str = "predictor") -> None:
-        """Open the graph.
+    def __init__(
+        self, directory: Path, *, precision: Precision = "fp32", threads: int = 1, name: str = "predictor"
+    ) -> None:
+        """Open the token step; the layer step is opened when it is first asked.
 
         Args:
-            directory: Holds the ONNX file.
-            file: Its name.
+            directory: Holds the ONNX files.
+            precision: Which of them.
             threads: Of onnxruntime.
             name: In tables and plots.
 
         Raises:
-            InputError: No such file, not an ONNX file, or one without our metadata or of a newer format.
+            InputError: No such file, not an ONNX file, or one without our metadata or of another format.
         """
-        path = directory / file
-        if not path.exists():
-            raise InputError(f"{path}: no such file; run the export stage first")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf) as error:
-            raise InputError(f"{path}: not an ONNX file that onnxruntime can open; export it again") from error
-        properties = self._session.get_modelmeta().custom_metadata_map
-        if METADATA_KEY not in properties:
-            raise InputError(f"{path}: no {METADATA_KEY!r} metadata; use a file that the export stage wrote")
-        description = json.loads(properties[METADATA_KEY])
-        if description["format_version"] > FORMAT_VERSION:
-            raise InputError(f"{path}: format version {description['format_version']} is newer than this release")
-        self.path, self._name = path, name
+        self.precision = precision
+        self._directory, self._threads, self._name = directory, threads, name
+        self._token = GraphFile(directory / graph_file("token_step", precision), "token_step", threads)
+        self.path, description = self._token.path, self._token.description
         self.model_id: str = description["model_id"]
         self.layer_numbers: tuple[int, ...] = tuple(description["layer_numbers"])
         self.num_experts: int = description["num_experts"]
         self.top_k: int = description["top_k"]
+        self.horizon: int = description["horizon"]
         self.window: int = description["window"]
         self._depth, self._width = description["depth"], description["width"]
         self.encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
+        self.scaling = Scaling.from_dict(description["scaling"])
 
     @property
     def name(self) -> str:
         """Name in tables and plots."""
         return self._name
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers, L."""
+        return len(self.layer_numbers)
+
+    @cached_property
+    def _layer(self) -> GraphFile:
+        file = self._directory / graph_file("layer_step", self.precision)
+        layer = GraphFile(file, "layer_step", self._threads)
+        require_pair(self._token, layer)
+        return layer
+
+    @cached_property
+    def layer_scaling_H(self) -> list[Scaling]:
+        """Logits of the layer step into calibrated probabilities, one for each horizon."""
+        return [Scaling.from_dict(description) for description in self._layer.description["scaling"]]
 
     def stream(self) -> Stream:
         """Start a prompt."""
@@ -135,49 +104,113 @@ class OnnxPredictor:
         empty = np.zeros((1, self._depth, 0, self._width), np.float32)
         return empty, empty
 
-    def run(self, features: Features, keys_BNSD: Floats, values_BNSD: Floats) -> tuple[Floats, Floats, Floats]:
-        """Logits [T, L, E] of a stretch of one prompt, and the state after it."""
+    def run(self, features: Features, keys_BNSD: Floats, values_BNSD: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Logits [T, L, E] and contexts [T, W] of a stretch of one prompt, and the state after it.
+
+        Raises:
+            InputError: The state has the wrong shape.
+        """
         inputs = {
             "tokens": features.tokens_T[None],
             "letters": features.letters_TG[None],
-            "previous_experts": features.previous_TLK[None],
+            "previous_experts": features.previous_TLM[None],
             "keys": keys_BNSD,
             "values": values_BNSD,
         }
-        logits_BTLE, keys_BNSD, values_BNSD = self._session.run(list(OUTPUTS), inputs)
-        return logits_BTLE[0], keys_BNSD, values_BNSD
+        logits_BTLE, keys_BNSD, values_BNSD, context_BTW = self._token.run(inputs)
+        return logits_BTLE[0], context_BTW[0], keys_BNSD, values_BNSD
+
+    def layer_state(self, logits_BLE: Floats, context_BW: Floats) -> LayerState:
+        """State ahead of the first layer of each token, from what `run` gave."""
+        evidence_BRE = np.zeros((len(logits_BLE), self._token.description["reach"], self.num_experts), np.float32)
+        return LayerState(logits_BLE, context_BW, evidence_BRE)
+
+    def run_layer(self, layer: int, experts_BK: npt.NDArray[np.int64], state: LayerState) -> tuple[Floats, LayerState]:
+        """Logits [B, H, E] for the layers after `layer`, and the state after it.
+
+        Raises:
+            InputError: The state has the wrong shape.
+        """
+        inputs = {
+            "layer": np.array([layer], np.int64),
+            "experts": experts_BK,
+            "token_logits": state.logits_BLE,
+            "context": state.context_BW,
+            "evidence": state.evidence_BRE,
+        }
+        logits_BHE, context_BW, evidence_BRE = self._layer.run(inputs)
+        return logits_BHE, LayerState(state.logits_BLE, context_BW, evidence_BRE)
+
+    def logits_TLE(self, trace: Trace) -> Floats:
+        """The token step's logits as the graph gives them, float32 [T, L, E]. Raises as `probabilities_TLE`."""
+        return self._token_step(trace)[0]
 
     def probabilities_TLE(self, trace: Trace) -> Floats:
-        """Probability of each expert ahead of each token, float32 [T, L, E].
+        """Calibrated probability of each expert ahead of each token, float32 [T, L, E].
 
         Raises:
             InputError: The trace's layers, experts or top-k are not those the predictor was trained for.
         """
-        self._require_same_model(trace)
-        features = token_features(trace, self.encoder)
-        probabilities_TLE = np.empty((trace.num_tokens, len(self.layer_numbers), self.num_experts), np.float32)
-        for start, end in zip(trace.prompt_offsets[:-1].tolist(), trace.prompt_offsets[1:].tolist(), strict=True):
-            prompt = Features(
-                features.tokens_T[start:end], features.letters_TG[start:end], features.previous_TLK[start:end]
-            )
-            logits_TLE, _, _ = self.run(prompt, *self.empty_state())
-            probabilities_TLE[start:end] = sigmoid(logits_TLE)
-        return probabilities_TLE
+        return self.scaling.probabilities(self.logits_TLE(trace))
+
+    def layer_logits_HTLE(self, trace: Trace) -> Floats:
+        """The layer step's logits, float32 [H, T, L, E]; the token step's where nothing of the token is known yet."""
+        return self.both_logits(trace)[1]
+
+    def both_logits(self, trace: Trace) -> tuple[Floats, Floats]:
+        """`logits_TLE` and `layer_logits_HTLE` in one go."""
+        logits_TLE, context_TW = self._token_step(trace)
+        answer_HTLE = np.repeat(logits_TLE[None], self.horizon, axis=0)
+        for start in range(0, trace.num_tokens, _BATCH_TOKENS):
+            part = slice(start, start + _BATCH_TOKENS)
+            state = self.layer_state(logits_TLE[part], context_TW[part])
+            self._fill(answer_HTLE[:, part], trace.experts_TLK[part], state)
+        return logits_TLE, answer_HTLE
+
+    def layer_probabilities_HTLE(self, trace: Trace) -> Floats:
+        """Calibrated probability of each expert at each horizon, float32 [H, T, L, E], as `LayerPredictor` says."""
+        answer_HTLE = self.layer_logits_HTLE(trace)
+        for h, scaling in enumerate(self.layer_scaling_H):
+            answer_HTLE[h] = scaling.probabilities(answer_HTLE[h])
+        return answer_HTLE
 
     def latency_ms(self, repeats: int) -> float:
         """Median milliseconds of a single-token step with a full state, after warm-up, on this session's threads."""
         draw = np.random.default_rng(0)
         state = draw.standard_normal((1, self._depth, self.window - 1, self._width), np.float32)
         _, letters_TG = self.encoder.encode([" example"])
-        previous_TLK = draw.integers(0, self.num_experts, (1, len(self.layer_numbers), self.top_k))
-        features = Features(np.zeros(1, np.int64), letters_TG, previous_TLK)
-        times = []
-        for repeat in range(repeats + 10):
-            start = time.perf_counter()
-            self.run(features, state, state)
-            if repeat >= 10:
-                times.append(time.perf_counter() - start)
-        return statistics.median(times) * 1e3
+        previous_TLM = draw.integers(0, self.num_experts, (1, self.num_layers, 2 * self.top_k))
+        features = Features(np.zeros(1, np.int64), letters_TG, previous_TLM)
+        return _median_ms(lambda: self.run(features, state, state), repeats)
+
+    def layer_latency_ms(self, repeats: int) -> float:
+        """Median milliseconds of the layer step of one layer of one token, as `latency_ms`."""
+        draw = np.random.default_rng(0)
+        logits_BLE = draw.standard_normal((1, self.num_layers, self.num_experts), np.float32)
+        context_BW = draw.standard_normal((1, self._token.description["layer_width"]), np.float32)
+        state = self.layer_state(logits_BLE, context_BW)
+        experts_BK = draw.integers(0, self.num_experts, (1, self.top_k))
+        return _median_ms(lambda: self.run_layer(0, experts_BK, state), repeats)
+
+    def _token_step(self, trace: Trace) -> tuple[Floats, Floats]:
+        """Logits [T, L, E] and contexts [T, W] of every token."""
+        self._require_same_model(trace)
+        features = token_features(trace, self.encoder)
+        parts = []
+        for start, end in zip(trace.prompt_offsets[:-1].tolist(), trace.prompt_offsets[1:].tolist(), strict=True):
+            prompt = Features(
+                features.tokens_T[start:end], features.letters_TG[start:end], features.previous_TLM[start:end]
+            )
+            parts.append(self.run(prompt, *self.empty_state())[:2])
+        logits, contexts = zip(*parts, strict=True)
+        return np.concatenate(logits), np.concatenate(contexts)
+
+    def _fill(self, answer_HTLE: Floats, experts_TLK: ExpertIds, state: LayerState) -> None:
+        """Write what the layer step says after each layer, for all tokens of a part at once."""
+        for layer in range(self.num_layers - 1):
+            logits_BHE, state = self.run_layer(layer, experts_TLK[:, layer].astype(np.int64), state)
+            for h in range(min(self.horizon, self.num_layers - 1 - layer)):
+                answer_HTLE[h, :, layer + 1 + h] = logits_BHE[:, h]
 
     def _require_same_model(self, trace: Trace) -> None:
         meta = trace.metadata
@@ -190,6 +223,11 @@ class OnnxPredictor:
             )
 
 
-def sigmoid(logits: Floats) -> Floats:
-    """Logistic function, without overflow, float32."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)
+def _median_ms(work: Callable[[], object], repeats: int) -> float:
+    times = []
+    for repeat in range(repeats + _WARM_UP_RUNS):
+        start = time.perf_counter()
+        work()
+        if repeat >= _WARM_UP_RUNS:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3

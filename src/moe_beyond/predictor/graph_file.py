@@ -1,0 +1,99 @@
+"""Opens the ONNX files of a predictor directory and checks that they are ours, belong together, and get fitting inputs.
+
+A directory holds a file for each step and precision: `token_step.onnx`, `layer_step.onnx`, and the same with `.int8`.
+What a runtime must know stands in each file's metadata as JSON under one key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from moe_beyond.errors import InputError
+
+Step = Literal["token_step", "layer_step"]
+Precision = Literal["fp32", "int8"]
+STEPS: tuple[Step, ...] = ("token_step", "layer_step")
+
+METADATA_KEY = "moe_beyond"
+FORMAT_VERSION = 2
+
+
+def graph_file(step: Step, precision: Precision = "fp32") -> str:
+    """Name of a step's file in a predictor directory."""
+    return f"{step}.onnx" if precision == "fp32" else f"{step}.{precision}.onnx"
+
+
+class GraphFile:
+    """One step, opened.
+
+    Attributes:
+        path: The file.
+        description: What its metadata says.
+    """
+
+    def __init__(self, path: Path, step: Step, threads: int) -> None:
+        """Open the file.
+
+        Raises:
+            InputError: No such file, not an ONNX file, or one without our metadata, of another step or release.
+        """
+        if not path.exists():
+            raise InputError(f"{path}: no such file; run the export stage first")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf) as error:
+            raise InputError(f"{path}: not an ONNX file that onnxruntime can open; export it again") from error
+        self.path, self.description = path, _read_description(path, self.session)
+        if self.description["step"] != step:
+            raise InputError(f"{path}: holds the {self.description['step']}, expected the {step}; export it again")
+        self._sizes = {node.name: node.shape for node in self.session.get_inputs()}
+        self._outputs = [node.name for node in self.session.get_outputs()]
+        self._accepted: tuple[tuple[int, ...], ...] = ()
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
+        """The graph's outputs, in its order.
+
+        Raises:
+            InputError: An input, such as a state of another predictor, has the wrong shape.
+        """
+        shapes = tuple(value.shape for value in inputs.values())
+        if shapes != self._accepted:  # a decode loop asks for the same shapes again and again
+            self._check(inputs)
+            self._accepted = shapes
+        return list(self.session.run(self._outputs, inputs))
+
+    def _check(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        for name, expected in self._sizes.items():
+            found = inputs[name].shape
+            fits = [not isinstance(e, int) or e == f for e, f in zip(expected, found, strict=False)]
+            if len(found) != len(expected) or not all(fits):
+                shown = " x ".join(str(size) for size in expected)
+                raise InputError(f"{self.path}: {name} has shape {found}, expected {shown}; use this predictor's state")
+
+
+def require_pair(token: GraphFile, layer: GraphFile) -> None:
+    """Raise InputError unless both steps come from one fit."""
+    if token.description["fit"] != layer.description["fit"]:
+        raise InputError(f"{layer.path}: from another fit than {token.path.name}; export both again")
+
+
+def _read_description(path: Path, session: ort.InferenceSession) -> dict[str, Any]:
+    properties = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in properties:
+        raise InputError(f"{path}: no {METADATA_KEY!r} metadata; use a file that the export stage wrote")
+    description: dict[str, Any] = json.loads(properties[METADATA_KEY])
+    version = description["format_version"]
+    if version != FORMAT_VERSION:
+        age = "newer than this release" if version > FORMAT_VERSION else "of an older release; export it again"
+        raise InputError(f"{path}: format version {version} is {age}")
+    return description

@@ -1,0 +1,121 @@
+"""A predictor in a decode loop: one prompt, token by token and layer by layer.
+
+Shape suffixes: B batch, S tokens in the state, L MoE layers, E experts, K top-k, M = 2 * K, G n-grams, N blocks,
+D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R its reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.data.features import Features
+from moe_beyond.errors import InputError
+from moe_beyond.predictor.scaling import Floats
+
+if TYPE_CHECKING:
+    from moe_beyond.predictor.runtime import OnnxPredictor
+
+
+@dataclass
+class LayerState:
+    """What the layer step carries from one layer of a token to the next."""
+
+    logits_BLE: Floats
+    context_BW: Floats
+    evidence_BRE: Floats
+
+
+@dataclass
+class Stream:
+    """One prompt being decoded: `step` ahead of each token, `layer_step` after each of its routers but the last."""
+
+    predictor: OnnxPredictor
+    keys_BNSD: Floats = field(init=False)
+    values_BNSD: Floats = field(init=False)
+    _routed_LK: dict[str, npt.NDArray[np.int64]] = field(init=False, default_factory=dict)
+    _last_token: str | None = field(init=False, default=None)
+    _layers: LayerState | None = field(init=False, default=None)
+    _next_layer: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.keys_BNSD, self.values_BNSD = self.predictor.empty_state()
+
+    def step(self, token: str, previous_experts_LK: npt.ArrayLike | None) -> Floats:
+        """Probability of each expert for this token, ahead of its first layer.
+
+        Args:
+            token: The token's string, as the tokenizer writes it.
+            previous_experts_LK: What the router chose for the token before; None at a prompt's first token.
+
+        Returns:
+            float32 [L, E].
+
+        Raises:
+            InputError: The routing has another shape or names an expert that the model does not have.
+        """
+        predictor = self.predictor
+        tokens_T, letters_TG = predictor.encoder.encode([token])
+        expected = (predictor.num_layers, predictor.top_k)
+        previous_LK = none_LK = np.full(expected, predictor.num_experts, np.int64)
+        if previous_experts_LK is not None:
+            previous_LK = _checked(previous_experts_LK, expected, predictor.num_experts, "previous routing")
+            if self._last_token is not None:
+                self._routed_LK[self._last_token] = previous_LK
+        self._last_token = token
+        previous_LM = np.concatenate([previous_LK, self._routed_LK.get(token, none_LK)], axis=1)
+        return predictor.scaling.probabilities(self.step_logits(tokens_T[0], letters_TG[0], previous_LM))
+
+    def layer_step(self, layer: int, experts_K: npt.ArrayLike) -> Floats:
+        """Probability of each expert for the next layers of this token, after the router of a layer chose.
+
+        Args:
+            layer: Index of that layer among the MoE layers, 0 to L - 2; each once, in order.
+            experts_K: What it chose, in the router's order.
+
+        Returns:
+            float32 [H, E]; row h is for layer `layer + 1 + h`, and zero where the model has no such layer.
+
+        Raises:
+            InputError: Out of order, or the experts are not what the model's router could choose.
+        """
+        predictor = self.predictor
+        experts_1K = _checked(experts_K, (predictor.top_k,), predictor.num_experts, f"routing of layer {layer}")[None]
+        logits_HE = self.layer_logits(layer, experts_1K)
+        answer_HE = np.zeros_like(logits_HE)
+        for h, scaling in enumerate(predictor.layer_scaling_H[: predictor.num_layers - 1 - layer]):
+            answer_HE[h] = scaling.layer(layer + 1 + h).probabilities(logits_HE[h : h + 1])[0]
+        return answer_HE
+
+    def step_logits(self, token: Any, letters_G: npt.NDArray[np.int64], previous_LM: npt.NDArray[np.int64]) -> Floats:
+        """Logits float32 [L, E] for features that are encoded already."""
+        features = Features(np.array([token], np.int64), letters_G[None], previous_LM[None])
+        logits_TLE, context_TW, self.keys_BNSD, self.values_BNSD = self.predictor.run(
+            features, self.keys_BNSD, self.values_BNSD
+        )
+        self._layers, self._next_layer = self.predictor.layer_state(logits_TLE, context_TW), 0
+        return np.asarray(logits_TLE[0])
+
+    def layer_logits(self, layer: int, experts_1K: npt.NDArray[np.int64]) -> Floats:
+        """Logits float32 [H, E] for the next layers; rows past the last layer mean nothing."""
+        last = self.predictor.num_layers - 2
+        if self._layers is None or layer != self._next_layer or layer > last:
+            due = "step" if self._layers is None or self._next_layer > last else f"layer {self._next_layer}"
+            raise InputError(f"layer step of layer {layer}: {due} is due; give layers 0 to {last} once, in order")
+        logits_BHE, self._layers = self.predictor.run_layer(layer, experts_1K, self._layers)
+        self._next_layer += 1
+        return np.asarray(logits_BHE[0])
+
+
+def _checked(experts: npt.ArrayLike, shape: tuple[int, ...], num_experts: int, what: str) -> npt.NDArray[np.int64]:
+    """Expert ids as int64, or an InputError that says what is wrong with them."""
+    ids = np.asarray(experts, np.int64)
+    if ids.shape != shape:
+        meaning = "layers x top-k" if len(shape) == 2 else "top-k"
+        raise InputError(f"{what} has shape {ids.shape}, expected {meaning} {shape}")
+    if ids.min() < 0 or ids.max() >= num_experts:
+        raise InputError(f"{what} names an expert outside 0 to {num_experts - 1}")
+    return ids

@@ -1,0 +1,113 @@
+"""Predictors under the paper's own replay (arXiv 2508.17137), bytes beside its hit rates.
+
+Shape suffixes: T tokens, L MoE layers, P prompts, M experts named for a token and layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from moe_beyond.metrics import ratio_interval
+from moe_beyond.simulator.published_protocol import WARM_UP_TOKENS, published_replay
+from moe_beyond.traces.schema import Trace
+
+PUBLISHED_SHARES = (0.1, 0.2, 0.5)
+"""Capacities of the paper's own table, as shares of the model's experts, rounded down as there."""
+PUBLISHED_FILLINGS = 10
+"""Random fillings of the cache that a hit rate is the mean of."""
+
+_MIB = 2**20
+PROTOCOL = {
+    "capacity_experts": pl.Int64,
+    "hit_rate": pl.Float64,
+    "recall_at_k": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "mib_per_token": pl.Float64,
+    "mib_low": pl.Float64,
+    "mib_high": pl.Float64,
+    "gain": pl.Float64,
+    "gain_low": pl.Float64,
+    "gain_high": pl.Float64,
+    "mib_change": pl.Float64,
+    "mib_change_low": pl.Float64,
+    "mib_change_high": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Sums over all fillings, by prompt."""
+
+    hits_P: npt.NDArray[np.int64]
+    accesses_P: npt.NDArray[np.int64]
+    mib_P: npt.NDArray[np.float64]
+    tokens_P: npt.NDArray[np.int64]
+
+
+def published_rows(
+    trace: Trace,
+    named_TLK: npt.NDArray[np.integer],
+    resamples: int,
+    seed: int,
+    *,
+    rival_TLM: npt.NDArray[np.integer] | None = None,
+) -> pl.DataFrame:
+    """A predictor's answers under the paper's protocol, a row a capacity.
+
+    Args:
+        trace: Prompts to replay.
+        named_TLK: Experts that the predictor names for each token and layer, [T, L, any number].
+        resamples: Bootstrap resamples of prompts behind the intervals.
+        seed: Of the bootstrap; the fillings take this one and those after it.
+        rival_TLM: Another predictor's answers to compare with on the same prompts and fillings.
+
+    Returns:
+        Columns capacity_experts, hit_rate (over all fillings), recall_at_k (share of true experts among those named,
+        over the tokens that the protocol counts), low, high (95 % interval of the hit rate by prompt), mib_per_token
+        (experts loaded by that LRU, predicted ones too, MiB for each counted token), mib_low, mib_high; and by how much
+        these differ from the rival's, paired by prompt: gain (of the hit rate), mib_change, with intervals; null
+        without a rival. No rows if every prompt ends within the warm-up.
+    """
+    counted_T = trace.positions_T >= WARM_UP_TOKENS
+    if not counted_T.any():
+        return pl.DataFrame(schema=PROTOCOL)
+    true_TLK, answered_TLK = trace.experts_TLK[counted_T], named_TLK[counted_T]
+    recall = (true_TLK[..., :, None] == answered_TLK[..., None, :]).any(axis=-1).mean()
+    rows = []
+    for share in PUBLISHED_SHARES:
+        capacity = max(1, int(share * trace.metadata.num_model_experts))
+        ours = _counts(trace, named_TLK, capacity, seed)
+        hit_rate = _with_interval(ours.hits_P, ours.accesses_P, resamples, seed)
+        mib = _with_interval(ours.mib_P, ours.tokens_P, resamples, seed)
+        gain: tuple[float | None, ...] = (None,) * 6
+        if rival_TLM is not None:
+            theirs = _counts(trace, rival_TLM, capacity, seed)
+            gain = (
+                *_with_interval(ours.hits_P - theirs.hits_P, ours.accesses_P, resamples, seed),
+                *_with_interval(ours.mib_P - theirs.mib_P, ours.tokens_P, resamples, seed),
+            )
+        rows.append((capacity, hit_rate[0], recall, *hit_rate[1:], *mib, *gain))
+    return pl.DataFrame(rows, PROTOCOL, orient="row")
+
+
+def _counts(trace: Trace, named_TLK: npt.NDArray[np.integer], capacity: int, seed: int) -> _Counts:
+    replays = [published_replay(trace, named_TLK, capacity, seed + i) for i in range(PUBLISHED_FILLINGS)]
+    accesses_P = np.sum([replay.accesses_P for replay in replays], axis=0)
+    return _Counts(
+        np.sum([replay.hits_P for replay in replays], axis=0),
+        accesses_P,
+        np.sum([replay.loaded_bytes_P for replay in replays], axis=0) / _MIB,
+        accesses_P // trace.metadata.token_cycle,
+    )
+
+
+def _with_interval(
+    numerator_P: npt.NDArray[np.number], denominator_P: npt.NDArray[np.number], resamples: int, seed: int
+) -> tuple[float, float, float]:
+    low, high = ratio_interval(numerator_P, denominator_P, resamples, seed)
+    return float(numerator_P.sum() / denominator_P.sum()), low, high
