@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.reporting.findings import Finding, findings, verdict
+from moe_beyond.reporting.findings import Finding, findings
 from moe_beyond.reporting.headline import cache_rows, contest, nearest_capacity, scores
 from moe_beyond.reporting.tables import Table, Tables
 
@@ -138,44 +138,6 @@ def test_times_that_the_predictor_never_wins_are_held_against_it(tables: Tables)
     fast = set_where(timing, pl.col("policy") == OURS, ms_per_token=1e-6)
     assert "fastest tokens at 0 of 8 capacities" in texts(findings(with_table(tables, "timing", slow), 0.1), "bad")
     assert "fastest tokens at 8 of 8 capacities" in texts(findings(with_table(tables, "timing", fast), 0.1), "good")
-
-
-def test_the_verdict_speaks_of_the_hardest_split_and_of_bytes(tables: Tables):
-    text = verdict(tables, 0.1)
-    result = contest(tables, "test_out_of_domain", 0.1)
-    assert result is not None
-    assert result.demand is not None
-    assert text.startswith("Worth offloading: with 10\u00a0% of the experts in fast memory")
-    assert f"{100 * result.ours.hit_rate:.1f}\u00a0% on another domain" in text
-    assert f"{100 * result.rival.hit_rate:.1f}\u00a0%" in text
-    assert f"{result.ours.mib_per_token / result.demand.mib_per_token:.2f} times the bytes" in text
-
-
-@pytest.mark.parametrize(("ms", "won"), [(1e6, 0), (1e-6, 2)])
-def test_the_verdict_speaks_of_time_where_it_was_modelled(tables: Tables, ms: float, won: int):
-    ours = pl.col("policy") == OURS
-    timed = with_table(tables, "timing", set_where(tables["timing"].rows, ours, ms_per_token=ms))
-    assert f"in modelled time the predictor is fastest on {won} of 2 devices." in verdict(timed, 0.1)
-    assert "modelled time" not in verdict(with_table(tables, "timing", None), 0.1)
-
-
-@pytest.mark.parametrize(
-    ("card", "words"),
-    [
-        ("go with a bigger cache", "Worth offloading with a bigger cache: with"),
-        ("do not", "Not worth offloading: with"),
-        ("", "With 10"),
-    ],
-)
-def test_the_verdict_opens_with_the_card(tables: Tables, card: str, words: str):
-    assert verdict(replace(tables, card=tables.card | {"verdict": card}), 0.1).startswith(words)
-
-
-def test_without_a_replay_the_verdict_says_so(tables: Tables):
-    text = verdict(with_table(tables, "replay", None), 0.1)
-    assert text == "Worth offloading. No replay of a trained predictor stands beside it yet."
-    bare = replace(with_table(tables, "replay", None), card={})
-    assert verdict(bare, 0.1) == "No verdict yet: reports/simulate/replay.csv was not written"
 
 
 def test_every_finding_names_a_table(tables: Tables):

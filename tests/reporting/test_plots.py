@@ -25,7 +25,6 @@ def all_figures(tables: Tables) -> dict[str, Figure]:
     sections = [
         make(tables)
         for make in (
-            cache_section,
             predictor_section,
             trust_section,
             search_section,
@@ -34,7 +33,7 @@ def all_figures(tables: Tables) -> dict[str, Figure]:
             pairs_section,
         )
     ]
-    sections.append(timing_section(tables, {}))
+    sections += [cache_section(tables, 0.1), timing_section(tables, {}, 0.1)]
     return {figure.name: figure for section in sections for figure in section.figures}
 
 

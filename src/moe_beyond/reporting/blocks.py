@@ -92,7 +92,23 @@ class Explorer:
     kind: ClassVar[str] = "explorer"
 
 
-Block = DataTable | Figure | Absent | Passage | Explorer
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that stand behind a line which the reader opens.
+
+    Attributes:
+        title: The line.
+        blocks: What it hides.
+        wide: Takes the whole width of the page rather than half of it.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    wide: bool = True
+    kind: ClassVar[str] = "folded"
+
+
+Block = DataTable | Figure | Absent | Passage | Explorer | Folded
 
 
 @dataclass(frozen=True)
@@ -115,8 +131,14 @@ class Section:
 
     @property
     def figures(self) -> list[Figure]:
-        """The figures in order."""
-        return [block for block in self.blocks if isinstance(block, Figure)]
+        """The figures in order, folded ones too."""
+        return [figure for block in self.blocks for figure in _figures(block)]
+
+
+def _figures(block: Block) -> list[Figure]:
+    if isinstance(block, Folded):
+        return [figure for inner in block.blocks for figure in _figures(inner)]
+    return [block] if isinstance(block, Figure) else []
 
 
 def wide_table(

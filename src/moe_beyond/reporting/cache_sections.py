@@ -1,20 +1,28 @@
-"""The section on caching: hit rate and bytes over capacity, a pair of figures a split."""
+"""The section on caching: hit rate and bytes over capacity, a pair of figures a split, the other policies by group."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from moe_beyond.reporting import plots
-from moe_beyond.reporting.blocks import Absent, Block, Figure, Section, wide_table
+from moe_beyond.reporting.blocks import Absent, Block, Figure, Folded, Section, wide_table
+from moe_beyond.reporting.choice import GROUPS, groups, headline_standouts
 from moe_beyond.reporting.explorer import policy_table
-from moe_beyond.reporting.headline import split_label
+from moe_beyond.reporting.headline import cache_rows, nearest_capacity, split_label
 from moe_beyond.reporting.names import label, legend
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import number, percent
 
+_LINES = 9  # more lines in a chart cannot be told apart
 
-def cache_section(tables: Tables) -> Section:
-    """Hit rate and bytes over capacity for each split."""
+
+def cache_section(tables: Tables, fraction: float) -> Section:
+    """Hit rate and bytes over capacity for each split.
+
+    Args:
+        tables: The pipeline's tables.
+        fraction: The headline capacity, at which the policies that are drawn are chosen.
+    """
     title = "Hit rate and bytes over capacity"
     replay = tables["replay"].frame
     if replay is None:
@@ -37,10 +45,39 @@ def cache_section(tables: Tables) -> Section:
                 Absent("Curves over capacity", reason),
             ]
         else:
-            blocks += [_hit_figure(tables, split, part), _bytes_figure(tables, split, part)]
+            few = headline_standouts(tables, split, fraction)
+            blocks += [_hit_figure(tables, split, part, few), _bytes_figure(tables, split, part, few)]
+            blocks += _others(tables, split, part, few, fraction)
     if len(tables.splits) == 1:
         blocks.append(Absent("A second test split", "the traces hold no prompts of another domain"))
     return Section("cache", "Capacity", title, lead, tuple(blocks))
+
+
+def _others(tables: Tables, split: str, part: pl.DataFrame, few: list[str], fraction: float) -> list[Block]:
+    """Hit rate of the policies that are not among the few, a figure a group."""
+    rows = cache_rows(tables, split, nearest_capacity(part, split, fraction))
+    rows = sorted((row for row in rows if row.policy not in few), key=lambda row: (-row.hit_rate, row.policy))
+    by_group: dict[str, list[str]] = {}
+    for row in rows:
+        by_group.setdefault(groups(row, tables.lossy)[0], []).append(row.policy)
+    figures: list[Block] = []
+    for group, names in by_group.items():
+        for start in range(0, len(names), _LINES):
+            some = names[start : start + _LINES]
+            place = "" if len(names) <= _LINES else f", {start + 1} to {start + len(some)} of {len(names)}"
+            figures.append(
+                _hit_figure(
+                    tables,
+                    split,
+                    part,
+                    some,
+                    words=f"{GROUPS[group].lower()}{place}",
+                    ending=f"{group}_{start // _LINES}",
+                )
+            )
+    if not figures:
+        return []
+    return [Folded(f"The other {len(rows)} policies, {split_label(split)}", tuple(figures))]
 
 
 def _cycle(tables: Tables) -> tuple[float | None, int | None]:
@@ -48,8 +85,10 @@ def _cycle(tables: Tables) -> tuple[float | None, int | None]:
     return (None, None) if cycle is None or not total else (cycle / total, cycle)
 
 
-def _hit_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
-    policies = [name for name in tables.policies if name in part["policy"].unique()]
+def _hit_figure(
+    tables: Tables, split: str, part: pl.DataFrame, policies: list[str], *, words: str = "", ending: str = ""
+) -> Figure:
+    part = part.filter(pl.col("policy").is_in(policies))
     lowest, highest = part["capacity_fraction"].min(), part["capacity_fraction"].max()
     ends = "; ".join(
         f"{label(name)} from {percent(rows['hit_rate'][0], 0)} to {percent(rows['hit_rate'][-1], 0)}"
@@ -64,15 +103,15 @@ def _hit_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
         value="hit_rate",
         order=policies,
         headings=[label(name) for name in policies],
-        caption=f"Hit rate by capacity, {split_label(split)}",
+        caption=f"Hit rate by capacity, {split_label(split)}{f', {words}' if words else ''}",
         source=tables["replay"].path,
         shares=True,
         first="Capacity",
     )
     chart = plots.hit_rate(part, policies, *_cycle(tables))
     return Figure(
-        f"hit_rate_{split}",
-        f"Hit rate over capacity: {label(split).lower()}",
+        "_".join(filter(None, ("hit_rate", split, ending))),
+        f"Hit rate over capacity: {label(split).lower()}{f', {words}' if words else ''}",
         alt,
         chart,
         table,
@@ -80,8 +119,8 @@ def _hit_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
     )
 
 
-def _bytes_figure(tables: Tables, split: str, part: pl.DataFrame) -> Figure:
-    policies = [name for name in tables.policies if name in part["policy"].unique()]
+def _bytes_figure(tables: Tables, split: str, part: pl.DataFrame, policies: list[str]) -> Figure:
+    part = part.filter(pl.col("policy").is_in(policies))
     ends = "; ".join(
         f"{label(name)} from {number(rows['mib_per_token'][0])} to {number(rows['mib_per_token'][-1])}"
         for name in policies

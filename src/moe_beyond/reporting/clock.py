@@ -69,6 +69,23 @@ class Clock:
             for device in self.devices
         ]
 
+    def ms(self, split: str, policy: str, capacity: int) -> list[list[float | None]]:
+        """Milliseconds per token by device, then by latency; None where no time was modelled."""
+        return [
+            [self._ms(self.rows.get((split, policy, capacity, device, latency))) for latency in self._choices]
+            for device in self.devices
+        ]
+
+    def winners(self, split: str, capacity: int, policies: list[str]) -> set[str]:
+        """Those of `policies` that are the fastest on some device at some latency."""
+        found = set()
+        for device in self.devices:
+            for latency in self._choices:
+                timed = [(p, self.rows.get((split, p, capacity, device, latency))) for p in policies]
+                known = [(row["ms_per_token"], p) for p, row in timed if row is not None]
+                found |= {min(known)[1]} if known else set()
+        return found
+
     def fastest(self, split: str, capacity: int, policies: list[str]) -> list[list[str]]:
         """A sentence by device and latency: which of `policies` gives the most tokens per second."""
         return [
@@ -79,6 +96,10 @@ class Clock:
     @property
     def _choices(self) -> tuple[float | None, ...]:
         return self.latencies or (None,)
+
+    @staticmethod
+    def _ms(row: dict[str, Any] | None) -> float | None:
+        return None if row is None else float(f"{row['ms_per_token']:.6g}")
 
     def _texts(self, row: dict[str, Any] | None) -> list[str]:
         if row is None:
@@ -91,7 +112,8 @@ class Clock:
         if not known:
             return f"No times were modelled here for {label(device)}."
         _, policy, row = min(known, key=lambda entry: entry[:2])
-        return f"Fastest that can be built: {label(policy)}, {number(row['tokens_per_second'])} tokens per second."
+        rate = number(row["tokens_per_second"])
+        return f"Fastest that can be built and gives up nothing: {label(policy)}, {rate} tokens per second."
 
 
 def _text(name: str, row: dict[str, Any]) -> str:

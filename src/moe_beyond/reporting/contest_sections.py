@@ -9,18 +9,20 @@ import polars as pl
 
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
+from moe_beyond.reporting.choice import headline_standouts
 from moe_beyond.reporting.headline import split_label
 from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, mib, number, signed
 
 
-def timing_section(tables: Tables, parameters: Mapping[str, Any]) -> Section:
+def timing_section(tables: Tables, parameters: Mapping[str, Any], fraction: float) -> Section:
     """Milliseconds per token over capacity, a figure a device, on the hardest split.
 
     Args:
         tables: The pipeline's tables.
         parameters: Flat parameters of the run; those of the clock are named beside its results.
+        fraction: The headline capacity, at which the policies that are drawn are chosen.
     """
     title = "Time per token"
     timing = tables.times
@@ -29,8 +31,10 @@ def timing_section(tables: Tables, parameters: Mapping[str, Any]) -> Section:
         return Section("time", "Time", title, blocks=(Absent(title, reason),))
     split = next((name for name in reversed(tables.splits) if name in timing["split"].unique()), timing["split"][0])
     blocks: list[Block] = []
+    few = None if tables["replay"].frame is None else headline_standouts(tables, split, fraction)
     for device in tables.devices:
         part = timing.filter((pl.col("split") == split) & (pl.col("device") == device))
+        part = part.filter(pl.col("policy").is_in(few)) if few else part
         part = part.sort("capacity_experts", maintain_order=True)
         if part["capacity_experts"].n_unique() < 2:
             blocks.append(

@@ -1,4 +1,4 @@
-"""The explorer, and the tables of all policies at one capacity that it starts from."""
+"""The explorer, and the tables of policies at one capacity that it starts from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Absent, Block, DataTable, Explorer, Passage, Section
+from moe_beyond.reporting.blocks import Absent, DataTable, Explorer, Section
+from moe_beyond.reporting.choice import FEW, GROUPS, groups, standouts
 from moe_beyond.reporting.clock import Clock
 from moe_beyond.reporting.headline import CacheRow, cache_rows, nearest_capacity
 from moe_beyond.reporting.names import is_bound, label, looks
@@ -14,7 +15,13 @@ from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, interval, mib, number, percent
 
 _NBSP = "\u00a0"
-POLICY_COLUMNS = ("Policy", "Hit rate", "95 % interval", "in decode", "MiB per token", "Prefetches used")
+_COLUMNS = ("Policy", "Hit rate", "95 % interval", "in decode", "MiB per token", "Prefetches used")
+_GIVEN_UP = "Router weight given up"
+
+
+def policy_columns(tables: Tables) -> tuple[str, ...]:
+    """Headings of a table of policies; the last one only where some policy is lossy."""
+    return (*_COLUMNS, _GIVEN_UP) if tables.lossy else _COLUMNS
 
 
 def explorer_section(tables: Tables, fraction: float) -> Section:
@@ -27,7 +34,8 @@ def explorer_section(tables: Tables, fraction: float) -> Section:
         return Section("explorer", "Explorer", title, blocks=(Absent(title, reason),))
     lead = (
         "Pick how much of the model fits into fast memory. Every number is a row of a table; nothing is interpolated. "
-        "Policies marked as bounds know the future and cannot be built."
+        "Bounds know the future and cannot be built. A policy that gives up accuracy changes the model's answers: "
+        "it shows what it gave up, and is never called the fastest."
     )
     return Section("explorer", "Explorer", title, lead, (explorer(tables, splits, fraction),))
 
@@ -42,8 +50,10 @@ def explorer(tables: Tables, splits: list[str], fraction: float) -> Explorer:
         start = capacities.index(nearest_capacity(replay, split, fraction))
         states = [_state(tables, clock, split, capacity) for capacity in capacities]
         entries.append({"id": split, "label": label(split), "start": start, "states": states})
+    found = {group for entry in entries for state in entry["states"] for row in state["rows"] for group in row["in"]}
     data = {
-        "columns": [*POLICY_COLUMNS, *(heading for _, heading in clock.columns)],
+        "columns": [*policy_columns(tables), *(heading for _, heading in clock.columns)],
+        "groups": [[group, words] for group, words in GROUPS.items() if group in found | {"all"}],
         "splits": entries,
         "devices": [label(name) for name in clock.devices],
         "latency": clock.latencies.index(tables.modelled_latency_ms) if clock.latencies else 0,
@@ -58,34 +68,40 @@ def _state(tables: Tables, clock: Clock, split: str, capacity: int) -> dict[str,
     """One position of the slider: a row a policy, best hit rate first, its times by device and latency."""
     styles = looks(tables.policies)
     rows = _best_first(tables, split, capacity)
+    honest = [row.policy for row in rows if not is_bound(row.policy) and row.policy not in tables.lossy]
+    few = standouts(rows, tables.learned_policy, tables.lossy, clock.winners(split, capacity, honest))
     return {
         "label": _capacity_text(rows[0], tables.expert_mib),
-        "best": clock.fastest(split, capacity, [row.policy for row in rows if not is_bound(row.policy)]),
+        "best": clock.fastest(split, capacity, honest),
         "rows": [
             {
-                "cells": _cells(row),
+                "cells": _cells(row, tables),
+                "in": [*([FEW] if row.policy in few else []), *groups(row, tables.lossy)],
                 "hit": row.hit_rate,
+                "mib": row.mib_per_token,
                 "colour": styles[row.policy].colour.removeprefix("@"),
                 "times": clock.cells(split, row.policy, capacity),
+                "ms": clock.ms(split, row.policy, capacity),
             }
             for row in rows
         ],
     }
 
 
-def policy_table(tables: Tables, split: str, capacity: int) -> DataTable:
-    """Every policy on one split at one capacity, best hit rate first."""
-    rows = _best_first(tables, split, capacity)
+def policy_table(tables: Tables, split: str, capacity: int, only: list[str] | None = None) -> DataTable:
+    """Policies on one split at one capacity, best hit rate first; all of them, or those named."""
+    rows = [row for row in _best_first(tables, split, capacity) if only is None or row.policy in only]
     caption = f"{label(split)} at {_capacity_text(rows[0], tables.expert_mib)}"
-    return DataTable(caption, POLICY_COLUMNS, tuple(_cells(row) for row in rows), tables["replay"].path)
+    cells = tuple(_cells(row, tables) for row in rows)
+    return DataTable(caption, policy_columns(tables), cells, tables["replay"].path)
 
 
 def _best_first(tables: Tables, split: str, capacity: int) -> list[CacheRow]:
     return sorted(cache_rows(tables, split, capacity), key=lambda row: (-row.hit_rate, row.policy))
 
 
-def _cells(row: CacheRow) -> tuple[str, ...]:
-    return (
+def _cells(row: CacheRow, tables: Tables) -> tuple[str, ...]:
+    cells = (
         label(row.policy),
         percent(row.hit_rate),
         interval(row.low, row.high) or MISSING,
@@ -93,27 +109,9 @@ def _cells(row: CacheRow) -> tuple[str, ...]:
         number(row.mib_per_token),
         percent(row.useful_share),
     )
+    return (*cells, percent(row.mass_given_up or None, 2)) if tables.lossy else cells
 
 
 def _capacity_text(row: CacheRow, expert_mib: float | None) -> str:
     text = f"{number(row.capacity_experts)} experts, {percent(row.capacity_fraction)} of the model"
     return text if expert_mib is None else f"{text}, {mib(row.capacity_experts * expert_mib)}"
-
-
-def headline_policies(tables: Tables, fraction: float) -> list[Block]:
-    """One table a split: every policy at the headline capacity."""
-    replay = tables["replay"].frame
-    if replay is None:
-        return [Absent("Policies at the headline capacity", tables["replay"].absent)]
-    splits = [split for split in tables.splits if split in replay["split"].unique()]
-    blocks: list[Block] = []
-    for split in splits:
-        capacity = nearest_capacity(replay, split, fraction)
-        blocks.append(policy_table(tables, split, capacity))
-    if any(is_bound(policy) for policy in tables.policies):
-        text = (
-            "A bound knows the future and loads on demand. No policy that loads on demand can hit more, and none at "
-            "all can load less; a policy that prefetches may hit more, at the price of loads that come to nothing."
-        )
-        blocks.append(Passage(text))
-    return blocks

@@ -27,11 +27,6 @@ from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, listed, mib, number, percent, points
 
 Tone = Literal["good", "bad", "neutral"]
-_VERDICTS = {
-    "go": "Worth offloading",
-    "go with a bigger cache": "Worth offloading with a bigger cache",
-    "do not": "Not worth offloading",
-}
 _NOTABLE_WASTE = 0.5  # more than half of the prefetched experts unused is worth a sentence of its own
 
 
@@ -42,46 +37,6 @@ class Finding:
     tone: Tone
     text: str
     source: str
-
-
-def verdict(tables: Tables, fraction: float) -> str:
-    """The page's first sentence: what the model's traces promise and what the predictor made of it."""
-    said = str(tables.card.get("verdict", "")).strip().rstrip(".")
-    opening = _VERDICTS.get(said.lower().replace("_", " "), said)
-    split = hardest_split(tables)
-    result = contest(tables, split, fraction) if split else None
-    if result is None:
-        rest = "No replay of a trained predictor stands beside it yet."
-        return f"{_capital(opening)}. {rest}" if opening else f"No verdict yet: {tables['replay'].absent or rest}"
-    ours, rival = result.ours, result.rival
-    sentence = (
-        f"with {percent(ours.capacity_fraction, 0)} of the experts in fast memory, prefetching by the predictor hits "
-        f"{percent(ours.hit_rate)} on {split_label(result.split)}; the best other policy, {label(rival.policy)}, hits "
-        f"{percent(rival.hit_rate)}"
-    )
-    if result.demand is not None and result.demand.mib_per_token > 0:
-        ratio = ours.mib_per_token / result.demand.mib_per_token
-        sentence += f". It moves {number(ratio)} times the bytes of the best policy without prefetch"
-    if (clocked := _fastest_devices(tables, result)) is not None:
-        won, total = clocked
-        sentence += f", and in modelled time the predictor is fastest on {won} of {total} devices"
-    return f"{_capital(opening)}: {sentence}." if opening else f"{_capital(sentence)}."
-
-
-def _fastest_devices(tables: Tables, result: Contest) -> tuple[int, int] | None:
-    """On how many of the devices a policy that the predictor drives is the fastest there; None without times."""
-    if tables.times is None:
-        return None
-    buildable = [policy for policy in tables.times["policy"].unique().to_list() if not is_bound(policy)]
-    rows = tables.times.filter(
-        (pl.col("split") == result.split)
-        & (pl.col("capacity_experts") == result.ours.capacity_experts)
-        & pl.col("policy").is_in(buildable)
-    )
-    if rows.is_empty():
-        return None
-    fastest = [part.sort("ms_per_token", "policy")["policy"][0] for _, part in rows.group_by("device")]
-    return sum(is_learned(policy) for policy in fastest), len(fastest)
 
 
 def findings(tables: Tables, fraction: float) -> list[Finding]:
@@ -282,7 +237,3 @@ def comparison_findings(tables: Tables) -> list[Finding]:
         "difference in hit rate includes zero: no winner there."
     )
     return [Finding("neutral", text, tables["comparisons"].path)]
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -37,6 +37,7 @@ class CacheRow:
     useless: int
     decode_hit_rate: float | None
     loads_avoided: int | None
+    mass_given_up: float | None = None
 
     @property
     def useful_share(self) -> float | None:
@@ -49,8 +50,8 @@ class Contest:
     """Ours against the others on one split at the headline capacity.
 
     Attributes:
-        ours: The policy that the trained predictor drives.
-        rival: The best of the others that can be built, by hit rate.
+        ours: The policy that the trained predictor drives, see `Tables.learned_policy`.
+        rival: The best by hit rate of the others that can be built and that do all the router wants.
         bound: The replay that knows the future and loads on demand, or None. No policy loads less; one that prefetches
             may hit more.
         demand: The best policy that fetches nothing ahead, or None.
@@ -115,6 +116,7 @@ def cache_rows(tables: Tables, split: str, capacity_experts: int) -> list[CacheR
             useless=int(row["prefetches_useless"]),
             decode_hit_rate=row.get("decode_hit_rate"),
             loads_avoided=row.get("loads_avoided"),
+            mass_given_up=row.get("mass_given_up"),
         )
         for name in ordered(list(found))
         for row in (found[name],)
@@ -127,8 +129,9 @@ def contest(tables: Tables, split: str, fraction: float) -> Contest | None:
     if frame is None or split not in frame["split"].unique():
         return None
     rows = cache_rows(tables, split, nearest_capacity(frame, split, fraction))
-    ours = [row for row in rows if is_learned(row.policy) and not is_bound(row.policy)]
-    rivals = [row for row in rows if not is_learned(row.policy) and not is_bound(row.policy)]
+    ours = [row for row in rows if row.policy == tables.learned_policy]
+    honest = [row for row in rows if row.policy not in tables.lossy and not is_bound(row.policy)]
+    rivals = [row for row in honest if not is_learned(row.policy)]
     if not ours or not rivals:
         return None
     bounds = [row for row in rows if is_bound(row.policy)]

@@ -9,22 +9,38 @@ BASELINE_PREDICTORS = ("token_unigram", "previous_token", "popularity")
 
 _BY_PREDICTION = "anticipate"  # the eviction that goes by the predicted next use
 
-_LABELS = {
-    "lru": "LRU",
-    "layer_lru": "LRU per layer",
-    "lfu": "LFU",
-    "layer_lfu": "LFU per layer",
-    "lfru": "LFRU",
-    "least_stale": "Least-Stale",
-    "fifo": "FIFO",
+_PUBLISHED = {
     "moe_infinity": "MoE-Infinity",
+    "moe_infinity_one_cluster": "MoE-Infinity, one cluster",
+    "crippled_MoE-Infinity": "MoE-Infinity, one cluster",
     "moe_beyond": "MoE-Beyond",
-    "finemoe": "FineMoE",
+    "fine_moe": "FineMoE",
     "hobbit": "HOBBIT",
     "mobile": "MoBiLE",
     "emoe": "eMoE",
-    "premoe": "PreMoe",
-    "flashmoe": "FlashMoE",
+    "pre_moe": "PreMoe",
+    "pre_gated": "Pre-gated MoE",
+    "mixtral_offloading": "Mixtral-offloading",
+    "fate": "Fate",
+    "flash_moe": "FlashMoE",
+    "learned_eviction": "Learned eviction (FlashMoE)",
+    "least_stale": "Least-Stale",
+    "cache_prior": "Cache-prior routing",
+    "drop_cold": "Drop-cold",
+    "substitution": "Substitution (SMoE)",
+    "layer_lfu": "LFU per layer",
+    "lfru": "LFRU",
+}
+"""Policies and predictors after published systems."""
+
+_LABELS = {
+    **_PUBLISHED,
+    "lru": "LRU",
+    "layer_lru": "LRU per layer",
+    "lfu": "LFU",
+    "lfu_resident": "LFU, forgetful",
+    "fifo": "FIFO",
+    "arc": "ARC",
     "static_popularity": "Static popularity",
     "belady": "Belady (demand bound)",
     "belady_forced": "Belady, forced (demand bound)",
@@ -74,6 +90,11 @@ def label(name: str) -> str:
         return f"{label(name.removesuffix(f'_{_BY_PREDICTION}'))} eviction"
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
+
+
+def is_published(name: str) -> bool:
+    """True for a policy that a published system uses, as its authors describe it."""
+    return name in _PUBLISHED
 
 
 def is_bound(policy: str) -> bool:

@@ -27,6 +27,7 @@ from moe_beyond.reporting.explorer import explorer_section
 from moe_beyond.reporting.model_sections import model_section
 from moe_beyond.reporting.pair_sections import pairs_section
 from moe_beyond.reporting.plots import Chart
+from moe_beyond.reporting.policy_sections import policies_section
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
 from moe_beyond.reporting.record_sections import data_section, method_section, run_section
 from moe_beyond.reporting.settings import ReportSettings
@@ -91,10 +92,10 @@ def compose(
     code = run_summary.get("Code", {})
     summary = summarise(tables, headline_capacity, code if isinstance(code, Mapping) else {})
     sections = [
-        summary.scores,
         explorer_section(tables, headline_capacity),
-        cache_section(tables),
-        timing_section(tables, parameters),
+        policies_section(tables, headline_capacity),
+        cache_section(tables, headline_capacity),
+        timing_section(tables, parameters, headline_capacity),
         comparison_section(tables, headline_capacity),
         predictor_section(tables),
         trust_section(tables),

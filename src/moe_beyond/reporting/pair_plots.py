@@ -6,6 +6,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from moe_beyond.reporting.names import Look
 from moe_beyond.reporting.plots import Chart, finish
 
 _MOST_LIFT = 8.0  # beyond this every cell has the strongest colour: a few extreme pairs would pale all others
@@ -84,13 +85,20 @@ def _alike_side_by_side(pairs: pl.DataFrame, of: str, by: str) -> list[int]:
     return [names[place] for place in np.argsort(leading.round(9), kind="stable")]
 
 
+def bits_looks(measures: dict[str, str]) -> tuple[Look, ...]:
+    """Looks of the lines of `bits_by_layer`."""
+    looks = (("@blue", [1, 0]), ("@vermilion", [6, 3]), ("@grey", [2, 2]))
+    return tuple(Look(words, colour, dash) for words, (colour, dash) in zip(measures.values(), looks, strict=False))
+
+
 def bits_by_layer(layers: pl.DataFrame, measures: dict[str, str]) -> Chart:
     """Bits that an expert tells about another, over layers.
 
     Args:
         layers: Rows of layers.csv.
-        measures: Columns to draw, with what a reader sees.
+        measures: Columns to draw, three at most, with what a reader sees.
     """
+    looks = bits_looks(measures)
     long = layers.unpivot(on=list(measures), index="layer", variable_name="measure", value_name="bits")
     long = long.drop_nulls("bits").with_columns(pl.col("measure").replace_strict(measures))
     domain = list(measures.values())
@@ -99,8 +107,8 @@ def bits_by_layer(layers: pl.DataFrame, measures: dict[str, str]) -> Chart:
             "layer:Q", title="layer", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(zero=False, nice=False)
         ),
         y=alt.Y("bits:Q", title="bits", scale=alt.Scale(zero=True)),
-        color=alt.Color("measure:N", scale=alt.Scale(domain=domain, range=["@blue", "@vermilion", "@grey"])),
+        color=alt.Color("measure:N", scale=alt.Scale(domain=domain, range=[look.colour for look in looks])),
         tooltip=["layer:O", "measure:N", alt.Tooltip("bits:Q", format=".3f")],
     )
-    dash = alt.StrokeDash("measure:N", scale=alt.Scale(domain=domain, range=[[1, 0], [6, 3], [2, 2]]))
+    dash = alt.StrokeDash("measure:N", scale=alt.Scale(domain=domain, range=[look.dash for look in looks]))
     return finish(alt.layer(base.mark_line().encode(strokeDash=dash), base.mark_point(size=30)))

@@ -149,5 +149,5 @@ def _bits(tables: Tables) -> list[Block]:
         for name, words in measures.items()
     ]
     alt = f"Line chart of bits over layers: {'; '.join(ends)}."
-    chart = pair_plots.bits_by_layer(frame, measures)
-    return [Figure("pair_bits", f"{title}, layer by layer", alt, chart, data, wide=True)]
+    chart, legend = pair_plots.bits_by_layer(frame, measures), pair_plots.bits_looks(measures)
+    return [Figure("pair_bits", f"{title}, layer by layer", alt, chart, data, wide=True, legend=legend)]

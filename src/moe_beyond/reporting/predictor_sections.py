@@ -37,7 +37,7 @@ def predictor_section(tables: Tables) -> Section:
                 Absent(f"Scores on {split_label(split)}", f"{tables['quality'].path} has no rows for {split}")
             )
             continue
-        blocks += _layer_blocks(tables, split)
+        blocks += [score_table(tables, split), *_layer_blocks(tables, split)]
     if len(tables.splits) == 1:
         blocks.append(Absent("A second test split", "the traces hold no prompts of another domain"))
     blocks += _phase_blocks(tables)

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_beyond.reporting.blocks import Absent, Block, Section
-from moe_beyond.reporting.explorer import headline_policies
-from moe_beyond.reporting.findings import Finding, findings, verdict
-from moe_beyond.reporting.headline import contest, hardest_split, recall_name, scores, split_label
+from moe_beyond.reporting.findings import Finding, findings
+from moe_beyond.reporting.headline import beside_published, contest, hardest_split, recall_name, scores, split_label
 from moe_beyond.reporting.names import is_learned, label
-from moe_beyond.reporting.predictor_sections import deployed_size, score_table
+from moe_beyond.reporting.predictor_sections import deployed_size
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.text import MISSING, interval, listed, mib, number, percent
+from moe_beyond.reporting.text import MISSING, change, interval, listed, mib, number, percent
+from moe_beyond.reporting.verdict import Race, Verdict, races, verdict
 
 _SHORT = 9  # characters of a commit or run id that tell it from its neighbours
 
@@ -32,11 +31,10 @@ class Tile:
 class Summary:
     """Everything above the first section."""
 
-    verdict: str
+    verdict: Verdict
     ran: str
     tiles: tuple[Tile, ...]
     findings: tuple[Finding, ...]
-    scores: Section
 
 
 def summarise(tables: Tables, fraction: float, code: Mapping[str, Any]) -> Summary:
@@ -47,19 +45,14 @@ def summarise(tables: Tables, fraction: float, code: Mapping[str, Any]) -> Summa
         fraction: Share of the model's experts that the headline's cache holds.
         code: `git.commit`, `git.dirty` and `mlflow_run` where known.
     """
-    blocks: list[Block] = []
-    if tables["quality"].frame is None:
-        blocks.append(Absent("Scores of the predictors", tables["quality"].absent))
-    else:
-        blocks += [score_table(tables, split) for split in tables.splits if scores(tables, split)]
-    blocks += headline_policies(tables, fraction)
-    lead = (
-        f"The fast memory holds {percent(fraction, 0)} of the experts here; the explorer below shows every other size."
-    )
-    section = Section("numbers", "Headline numbers", "Headline numbers", lead, tuple(blocks))
-    tiles = [*_recall_tile(tables), *_cache_tiles(tables, fraction), *_cost_tile(tables)]
+    tiles = [
+        *_speed_tile(tables, fraction),
+        *_cache_tiles(tables, fraction),
+        *_recall_tile(tables),
+        *_paper_tile(tables),
+    ]
     ran = what_ran(tables, code)
-    return Summary(verdict(tables, fraction), ran, tuple(tiles), tuple(findings(tables, fraction)), section)
+    return Summary(verdict(tables, fraction), ran, tuple(tiles), tuple(findings(tables, fraction)))
 
 
 def what_ran(tables: Tables, code: Mapping[str, Any]) -> str:
@@ -84,7 +77,31 @@ def what_ran(tables: Tables, code: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
+def _speed_tile(tables: Tables, fraction: float) -> list[Tile]:
+    """Tokens per second on the device where the predictor gains most, the others in the note."""
+    split = hardest_split(tables)
+    result = contest(tables, split, fraction) if split else None
+    found = races(tables, result) if result is not None else []
+    if not found:
+        return _cost_tile(tables)
+    best = max(found, key=lambda race: race.gain)
+    others = "; ".join(_raced(race) for race in found if race is not best)
+    note = f"{_against(best)}{f'. {others}' if others else ''}"
+    name = f"Tokens per second, {label(best.device)}"
+    return [Tile(name, number(1000 / best.ours_ms), note, tables["timing"].path)]
+
+
+def _against(race: Race) -> str:
+    rates = f"{label(race.ours)}, against {number(1000 / race.rival_ms)} with {label(race.rival)}"
+    return f"{rates} ({change(race.gain)})"
+
+
+def _raced(race: Race) -> str:
+    return f"{label(race.device)} {number(1000 / race.ours_ms)} ({change(race.gain)})"
+
+
 def _recall_tile(tables: Tables) -> list[Tile]:
+    """Recall of the predictor beside the best baseline, and what an answer costs."""
     split = hardest_split(tables)
     rows = scores(tables, split) if split else []
     ours = [row for row in rows if is_learned(row.predictor)]
@@ -95,7 +112,26 @@ def _recall_tile(tables: Tables) -> list[Tile]:
     if others:
         rival = max(others, key=lambda row: row.recall)
         note = f"{note} against {percent(rival.recall)} for {label(rival.predictor).lower()}".strip()
+    latency, size = deployed_size(tables)
+    cost = "; ".join(part for part in (latency and f"{latency} a token", size) if part and MISSING not in part)
+    note += f"; {cost}" if cost else ""
     return [Tile(f"{recall_name(tables)}, {split_label(split)}", percent(ours[0].recall), note, tables["quality"].path)]
+
+
+def _paper_tile(tables: Tables) -> list[Tile]:
+    """Ours beside the published predictions under the paper's own protocol, where the traces carry them."""
+    table = tables["published_protocol"]
+    if table.frame is None:
+        return []
+    for split in table.frame["split"].unique(maintain_order=True).to_list():
+        for row in beside_published(tables, split).head(1).iter_rows(named=True):
+            note = (
+                f"{interval(row['low'], row['high'])} against {percent(row['hit_rate_paper'])} "
+                f"{interval(row['low_paper'], row['high_paper'])} with the published predictions, "
+                f"{number(row['capacity_experts'])} experts"
+            )
+            return [Tile("Hit rate, the paper's protocol", percent(row["hit_rate"]), note, table.path)]
+    return []
 
 
 def _cache_tiles(tables: Tables, fraction: float) -> list[Tile]:

@@ -182,6 +182,14 @@ class Tables:
         return [] if frame is None else ordered(frame["policy"].to_list())
 
     @cached_property
+    def lossy(self) -> set[str]:
+        """Policies that anywhere did with less than the router wanted: their answers are not the model's."""
+        replay = self.csv["replay"]
+        if not replay.has("mass_given_up"):
+            return set()
+        return set(replay.rows.filter(pl.col("mass_given_up") > 0)["policy"].to_list())
+
+    @cached_property
     def predictors(self) -> list[str]:
         """Scored predictors, ours first."""
         frame = self.csv["quality"].frame
@@ -221,8 +229,10 @@ class Tables:
 
     @property
     def learned_policy(self) -> str | None:
-        """The replayed policy that the trained predictor drives."""
-        return next((policy for policy in self.policies if is_learned(policy) and not is_bound(policy)), None)
+        """The replayed policy that the trained predictor drives: the first that gives up nothing, whoever wins."""
+        return next(
+            (name for name in self.policies if is_learned(name) and not is_bound(name) and name not in self.lossy), None
+        )
 
     @property
     def learned_predictor(self) -> str | None:

@@ -15,6 +15,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return MISSING if share is None else f"{100 * share:.{digits}f}{_NBSP}%"
 
 
+def change(share: float, digits: int = 1) -> str:
+    """A relative change with its sign: `0.05` as `+5.0 %`."""
+    return f"{100 * share:+.{digits}f}{_NBSP}%".replace("-", _MINUS)
+
+
 def points(difference: float, digits: int = 1) -> str:
     """A difference of two shares in percentage points, with its sign."""
     return f"{100 * difference:+.{digits}f}{_NBSP}points".replace("-", _MINUS)

@@ -125,11 +125,26 @@
   if (explorer) {
     const data = JSON.parse(explorer.querySelector("script").textContent);
     const form = explorer.querySelector("form");
-    const { split, device, latency, capacity, size } = form.elements;
+    const { split, device, latency, capacity, size, policies, order } = form.elements;
     const best = explorer.querySelector(".best");
     const clock = () => [device.selectedIndex, latency ? latency.selectedIndex : 0];
     const table = explorer.querySelector("table");
     const caption = explorer.querySelector(".caption");
+
+    const orders = [
+      ["Hit rate", (policy) => -policy.hit],
+      ["Fewest bytes", (policy) => policy.mib],
+    ];
+    if (device) {
+      const ms = (policy) => policy.ms[device.selectedIndex][latency ? latency.selectedIndex : 0];
+      orders.unshift(["Tokens per second", (policy) => ms(policy) ?? Infinity]);
+    }
+    const chosenRows = (state) => {
+      const group = data.groups[policies.selectedIndex][0];
+      const by = orders[order.selectedIndex][1];
+      // sorting is stable, and the rows come with the best hit rate first
+      return state.rows.filter((policy) => group === "all" || policy.in.includes(group)).sort((a, b) => by(a) - by(b));
+    };
 
     const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
 
@@ -158,13 +173,18 @@
       const state = chosen.states[Number(capacity.value)];
       size.textContent = state.label;
       capacity.setAttribute("aria-valuetext", state.label);
-      const name = `${chosen.label} at ${state.label}`;
+      const words = [`${chosen.label} at ${state.label}`];
+      if (device) words.push(data.devices[device.selectedIndex]);
+      if (latency) words.push(`predictor ${data.latencies[latency.selectedIndex]}`);
+      const rows = chosenRows(state);
+      words.push(rows.length < state.rows.length ? `${rows.length} of ${state.rows.length} policies` : `${rows.length} policies`);
+      const name = words.join("; ");
       caption.textContent = name;
       table.setAttribute("aria-label", name);
       table.tHead.rows[0].replaceChildren(
         ...data.columns.map((text) => Object.assign(cell("th", text), { scope: "col" })),
       );
-      table.tBodies[0].replaceChildren(...state.rows.map(row));
+      table.tBodies[0].replaceChildren(...rows.map(row));
       if (device) {
         const [which, latencyIndex] = clock();
         best.textContent = state.best[which][latencyIndex];
@@ -178,6 +198,8 @@
       show();
     }
 
+    data.groups.forEach(([, words]) => policies.add(new Option(words)));
+    orders.forEach(([words]) => order.add(new Option(words)));
     data.splits.forEach((entry) => split.add(new Option(entry.label, entry.id)));
     if (device) data.devices.forEach((name) => device.add(new Option(name)));
     if (latency) {
@@ -193,6 +215,8 @@
     if (device) device.addEventListener("change", show);
     if (latency) latency.addEventListener("change", show);
     capacity.addEventListener("input", show);
+    policies.addEventListener("change", show);
+    order.addEventListener("change", show);
     form.addEventListener("submit", (event) => event.preventDefault());
     show();
   }
