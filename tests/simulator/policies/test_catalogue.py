@@ -24,6 +24,7 @@ from tests.simulator.strategies import make_trace
 SMALL = PolicySettings(matrices=4, maps=8, speculative_loads=1)
 of_one_shape = partial(make_trace, num_layers=3, num_experts=8, top_k=3)
 NAMES = sorted(catalogue.known())
+SEVERAL_SIZES = ("hobbit", "mc", "mote")
 
 
 def trace_of(seed, lengths=(9, 1, 12), prefill=(4, 0, 0)):
@@ -46,7 +47,7 @@ def test_a_policy_bears_the_name_that_it_is_known_by_and_says_where_it_comes_fro
     documentation = (inspect.getdoc(type(policies[name])) or "") + (
         inspect.getdoc(inspect.getmodule(type(policies[name]))) or ""
     )
-    published = re.search(r"arXiv \d{4}\.\d{5}|issue \d+|github\.com/|Journal|KTransformers", documentation)
+    published = re.search(r"arXiv \d{4}\.\d{5}|issue \d+|github\.com/|Journal|MoTE|MC#", documentation)
     textbook = {"lru", "layer_lru", "lfu", "layer_lfu", "lfu_resident", "fifo", "random"}
     assert published or name in textbook
 
@@ -65,7 +66,7 @@ def test_a_replay_counts_every_access_once_and_the_same_each_time(policies, name
     assert total.accesses == events.num_accesses
     assert total.hits + total.misses + total.skipped + total.substituted == total.accesses
     assert total.misses == first.misses_N.sum()
-    if keep_warm and len(policy.precisions) == 1:
+    if keep_warm and name not in SEVERAL_SIZES:
         # who was loaded and has not left is there; at low precision more may be, and emptying evicts nobody
         assert total.loads - total.evictions <= capacity
     assert (first.counts_PFC[..., HITS] <= first.counts_PFC[..., ACCESSES]).all()
@@ -90,11 +91,10 @@ def test_what_changes_no_answer_moves_no_less_than_belady(policies, name, seed, 
         assert result.total.hits <= bound.hits
 
 
-@pytest.mark.parametrize("name", NAMES)
+# pre_gated does not use the whole cache, and hobbit loads an expert again at another precision
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"pre_gated", "hobbit"}))
 def test_in_a_cache_that_holds_the_model_each_expert_is_loaded_once(policies, name):
     policy, trace = policies[name], trace_of(7)
-    if policy.most_experts(trace.metadata) is not None or len(policy.precisions) > 1:
-        pytest.skip("it does not use the whole cache, or loads an expert again at another precision")
     total = replay(events_of(trace), policy, Budget.slots(trace.metadata, 24, per_layer=policy.per_layer)).total
     assert total.evictions == 0
     assert total.loads <= 24
@@ -148,8 +148,10 @@ def test_lossy_policies_need_weights_and_say_what_they_gave_up(policies, name):
         assert not policy.needs_weights
         return
     replayed = replay(events, policy, Budget.slots(trace.metadata, 12, per_layer=policy.per_layer))
-    assert 0 < replayed.decode.mass_given_up < 1
-    assert replayed.prefill.mass_given_up == 0, "a batched prefill gets what its router wants"
+    assert 0 < replayed.decode.mass_given_up <= 1 + 1e-9
+    if name not in ("seer_moe", "mc", "mote"):
+        # those change the model itself; all others give a batched prefill what its router wants
+        assert replayed.prefill.mass_given_up == 0
     without = events_of(replace(trace, weights_TLK=None))
     with pytest.raises(InputError, match=rf"policy {name}: needs router weights, the trace of toy has none"):
         replay(without, policy, Budget.slots(trace.metadata, 6))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds import Belady, BeladyForced
 from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.policies.changed_models import Lexi, Mc, Mote, SeerMoe
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile
 from moe_beyond.simulator.policies.fine_moe import FineMoe
 from moe_beyond.simulator.policies.hobbit import Hobbit
@@ -71,6 +72,10 @@ def known() -> Mapping[str, Factory]:
         Substitution.name: lambda training, _settings: Substitution.fit(training),
         CachePrior.name: lambda _training, _settings: CachePrior(),
         DropCold.name: lambda _training, _settings: DropCold(),
+        SeerMoe.name: lambda training, _settings: SeerMoe.fit(training),
+        Lexi.name: lambda training, _settings: Lexi.fit(training),
+        Mc.name: lambda training, _settings: Mc.fit(training),
+        Mote.name: lambda _training, _settings: Mote(),
         Belady.name: lambda _training, _settings: Belady(),
         BeladyForced.name: lambda _training, _settings: BeladyForced(),
     }

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.errors import InputError
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.jit import DEMAND, compiled
 from moe_beyond.simulator.policies.base import (
@@ -29,6 +28,7 @@ from moe_beyond.simulator.policies.base import (
     Policy,
     Rank,
 )
+from moe_beyond.simulator.policies.changed_models import place_A, training_shares_TLK
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.policies.visits import Visits, require_shares
 from moe_beyond.traces.schema import Trace
@@ -188,14 +188,8 @@ class MoBile(Policy):
         Raises:
             InputError: The training split has no weights.
         """
-        if training.weights_TLK is None:
-            raise InputError(
-                f"policy {cls.name}: needs router weights, the training trace of {training.metadata.model_id} has "
-                "none; record them (extract.weights: true), or choose another policy"
-            )
-        weights_TK = np.sort(training.weights_TLK[:, 0].astype(np.float32), axis=1)[:, ::-1]
-        sums_T = np.maximum(weights_TK.sum(axis=1), np.float32(1e-9))
-        upper_T = weights_TK[:, : _half(training.metadata.top_k)].sum(axis=1) / sums_T
+        shares_TK = np.sort(training_shares_TLK(training, cls.name)[:, 0], axis=1)[:, ::-1]
+        upper_T = shares_TK[:, : _half(training.metadata.top_k)].sum(axis=1)
         return cls(float(np.quantile(upper_T, 1 - _UNIMPORTANT)))
 
     @property
@@ -208,10 +202,7 @@ class MoBile(Policy):
         visits, shares_A = Visits.of(events), require_shares(events, self.name)
         counts_V = np.diff(visits.offsets_V)
         visit_A = np.repeat(np.arange(len(counts_V)), counts_V)
-        order_A = np.lexsort((-shares_A, visit_A))
-        place_A = np.empty(len(order_A), np.int64)
-        place_A[order_A] = np.arange(len(order_A)) - visits.offsets_V[:-1][visit_A]
-        upper_A = place_A < (counts_V[visit_A] + 1) // 2
+        upper_A = place_A(events, self.name) < (counts_V[visit_A] + 1) // 2
         upper_V = np.bincount(visit_A, shares_A * upper_A, minlength=len(counts_V))
         first_S = upper_V.reshape(-1, events.metadata.num_layers)[:, 0]
         halved_S = visits.is_decode_S & (first_S > self.upper_half_share)

@@ -1,0 +1,191 @@
+"""Publications that change what a model asks for, not how its experts are cached: pruned, fewer, or smaller experts.
+
+All keep least recently used, so that what the change saves stands alone; all are lossy, and the quality that they
+recover by fine-tuning is not in a trace. What they decide from was counted on the training split.
+
+Shape suffixes: V visits, A accesses, T tokens, L MoE layers, K experts per token, E routed experts in a layer,
+M = L * E experts of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.policies.base import ChangedDemand, Policy, Rank
+from moe_beyond.simulator.policies.on_demand import last_use
+from moe_beyond.simulator.policies.visits import Visits, require_shares
+from moe_beyond.traces.schema import Trace
+
+_PRUNED = 0.25
+_LEXI_KEPT = 0.75
+_TERNARY_BYTES = 0.25
+_BITS_TRACED = 8
+_NEGLIGIBLE = 0.2
+
+
+def training_shares_TLK(training: Trace, policy: str) -> npt.NDArray[np.float32]:
+    """Weights of the training split as shares of each token and layer, float32.
+
+    Raises:
+        InputError: It has none.
+    """
+    if training.weights_TLK is None:
+        raise InputError(
+            f"policy {policy}: needs router weights, the training trace of {training.metadata.model_id} has none; "
+            "record them (extract.weights: true), or choose another policy"
+        )
+    weights_TLK = np.asarray(training.weights_TLK, np.float32)
+    return np.asarray(weights_TLK / np.maximum(weights_TLK.sum(axis=2, keepdims=True), np.float32(1e-9)))
+
+
+def _significance_M(training: Trace, policy: str) -> npt.NDArray[np.float64]:
+    """Sum of each expert's shares over the training split, float64."""
+    meta = training.metadata
+    base_L1 = np.arange(meta.num_layers, dtype=np.int64)[:, None] * meta.num_experts
+    flat = (training.experts_TLK.astype(np.int64) + base_L1).ravel()
+    weights = training_shares_TLK(training, policy).ravel()
+    return np.asarray(np.bincount(flat, weights, minlength=meta.num_model_experts), np.float64)
+
+
+def place_A(events: Events, policy: str) -> npt.NDArray[np.int64]:
+    """Place of each access among its visit's by weight, 0 for the heaviest; int64."""
+    offsets_V = Visits.of(events).offsets_V
+    visit_A = np.repeat(np.arange(len(offsets_V) - 1), np.diff(offsets_V))
+    order_A = np.lexsort((-require_shares(events, policy), visit_A))
+    place = np.empty(len(order_A), np.int64)
+    place[order_A] = np.arange(len(order_A)) - offsets_V[:-1][visit_A]
+    return place
+
+
+def _decode_A(events: Events) -> npt.NDArray[np.bool_]:
+    return np.repeat(events.is_decode_S[events.step_N], np.diff(events.offsets_N))
+
+
+class _OverLru(Policy):
+    needs_weights = True
+
+    @property
+    @override
+    def rank(self) -> Rank:
+        return last_use
+
+
+@dataclass(frozen=True)
+class SeerMoe(_OverLru):
+    """A quarter of each layer's experts is pruned, the least heavy hitters (SEER-MoE, arXiv 2404.05089).
+
+    A token that wants a pruned expert goes without; the changed model's router would choose another, which no trace
+    knows. The heaviest expert of an event stays in any case. How much to prune is a choice: a quarter is assumed.
+
+    Attributes:
+        is_pruned_M: True for the pruned experts.
+    """
+
+    is_pruned_M: npt.NDArray[np.bool_]
+    name = "seer_moe"
+
+    @classmethod
+    def fit(cls, training: Trace) -> SeerMoe:
+        """Count the router's weights, the publication's soft counts, on the training split."""
+        meta = training.metadata
+        hitters_LE = _significance_M(training, cls.name).reshape(meta.num_layers, meta.num_experts)
+        is_pruned_LE = np.zeros(hitters_LE.shape, bool)
+        least_LE = np.argsort(hitters_LE, axis=1, kind="stable")[:, : int(_PRUNED * meta.num_experts)]
+        np.put_along_axis(is_pruned_LE, least_LE, np.True_, axis=1)
+        return cls(is_pruned_LE.ravel())
+
+    @override
+    def changed_demand(self, events: Events) -> ChangedDemand:
+        keep_A = ~self.is_pruned_M[events.members_A] | (place_A(events, self.name) == 0)
+        return ChangedDemand(keep_A, np.ones(len(self.is_pruned_M)))
+
+
+@dataclass(frozen=True)
+class Lexi(_OverLru):
+    """Fewer experts per token in the layers that bear it, three quarters of all (LExI, arXiv 2509.02753).
+
+    The publication finds each layer's number by what its output loses on random data. Here the places that carry least
+    weight on the training split go first, whatever their layer, and each layer keeps one. A batched prefill is one
+    event for all its tokens and stays as it is.
+
+    Attributes:
+        top_k_L: Experts that a token uses in each layer, int64.
+    """
+
+    top_k_L: npt.NDArray[np.int64]
+    name = "lexi"
+
+    @classmethod
+    def fit(cls, training: Trace) -> Lexi:
+        """Weigh each place of each layer on the training split."""
+        meta = training.metadata
+        shares_TLK = np.sort(training_shares_TLK(training, cls.name), axis=2)[..., ::-1]
+        mean_LK = shares_TLK.mean(axis=0, dtype=np.float64)
+        dropped = meta.token_cycle - max(meta.num_layers, round(_LEXI_KEPT * meta.token_cycle))
+        # a layer's places fall in weight, so the lightest of all are the last of their layers
+        lightest = np.argsort(mean_LK[:, 1:].ravel(), kind="stable")[:dropped]
+        layers = lightest // max(1, meta.top_k - 1)
+        return cls(meta.top_k - np.bincount(layers, minlength=meta.num_layers))
+
+    @override
+    def changed_demand(self, events: Events) -> ChangedDemand:
+        layer_A = np.repeat(events.layer_N, np.diff(events.offsets_N))
+        keep_A = (place_A(events, self.name) < self.top_k_L[layer_A]) | ~_decode_A(events)
+        return ChangedDemand(keep_A, np.ones(events.metadata.num_model_experts))
+
+
+class Mote(_OverLru):
+    """Every routed expert ternary, at a quarter of the traced bytes (MoTE, a mixture of ternary experts).
+
+    After the paper, unverified: two bits for a ternary weight, of eight that are taken to have been traced. The model
+    is trained that way, so that all of its weight counts here as computed at low precision says little of its quality.
+    """
+
+    name = "mote"
+
+    @override
+    def changed_demand(self, events: Events) -> ChangedDemand:
+        return ChangedDemand(
+            np.ones(events.num_accesses, bool), np.full(events.metadata.num_model_experts, _TERNARY_BYTES)
+        )
+
+
+@dataclass(frozen=True)
+class Mc(_OverLru):
+    """Bits by significance, and light experts dropped where the first one outweighs them (MC, MC#), lossy.
+
+    After the paper, unverified: three, two and one bits for the most significant quarter of a layer's experts, the
+    middle half and the last quarter, of eight that are taken to have been traced; an expert is dropped below a fifth of
+    the first one's weight. A batched prefill drops nobody.
+
+    Attributes:
+        bytes_share_M: Bytes of each expert as a share of the traced ones, float64.
+    """
+
+    bytes_share_M: npt.NDArray[np.float64]
+    name = "mc"
+
+    @classmethod
+    def fit(cls, training: Trace) -> Mc:
+        """Rank each layer's experts by the router's weight on the training split."""
+        meta = training.metadata
+        significance_LE = _significance_M(training, cls.name).reshape(meta.num_layers, meta.num_experts)
+        order_LE = np.argsort(-significance_LE, axis=1, kind="stable")
+        bits_E = np.full(meta.num_experts, 2)
+        quarter = meta.num_experts // 4
+        bits_E[:quarter], bits_E[meta.num_experts - quarter :] = 3, 1
+        share_LE = np.empty(significance_LE.shape)
+        np.put_along_axis(share_LE, order_LE, np.broadcast_to(bits_E / _BITS_TRACED, share_LE.shape), axis=1)
+        return cls(share_LE.ravel())
+
+    @override
+    def changed_demand(self, events: Events) -> ChangedDemand:
+        shares_A, offsets_V = require_shares(events, self.name), Visits.of(events).offsets_V
+        first_A = np.repeat(np.maximum.reduceat(shares_A, offsets_V[:-1]), np.diff(offsets_V))
+        return ChangedDemand((shares_A >= _NEGLIGIBLE * first_A) | ~_decode_A(events), self.bytes_share_M)
