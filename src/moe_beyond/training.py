@@ -206,6 +206,7 @@ def network_shape(train: Trace, encoder: TokenEncoder, size: Size, settings: Tra
         top_k=train.metadata.top_k,
         num_tokens=encoder.num_tokens,
         letter_buckets=settings.letter_buckets,
+        embedding_width=settings.embedding_width,
         width=size.width,
         depth=size.depth,
         heads=size.heads,

@@ -1,6 +1,6 @@
 import numpy as np
 
-from moe_beyond.data.features import previous_routing, token_features
+from moe_beyond.data.features import previous_routing, repeated_routing, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from tests.traces_of_chance import chance_trace
 
@@ -20,3 +20,26 @@ def test_features_follow_the_tokens():
     tokens, letters = encoder.encode(trace.token_texts.decode())
     assert np.array_equal(features.tokens_T, tokens)
     assert np.array_equal(features.letters_TG, letters)
+
+
+def test_repeated_routing_is_that_of_the_strings_last_time_in_the_prompt():
+    trace = chance_trace(6)
+    codes = trace.token_texts.codes_T
+    repeated = repeated_routing(trace, codes)
+    found = 0
+    for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
+        last = {}
+        for t in range(start, end):
+            expected = trace.experts_TLK[last[codes[t]]] if codes[t] in last else trace.metadata.num_experts
+            assert (repeated[t] == expected).all()
+            found += codes[t] in last
+            last[codes[t]] = t
+    assert found > 5
+
+
+def test_features_hold_both_the_token_before_and_the_strings_last_time():
+    trace = chance_trace(4)
+    features = token_features(trace, TokenEncoder.fit(trace, 1, 512))
+    assert np.array_equal(features.previous_TLM[..., : trace.metadata.top_k], previous_routing(trace))
+    repeated = repeated_routing(trace, trace.token_texts.codes_T)
+    assert np.array_equal(features.previous_TLM[..., trace.metadata.top_k :], repeated)

@@ -3,13 +3,16 @@
 from moe_beyond.predictor.network import NetworkShape
 from moe_beyond.predictor.settings import TrainSettings
 
-SETTINGS = TrainSettings(batch_size=8, window=8, letter_buckets=64, learning_rate=0.01, dropout=0.0, layer_width=16)
+SETTINGS = TrainSettings(
+    batch_size=8, window=8, letter_buckets=64, learning_rate=0.01, dropout=0.0, layer_width=16, embedding_width=16
+)
 SHAPE = NetworkShape(
     num_layers=3,
     num_experts=8,
     top_k=2,
     num_tokens=50,
     letter_buckets=64,
+    embedding_width=10,
     width=16,
     depth=2,
     heads=2,

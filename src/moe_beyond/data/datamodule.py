@@ -1,6 +1,6 @@
 """Batches of token windows from memory-mapped traces.
 
-Shape suffixes: B batch, T tokens of a window, L MoE layers, K top-k, G n-grams.
+Shape suffixes: B batch, T tokens of a window, L MoE layers, K top-k, M = 2 * K, G n-grams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Batch:
 
     tokens_BT: Tensor
     letters_BTG: Tensor
-    previous_BTLK: Tensor
+    previous_BTLM: Tensor
     experts_BTLK: Tensor
     real_BT: Tensor
 
@@ -107,16 +107,16 @@ class Collate:
         routing_shape = (*shape_BT, *self.experts_TLK.shape[1:])
         tokens_BT = np.zeros(shape_BT, np.int64)
         letters_BTG = np.zeros((*shape_BT, self.features.letters_TG.shape[1]), np.int64)
-        previous_BTLK = np.full(routing_shape, self.none, np.int64)
+        previous_BTLM = np.full((*shape_BT, *self.features.previous_TLM.shape[1:]), self.none, np.int64)
         experts_BTLK = np.zeros(routing_shape, np.int64)
         real_BT = np.zeros(shape_BT, bool)
         for row, ((start, end), length) in enumerate(zip(windows, lengths, strict=True)):
             tokens_BT[row, :length] = self.features.tokens_T[start:end]
             letters_BTG[row, :length] = self.features.letters_TG[start:end]
-            previous_BTLK[row, :length] = self.features.previous_TLK[start:end]
+            previous_BTLM[row, :length] = self.features.previous_TLM[start:end]
             experts_BTLK[row, :length] = self.experts_TLK[start:end]
             real_BT[row, :length] = True
-        return Batch(*map(torch.from_numpy, (tokens_BT, letters_BTG, previous_BTLK, experts_BTLK, real_BT)))
+        return Batch(*map(torch.from_numpy, (tokens_BT, letters_BTG, previous_BTLM, experts_BTLK, real_BT)))
 
 
 class RoutingData(pl.LightningDataModule):

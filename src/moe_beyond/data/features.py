@@ -1,6 +1,6 @@
 """What the predictor sees of a trace, causal by construction.
 
-Shape suffixes: T tokens, L MoE layers, K top-k, G n-grams per token.
+Shape suffixes: T tokens, L MoE layers, K top-k, M = 2 * K, G n-grams per token.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ class Features:
     Attributes:
         tokens_T: int64, index of the token string; 0 is unknown.
         letters_TG: int64, n-gram buckets; 0 is padding.
-        previous_TLK: int64, experts of the token before; `num_experts` means none.
+        previous_TLM: int64, K experts of the token before, then K of the last time that the same string stood in the
+            prompt; `num_experts` means none.
     """
 
     tokens_T: npt.NDArray[np.int64]
     letters_TG: npt.NDArray[np.int64]
-    previous_TLK: npt.NDArray[np.int64]
+    previous_TLM: npt.NDArray[np.int64]
 
 
 def token_features(trace: Trace, encoder: TokenEncoder) -> Features:
     """Features of every token of a trace."""
     words, codes_T = token_strings(trace)
     tokens_V, letters_VG = encoder.encode(words)
-    return Features(tokens_V[codes_T], letters_VG[codes_T], previous_routing(trace))
+    previous_TLM = np.concatenate([previous_routing(trace), repeated_routing(trace, codes_T)], axis=2)
+    return Features(tokens_V[codes_T], letters_VG[codes_T], previous_TLM)
 
 
 def previous_routing(trace: Trace) -> npt.NDArray[np.int64]:
@@ -42,3 +44,18 @@ def previous_routing(trace: Trace) -> npt.NDArray[np.int64]:
     previous_TLK[1:] = trace.experts_TLK[:-1]
     previous_TLK[trace.prompt_offsets[:-1]] = trace.metadata.num_experts
     return previous_TLK
+
+
+def repeated_routing(trace: Trace, codes_T: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Experts of the last earlier token of the same string in the prompt, int64 [T, L, K]; `num_experts` if none.
+
+    Args:
+        trace: Routing and prompts.
+        codes_T: Says which tokens are of the same string.
+    """
+    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
+    order = np.lexsort((np.arange(trace.num_tokens), codes_T, prompt_T))
+    same = (np.diff(codes_T[order]) == 0) & (np.diff(prompt_T[order]) == 0)
+    repeated_TLK = np.full(trace.experts_TLK.shape, trace.metadata.num_experts, np.int64)
+    repeated_TLK[order[1:][same]] = trace.experts_TLK[order[:-1][same]]
+    return repeated_TLK

@@ -3,7 +3,7 @@
 Both steps are trained in one: the layer step's loss reaches the trunk through the token step's logits and context.
 
 Shape suffixes: B batch, T tokens, N real tokens of a batch, L MoE layers (at a horizon, those with something to know),
-E experts, K top-k.
+E experts, K top-k, M = 2 * K.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ class PredictorModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, with some tokens and some history hidden."""
         tokens_BT = _hide(batch.tokens_BT, 0, self.token_dropout)
-        hidden_BT = torch.rand(batch.real_BT.shape, device=batch.real_BT.device) < self.history_dropout
-        previous_BTLK = batch.previous_BTLK.masked_fill(hidden_BT[..., None, None], self.shape.num_experts)
-        answers = self._answer(tokens_BT, batch.letters_BTG, previous_BTLK, batch.experts_BTLK, batch.real_BT)
+        # the two halves apart: what the token before and the string's last time had
+        hidden_BT2 = torch.rand(*batch.real_BT.shape, 2, device=batch.real_BT.device) < self.history_dropout
+        hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
+        previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
+        answers = self._answer(tokens_BT, batch.letters_BTG, previous_BTLM, batch.experts_BTLK, batch.real_BT)
         # a model of few layers has none at the farthest horizons
         loss, *layer_losses = (self._loss(*answer) for answer in answers if len(answer[0]))
         for layer_loss in layer_losses:
@@ -68,7 +70,7 @@ class PredictorModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
         answers = self._answer(
-            batch.tokens_BT, batch.letters_BTG, batch.previous_BTLK, batch.experts_BTLK, batch.real_BT
+            batch.tokens_BT, batch.letters_BTG, batch.previous_BTLM, batch.experts_BTLK, batch.real_BT
         )
         real = batch.real_BT.sum()
         self.validation_loss.update(self._loss(*answers[0]), real)
@@ -105,11 +107,11 @@ class PredictorModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _answer(
-        self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor, experts_BTLK: Tensor, real_BT: Tensor
+        self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLM: Tensor, experts_BTLK: Tensor, real_BT: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
         """Logits [L, N, E] of the token step, then those of the layer step at each horizon; each with the truth."""
         state = [part.to(self.device) for part in self.network.empty_state(len(tokens_BT))]
-        logits_BTLE, _, _, context_BTW = self.network(tokens_BT, letters_BTG, previous_BTLK, *state)
+        logits_BTLE, _, _, context_BTW = self.network(tokens_BT, letters_BTG, previous_BTLM, *state)
         # padding is left out here, and layers come first: both save time in the layer step
         logits_LNE = logits_BTLE[real_BT].transpose(0, 1)
         experts_LNK = experts_BTLK[real_BT].transpose(0, 1).contiguous()

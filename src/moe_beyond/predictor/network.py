@@ -1,11 +1,12 @@
 """The token step: a small causal transformer over tokens that answers for all layers at once.
 
-Ahead of a token it knows the token itself, the routing of the token before, and, through its state, earlier ones.
+Ahead of a token it knows the token itself, the routing of the token before and of the last time that the same string
+stood in the prompt, and, through its state, earlier tokens.
 Attention looks back over a fixed window and positions enter only as distances, so the state needs no counter: keys and
 values of the last `window - 1` tokens. Beside its answer it gives a context, from which the layer step goes on.
 
 Shape suffixes: B batch, T tokens of this call, S tokens in the state (0 to window - 1), L MoE layers, E experts,
-K top-k, G n-grams, D width, W width of the layer step, N blocks, H heads, C = D / H channels of a head.
+M = 2 x top-k, G n-grams, D width, W width of the layer step, N blocks, H heads, C = D / H channels of a head.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class NetworkShape:
         top_k: Experts that its router chooses.
         num_tokens: Token strings with an embedding of their own, and one row for all others.
         letter_buckets: Hash buckets of character n-grams.
+        embedding_width: Of the embeddings of strings and n-grams, the bulk of the weights.
         width: Of the token step.
         depth: Its transformer blocks.
         heads: Of its attention.
@@ -40,6 +43,7 @@ class NetworkShape:
     top_k: int
     num_tokens: int
     letter_buckets: int
+    embedding_width: int
     width: int
     depth: int
     heads: int
@@ -103,9 +107,11 @@ class TokenStep(nn.Module):
     def __init__(self, shape: NetworkShape, dropout: float = 0.0) -> None:
         super().__init__()
         self.shape = shape
-        self.token_embedding = nn.Embedding(shape.num_tokens, shape.width)
-        self.letter_embedding = nn.Embedding(shape.letter_buckets, shape.width, padding_idx=0)
-        self.previous_in = nn.Linear(shape.num_layers * shape.num_experts, shape.width)
+        self.token_embedding = nn.Embedding(shape.num_tokens, shape.embedding_width)
+        self.letter_embedding = nn.Embedding(shape.letter_buckets, shape.embedding_width, padding_idx=0)
+        self.embedding_in = nn.Linear(shape.embedding_width, shape.width)
+        self.previous_in = nn.Linear(shape.num_layers * shape.num_experts, shape.width, bias=False)
+        self.repeated_in = nn.Linear(shape.num_layers * shape.num_experts, shape.width, bias=False)
         self.input_norm = nn.LayerNorm(shape.width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.window, dropout) for _ in range(shape.depth))
@@ -129,14 +135,15 @@ class TokenStep(nn.Module):
         return empty, empty.clone()
 
     def forward(
-        self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor, keys_BNSD: Tensor, values_BNSD: Tensor
+        self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLM: Tensor, keys_BNSD: Tensor, values_BNSD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step over T tokens.
 
         Args:
             tokens_BT: int64, token indices, 0 unknown.
             letters_BTG: int64, n-gram buckets, 0 padding.
-            previous_BTLK: int64, experts of the token before; num_experts where there is none.
+            previous_BTLM: int64, K experts of the token before, then K of the last time that the same string stood in
+                the prompt; num_experts where there is none.
             keys_BNSD: Keys of earlier tokens.
             values_BNSD: Values of earlier tokens.
 
@@ -144,7 +151,7 @@ class TokenStep(nn.Module):
             Logits [B, T, L, E]; the new keys and values with S = min(S + T, window - 1); the context [B, T, W] of each
             token, the layer step's state ahead of the token's first layer.
         """
-        x_BTD = self._embed(tokens_BT, letters_BTG, previous_BTLK)
+        x_BTD = self._embed(tokens_BT, letters_BTG, previous_BTLM)
         new_keys, new_values = [], []
         for index, block in enumerate(self.blocks):
             x_BTD, keys_BSD, values_BSD = block(x_BTD, keys_BNSD[:, index], values_BNSD[:, index])
@@ -155,12 +162,24 @@ class TokenStep(nn.Module):
         logits_BTLE = logits.view(*tokens_BT.shape, self.shape.num_layers, self.shape.num_experts)
         return logits_BTLE, torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1), self.context(x_BTD)
 
-    def _embed(self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLK: Tensor) -> Tensor:
-        letters_BTD = self.letter_embedding(letters_BTG).sum(dim=2)
+    def _embed(self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLM: Tensor) -> Tensor:
         count_BT1 = (letters_BTG > 0).sum(dim=2, keepdim=True).clamp(min=1)
-        previous_BTD = self.previous_in(one_hot_routing(previous_BTLK, self.shape.num_experts))
-        x_BTD = self.token_embedding(tokens_BT) + letters_BTD / count_BT1.sqrt() + previous_BTD
+        string_BTD = self.token_embedding(tokens_BT) + self._letters(letters_BTG) / count_BT1.sqrt()
+        previous_BTLK, repeated_BTLK = previous_BTLM.chunk(2, dim=3)
+        x_BTD = (
+            self.embedding_in(string_BTD)
+            + self.previous_in(one_hot_routing(previous_BTLK, self.shape.num_experts))
+            + self.repeated_in(one_hot_routing(repeated_BTLK, self.shape.num_experts))
+        )
         return torch.as_tensor(self.dropout(self.input_norm(x_BTD)))
+
+    def _letters(self, letters_BTG: Tensor) -> Tensor:
+        """Sum of the n-grams' embeddings."""
+        if not self.training:
+            return torch.as_tensor(self.letter_embedding(letters_BTG).sum(dim=2))
+        # the same, several times faster both ways; not for ONNX
+        sums = functional.embedding_bag(letters_BTG.flatten(0, 1), self.letter_embedding.weight, mode="sum")
+        return sums.unflatten(0, letters_BTG.shape[:2])
 
 
 def one_hot_routing(experts_BTLK: Tensor, num_experts: int) -> Tensor:
