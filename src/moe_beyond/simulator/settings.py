@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from moe_beyond.settings import Settings
+from moe_beyond.simulator.policies.settings import PolicySettings
 
 
 class SimulateSettings(Settings):
@@ -30,13 +31,34 @@ class SimulateSettings(Settings):
     """Whether a prompt's prefill is one step, or its tokens count as decoded (for traces that hold nothing else)."""
     devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")
     """Devices that every policy is timed on, names of files under simulator/devices; empty: no times."""
-    predictor_latency_ms: float = Field(default=0.5, ge=0)
-    """Time of the predictor's answer, charged to every token of a policy that predicts; export measures it."""
+    timed_capacities: tuple[float, ...] | None = None
+    """Those of `capacities` that are timed too, the headline's among them; null: all. A clock costs more than counts."""
+    predictor_latency_ms: float = Field(default=0.1, ge=0)
+    """Time of the token step's answer, charged to every token of a policy that predicts. Fixed, so that the same traces
+    give the same tables on every machine, and not below what export measures on one thread: 0.07 to 0.1 ms."""
+    layer_latency_ms: float = Field(default=0.05, ge=0)
+    """Time of a layer step's answer, charged between router and experts of every layer but a token's last."""
+    predictor_latencies_ms: tuple[float, ...] = (0.0, 0.5, 2.0)
+    """Other times of the token step's answer that predicting policies are timed with, so that the page can offer them."""
+    bandwidths_gb_per_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+    """Links between which it is sought from where on prefetching pays, at the headline capacity; empty: none."""
+    ablation_threshold: float = Field(default=0.1, ge=0, le=1)
+    """Least probability that is fetched, in the step of the ablation that asks what a threshold is worth."""
+    timeline_steps: int = Field(default=48, ge=1)
+    """Steps of the prompt that is told event by event."""
+    costliest_misses: int = Field(default=50, ge=1)
+    """Events of the longest stalls that are listed."""
+    policies: tuple[str, ...] | None = None
+    """Names of the policies to replay beside those that the predictors drive; null: all that the traces allow, and
+    left_out.csv says of the others why not."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that policies are shared among; a Ray or Dask cluster that the environment names decides for itself."""
     lookahead_layers: int = Field(default=2, ge=0)
     """For how many layers beyond the present one prefetches may be under way, where there is a clock."""
     timed_expert_mib: float | None = Field(default=8.25, gt=0)
     """Time the reference model as if each of its experts were this large, the size of DeepSeek-V2-Lite's at 8 bits: its
     own are too small for a device to notice. Other models are always timed as they are; null: so is this one."""
+    published_policies: PolicySettings = PolicySettings()
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
     """Resamples of the prompts behind every interval."""
 
@@ -48,4 +70,22 @@ class SimulateSettings(Settings):
             raise ValueError("capacities must rise without repetition")
         if self.headline_capacity not in self.capacities:
             raise ValueError(f"headline_capacity must be one of capacities, {list(self.capacities)}")
+        timed = set(self.capacities if self.timed_capacities is None else self.timed_capacities)
+        if not {self.headline_capacity} <= timed <= set(self.capacities):
+            raise ValueError(
+                f"timed_capacities must be some of capacities, {list(self.capacities)}, headline_capacity among them"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _measures_rise(self) -> Self:
+        for name, least in (("predictor_latencies_ms", 0), ("bandwidths_gb_per_s", 1e-6)):
+            values = getattr(self, name)
+            if list(values) != sorted(set(values)) or any(value < least for value in values):
+                raise ValueError(f"{name} must rise without repetition and hold no number below {least:g}")
+        return self
+
+    @property
+    def latencies_ms(self) -> list[float]:
+        """All times of the token step's answer, rising."""
+        return sorted({self.predictor_latency_ms, *self.predictor_latencies_ms})
