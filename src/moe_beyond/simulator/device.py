@@ -1,8 +1,9 @@
-"""What a device does in how much time: a small YAML each under `devices/`."""
+"""What a device does in how much time: a small YAML each under `devices/`, or anywhere. docs/devices.md tells how."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +37,8 @@ class Device(Settings):
     """Bandwidth at which the processor reads resident weights."""
     layer_overhead_us: float = Field(ge=0)
     """Time of a layer that does not depend on its weights: launches, routing, synchronisation."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Fast memory for weights, of which the cache is a part; null where nobody has said."""
 
     def transfer_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes."""
@@ -52,20 +55,43 @@ def known_devices() -> list[str]:
 
 
 def load_device(name: str) -> Device:
-    """A device of the package by its name.
+    """A device of the package by its name, or of a YAML file by its path, which ends in .yaml or .yml.
 
     Raises:
-        InputError: Unknown name, or a file that breaks the model.
+        InputError: Unknown name, no such file, or a file that is not YAML or breaks the model.
     """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        try:
+            return _parse(path.stem, path.read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{name}: not a readable file ({error}); see docs/devices.md") from error
     if name not in known_devices():
-        raise InputError(f"device {name!r} is unknown; known are {', '.join(known_devices())}")
-    raw = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        raise InputError(
+            f"device {name!r} is unknown; known are {', '.join(known_devices())}; or give the path of a .yaml file"
+        )
+    return _parse(name, (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"devices/{name}.yaml")
+
+
+def dump_device(device: Device) -> str:
+    """The YAML of a device, as `load_device` reads it."""
+    return yaml.safe_dump(device.model_dump(exclude={"name"}, exclude_none=True), sort_keys=False, width=100)
+
+
+def _parse(name: str, text: str, where: str) -> Device:
     try:
-        return Device(name=name, **raw)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected keys such as link_gb_per_s, found {type(raw).__name__}")
+    try:
+        return Device.model_validate({"name": name, **raw})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"devices/{name}.yaml: {where}: {first['msg']} (found {first['input']!r})") from error
+        key = ".".join(str(part) for part in first["loc"])
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
+        raise InputError(f"{where}: {key}: {first['msg']}{found}; see docs/devices.md") from error
 
 
 _FOLDER = files("moe_beyond.simulator") / "devices"

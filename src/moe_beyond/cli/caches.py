@@ -1,0 +1,199 @@
+"""Commands on caches and devices: replay, advise, calibrate-device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from moe_beyond.cli.common import RESAMPLES, AsJson, TracePath, app, one_line_errors, read_trace, show
+from moe_beyond.errors import InputError
+
+if TYPE_CHECKING:
+    from moe_beyond.predictor.runtime import OnnxPredictor
+    from moe_beyond.simulator.plans import Room
+
+LATENCY_REPEATS = 100
+Capacity = Annotated[int | None, typer.Option(help="Experts that the cache holds.")]
+BudgetMib = Annotated[float | None, typer.Option(help="MiB that the cache holds, instead of a capacity.")]
+DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
+PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
+PredictorMs = Annotated[
+    float | None, typer.Option(min=0, help="Milliseconds of its token step; by default measured here.")
+]
+LayerPredictorMs = Annotated[
+    float | None, typer.Option(min=0, help="Milliseconds of its layer step; by default measured here.")
+]
+Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
+Lookahead = Annotated[int, typer.Option(min=0, help="Layers ahead for which prefetches may be under way.")]
+Seed = Annotated[int, typer.Option(help="Of the intervals.")]
+
+
+@app.command()
+def replay(
+    trace: TracePath,
+    policy: Annotated[str, typer.Option(help="lru, layer_lru, belady, ...; a wrong name lists them all.")],
+    *,
+    capacity: Capacity = None,
+    budget_mib: BudgetMib = None,
+    device: Annotated[str | None, typer.Option(help="Take the time on this device too.")] = None,
+    predictor: PredictorPath = None,
+    train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that learn.")] = None,
+    split: Annotated[
+        Literal["shared", "even", "fitted"] | None, typer.Option(help="How layers share the cache.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Experts a predictor fetches for a layer at most.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least probability of those.")] = 0.0,
+    prefill: Annotated[
+        Literal["batched", "token_by_token"], typer.Option(help="Whether a prompt's prefill is one step.")
+    ] = "batched",
+    batch: Batch = 1,
+    cold: Annotated[bool, typer.Option("--cold", help="Empty the cache between prompts.")] = False,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Judge accesses one by one, to compare with older papers only.")
+    ] = False,
+    predictor_ms: PredictorMs = None,
+    layer_predictor_ms: LayerPredictorMs = None,
+    lookahead: Lookahead = 2,
+    seed: Seed = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a trace through one cache: hits, bytes, and with a device the time."""
+    from moe_beyond.simulator.device import load_device  # noqa: PLC0415
+    from moe_beyond.simulator.single import Setup, replay_one  # noqa: PLC0415
+
+    with one_line_errors():
+        room = _room(capacity, budget_mib)
+        where = None if device is None else load_device(device)
+        model = _open(predictor)
+        token_ms, layer_ms = _latencies(model, predictor_ms, layer_predictor_ms)
+        setup = Setup(
+            policy=policy,
+            room=room,
+            split=split,
+            width=width,
+            threshold=threshold,
+            prefill=prefill,
+            batch=batch,
+            keep_warm=not cold,
+            sequential=sequential,
+            device=where,
+            predictor_ms=token_ms,
+            layer_predictor_ms=layer_ms,
+            lookahead=lookahead,
+            samples=RESAMPLES,
+            seed=seed,
+        )
+        training = None if train is None else read_trace(train)
+        show(replay_one(read_trace(trace), setup, training, model), as_json)
+
+
+@app.command()
+def advise(
+    trace: TracePath,
+    device: DeviceName,
+    *,
+    capacity: Capacity = None,
+    budget_mib: BudgetMib = None,
+    predictor: PredictorPath = None,
+    dense_mib: Annotated[
+        float | None, typer.Option(min=0, help="MiB of all weights beside the experts; by default an assumption.")
+    ] = None,
+    target: Annotated[float, typer.Option(min=0, help="Tokens a second below which it is not worth it.")] = 5.0,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Let policies give up router weight.")] = False,
+    batch: Batch = 1,
+    predictor_ms: PredictorMs = None,
+    layer_predictor_ms: LayerPredictorMs = None,
+    lookahead: Lookahead = 2,
+    max_tokens: Annotated[int, typer.Option(min=100, help="About how many tokens are replayed.")] = 12_000,
+    seed: Seed = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Say which policy, split over layers and prefetch decode fastest on a device, and what more memory would buy."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from moe_beyond.cli.advice_screen import print_advice  # noqa: PLC0415
+    from moe_beyond.simulator.advice import document  # noqa: PLC0415
+    from moe_beyond.simulator.advisor import Question  # noqa: PLC0415
+    from moe_beyond.simulator.advisor import advise as answer  # noqa: PLC0415
+    from moe_beyond.simulator.device import load_device  # noqa: PLC0415
+    from moe_beyond.simulator.results import MIB  # noqa: PLC0415
+
+    with one_line_errors():
+        room, where, model = _room(capacity, budget_mib), load_device(device), _open(predictor)
+        token_ms, layer_ms = _latencies(model, predictor_ms, layer_predictor_ms)
+        question = Question(
+            device=where,
+            room=room,
+            predictor_ms=token_ms,
+            layer_predictor_ms=layer_ms,
+            lookahead=lookahead,
+            batch=batch,
+            dense_bytes=None if dense_mib is None else round(dense_mib * MIB),
+            lossy=lossy,
+            max_tokens=max_tokens,
+            samples=RESAMPLES,
+            seed=seed,
+        )
+        with Console(stderr=True).status("trying policies, splits and prefetches ..."):
+            found = document(answer(read_trace(trace), question, model), target)
+        if as_json:
+            show(found, as_json)
+        else:
+            print_advice(found)
+
+
+@app.command("calibrate-device")
+def calibrate_device(
+    recording: Annotated[Path, typer.Argument(help="CSV of decoded tokens with columns read_bytes and wall_ms.")],
+    out: Annotated[Path, typer.Argument(help="Device file to write, ending in .yaml.")],
+    resident_mib: Annotated[float, typer.Option(min=0.001, help="MiB of resident weights that a token reads.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fit a device to a recording of the engine that will run on it."""
+    from moe_beyond.files import replacing  # noqa: PLC0415
+    from moe_beyond.simulator.device import dump_device  # noqa: PLC0415
+    from moe_beyond.simulator.recording import calibrate  # noqa: PLC0415
+    from moe_beyond.simulator.results import MIB  # noqa: PLC0415
+
+    with one_line_errors():
+        if out.suffix not in (".yaml", ".yml"):
+            raise InputError(f"{out}: a device file ends in .yaml")
+        fitted = calibrate(recording, round(resident_mib * MIB), out.stem)
+        with replacing(out) as temporary:
+            temporary.write_text(dump_device(fitted.device), encoding="utf-8")
+        result = {
+            "device": str(out),
+            **fitted.device.model_dump(include={"link_gb_per_s", "memory_gb_per_s"}),
+            "tokens": fitted.tokens,
+            "second_half_foretold_with_median_error": fitted.median_error,
+        }
+        show(result, as_json)
+
+
+def _room(capacity: int | None, budget_mib: float | None) -> Room:
+    from moe_beyond.simulator.plans import Room  # noqa: PLC0415
+    from moe_beyond.simulator.results import MIB  # noqa: PLC0415
+
+    if capacity is not None and budget_mib is None:
+        return Room(capacity)
+    if budget_mib is not None and capacity is None:
+        return Room(round(budget_mib * MIB), in_bytes=True)
+    raise InputError("how large is the cache? give either --capacity in experts or --budget-mib in MiB")
+
+
+def _open(directory: Path | None) -> OnnxPredictor | None:
+    if directory is None:
+        return None
+    from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
+
+    return OnnxPredictor(directory)
+
+
+def _latencies(model: OnnxPredictor | None, token_ms: float | None, layer_ms: float | None) -> tuple[float, float]:
+    """As told, or measured on this machine, one thread."""
+    if model is None:
+        return token_ms or 0.0, layer_ms or 0.0
+    token = model.latency_ms(LATENCY_REPEATS) if token_ms is None else token_ms
+    return token, model.layer_latency_ms(LATENCY_REPEATS) if layer_ms is None else layer_ms

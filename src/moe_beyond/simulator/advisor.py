@@ -1,0 +1,368 @@
+"""Which plan to ship: chosen on one half of the prompts, confirmed on the other, so that nobody is misled by luck.
+
+The first half is divided again: policies and splits learn on one quarter of all prompts and are chosen on the next,
+then they learn anew on both and are measured on the second half, which took no part in any choice.
+
+Shape suffixes: P prompts, B resamples of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.errors import InputError
+from moe_beyond.predictor.base import LayerPredictor
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.curves import belady_curve
+from moe_beyond.simulator.device import MILLISECONDS, Device
+from moe_beyond.simulator.events import Events, Prefill, events_of
+from moe_beyond.simulator.intervals import Interval, Resamples
+from moe_beyond.simulator.plans import ANTICIPATE, Answers, Fetch, Lessons, Plan, Room, budget_of, policy_of
+from moe_beyond.simulator.policies import catalogue
+from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
+from moe_beyond.simulator.policies.settings import PolicySettings
+from moe_beyond.simulator.timing import TimedReplay, Workload, compute_ms, timed_sweep
+from moe_beyond.traces.schema import Trace, TraceMetadata
+
+LEAST_PROMPTS = 8
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
+WIDTHS = (0.5, 1.5, 2.0, 3.0)
+"""Beside the router's own k."""
+MORE_MEMORY = (1.25, 1.5, 2.0, 3.0)
+USUAL = (Plan(Lru.name), Plan(LayerLru.name, "even"))
+"""What engines do today."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        device: Where the model is to run.
+        room: Memory for the cache of experts.
+        predictor_ms: The predictor's token step takes this long; charged to plans that predict.
+        layer_predictor_ms: And its layer step, after every router.
+        lookahead: For how many layers beyond the present one prefetches may be under way.
+        batch: Prompts that run at once.
+        dense_bytes: All resident weights beside the experts; None: assumed to weigh what a token's experts do.
+        lossy: Whether plans may give up router weight.
+        max_tokens: About how many tokens are replayed: every n-th prompt is taken where there are more.
+        samples: Resamples behind intervals.
+        seed: Of the resamples and of fitted policies.
+    """
+
+    device: Device
+    room: Room
+    predictor_ms: float = 0.5
+    layer_predictor_ms: float = 0.1
+    lookahead: int = 2
+    batch: int = 1
+    dense_bytes: int | None = None
+    lossy: bool = False
+    max_tokens: int = 12_000
+    samples: int = 1000
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One plan on some prompts.
+
+    Attributes:
+        plan: The plan.
+        budget: Its cache.
+        timed: Its replay.
+        ms_P: Milliseconds of each prompt's decoded tokens.
+        tokens_P: How many they are.
+    """
+
+    plan: Plan
+    budget: Budget
+    timed: TimedReplay
+    ms_P: npt.NDArray[np.float64]
+    tokens_P: npt.NDArray[np.int64]
+
+    @property
+    def ms_per_token(self) -> float:
+        """Mean time of a decoded token."""
+        return float(self.ms_P.sum() / self.tokens_P.sum())
+
+    def per_token_B(self, resamples: Resamples) -> npt.NDArray[np.float64]:
+        """Mean time of a decoded token in each resample."""
+        return np.asarray((resamples.weights_BP @ self.ms_P) / (resamples.weights_BP @ self.tokens_P))
+
+
+@dataclass(frozen=True)
+class MoreMemory:
+    """What a larger cache would give: the chosen plan on the second half."""
+
+    room: Room
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer.
+
+    Attributes:
+        question: What was asked.
+        metadata: The model's shape.
+        prefill: How prefill was replayed; `token_by_token` where the trace holds nothing else.
+        num_prompts: Prompts to learn from, to choose on and to confirm on.
+        tried: Every plan on the prompts to choose on, fastest first.
+        refused: Policies that could not be tried, and why.
+        best: The fastest of them on the second half.
+        runner_up: The fastest of another kind, on the second half.
+        interval: Time of a token under the fastest, by prompt.
+        ahead: By how much the runner-up is slower, paired by prompt.
+        today: The faster of what engines do today.
+        saved: By how much that is slower, paired by prompt.
+        resident_ms: Time of a token if all experts lay in memory.
+        bound_ms: Time of a token under perfect foresight at this budget.
+        capacity_experts: Experts that the cache holds.
+        dense_bytes: Resident weights beside the experts.
+        more_memory: Larger caches.
+    """
+
+    question: Question
+    metadata: TraceMetadata
+    prefill: Prefill
+    num_prompts: tuple[int, int, int]
+    tried: tuple[Measured, ...]
+    refused: dict[str, str]
+    best: Measured
+    runner_up: Measured
+    interval: Interval
+    ahead: Interval
+    today: Measured
+    saved: Interval
+    resident_ms: float
+    bound_ms: float
+    capacity_experts: int
+    dense_bytes: int
+    more_memory: tuple[MoreMemory, ...]
+
+    @property
+    def share_of_bound(self) -> float:
+        """How much of what perfect foresight would reach the chosen plan does."""
+        return self.bound_ms / self.best.ms_per_token
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Prompts, what they ask for, and what the predictor says of them."""
+
+    trace: Trace
+    events: Events
+    answers: Answers | None
+
+
+class Advisor:
+    """Tries plans on parts of one trace."""
+
+    def __init__(self, trace: Trace, question: Question, predictor: LayerPredictor | None = None) -> None:
+        """Divide the prompts.
+
+        Raises:
+            InputError: Too few prompts, a budget that holds no expert, or a predictor of another model.
+        """
+        question.room.budget(trace.metadata)
+        trace, self.prefill = _decoded(trace)
+        if trace.num_prompts < LEAST_PROMPTS:
+            raise InputError(
+                f"trace: {trace.num_prompts} prompts with decoded tokens; {LEAST_PROMPTS} are the least to choose on "
+                "one half and to confirm on the other; record more"
+            )
+        step = max(1, -(-trace.num_tokens // question.max_tokens))
+        step = min(step, trace.num_prompts // LEAST_PROMPTS)
+        kept = np.arange(0, trace.num_prompts, step)
+        self.question, self.predictor, self.meta = question, predictor, trace.metadata
+        self.refused: dict[str, str] = {}
+        # neighbours are often of one domain: deal them out in turn
+        self.learn, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
+        self.half = trace.select(kept[0::2])
+        self.choose, self.confirm = self._part(choose), self._part(trace.select(kept[1::2]))
+
+    def advise(self) -> Advice:
+        """Choose and confirm."""
+        tried = sorted(self._try_all(), key=lambda measured: measured.ms_per_token)
+        best = tried[0]
+        second = next((other for other in tried if _kind(other.plan) != _kind(best.plan)), tried[-1])
+        lessons = self._lessons(self.half)
+        plans = dict.fromkeys([best.plan, second.plan, *USUAL])
+        confirmed = {plan: self._measure(plan, lessons, self.confirm, self.question.room) for plan in plans}
+        first, usual = confirmed[best.plan], min((confirmed[plan] for plan in USUAL), key=lambda m: m.ms_per_token)
+        resamples = Resamples.draw(self.confirm.trace.num_prompts, self.question.samples, self.question.seed)
+        budget = self.question.room.budget(self.meta)
+        return Advice(
+            question=self.question,
+            metadata=self.meta,
+            prefill=self.prefill,
+            num_prompts=(self.learn.num_prompts, self.choose.trace.num_prompts, self.confirm.trace.num_prompts),
+            tried=tuple(tried),
+            refused=self.refused,
+            best=first,
+            runner_up=confirmed[second.plan],
+            interval=_interval(first.ms_per_token, first.per_token_B(resamples)),
+            ahead=_slower(confirmed[second.plan], first, resamples),
+            today=usual,
+            saved=_slower(usual, first, resamples),
+            resident_ms=self._resident_ms(),
+            bound_ms=self._bound_ms(budget.capacity_experts),
+            capacity_experts=min(budget.capacity_experts, self.meta.num_model_experts),
+            dense_bytes=int(self._workload(self.confirm.events).dense_bytes_L.sum()),
+            more_memory=tuple(self._more_memory(best.plan, lessons)),
+        )
+
+    def _part(self, trace: Trace) -> _Part:
+        # a cold cache is not asked for: continuous batching
+        events = events_of(trace, self.prefill, batch=self.question.batch)
+        return _Part(trace, events, None if self.predictor is None else Answers(self.predictor, trace, events))
+
+    def _lessons(self, training: Trace) -> Lessons:
+        # stores of the published size would take minutes; a tenth already holds every domain
+        settings = PolicySettings(matrices=100, maps=100, seed=self.question.seed)
+        return Lessons(training, self.prefill, self.question.batch, settings)
+
+    def _try_all(self) -> Iterator[Measured]:
+        lessons, room = self._lessons(self.learn), self.question.room
+        plain = [measured for plan in self._plain_plans(lessons) if (measured := self._attempt(plan, lessons, room))]
+        yield from plain
+        if self.choose.answers is None:
+            return
+        # under the two best evictions that do not fetch ahead themselves, and under the predictor's own
+        still = [m.plan for m in sorted(plain, key=lambda m: m.ms_per_token) if not m.timed.replay.total.prefetches]
+        evictions = [*still[:2], *(plan for plan in still[2:] if plan.policy == ANTICIPATE)]
+        for eviction, layers in product(evictions, (False, True)):
+            yield from self._search_fetch(eviction, lessons, layers=layers)
+
+    def _plain_plans(self, lessons: Lessons) -> Iterator[Plan]:
+        for name in catalogue.known():
+            try:
+                policy = lessons.policy(name)
+            except InputError as error:
+                self.refused[name] = str(error)
+                continue
+            if policy.knows_future or (_may_lose(policy, self.choose.events) and not self.question.lossy):
+                continue
+            yield from (Plan(name, split) for split in (("even", "fitted") if policy.per_layer else ("shared",)))
+        if self.choose.answers is not None:
+            yield from (Plan(ANTICIPATE, "shared"), Plan(ANTICIPATE, "fitted"))
+
+    def _search_fetch(self, eviction: Plan, lessons: Lessons, *, layers: bool) -> Iterator[Measured]:
+        """Thresholds at the router's width, then widths at the best of them."""
+        k = self.meta.top_k * self.question.batch
+        found = [self._fetching(eviction, Fetch(k, threshold, layers), lessons) for threshold in THRESHOLDS]
+        best = min(found, key=lambda measured: measured.ms_per_token).plan.fetch
+        if best is None:
+            raise AssertionError("only plans that fetch were tried")
+        for share in WIDTHS:
+            width = min(max(1, round(share * k)), self.meta.num_experts)
+            found.append(self._fetching(eviction, replace(best, width=width), lessons))
+        yield from found
+
+    def _fetching(self, eviction: Plan, fetch: Fetch, lessons: Lessons) -> Measured:
+        return self._measure(replace(eviction, fetch=fetch), lessons, self.choose, self.question.room)
+
+    def _attempt(self, plan: Plan, lessons: Lessons, room: Room) -> Measured | None:
+        try:
+            return self._measure(plan, lessons, self.choose, room)
+        except InputError as error:
+            self.refused[plan.policy] = str(error)
+            return None
+
+    def _measure(self, plan: Plan, lessons: Lessons, part: _Part, room: Room) -> Measured:
+        policy, budget = policy_of(plan, lessons, part.answers), budget_of(plan, lessons, self.meta, room)
+        workload = self._workload(part.events)
+        (timed,) = timed_sweep(part.events, policy, [budget], [self.question.device], workload)
+        ms_P = part.events.by_prompt(timed.step_ms_S)
+        return Measured(plan, budget, timed, ms_P, part.events.prompt_tokens_PF[:, 1])
+
+    def _workload(self, events: Events) -> Workload:
+        asked = self.question
+        assumed = Workload.like_its_experts(
+            events, asked.predictor_ms, asked.lookahead, layer_predictor_ms=asked.layer_predictor_ms
+        )
+        if asked.dense_bytes is None:
+            return assumed
+        dense_bytes_L = np.full(self.meta.num_layers, asked.dense_bytes // self.meta.num_layers, np.int64)
+        return replace(assumed, dense_bytes_L=dense_bytes_L)
+
+    @cached_property
+    def _decode_ms(self) -> float:
+        """Computing of the decode steps of the second half."""
+        events = self.confirm.events
+        dense_ms_N, expert_ms_N = compute_ms(events, self.question.device, self._workload(events))
+        return float((dense_ms_N + expert_ms_N)[events.is_decode_S[events.step_N]].sum())
+
+    def _resident_ms(self) -> float:
+        return self._decode_ms / int(self.confirm.events.prompt_tokens_PF[:, 1].sum())
+
+    def _bound_ms(self, capacity: int) -> float:
+        """No plan that fetches nothing during prefills decodes a token faster, on average."""
+        events, workload = self.confirm.events, self._workload(self.confirm.events)
+        curve = belady_curve(events, largest=min(capacity, self.meta.num_model_experts))
+        least_loads = events.num_accesses - int(curve.hits_D[min(capacity, self.meta.num_model_experts)])
+        # what prefills load may serve decoding too
+        in_decode = max(0, least_loads - int(curve.accesses_F[0]))
+        link = self.question.device.link_gb_per_s * 1e9
+        moving_ms = in_decode * int(workload.expert_bytes_L.min()) / link * MILLISECONDS
+        return max(self._decode_ms, moving_ms) / int(events.prompt_tokens_PF[:, 1].sum())
+
+    def _more_memory(self, plan: Plan, lessons: Lessons) -> Iterator[MoreMemory]:
+        asked = self.question.room
+        all_of_it = self.meta.num_experts * (sum(self.meta.expert_bytes) if asked.in_bytes else self.meta.num_layers)
+        totals = sorted({min(round(asked.total * factor), all_of_it) for factor in MORE_MEMORY})
+        for room in (replace(asked, total=total) for total in totals if total > asked.total):
+            yield MoreMemory(room, self._measure(plan, lessons, self.confirm, room))
+
+
+def _decoded(trace: Trace) -> tuple[Trace, Prefill]:
+    """The prompts that decode something; where none does, all of them, their prefill taken token by token."""
+    decodes_P = np.diff(trace.prompt_offsets) > trace.num_prefill_P
+    if not decodes_P.any():
+        return trace, "token_by_token"
+    return (trace if decodes_P.all() else trace.select(np.nonzero(decodes_P)[0])), "batched"
+
+
+def _may_lose(policy: Policy, events: Events) -> bool:
+    return policy.demand is not None or policy.changed_demand(events) is not None
+
+
+def _kind(plan: Plan) -> tuple[str, bool]:
+    """Plans that differ in more than numbers."""
+    return plan.policy, plan.fetch is not None
+
+
+def _slower(other: Measured, best: Measured, resamples: Resamples) -> Interval:
+    difference_B = other.per_token_B(resamples) - best.per_token_B(resamples)
+    return _interval(other.ms_per_token - best.ms_per_token, difference_B)
+
+
+def _interval(value: float, values_B: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(values_B, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def advise(trace: Trace, question: Question, predictor: LayerPredictor | None = None) -> Advice:
+    """Which plan decodes a token in the least time.
+
+    Args:
+        trace: Prompts that the predictor has not learned from.
+        question: Device, memory and rules.
+        predictor: What may fetch ahead and evict; None: plans without one.
+
+    Raises:
+        InputError: Too few prompts, a budget that holds no expert, or a predictor of another model.
+    """
+    return Advisor(trace, question, predictor).advise()
+
+
+__all__ = ["Advice", "Advisor", "Measured", "MoreMemory", "Question", "advise"]
