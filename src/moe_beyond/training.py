@@ -175,6 +175,7 @@ def fit(
         history_dropout=settings.history_dropout,
         token_dropout=settings.token_dropout,
         layer_loss_weight=settings.layer_loss_weight,
+        loss=settings.loss,
     )
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
     data = RoutingData(
@@ -228,6 +229,7 @@ def _trainer(settings: TrainSettings, epochs: int, callbacks: list[Callback]) ->
     terminal = sys.stderr.isatty()
     return lightning.Trainer(
         accelerator=settings.accelerator,
+        precision=settings.precision,
         devices=settings.devices,
         max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,

@@ -14,11 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchmetrics import MeanMetric
 
 from moe_beyond.data.datamodule import Batch
 from moe_beyond.predictor.layer_step import LayerStep
+from moe_beyond.predictor.losses import LOSSES
 from moe_beyond.predictor.network import NetworkShape, TokenStep
 
 
@@ -36,6 +36,7 @@ class PredictorModule(pl.LightningModule):
         history_dropout: float,
         token_dropout: float,
         layer_loss_weight: float,
+        loss: str,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -44,7 +45,7 @@ class PredictorModule(pl.LightningModule):
         self.layer_step = LayerStep(self.shape)
         self.learning_rate, self.weight_decay, self.warmup_fraction = learning_rate, weight_decay, warmup_fraction
         self.history_dropout, self.token_dropout = history_dropout, token_dropout
-        self.layer_loss_weight = layer_loss_weight
+        self.layer_loss_weight, self.loss = layer_loss_weight, loss
         self.validation_loss, self.validation_recall = MeanMetric(), MeanMetric()
         self.validation_layer_recall = [MeanMetric() for _ in range(self.shape.horizon)]
         # a list alone would stay behind when the module changes devices
@@ -119,11 +120,7 @@ class PredictorModule(pl.LightningModule):
         return [(logits, experts_LNK[len(experts_LNK) - len(logits) :]) for logits in (logits_LNE, *informed)]
 
     def _loss(self, logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
-        """Element-wise binary cross-entropy, softplus(x) - x * y, without a tensor of targets: y is 1 K times."""
-        logits_LNE = logits_LNE.float()
-        positive_LN = logits_LNE.gather(-1, experts_LNK).sum(-1)
-        loss_LN = functional.softplus(logits_LNE).sum(-1) - positive_LN
-        return loss_LN.mean() / self.shape.num_experts
+        return LOSSES[self.loss](logits_LNE.float(), experts_LNK)
 
 
 def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:

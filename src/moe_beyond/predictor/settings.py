@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +19,8 @@ class TrainSettings(Settings):
     """Tokens that attention looks back over, and the length of a training window."""
     learning_rate: float = Field(default=3e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
+    loss: Literal["bce", "softmax", "ranking"] = "bce"
+    """See `predictor/losses.py`; docs/ablation.md compares them."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     history_dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -43,6 +45,9 @@ class TrainSettings(Settings):
     """Width of the layer step."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Of the arithmetic in training. A processor with bfloat16 instructions multiplies about five times faster in
+    bf16-mixed, at no loss of recall that was measured; one without is slower."""
     accelerator: str = "cpu"
     """Lightning's: cpu, gpu, auto and others."""
     devices: int = Field(default=1, ge=1)
