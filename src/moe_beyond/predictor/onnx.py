@@ -251,5 +251,5 @@ def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:
         "width": shape.width,
         "layer_width": shape.layer_width,
         "reach": shape.reach,
-        "features": "token string, letter n-grams, routing of the token before",
+        "features": "token string, letter n-grams, routing of the token before, routing of the string's last time",
     }
