@@ -66,5 +66,5 @@ def test_score_gives_recall_and_the_papers_hit_rates(trace_file, exported):
 
 def test_help_names_every_command():
     shown = run("--help").stdout
-    for command in ("import", "export", "describe", "assess", "score"):
+    for command in ("import", "export", "describe", "assess", "score", "replay", "advise", "calibrate-device"):
         assert command in shown

@@ -1,0 +1,199 @@
+"""The advice is measured on prompts that took no part in choosing it, and its numbers are those of plain replays."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.advice import document
+from moe_beyond.simulator.advisor import LEAST_PROMPTS, USUAL, Advisor, Question, advise
+from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.device import load_device
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.plans import Fetch, Plan, Room
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.timing import Workload, timed_replay
+from tests.simulator.strategies import make_trace
+
+PROMPTS = 16
+TRACE = make_trace(
+    5,
+    num_layers=4,
+    num_experts=12,
+    top_k=2,
+    lengths=(24,) * PROMPTS,
+    prefill=(4,) * PROMPTS,
+    expert_bytes=(4_000_000,) * 4,
+)
+QUESTION = Question(load_device("laptop_nvme"), Room(14), predictor_ms=0.01, layer_predictor_ms=0.001, samples=200)
+
+
+class Knows:
+    """A predictor that is right with a given probability, and always sure."""
+
+    name = "knows"
+    horizon = 2
+
+    def __init__(self, right):
+        self.right = right
+
+    def probabilities_TLE(self, trace):
+        answer = np.full((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), 0.01, np.float32)
+        np.put_along_axis(answer, trace.experts_TLK.astype(np.int64), 0.9, axis=2)
+        wrong = np.random.default_rng(0).random(answer.shape[:2]) > self.right
+        answer[wrong] = np.roll(answer[wrong], 1, axis=1)
+        return answer
+
+    def layer_probabilities_HTLE(self, trace):
+        return np.repeat(self.probabilities_TLE(trace)[None], 2, axis=0)
+
+
+@pytest.fixture(scope="module")
+def advice():
+    return advise(TRACE, QUESTION)
+
+
+def test_the_halves_share_no_prompt_and_the_quarters_neither():
+    advisor = Advisor(TRACE, QUESTION)
+    ids = [set(trace.prompt_ids) for trace in (advisor.learn, advisor.choose.trace, advisor.confirm.trace)]
+    assert [len(part) for part in ids] == [4, 4, 8]
+    assert set().union(*ids) == set(TRACE.prompt_ids)
+    assert set(advisor.half.prompt_ids) == ids[0] | ids[1]
+
+
+def test_the_fastest_where_it_is_chosen_is_what_is_confirmed_elsewhere(advice):
+    assert advice.best.plan == advice.tried[0].plan
+    times = [measured.ms_per_token for measured in advice.tried]
+    assert times == sorted(times)
+    assert advice.runner_up.plan.policy != advice.best.plan.policy
+    assert len(advice.best.tokens_P) == advice.num_prompts[2] == 8
+    assert advice.interval.low <= advice.best.ms_per_token <= advice.interval.high
+    assert advice.saved.value == pytest.approx(advice.today.ms_per_token - advice.best.ms_per_token)
+    assert advice.saved.low <= advice.saved.value <= advice.saved.high
+    assert advice.today.plan in USUAL
+
+
+def test_its_times_are_those_of_a_plain_replay():
+    plan = USUAL[0]
+    advisor = Advisor(TRACE, QUESTION)
+    measured = advisor._measure(plan, advisor._lessons(advisor.learn), advisor.confirm, QUESTION.room)
+    second_half = TRACE.select(np.arange(1, PROMPTS, 2))
+    events = events_of(second_half)
+    timed = timed_replay(
+        events,
+        Lru(),
+        Budget.slots(TRACE.metadata, 14),
+        QUESTION.device,
+        Workload.like_its_experts(events, 0.01, QUESTION.lookahead),
+    )
+    assert measured.ms_per_token == pytest.approx(timed.ms_per_token)
+
+
+def test_no_plan_beats_the_bound_or_all_in_memory(advice):
+    assert advice.resident_ms <= advice.bound_ms <= min(m.ms_per_token for m in (advice.best, advice.runner_up))
+    assert 0 < advice.share_of_bound <= 1
+
+
+def test_more_memory_never_slows_it_down_much_and_all_of_it_leaves_no_stall(advice):
+    totals = [more.room.total for more in advice.more_memory]
+    assert totals == [round(14 * 1.25), 21, 28, 42]
+    assert advice.more_memory[-1].measured.ms_per_token < advice.best.ms_per_token
+    (everything,) = advise(TRACE, replace(QUESTION, room=Room(47))).more_memory
+    assert everything.room.total == 48
+
+
+def test_a_predictor_that_knows_wins_and_one_that_is_wrong_is_left_out():
+    knows = advise(TRACE, QUESTION, Knows(1.0))
+    assert knows.best.plan.predicts
+    assert knows.best.timed.replay.total.hit_rate > 0.9
+    wrong = advise(TRACE, replace(QUESTION, predictor_ms=30.0), Knows(0.0))
+    assert not wrong.best.plan.predicts
+    # both are told apart from today's engines by the same prompts
+    assert knows.saved.low > 0
+
+
+def test_widths_and_thresholds_are_searched_for_both_steps():
+    tried = {measured.plan for measured in advise(TRACE, QUESTION, Knows(0.8)).tried}
+    fetches = {plan.fetch for plan in tried if plan.fetch is not None}
+    assert {fetch.layers for fetch in fetches} == {False, True}
+    assert {fetch.width for fetch in fetches} >= {1, 2, 3, 4, 6}
+    assert {fetch.threshold for fetch in fetches} >= {0.0, 0.3, 0.7}
+    assert Plan("anticipate", "fitted") in tried
+    assert any(isinstance(plan.fetch, Fetch) and plan.policy == "anticipate" for plan in tried)
+
+
+def test_policies_that_give_something_up_are_tried_only_when_asked_for(advice):
+    assert all(measured.timed.replay.total.mass_given_up == 0 for measured in advice.tried)
+    lossy = advise(TRACE, replace(QUESTION, lossy=True))
+    assert any(measured.timed.replay.total.mass_given_up > 0 for measured in lossy.tried)
+    assert {m.plan for m in advice.tried} < {m.plan for m in lossy.tried}
+    without = replace(TRACE, weights_TLK=None)
+    refused = advise(without, replace(QUESTION, lossy=True)).refused
+    assert "router weights" in refused["drop_cold"]
+
+
+def test_no_bound_is_advised(advice):
+    assert not {measured.plan.policy for measured in advice.tried} & {"belady", "belady_forced"}
+
+
+def test_prompts_that_run_together_are_advised_together():
+    together = advise(TRACE, replace(QUESTION, batch=3))
+    assert together.best.tokens_P.sum() == 8 * 20
+    # three tokens share the reading of dense parts
+    assert together.resident_ms < advise(TRACE, QUESTION).resident_ms
+
+
+def test_a_trace_of_prefill_alone_is_replayed_token_by_token():
+    prefill_only = replace(TRACE, num_prefill_P=np.full(PROMPTS, 24, np.int32))
+    advice = advise(prefill_only, QUESTION)
+    assert advice.prefill == "token_by_token"
+    assert "prefill alone" in " ".join(document(advice, 5.0)["notes"])
+
+
+def test_long_traces_are_thinned_by_whole_prompts():
+    advisor = Advisor(TRACE, replace(QUESTION, max_tokens=200))
+    parts = (advisor.learn, advisor.choose.trace, advisor.confirm.trace)
+    assert sum(part.num_prompts for part in parts) == LEAST_PROMPTS
+
+
+def test_too_few_prompts_and_too_little_memory_are_refused():
+    with pytest.raises(InputError, match="trace: 7 prompts with decoded tokens; 8 are the least"):
+        advise(TRACE.select(np.arange(7)), QUESTION)
+    with pytest.raises(InputError, match="the largest expert of toy has 4000000"):
+        advise(TRACE, replace(QUESTION, room=Room(3_999_999, in_bytes=True)))
+
+
+@pytest.mark.parametrize(
+    ("room", "target", "device", "answer"),
+    [
+        (Room(14), 1.0, {}, "yes"),
+        (Room(14), 1e9, {}, "no"),
+        (Room(48), 1e9, {}, "not needed"),
+        (Room(48), 1.0, {"memory_gib": 0.1}, "no"),
+    ],
+)
+def test_the_verdict_follows_speed_and_memory(room, target, device, answer):
+    question = replace(QUESTION, room=room, device=QUESTION.device.model_copy(update=device))
+    assert document(advise(TRACE, question), target)["verdict"]["answer"] == answer
+
+
+def test_between_the_speeds_of_two_budgets_more_memory_is_the_answer(advice):
+    faster = 1000 / advice.more_memory[-1].measured.ms_per_token
+    found = document(advice, 0.5 * (faster + 1000 / advice.best.ms_per_token))
+    assert found["verdict"]["answer"] == "with more memory"
+    assert "experts give" in found["verdict"]["reason"]
+
+
+def test_the_document_is_json_and_adds_up(advice):
+    found = json.loads(json.dumps(document(advice, 5.0), allow_nan=False))
+    best = found["best"]
+    assert best["tokens_per_second"] == pytest.approx(1000 / best["ms_per_token"])
+    assert found["prompts"] == {"learned_on": 4, "chosen_on": 4, "confirmed_on": 8}
+    assert found["memory"]["capacity_experts"] == 14
+    assert found["memory"]["cache_mib"] == pytest.approx(14 * 4_000_000 / 2**20)
+    assert found["memory"]["dense_mib"] == pytest.approx(4 * 2 * 4_000_000 / 2**20)
+    assert len(found["tried"]) == len(advice.tried)
+    if best["split"] != "shared":
+        assert sum(best["slots_per_layer"]) == 14
