@@ -57,7 +57,7 @@ def test_a_policy_bears_the_name_that_it_is_known_by_and_says_where_it_comes_fro
 @settings(max_examples=8)
 def test_a_replay_counts_every_access_once_and_the_same_each_time(policies, name, seed, capacity, keep_warm):
     policy, trace = policies[name], trace_of(seed)
-    events, budget = events_of(trace), Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer)
+    events, budget = events_of(trace), policy.budget(trace.metadata, capacity)
     first = replay(events, policy, budget, keep_warm=keep_warm)
     again = replay(events, policy, budget, keep_warm=keep_warm)
     np.testing.assert_array_equal(first.counts_PFC, again.counts_PFC)
@@ -79,9 +79,7 @@ def test_a_replay_counts_every_access_once_and_the_same_each_time(policies, name
 def test_what_changes_no_answer_moves_no_less_than_belady(policies, name, seed, capacity, keep_warm):
     policy, trace = policies[name], trace_of(seed)
     events = events_of(trace)
-    result = replay(
-        events, policy, Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer), keep_warm=keep_warm
-    )
+    result = replay(events, policy, policy.budget(trace.metadata, capacity), keep_warm=keep_warm)
     if is_lossy(policy, events):
         return
     assert result.given_up_PFW.sum() == 0
@@ -95,7 +93,7 @@ def test_what_changes_no_answer_moves_no_less_than_belady(policies, name, seed, 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"pre_gated", "hobbit"}))
 def test_in_a_cache_that_holds_the_model_each_expert_is_loaded_once(policies, name):
     policy, trace = policies[name], trace_of(7)
-    total = replay(events_of(trace), policy, Budget.slots(trace.metadata, 24, per_layer=policy.per_layer)).total
+    total = replay(events_of(trace), policy, policy.budget(trace.metadata, 24)).total
     assert total.evictions == 0
     assert total.loads <= 24
 
@@ -135,7 +133,7 @@ def test_no_policy_knows_what_comes_after(policies, name, seed, cut):
     scores_SM, other_SM = policy.scores_SM(events), policy.scores_SM(other)
     steps = slice(0, events.num_steps - cut + 1) if len(scores_SM) > 1 else slice(None)
     np.testing.assert_array_equal(scores_SM[steps], other_SM[steps])
-    budget = Budget.slots(trace.metadata, 6, per_layer=policy.per_layer)
+    budget = policy.budget(trace.metadata, 6)
     misses_N, other_N = (replay(e, policy, budget).misses_N for e in (events, other))
     np.testing.assert_array_equal(misses_N[:first], other_N[:first])
 
@@ -147,7 +145,7 @@ def test_lossy_policies_need_weights_and_say_what_they_gave_up(policies, name):
     if not is_lossy(policy, events):
         assert not policy.needs_weights
         return
-    replayed = replay(events, policy, Budget.slots(trace.metadata, 12, per_layer=policy.per_layer))
+    replayed = replay(events, policy, policy.budget(trace.metadata, 12))
     assert 0 < replayed.decode.mass_given_up <= 1 + 1e-9
     if name not in ("seer_moe", "mc", "mote"):
         # those change the model itself; all others give a batched prefill what its router wants

@@ -2,7 +2,8 @@
 
 ARC keeps those seen once apart from those seen again, remembers whom it let go of either, and moves the border between
 them towards the side whose ghosts are asked for. A rank function is called whenever somebody must leave, so that is
-when it catches up with what has come and gone; its lists live in the two score rows, which nobody else writes.
+when it catches up with what has come and gone; its lists live in the two score rows, which nobody else writes. For one
+expert an event it is ARC to the letter; where an event brings several, they arrive together.
 
 Shape suffixes: F features, M experts of the model, E routed experts in a layer.
 """
@@ -13,65 +14,117 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import LAST_USE, LAYER, RANKS, SCORE, SECOND_SCORE, USES, USES_RESIDENT
+from moe_beyond.simulator.policies.base import (
+    LAST_STEP,
+    LAST_USE,
+    LAYER,
+    RANKS,
+    SCORE,
+    SECOND_SCORE,
+    USES,
+    USES_RESIDENT,
+)
 
-# what the row SCORE says of an expert
+# SCORE holds an expert's list; at a layer's first two experts also, in multiples of _FIELD, the border (how many seen
+# once may stay, in parts) and how many fit. SECOND_SCORE holds the last use as of the latest call, by which ghosts age.
 _UNKNOWN, _ONCE, _AGAIN, _GHOST_ONCE, _GHOST_AGAIN = 0.0, 1.0, 2.0, 3.0, 4.0
+_FIELD = 8.0
+PARTS = 1024.0
+"""The border moves in parts of this size of an expert."""
 # of two ranks in different lists the list decides; accesses stay below 2 ** 52
 _LIST = 4503599627370496.0
 
 
 @compiled()
-def _catch_up(features_FM: npt.NDArray[np.float64], is_resident_E: npt.NDArray[np.bool_], base: int) -> float:
-    """Bring a layer's lists up to date with who is resident; returns the border: how many seen once may stay."""
-    ghosts_once, ghosts_again, capacity = 0, 0, 0
-    for e in range(len(is_resident_E)):
-        ghosts_once += features_FM[SCORE, base + e] == _GHOST_ONCE
-        ghosts_again += features_FM[SCORE, base + e] == _GHOST_AGAIN
-        capacity += is_resident_E[e]
-    border = features_FM[SECOND_SCORE, base]
-    for e in range(len(is_resident_E)):
-        expert = base + e
-        state = features_FM[SCORE, expert]
-        if features_FM[USES, expert] == 0 and not is_resident_E[e]:
-            # nothing is known of it: never used, or the cache has been emptied
-            state = _UNKNOWN
-        elif not is_resident_E[e]:
-            if state == _ONCE:
-                state = _GHOST_ONCE
-            elif state == _AGAIN:
-                state = _GHOST_AGAIN
-        elif state == _GHOST_ONCE:
-            border = min(capacity, border + max(1.0, ghosts_again / max(1, ghosts_once)))
-            state = _AGAIN
-        elif state == _GHOST_AGAIN:
-            border = max(0.0, border - max(1.0, ghosts_once / max(1, ghosts_again)))
-            state = _AGAIN
-        elif state == _UNKNOWN:
-            state = _ONCE
-        if state == _ONCE and features_FM[USES_RESIDENT, expert] > 1:
-            state = _AGAIN
-        features_FM[SCORE, expert] = state
-    features_FM[SECOND_SCORE, base] = border
-    return float(border)
+def _list_of(features_FM: npt.NDArray[np.float64], expert: int) -> float:
+    return float(features_FM[SCORE, expert] % _FIELD)
 
 
 @compiled()
-def _forget_ghosts(features_FM: npt.NDArray[np.float64], base: int, num_experts: int, capacity: int) -> None:
-    """Of each kind of ghosts remember the latest, as many as the layer holds experts."""
-    for kind in (_GHOST_ONCE, _GHOST_AGAIN):
-        count = 0
+def _move(features_FM: npt.NDArray[np.float64], expert: int, to: float) -> None:
+    features_FM[SCORE, expert] += to - features_FM[SCORE, expert] % _FIELD
+
+
+@compiled()
+def _remembered(features_FM: npt.NDArray[np.float64], expert: int) -> float:
+    return float(features_FM[SCORE, expert] // _FIELD)
+
+
+@compiled()
+def _remember(features_FM: npt.NDArray[np.float64], expert: int, value: float) -> None:
+    features_FM[SCORE, expert] = value * _FIELD + features_FM[SCORE, expert] % _FIELD
+
+
+@compiled()
+def _count(features_FM: npt.NDArray[np.float64], base: int, num_experts: int, which: float) -> int:
+    count = 0
+    for expert in range(base, base + num_experts):
+        count += _list_of(features_FM, expert) == which
+    return count
+
+
+@compiled()
+def _see_who_left(features_FM: npt.NDArray[np.float64], is_resident_E: npt.NDArray[np.bool_], base: int) -> None:
+    """Make ghosts of those that have left, also of those that have come back since."""
+    for e in range(len(is_resident_E)):
+        expert = base + e
+        which = _list_of(features_FM, expert)
+        left = not is_resident_E[e]
+        if is_resident_E[e] and features_FM[USES_RESIDENT, expert] == 1:
+            left = features_FM[LAST_USE, expert] > features_FM[SECOND_SCORE, expert]
+        stayed_since_start = features_FM[USES, expert] == features_FM[USES_RESIDENT, expert]
+        if left and (features_FM[USES, expert] == 0 or (is_resident_E[e] and stayed_since_start)):
+            # nothing is known of it: never used before, or the cache has been emptied
+            _move(features_FM, expert, _UNKNOWN)
+        elif left and which == _ONCE:
+            _move(features_FM, expert, _GHOST_ONCE)
+        elif left and which == _AGAIN:
+            _move(features_FM, expert, _GHOST_AGAIN)
+
+
+@compiled()
+def _forget_ghosts(features_FM: npt.NDArray[np.float64], base: int, num_experts: int, which: float, most: int) -> int:
+    """Of a kind of ghosts remember the latest `most`; returns how many there are."""
+    count = _count(features_FM, base, num_experts, which)
+    while count > max(most, 0):
+        oldest = -1
         for expert in range(base, base + num_experts):
-            count += features_FM[SCORE, expert] == kind
-        while count > capacity:
-            oldest = -1
-            for expert in range(base, base + num_experts):
-                if features_FM[SCORE, expert] == kind and (
-                    oldest < 0 or features_FM[LAST_USE, expert] < features_FM[LAST_USE, oldest]
-                ):
-                    oldest = expert
-            features_FM[SCORE, oldest] = _UNKNOWN
-            count -= 1
+            if _list_of(features_FM, expert) == which and (
+                oldest < 0 or features_FM[SECOND_SCORE, expert] < features_FM[SECOND_SCORE, oldest]
+            ):
+                oldest = expert
+        _move(features_FM, oldest, _UNKNOWN)
+        count -= 1
+    return count
+
+
+@compiled()
+def _welcome(
+    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], base: int, capacity: int, ghosts: int
+) -> bool:
+    """Put who has arrived into the lists and move the border; whether a ghost of those seen again was among them.
+
+    `ghosts` are those of experts seen once.
+    """
+    num_experts = features_FM.shape[1] // int(features_FM[LAYER, features_FM.shape[1] - 1] + 1)
+    ghosts_again = _count(features_FM, base, num_experts, _GHOST_AGAIN)
+    border, seen_again = _remembered(features_FM, base), False
+    for expert in residents:
+        which = _list_of(features_FM, expert)
+        if features_FM[USES_RESIDENT, expert] > 0:
+            if which == _GHOST_ONCE:
+                border = min(capacity * PARTS, border + np.round(PARTS * max(1.0, ghosts_again / ghosts)))
+                _move(features_FM, expert, _AGAIN)
+            elif which == _GHOST_AGAIN:
+                border = max(0.0, border - np.round(PARTS * max(1.0, ghosts / ghosts_again)))
+                _move(features_FM, expert, _AGAIN)
+                seen_again = True
+            else:
+                used_again = which == _AGAIN or features_FM[USES_RESIDENT, expert] > 1
+                _move(features_FM, expert, _AGAIN if used_again else _ONCE)
+        features_FM[SECOND_SCORE, expert] = features_FM[LAST_USE, expert]
+    _remember(features_FM, base, border)
+    return seen_again
 
 
 @compiled(RANK)
@@ -80,20 +133,31 @@ def adaptive_replacement(
 ) -> None:
     """Rank of ARC: the list that is over its side of the border leaves first, in it the least recently used.
 
-    The residents must be of one layer. Where experts leave in one event, the border is the same for all of them.
+    The residents must be of one layer. Where several leave in one event, the border is the same for all of them. What
+    was fetched ahead and not used yet counts as seen once.
     """
-    num_layers = int(features_FM[LAYER, features_FM.shape[1] - 1]) + 1
-    num_experts = features_FM.shape[1] // num_layers
+    num_experts = features_FM.shape[1] // int(features_FM[LAYER, features_FM.shape[1] - 1] + 1)
     base = residents[0] // num_experts * num_experts
     is_resident_E = np.zeros(num_experts, np.bool_)
     for expert in residents:
         is_resident_E[expert - base] = True
-    border = _catch_up(features_FM, is_resident_E, base)
-    _forget_ghosts(features_FM, base, num_experts, len(residents))
-    seen_once = 0
+    _see_who_left(features_FM, is_resident_E, base)
+    arrived, once = 0, 0
     for expert in residents:
-        seen_once += features_FM[SCORE, expert] == _ONCE
-    first_list = _ONCE if seen_once > border else _AGAIN
+        which = _list_of(features_FM, expert)
+        # the lists are still those of the latest call: who was used again since counts as seen once
+        once += which == _ONCE
+        arrived += features_FM[USES_RESIDENT, expert] > 0 and which != _ONCE and which != _AGAIN  # noqa: PLR1714 - compiled
+    capacity = int(max(_remembered(features_FM, base + 1), len(residents) - arrived))
+    _remember(features_FM, base + 1, capacity)
+    ghosts = _forget_ghosts(features_FM, base, num_experts, _GHOST_ONCE, capacity - once)
+    _forget_ghosts(features_FM, base, num_experts, _GHOST_AGAIN, capacity - ghosts)
+    seen_again = _welcome(features_FM, residents, base, capacity, ghosts)
+    once = 0
+    for expert in residents:
+        once += features_FM[LAST_STEP, expert] != step and _list_of(features_FM, expert) != _AGAIN
+    border = _remembered(features_FM, base) / PARTS
+    once_leaves = once > 0 and (once > border or (seen_again and once == border))
     for place, expert in enumerate(residents):
-        stays = features_FM[SCORE, expert] != first_list
-        features_FM[RANKS, place] = features_FM[LAST_USE, expert] + (_LIST if stays else 0.0)
+        leaves = (_list_of(features_FM, expert) != _AGAIN) == once_leaves
+        features_FM[RANKS, place] = features_FM[LAST_USE, expert] + (0.0 if leaves else _LIST)

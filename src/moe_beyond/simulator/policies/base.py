@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.prefetches import Prefetches
 from moe_beyond.traces.schema import TraceMetadata
@@ -140,6 +141,21 @@ class Policy(ABC):
     @abstractmethod
     def rank(self) -> Rank:
         """The compiled rank function."""
+
+    def layer_weights_L(self, num_layers: int) -> npt.NDArray[np.float64] | None:
+        """In which proportion the layers share the cache, where each has a budget of its own; None: alike."""
+        return None
+
+    def budget(self, meta: TraceMetadata, capacity_experts: int) -> Budget:
+        """A cache of so many slots as the policy deals them out.
+
+        Raises:
+            InputError: As `Budget.slots`.
+        """
+        weights_L = self.layer_weights_L(meta.num_layers)
+        if weights_L is None:
+            return Budget.slots(meta, capacity_experts, per_layer=self.per_layer)
+        return Budget.weighted(meta, capacity_experts, weights_L)
 
     def most_experts(self, meta: TraceMetadata) -> int | None:
         """Experts that it holds at most, however large the cache is; None: as many as fit."""

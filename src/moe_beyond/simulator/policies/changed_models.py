@@ -1,7 +1,7 @@
 """Publications that change what a model asks for, not how its experts are cached: pruned, fewer, or smaller experts.
 
-All keep least recently used, so that what the change saves stands alone; all are lossy, and the quality that they
-recover by fine-tuning is not in a trace. What they decide from was counted on the training split.
+All keep least recently used in each layer, so that what the change saves stands alone; all are lossy, and the quality
+that they recover by fine-tuning is not in a trace. What they decide from was counted on the training split.
 
 Shape suffixes: V visits, A accesses, T tokens, L MoE layers, K experts per token, E routed experts in a layer,
 M = L * E experts of the model.
@@ -67,8 +67,9 @@ def _decode_A(events: Events) -> npt.NDArray[np.bool_]:
     return np.repeat(events.is_decode_S[events.step_N], np.diff(events.offsets_N))
 
 
-class _OverLru(Policy):
+class _OverLayerLru(Policy):
     needs_weights = True
+    per_layer = True
 
     @property
     @override
@@ -77,7 +78,7 @@ class _OverLru(Policy):
 
 
 @dataclass(frozen=True)
-class SeerMoe(_OverLru):
+class SeerMoe(_OverLayerLru):
     """A quarter of each layer's experts is pruned, the least heavy hitters (SEER-MoE, arXiv 2404.05089).
 
     A token that wants a pruned expert goes without; the changed model's router would choose another, which no trace
@@ -107,7 +108,7 @@ class SeerMoe(_OverLru):
 
 
 @dataclass(frozen=True)
-class Lexi(_OverLru):
+class Lexi(_OverLayerLru):
     """Fewer experts per token in the layers that bear it, three quarters of all (LExI, arXiv 2509.02753).
 
     The publication finds each layer's number by what its output loses on random data. Here the places that carry least
@@ -140,7 +141,7 @@ class Lexi(_OverLru):
         return ChangedDemand(keep_A, np.ones(events.metadata.num_model_experts))
 
 
-class Mote(_OverLru):
+class Mote(_OverLayerLru):
     """Every routed expert ternary, at a quarter of the traced bytes (MoTE, a mixture of ternary experts).
 
     After the paper, unverified: two bits for a ternary weight, of eight that are taken to have been traced. The model
@@ -157,7 +158,7 @@ class Mote(_OverLru):
 
 
 @dataclass(frozen=True)
-class Mc(_OverLru):
+class Mc(_OverLayerLru):
     """Bits by significance, and light experts dropped where the first one outweighs them (MC, MC#), lossy.
 
     After the paper, unverified: three, two and one bits for the most significant quarter of a layer's experts, the

@@ -132,14 +132,15 @@ def prefer_residents(
 class CachePrior(Policy):
     """Routes to what is resident where the logits are near (cache-prior routing, Qualcomm, arXiv 2412.00099), lossy.
 
-    z' = z + 0.2 * D * resident, D the running mean of the range of a layer's logits, the top 2 always kept, over LRU.
-    A trace holds weights of the chosen experts alone: their logarithms stand in for logits, D is the range of the
+    z' = z + 0.2 * D * resident, D the running mean of the range of a layer's logits, the top 2 always kept, over LRU in
+    each layer. A trace holds weights of the chosen experts alone: their logarithms stand in for logits, D is the range of the
     chosen, and an expert that was not chosen is taken to have been as near as the last chosen one. That favours the
     policy: its hit rate is an upper bound, and so is the weight that it gives up.
     """
 
     name = "cache_prior"
     needs_weights = True
+    per_layer = True
 
     @property
     @override
@@ -166,7 +167,7 @@ class CachePrior(Policy):
 
 @dataclass(frozen=True)
 class MoBile(Policy):
-    """Unimportant tokens use half of their experts (MoBiLE, arXiv 2510.12357), over LRU, lossy.
+    """Unimportant tokens use half of their experts (MoBiLE, arXiv 2510.12357), over LRU in each layer, lossy.
 
     How a token's importance is told is not in the public text. Assumed here: a token is unimportant where its first
     layer gives the upper half of its experts more weight than it does for half of the training tokens; from the next
@@ -180,6 +181,7 @@ class MoBile(Policy):
     upper_half_share: float
     name = "mobile"
     needs_weights = True
+    per_layer = True
 
     @classmethod
     def fit(cls, training: Trace) -> MoBile:

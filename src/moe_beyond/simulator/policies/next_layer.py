@@ -139,6 +139,10 @@ class Fate(Policy):
         return adaptive_replacement
 
     @override
+    def layer_weights_L(self, num_layers: int) -> npt.NDArray[np.float64]:
+        return np.linspace(1.5, 0.5, num_layers)
+
+    @override
     def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
         # one row of zeros, in which ARC keeps its lists
         return np.zeros((1, 2 * events.metadata.num_model_experts), np.float32)

@@ -8,7 +8,7 @@ layer, T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -49,6 +49,7 @@ class Substitution(Policy):
     nearest_ME: npt.NDArray[np.int32]
     name = "substitution"
     needs_weights = True
+    per_layer = True
 
     @classmethod
     def fit(cls, training: Trace, neighbours: int = 8) -> Substitution:
@@ -74,11 +75,7 @@ class Substitution(Policy):
     @property
     @override
     def demand(self) -> Demand:
-        return self._demand
-
-    @cached_property
-    def _demand(self) -> Demand:
-        return _replaces(self.nearest_ME)
+        return _replaces(self.nearest_ME.tobytes(), self.nearest_ME.shape[1])
 
 
 def _used_together(training: Trace, layer: int, beside: int) -> npt.NDArray[np.float64]:
@@ -90,8 +87,10 @@ def _used_together(training: Trace, layer: int, beside: int) -> npt.NDArray[np.f
     return np.bincount(pairs, minlength=num_experts**2).reshape(num_experts, -1).astype(np.float64)
 
 
-def _replaces(nearest_ME: npt.NDArray[np.int32]) -> Demand:
+@lru_cache(maxsize=4)
+def _replaces(table: bytes, neighbours: int) -> Demand:
     """A demand function that knows a table of likeness: compiled for it, since no argument could carry the table."""
+    nearest_ME = np.frombuffer(table, np.int32).reshape(-1, neighbours)
 
     def by_likeness(
         features_FM: npt.NDArray[np.float64],

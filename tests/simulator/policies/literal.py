@@ -1,0 +1,46 @@
+"""Traces written out by hand: a line a token, the experts of each layer.
+
+Shape suffixes: T tokens, L MoE layers, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.replay import replay
+from moe_beyond.traces.schema import Trace, validate
+from tests.simulator.strategies import make_trace
+
+
+def literal(
+    experts_TLK: Sequence[object],
+    *,
+    num_experts: int,
+    lengths: tuple[int, ...] | None = None,
+    weights_TLK: Sequence[object] | None = None,
+) -> Trace:
+    """A trace of decoded tokens. A token of one layer and one expert may be a number, of more a list of lists."""
+    experts = np.array(experts_TLK, np.uint8)
+    experts = experts.reshape(len(experts), -1, 1) if experts.ndim < 3 else experts
+    lengths = lengths or (len(experts),)
+    trace = make_trace(
+        0,
+        num_layers=experts.shape[1],
+        num_experts=num_experts,
+        top_k=experts.shape[2],
+        lengths=lengths,
+        prefill=(0,) * len(lengths),
+    )
+    weights = trace.weights_TLK if weights_TLK is None else np.array(weights_TLK, np.float16).reshape(experts.shape)
+    return validate(replace(trace, experts_TLK=experts, weights_TLK=weights), "literal")
+
+
+def misses(policy: Policy, trace: Trace, capacity: int) -> list[int]:
+    """Misses of each event."""
+    counted: list[int] = replay(events_of(trace), policy, policy.budget(trace.metadata, capacity)).misses_N.tolist()
+    return counted
