@@ -16,6 +16,13 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.traces.pair_tables import pair_tables
+from tests.reporting.example_more import (
+    ablation_table,
+    bandwidth_tables,
+    certainty_tables,
+    costliest_table,
+    timeline_table,
+)
 from tests.traces.random_traces import trace_of
 
 Ids = npt.NDArray[np.int64]
@@ -158,11 +165,15 @@ def quality_table(example: Example) -> pl.DataFrame:
             named = [("all", "all", float(layers.mean()))]
             named += [("prefill", "all", float(layers.mean()) - 0.01), ("decode", "all", float(layers.mean()) + 0.01)]
             named += [("all", str(layer + 1), float(value)) for layer, value in enumerate(layers)]
-            for phase, layer, value in named:
+            asked = [("token", *row) for row in named]
+            if predictor == "predictor":  # the closer to its layer, the more it knows
+                asked += [(str(h), *row[:2], row[2] + 0.12 / h) for h in (1, 2) for row in named]
+            for horizon, phase, layer, value in asked:
                 rows.append(
                     {
                         "split": split,
                         "predictor": predictor.replace("_", " "),
+                        "horizon": horizon,
                         "phase": phase,
                         "layer": layer,
                         "tokens": example.tokens,
@@ -258,8 +269,10 @@ def trials_table() -> pl.DataFrame:
             "latency_ms": latency,
             "parameters": parameters,
             "size_bytes": [4 * count for count in parameters],
+            "ms_per_token": [20 - 5 * rate for rate in recall],
             "on_front": front,
             "chosen": [place == 4 for place in range(len(sizes))],
+            "reason": ["least time per token" if place == 4 else "slower" for place in range(len(sizes))],
         }
     )
 
@@ -395,7 +408,11 @@ def write_example(root: Path, example: Example | None = None, *, times: bool = T
             "validation_recall_at_k": 0.66 - 0.4 * np.exp(-epochs / 3),
         }
     )
+    tables |= {f"export/{name}": frame for name, frame in certainty_tables(example.layers).items()}
     if times:
+        tables |= {"simulate/timeline": timeline_table(example.layers), "simulate/ablation": ablation_table()}
+        tables |= {"simulate/costliest_misses": costliest_table()}
+        tables |= {f"simulate/{name}": frame for name, frame in bandwidth_tables().items()}
         tables |= {"simulate/timing": timing_table(replayed), "simulate/comparisons": comparisons_table()}
     for name, frame in tables.items():
         path = reports / f"{name}.csv"

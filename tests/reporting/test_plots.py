@@ -11,6 +11,7 @@ from PIL import Image  # matplotlib, which mlflow needs, brings it
 
 from moe_beyond.reporting import plots, theme
 from moe_beyond.reporting.blocks import Figure
+from moe_beyond.reporting.break_even_sections import break_even_section
 from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import timing_section
 from moe_beyond.reporting.model_sections import model_section
@@ -19,6 +20,7 @@ from moe_beyond.reporting.pair_sections import pairs_section
 from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.trust_sections import trust_section
+from moe_beyond.reporting.why_sections import why_section
 
 
 def all_figures(tables: Tables) -> dict[str, Figure]:
@@ -31,6 +33,8 @@ def all_figures(tables: Tables) -> dict[str, Figure]:
             training_section,
             model_section,
             pairs_section,
+            why_section,
+            break_even_section,
         )
     ]
     sections += [cache_section(tables, 0.1), timing_section(tables, {}, 0.1)]
@@ -60,6 +64,10 @@ def test_every_figure_of_the_page_is_there(tables: Tables):
         "coactivation",
         "transitions",
         "pair_bits",
+        "timeline",
+        "timeline_layers",
+        "bandwidth",
+        *(f"recall_by_horizon_{split}" for split in splits),
     }
 
 

@@ -7,7 +7,7 @@ import polars as pl
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
 from moe_beyond.reporting.headline import beside_published, recall_name, split_label
 from moe_beyond.reporting.names import label, ordered
-from moe_beyond.reporting.tables import Tables
+from moe_beyond.reporting.tables import TOKEN, Tables
 from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
 
 _SHAPE = {"num_layers": "MoE layers", "num_experts": "Experts in each", "top_k": "Top-k"}
@@ -125,12 +125,22 @@ def paper_section(tables: Tables) -> Section:
         "100\u00a0%: it compares with the paper and decides nothing. Hit rates are means over ten fillings."
     )
     blocks: list[Block] = []
-    for split in table.rows["split"].unique(maintain_order=True).to_list():
-        part = table.rows.filter(pl.col("split") == split)
+    named = _with_horizons(table.rows)
+    for split in named["split"].unique(maintain_order=True).to_list():
+        part = named.filter(pl.col("split") == split)
         if sentence := paper_sentence(tables, split):
             blocks.append(Passage(sentence))
         blocks.append(_paper_table(tables, part, split))
     return Section("paper", "The paper", title, lead, tuple(blocks))
+
+
+def _with_horizons(rows: pl.DataFrame) -> pl.DataFrame:
+    """A predictor asked some layers ahead is another predictor in the table."""
+    if "horizon" not in rows.columns:
+        return rows
+    ahead = pl.format("{}_ahead_{}", pl.col("predictor"), pl.col("horizon"))
+    name = pl.when(pl.col("horizon") == TOKEN).then(pl.col("predictor")).otherwise(ahead)
+    return rows.with_columns(predictor=name)
 
 
 def paper_sentence(tables: Tables, split: str) -> str:

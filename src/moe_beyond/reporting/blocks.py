@@ -23,6 +23,7 @@ class DataTable:
         rows: Cells, as many as there are headings.
         source: Path of the file that the numbers come from; empty for none.
         emphasis: Index of a row to stress, or None.
+        wide: Takes the whole width of the page rather than half of it.
     """
 
     caption: str
@@ -30,6 +31,7 @@ class DataTable:
     rows: tuple[tuple[str, ...], ...]
     source: str = ""
     emphasis: int | None = None
+    wide: bool = False
     kind: ClassVar[str] = "table"
 
 

@@ -46,18 +46,15 @@ class Clock:
             return cls((), (), (), {})
         timing = timed
         latencies: list[float] = []
-        if "predictor_ms" in timing.columns and timing["predictor_ms"].n_unique() > 1:
-            latencies = timing["predictor_ms"].unique().sort().to_list()
-        rows = {
-            (
-                row["split"],
-                row["policy"],
-                row["capacity_experts"],
-                row["device"],
-                row["predictor_ms"] if latencies else None,
-            ): row
-            for row in timing.iter_rows(named=True)
-        }
+        if "predictor_ms" in timing.columns and timing["predictor_ms"].drop_nulls().n_unique() > 1:
+            latencies = timing["predictor_ms"].drop_nulls().unique().sort().to_list()
+        choices: list[float | None] = [*latencies] or [None]
+        rows: dict[Key, dict[str, Any]] = {}
+        for _, part in timing.group_by("split", "policy", "capacity_experts", "device", maintain_order=True):
+            for row in part.iter_rows(named=True):
+                # what predicts nothing is timed once, whatever a predictor takes
+                for latency in choices if part.height == 1 else [row["predictor_ms"]]:
+                    rows[row["split"], row["policy"], row["capacity_experts"], row["device"], latency] = row
         columns = tuple((name, heading) for name, heading in _COLUMNS.items() if name in timing.columns)
         devices = tuple(timing["device"].unique(maintain_order=True).to_list())
         return cls(devices, tuple(latencies), columns, rows)

@@ -22,7 +22,7 @@ from moe_beyond.reporting.headline import (
     scores,
     split_label,
 )
-from moe_beyond.reporting.names import is_bound, is_learned, label
+from moe_beyond.reporting.names import is_bound, is_learned, label, sees_the_future
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, listed, mib, number, percent, points
 
@@ -57,7 +57,7 @@ def prediction_findings(tables: Tables, split: str) -> list[Finding]:
     """The trained predictor against the best baseline, overall and layer by layer."""
     rows = scores(tables, split)
     ours = [row for row in rows if is_learned(row.predictor)]
-    baselines = [row for row in rows if not is_learned(row.predictor)]
+    baselines = [row for row in rows if not is_learned(row.predictor) and not sees_the_future(row.predictor)]
     if not ours or not baselines:
         return []
     mine, rival = ours[0], max(baselines, key=lambda row: row.recall)
@@ -80,7 +80,7 @@ def _score(score: Score) -> str:
 def _lost_layers(tables: Tables, split: str, ours: str, source: str) -> list[Finding]:
     rows = by_layer(tables["quality"].rows, split)
     mine = rows.filter(pl.col("predictor") == ours).select("layer", mine="recall_at_k")
-    others = rows.filter(pl.col("predictor").is_in([name for name in tables.predictors if not is_learned(name)]))
+    others = rows.filter(pl.col("predictor").is_in(_causal_rivals(tables)))
     beaten = others.join(mine, on="layer").filter(pl.col("recall_at_k") >= pl.col("mine"))
     if beaten.is_empty():
         return []
@@ -89,6 +89,10 @@ def _lost_layers(tables: Tables, split: str, ours: str, source: str) -> list[Fin
     where = f"{len(layers)} of {mine.height} layers ({listed(layers, 12)})"
     text = f"In {where} {names} is at least as good on {split_label(split)}."
     return [Finding("bad", text, source)]
+
+
+def _causal_rivals(tables: Tables) -> list[str]:
+    return [name for name in tables.predictors if not is_learned(name) and not sees_the_future(name)]
 
 
 def generalisation_findings(tables: Tables) -> list[Finding]:

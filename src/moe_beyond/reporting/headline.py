@@ -8,7 +8,7 @@ import polars as pl
 
 from moe_beyond.config import flatten
 from moe_beyond.reporting.names import is_bound, is_learned, label, ordered
-from moe_beyond.reporting.tables import Tables, find
+from moe_beyond.reporting.tables import TOKEN, Tables, find
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,21 @@ def scores(tables: Tables, split: str) -> list[Score]:
     ]
 
 
-def overall(quality: pl.DataFrame, split: str) -> pl.DataFrame:
+def at_horizon(quality: pl.DataFrame, horizon: str = TOKEN) -> pl.DataFrame:
+    """Rows of predictors asked at that step; a table without the column knows the token step alone."""
+    return quality.filter(pl.col("horizon") == horizon) if "horizon" in quality.columns else quality
+
+
+def overall(quality: pl.DataFrame, split: str, horizon: str = TOKEN) -> pl.DataFrame:
     """Rows of one split over all phases and layers."""
-    return quality.filter((pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") == "all"))
+    rows = at_horizon(quality, horizon)
+    return rows.filter((pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") == "all"))
 
 
-def by_layer(quality: pl.DataFrame, split: str) -> pl.DataFrame:
+def by_layer(quality: pl.DataFrame, split: str, horizon: str = TOKEN) -> pl.DataFrame:
     """Rows of one split over all phases, one a layer and predictor, in order of layer."""
-    rows = quality.filter((pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") != "all"))
+    rows = at_horizon(quality, horizon)
+    rows = rows.filter((pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") != "all"))
     return rows.with_columns(pl.col("layer").cast(pl.Int64)).sort("layer", maintain_order=True)
 
 
@@ -150,7 +157,7 @@ def beside_published(tables: Tables, split: str) -> pl.DataFrame:
     Returns:
         Columns of published_protocol.csv for ours, with the ending `_paper` for theirs; no rows where one is missing.
     """
-    rows = tables["published_protocol"].rows.filter(pl.col("split") == split)
+    rows = at_horizon(tables["published_protocol"].rows).filter(pl.col("split") == split)
     learned = [name for name in rows["predictor"].unique().to_list() if is_learned(name)]
     ours = rows.filter(pl.col("predictor").is_in(learned))
     theirs = rows.filter(pl.col("predictor") == "published_predictions")

@@ -88,6 +88,9 @@ def label(name: str) -> str:
         return f"{label(before)} prefetch + {'eviction' if eviction == _BY_PREDICTION else label(eviction)}"
     if name.endswith(f"_{_BY_PREDICTION}"):
         return f"{label(name.removesuffix(f'_{_BY_PREDICTION}'))} eviction"
+    asked, ahead, layers = name.partition("_ahead_")
+    if ahead:
+        return f"{label(asked)}, {layers} layer{'' if layers == '1' else 's'} ahead"
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 
@@ -100,6 +103,11 @@ def is_published(name: str) -> bool:
 def is_bound(policy: str) -> bool:
     """True for a replay that knows the future and so cannot be built."""
     return policy.startswith(("belady", "clairvoyant", "oracle"))
+
+
+def sees_the_future(name: str) -> bool:
+    """True for a predictor that is not causal: it sees later tokens of the prompt, so it cannot run in decoding."""
+    return "leaky" in name
 
 
 def is_learned(name: str) -> bool:

@@ -19,10 +19,13 @@ from markupsafe import Markup
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.reporting import theme
+from moe_beyond.reporting.ablation_sections import ablation_section
 from moe_beyond.reporting.beside_sections import models_section, paper_section
 from moe_beyond.reporting.blocks import Figure
+from moe_beyond.reporting.break_even_sections import break_even_section
 from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import comparison_section, timing_section
+from moe_beyond.reporting.dvc_tables import dvc_tables
 from moe_beyond.reporting.explorer import explorer_section
 from moe_beyond.reporting.model_sections import model_section
 from moe_beyond.reporting.pair_sections import pairs_section
@@ -34,6 +37,7 @@ from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.summary import summarise
 from moe_beyond.reporting.tables import Tables, read_tables
 from moe_beyond.reporting.trust_sections import trust_section
+from moe_beyond.reporting.why_sections import why_section
 
 _VEGA_LITE = "6.4"  # what Altair 6 writes
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -96,7 +100,10 @@ def compose(
         policies_section(tables, headline_capacity),
         cache_section(tables, headline_capacity),
         timing_section(tables, parameters, headline_capacity),
+        break_even_section(tables),
         comparison_section(tables, headline_capacity),
+        ablation_section(tables),
+        why_section(tables),
         predictor_section(tables),
         trust_section(tables),
         paper_section(tables),
@@ -176,24 +183,6 @@ def _write_figures(folder: Path, page: Page, settings: ReportSettings) -> list[P
             frame.write_csv(temporary / name)
             names.append(name)
     return [folder / name for name in names]
-
-
-def dvc_tables(tables: Tables) -> dict[str, pl.DataFrame]:
-    """Wide tables for DVC's own line plots, which draw a line a column and compare revisions."""
-    wide: dict[str, pl.DataFrame] = {}
-    replay, quality = tables["replay"].frame, tables["quality"].frame
-    for split in tables.splits:
-        if replay is not None:
-            part = replay.filter(pl.col("split") == split).sort("capacity_fraction")
-            for value in ("hit_rate", "mib_per_token"):
-                table = part.pivot("policy", index="capacity_fraction", values=value, maintain_order=True)
-                wide[f"{value}_{split}.csv"] = table
-        if quality is not None:
-            part = quality.filter((pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") != "all"))
-            part = part.with_columns(pl.col("layer").cast(pl.Int64)).sort("layer")
-            table = part.pivot("predictor", index="layer", values="recall_at_k", maintain_order=True)
-            wide[f"recall_by_layer_{split}.csv"] = table
-    return wide
 
 
 def _model_name(tables: Tables, run_summary: Mapping[str, Any]) -> str:

@@ -377,3 +377,31 @@ def step_latency(timing: pl.DataFrame, policies: Sequence[str]) -> Chart:
     x = alt.X("capacity_experts:Q", title="capacity, experts", axis=alt.Axis(format=",d"))
     y = alt.Y("ms_per_token:Q", title="ms per token", scale=alt.Scale(zero=True))
     return finish(_lines(frame, policies, x, y, tooltip))
+
+
+def time_by_bandwidth(times: pl.DataFrame, policies: Sequence[str], break_even: Sequence[float]) -> Chart:
+    """Milliseconds per token over the link's bandwidth, both logarithmic.
+
+    Args:
+        times: Columns policy, bandwidth_gb_per_s, ms_per_token.
+        policies: Order of the legend.
+        break_even: Bandwidths in GB/s from which on ours pays; each is marked.
+    """
+    frame = with_labels(times, "policy").select("series", "bandwidth_gb_per_s", "ms_per_token")
+    tooltip = [
+        alt.Tooltip("series:N", title="policy"),
+        alt.Tooltip("bandwidth_gb_per_s:Q", title="GB/s", format=".3~f"),
+        alt.Tooltip("ms_per_token:Q", title="ms per token", format=".3~f"),
+    ]
+    log = alt.Scale(type="log", nice=False)
+    x = alt.X("bandwidth_gb_per_s:Q", title="bandwidth, GB/s", scale=log, axis=alt.Axis(format="~g", tickCount=5))
+    y = alt.Y("ms_per_token:Q", title="ms per token", scale=log, axis=alt.Axis(format="~g"))
+    layers: list[Chart] = []
+    if break_even:
+        words = [f"pays from {value:.3g} GB/s" for value in break_even]
+        mark = alt.Chart(pl.DataFrame({"x": list(break_even), "text": words}))
+        layers = [
+            mark.mark_rule(style="mark-rule").encode(x="x:Q"),
+            mark.mark_text(style="mark-text").encode(x="x:Q", y=alt.value(2), text="text:N"),
+        ]
+    return finish(alt.layer(*layers, _lines(frame, policies, x, y, tooltip)))

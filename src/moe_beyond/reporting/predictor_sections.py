@@ -8,12 +8,22 @@ import polars as pl
 
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
-from moe_beyond.reporting.headline import by_layer, overall, recall_name, scores, split_label, top_k
+from moe_beyond.reporting.headline import at_horizon, by_layer, overall, recall_name, scores, split_label, top_k
+from moe_beyond.reporting.horizon_blocks import horizon_blocks
 from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Table, Tables, find
 from moe_beyond.reporting.text import MISSING, interval, number, percent, size
 
 _TRUE = ("true", "1", "1.0", "yes")
+_TRIAL_EXTRAS = {
+    "layer_latency_ms": "Layer step, ms",
+    "ms_per_token": "Modelled ms per token",
+    "hit_rate": "Hit rate",
+}
+_OUTCOMES = {
+    *("trial", "state", "recall_at_k", "recall_at_k_ahead_1", "latency_ms", "layer_latency_ms", "parameters"),
+    *("size_bytes", "ms_per_token", "hit_rate", "use", "on_front", "chosen", "reason", "kind", "chosen_trial"),
+}
 _OPTIONAL_SCORES = {"f1_active": "F1 of the active class", "f1_macro": "Macro F1", "accuracy": "Element accuracy"}
 
 
@@ -40,7 +50,7 @@ def predictor_section(tables: Tables) -> Section:
         blocks += [score_table(tables, split), *_layer_blocks(tables, split)]
     if len(tables.splits) == 1:
         blocks.append(Absent("A second test split", "the traces hold no prompts of another domain"))
-    blocks += _phase_blocks(tables)
+    blocks += [*_phase_blocks(tables), *horizon_blocks(tables)]
     return Section("predictor", "Recall", title, lead, tuple(blocks))
 
 
@@ -121,7 +131,8 @@ def _layer_blocks(tables: Tables, split: str) -> list[Block]:
 
 def _phase_blocks(tables: Tables) -> list[Block]:
     """Prefill beside decode, where the table separates them."""
-    quality = tables["quality"].rows.filter((pl.col("layer") == "all") & (pl.col("phase") != "all"))
+    quality = at_horizon(tables["quality"].rows)
+    quality = quality.filter((pl.col("layer") == "all") & (pl.col("phase") != "all"))
     quality = quality.filter(pl.col("split").is_in(tables.splits))
     title = "Prefill and decode apart"
     phases = quality["phase"].unique(maintain_order=True).to_list()
@@ -148,31 +159,22 @@ def _phase_blocks(tables: Tables) -> list[Block]:
 
 
 def search_section(tables: Tables) -> Section:
-    """The Pareto front of the size search."""
+    """The Pareto front of the size search, why its winner won, and what eight bits cost it."""
     title = "How large a predictor"
     table = tables["trials"]
     if table.frame is None:
-        return Section("search", "Size", title, blocks=(Absent(title, table.absent),))
+        return Section("search", "Size", title, blocks=(Absent(title, table.absent), *_quantisation(tables)))
     trials = _marked(table)
-    chosen = trials.filter("chosen_trial")
     front = trials.filter(pl.col("kind") == "on the Pareto front")
     lead = (
-        f"{trials.height} sizes were tried, each on the validation split only; {front.height} are on the Pareto "
-        "front: none other is both faster and better."
+        f"{trials.height} candidates were measured, each on the validation split only"
+        f"{_ended_early(table.rows, trials)}; {front.height} are on the Pareto front: none other is better in every "
+        f"respect.{_choice(tables, trials)}"
     )
-    if not chosen.is_empty():
-        row = chosen.row(0, named=True)
-        sizes = ", ".join(f"{name} {row[name]}" for name in ("width", "depth", "heads") if name in row)
-        lead += (
-            f" The ringed one was chosen by the rule in params.yaml: trial {row['trial']}"
-            f"{f' ({sizes})' if sizes else ''}, {percent(row['recall_at_k'])} validation {recall_name(tables)} at "
-            f"{number(row['latency_ms'])} ms."
-        )
     if trials.height < 2:
-        reason = f"{table.path} has one trial, and a front needs two"
-        return Section(
-            "search", "Size", title, lead, (Absent("Pareto front", reason), _trial_table(trials, table.path))
-        )
+        reason = f"{table.path} has one measured trial, and a front needs two"
+        blocks = (Absent("Pareto front", reason), _trial_table(trials, table.path), *_quantisation(tables))
+        return Section("search", "Size", title, lead, blocks)
     alt = (
         f"Scatter plot of {trials.height} trials. Latency from {number(trials['latency_ms'].min())} to "  # type: ignore[arg-type]
         f"{number(trials['latency_ms'].max())} ms, recall from {percent(trials['recall_at_k'].min())} to "  # type: ignore[arg-type]
@@ -186,7 +188,31 @@ def search_section(tables: Tables) -> Section:
         _trial_table(trials, table.path),
         wide=True,
     )
-    return Section("search", "Size", title, lead, (figure,))
+    return Section("search", "Size", title, lead, (figure, *_quantisation(tables)))
+
+
+def _ended_early(rows: pl.DataFrame, measured: pl.DataFrame) -> str:
+    ended = rows.height - measured.height
+    return f" ({ended} more ended early)" if ended else ""
+
+
+def _choice(tables: Tables, trials: pl.DataFrame) -> str:
+    """Which trial was chosen, of what shape, what it reached, and the reason that the search gave."""
+    chosen = trials.filter("chosen_trial")
+    if chosen.is_empty():
+        return ""
+    row = chosen.row(0, named=True)
+    shape = ", ".join(f"{name} {row[name]}" for name in _shape(trials))
+    reason = f" The reason: {row['reason']}." if row.get("reason") else " It was chosen by the rule in params.yaml."
+    return (
+        f" Ringed is the chosen one, trial {row['trial']}{f' ({shape})' if shape else ''}, with "
+        f"{percent(row['recall_at_k'])} validation {recall_name(tables)} at {number(row['latency_ms'])} ms.{reason}"
+    )
+
+
+def _shape(trials: pl.DataFrame) -> list[str]:
+    """Columns that describe a candidate rather than what became of it."""
+    return [name for name in trials.columns if name not in _OUTCOMES]
 
 
 def _marked(table: Table) -> pl.DataFrame:
@@ -202,7 +228,8 @@ def _marked(table: Table) -> pl.DataFrame:
 
 
 def _trial_table(trials: pl.DataFrame, source: str) -> DataTable:
-    shape = [name for name in ("width", "depth", "heads") if name in trials.columns]
+    shape = _shape(trials)
+    more = {name: heading for name, heading in _TRIAL_EXTRAS.items() if name in trials.columns}
     rows = []
     emphasis = None
     for place, row in enumerate(trials.iter_rows(named=True)):
@@ -211,22 +238,49 @@ def _trial_table(trials: pl.DataFrame, source: str) -> DataTable:
         rows.append(
             (
                 number(row["trial"]),
-                *(number(row[name]) for name in shape),
+                *(_plain(row[name]) for name in shape),
                 number(row["parameters"]),
                 percent(row["recall_at_k"], 2),
                 number(row["latency_ms"]),
+                *(number(row[name]) for name in more),
                 remark,
             )
         )
     headings = (
         "Trial",
-        *(name.capitalize() for name in shape),
+        *(label(name) for name in shape),
         "Parameters",
         "Validation recall@k",
         "Latency, ms",
+        *more.values(),
         "Remark",
     )
     return DataTable("Trials, fastest first", headings, tuple(rows), source, emphasis)
+
+
+def _plain(value: object) -> str:
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _quantisation(tables: Tables) -> list[Block]:
+    """Eight bits against four times as many, for both steps."""
+    table = tables["quantisation"]
+    if table.frame is None:
+        return [Absent("Eight-bit weights", table.absent)]
+    rows = tuple(
+        (
+            label(row["step"]),
+            "32-bit floats" if row["int8_operators"] == "none" else f"8 bits in {row['int8_operators']}",
+            size(row["size_bytes"]),
+            number(row["latency_ms"]),
+            percent(row["recall_at_k"], 2),
+            "" if row["int8_operators"] == "none" else f"{row['lost_points']:.2f}",
+            "yes" if row["chosen"].lower() in _TRUE else "no",
+        )
+        for row in table.frame.iter_rows(named=True)
+    )
+    columns = ("Step", "Weights", "Size", "Latency, ms", "Validation recall@k", "Points lost", "Shipped in 8 bits")
+    return [DataTable("Eight-bit weights: what they save and what they lose", columns, rows, table.path)]
 
 
 def training_section(tables: Tables) -> Section:

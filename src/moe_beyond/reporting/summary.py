@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_beyond.reporting.findings import Finding, findings
 from moe_beyond.reporting.headline import beside_published, contest, hardest_split, recall_name, scores, split_label
-from moe_beyond.reporting.names import is_learned, label
+from moe_beyond.reporting.names import is_learned, label, sees_the_future
 from moe_beyond.reporting.predictor_sections import deployed_size
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, change, interval, listed, mib, number, percent
@@ -105,7 +105,7 @@ def _recall_tile(tables: Tables) -> list[Tile]:
     split = hardest_split(tables)
     rows = scores(tables, split) if split else []
     ours = [row for row in rows if is_learned(row.predictor)]
-    others = [row for row in rows if not is_learned(row.predictor)]
+    others = [row for row in rows if not is_learned(row.predictor) and not sees_the_future(row.predictor)]
     if not ours or split is None:
         return []
     note = interval(ours[0].low, ours[0].high)

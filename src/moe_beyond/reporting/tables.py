@@ -72,6 +72,35 @@ LAYOUT: dict[str, tuple[str, dict[str, Kind]]] = {
         {"split": S, "bin_low": N, "bin_high": N, "mean_probability": N, "observed_share": N, "count": N},
     ),
     "width": ("reports/export/width.csv", {"split": S, "width": N, "recall": N}),
+    "calibration_by_layer": (
+        "reports/export/calibration_by_layer.csv",
+        {"split": S, "horizon": S, "layer": S, "error_before": N, "error": N, "statements": N},
+    ),
+    "prefetch_sets": (
+        "reports/export/prefetch_sets.csv",
+        {
+            "split": S,
+            "horizon": S,
+            "layer": S,
+            "stated_coverage": N,
+            "coverage": N,
+            "low": N,
+            "high": N,
+            "experts_per_layer": N,
+        },
+    ),
+    "quantisation": (
+        "reports/export/quantisation.csv",
+        {
+            "step": S,
+            "int8_operators": S,
+            "size_bytes": N,
+            "latency_ms": N,
+            "recall_at_k": N,
+            "lost_points": N,
+            "chosen": S,
+        },
+    ),
     "published_protocol": (
         "reports/export/published_protocol.csv",
         {
@@ -106,12 +135,64 @@ LAYOUT: dict[str, tuple[str, dict[str, Kind]]] = {
         "reports/simulate/timing.csv",
         {"split": S, "device": S, "policy": S, "capacity_experts": N, "ms_per_token": N, "tokens_per_second": N},
     ),
+    "timeline": (
+        "reports/simulate/timeline.csv",
+        {
+            "prompt_id": S,
+            "position": N,
+            "token_text": S,
+            "layer": N,
+            "policy": S,
+            "device": S,
+            "start_ms": N,
+            "compute_ms": N,
+            "stall_ms": N,
+            "demand_loads": N,
+            "prefetches_in_time": N,
+            "prefetches_late": N,
+            "prefetches_useless": N,
+            "evictions": N,
+            "predicted": N,
+        },
+    ),
+    "costliest_misses": (
+        "reports/simulate/costliest_misses.csv",
+        {
+            "split": S,
+            "prompt_id": S,
+            "position": N,
+            "token_text": S,
+            "layer": N,
+            "experts_missed": S,
+            "stall_ms": N,
+            "predicted": N,
+        },
+    ),
+    "time_by_bandwidth": (
+        "reports/simulate/time_by_bandwidth.csv",
+        {"split": S, "capacity_experts": N, "policy": S, "bandwidth_gb_per_s": N, "ms_per_token": N},
+    ),
+    "break_even": (
+        "reports/simulate/break_even.csv",
+        {
+            "split": S,
+            "device": S,
+            "capacity_experts": N,
+            "policy": S,
+            "against": S,
+            "bandwidth_gb_per_s": N,
+            "predictor_ms_limit": N,
+        },
+    ),
+    "ablation": ("reports/simulate/ablation.csv", {"split": S, "capacity_experts": N, "hit_rate": N}),
     "comparisons": (
         "reports/simulate/comparisons.csv",
         {"split": S, "capacity_experts": N, "a": S, "b": S, "difference": N, "low": N, "high": N},
     ),
 }
 """Path from the project's root, and the columns without which the table says nothing. More columns are welcome."""
+
+TOKEN = "token"  # noqa: S105 - the token step's horizon, no secret
 
 STAGES_WITH_METRICS = ("reference", "extract", "assess", "split", "tune", "train", "export", "simulate")
 
@@ -196,6 +277,14 @@ class Tables:
         return [] if frame is None else ordered(frame["predictor"].to_list())
 
     @cached_property
+    def horizons(self) -> list[str]:
+        """At which steps predictors were asked: `token`, then how many layers ahead, rising."""
+        quality = self.csv["quality"]
+        if not quality.has("horizon"):
+            return [TOKEN]
+        return sorted(quality.rows["horizon"].unique().to_list(), key=lambda name: (name != TOKEN, len(name), name))
+
+    @cached_property
     def devices(self) -> list[str]:
         """Devices whose time was modelled."""
         frame = self.times
@@ -213,7 +302,9 @@ class Tables:
         frame = self.csv["timing"].frame
         if frame is None or "predictor_ms" not in frame.columns:
             return None
-        values = [float(value) for value in frame["predictor_ms"].unique().sort().to_list()]
+        values = [float(value) for value in frame["predictor_ms"].drop_nulls().unique().sort().to_list()]
+        if not values:
+            return None
         return min(values, key=lambda value: abs(value - (self.latency_ms or 0.0)))
 
     @cached_property
@@ -224,7 +315,9 @@ class Tables:
             return None
         frame = frame.filter(pl.col("ms_per_token") > 0)
         if latency is not None:
-            frame = frame.filter(pl.col("predictor_ms") == latency)
+            # what predicts nothing is timed once, whatever a predictor takes
+            once = pl.len().over("split", "device", "policy", "capacity_experts") == 1
+            frame = frame.filter((pl.col("predictor_ms") == latency) | pl.col("predictor_ms").is_null() | once)
         return None if frame.is_empty() else frame
 
     @property
@@ -330,5 +423,5 @@ def _read_csv(root: Path, relative: str, columns: dict[str, Kind]) -> Table:
             raise InputError(f"{relative}: column {name}: found {found!r}, expected numbers; run its stage again")
     if "predictor" in columns:
         # one spelling with the policies that a predictor drives
-        frame = frame.with_columns(pl.col("predictor").str.replace_all(" ", "_"))
+        frame = frame.with_columns(pl.col("predictor").str.replace_all(",", "").str.replace_all(" ", "_"))
     return Table(relative, frame)

@@ -7,9 +7,10 @@ import polars as pl
 from moe_beyond.reporting import plots
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
 from moe_beyond.reporting.headline import split_label, top_k
+from moe_beyond.reporting.horizon_blocks import horizon_words
 from moe_beyond.reporting.names import label, legend
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.text import listed, number, percent
+from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
 
 _COVERAGES = (0.8, 0.9, 0.95)
 _HONEST = 0.01  # stated and observed shares this close are called equal
@@ -17,7 +18,7 @@ _HONEST = 0.01  # stated and observed shares this close are called equal
 
 def trust_section(tables: Tables) -> Section:
     """A reliability chart and coverage by the number of named experts, test splits together."""
-    blocks = [*_calibration(tables), *_width(tables)]
+    blocks = [*_calibration(tables), *_width(tables), *_by_layer(tables), *_sets(tables)]
     leads = [calibration_sentence(tables), width_sentence(tables)]
     title = "What its probabilities are worth"
     return Section("trust", "Certainty", title, " ".join(lead for lead in leads if lead), tuple(blocks))
@@ -132,3 +133,59 @@ def _width(tables: Tables) -> list[Block]:
     alt = f"Rising line chart. {'; '.join(ends)}."
     chart = plots.coverage(table.frame, splits, top_k(tables))
     return [Figure("coverage", title, alt, chart, data, legend=legend(splits))]
+
+
+def _by_layer(tables: Tables) -> list[Block]:
+    """Calibration error of every layer of the hardest split, before and after scaling, for each horizon."""
+    table, title = tables["calibration_by_layer"], "Calibration layer by layer"
+    if table.frame is None:
+        return [Absent(title, table.absent)]
+    split = table.rows["split"][-1]
+    part = table.rows.filter(pl.col("split") == split)
+    horizons = part["horizon"].unique(maintain_order=True).to_list()
+    cells = {(row["layer"], row["horizon"]): row for row in part.iter_rows(named=True)}
+    layers = part["layer"].unique(maintain_order=True).to_list()
+    rows = tuple(
+        (
+            "All layers" if layer == "all" else layer,
+            *(
+                MISSING if row is None else f"{100 * row['error_before']:.2f} \u2192 {100 * row['error']:.2f}"
+                for row in (cells.get((layer, horizon)) for horizon in horizons)
+            ),
+        )
+        for layer in layers
+    )
+    columns = ("Layer", *(horizon_words(horizon).capitalize() for horizon in horizons))
+    caption = f"Expected calibration error in points, before \u2192 after scaling, {split_label(split)}"
+    return [DataTable(caption, columns, rows, table.path)]
+
+
+def _sets(tables: Tables) -> list[Block]:
+    """What a stated coverage costs in experts, and whether it was kept: over all layers, and in the worst one."""
+    table, title = tables["prefetch_sets"], "Prefetch sets of a stated coverage"
+    if table.frame is None:
+        return [Absent(title, table.absent)]
+    rows = []
+    split = table.rows["split"][-1]
+    part = table.rows.filter(pl.col("split") == split)
+    worst = {
+        (row["horizon"], row["stated_coverage"]): row
+        for row in part.filter(pl.col("layer") != "all").sort("coverage", descending=True).iter_rows(named=True)
+    }
+    for row in part.filter(pl.col("layer") == "all").iter_rows(named=True):
+        least = worst.get((row["horizon"], row["stated_coverage"]))
+        rows.append(
+            (
+                horizon_words(row["horizon"]).capitalize(),
+                percent(row["stated_coverage"], 0),
+                f"{percent(row['coverage'])} {interval(row['low'], row['high'])}".strip(),
+                MISSING if least is None else f"{percent(least['coverage'])} (layer {least['layer']})",
+                number(row["experts_per_layer"]),
+            )
+        )
+    columns = ("Asked", "Coverage stated", "Coverage found", "In the worst layer", "Experts a layer")
+    caption = (
+        f"Sets chosen on validation prompts to cover a stated share of the true experts, {split_label(split)}: what "
+        "they cover there, and how large they are"
+    )
+    return [DataTable(caption, columns, tuple(rows), table.path)]

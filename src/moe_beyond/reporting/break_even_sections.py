@@ -1,0 +1,150 @@
+"""From where on prefetching by the predictor pays: below which bandwidth, above which latency of the predictor not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.reporting import plots
+from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Section, wide_table
+from moe_beyond.reporting.headline import hardest_split, split_label
+from moe_beyond.reporting.names import is_learned, label, legend, ordered
+from moe_beyond.reporting.tables import Tables
+from moe_beyond.reporting.text import number
+
+_LINES = 6
+
+
+def break_even_section(tables: Tables) -> Section:
+    """Time over bandwidth with the break-even marks, and the limits of the predictor's latency on each device."""
+    title = "Where prefetching stops paying"
+    blocks = [*_by_bandwidth(tables), *_limits(tables)]
+    lead = (
+        "A predictor costs its own latency and the bytes of wrong prefetches. Below some bandwidth the link is busy "
+        "with demand loads and prefetches only get in their way; above some latency of the predictor waiting for its "
+        "answer takes longer than it saves."
+    )
+    absent = all(isinstance(block, Absent) for block in blocks)
+    return Section("break-even", "Break-even", title, "" if absent else lead, tuple(blocks))
+
+
+def _by_bandwidth(tables: Tables) -> list[Block]:
+    table, title = tables["time_by_bandwidth"], "Time per token over the link's bandwidth"
+    if table.frame is None:
+        return [Absent(title, table.absent)]
+    split = _split(tables, table.rows)
+    part = table.rows.filter(pl.col("split") == split).sort("bandwidth_gb_per_s", maintain_order=True)
+    parts = [("", part)]
+    if "device" in part.columns:
+        parts = [(str(device), rows) for (device,), rows in part.group_by("device", maintain_order=True)]
+    blocks: list[Block] = []
+    for device, rows in parts:
+        if rows["bandwidth_gb_per_s"].n_unique() < 2:
+            blocks.append(Absent(f"{title}{_on(device)}", f"{table.path} has fewer than two bandwidths for it"))
+        else:
+            blocks.append(_bandwidth_figure(tables, device, split, rows))
+    return blocks
+
+
+def _bandwidth_figure(tables: Tables, device: str, split: str, rows: pl.DataFrame) -> Figure:
+    policies = _few(rows)
+    rows = rows.filter(pl.col("policy").is_in(policies))
+    marks = break_even_rows(tables, split, device)
+    pays = sorted({row["bandwidth_gb_per_s"] for row in marks if row["bandwidth_gb_per_s"] is not None})
+    table = wide_table(
+        rows.with_columns(bandwidth=pl.col("bandwidth_gb_per_s").map_elements(number, pl.String)),
+        index="bandwidth",
+        on="policy",
+        value="ms_per_token",
+        order=policies,
+        headings=[label(name) for name in policies],
+        caption=f"Milliseconds per token by bandwidth{_on(device)}, {split_label(split)}",
+        source=tables["time_by_bandwidth"].path,
+        shares=False,
+        first="GB/s",
+    )
+    ends = "; ".join(
+        f"{label(name)} from {number(mine['ms_per_token'][0])} to {number(mine['ms_per_token'][-1])} ms"
+        for name in policies
+        for mine in (rows.filter(pl.col("policy") == name),)
+    )
+    said = f" It pays from {number(pays[0])} GB/s on." if len(pays) == 1 else ""
+    alt = f"Line chart on logarithmic axes, from the slowest to the fastest link: {ends}.{said}"
+    chart = plots.time_by_bandwidth(rows, policies, pays)
+    name = "_".join(filter(None, ("bandwidth", _slug(device))))
+    title = f"Time per token over bandwidth{_on(device)}"
+    return Figure(name, title, alt, chart, table, legend=legend(policies))
+
+
+def _few(rows: pl.DataFrame) -> list[str]:
+    """Ours and the best others at the middle bandwidth: more lines could not be told apart."""
+    middle = rows["bandwidth_gb_per_s"].unique().sort()
+    at = rows.filter(pl.col("bandwidth_gb_per_s") == middle[len(middle) // 2]).sort("ms_per_token", "policy")
+    names = at["policy"].to_list()
+    learned = [name for name in names if is_learned(name)]
+    return ordered([*learned, *[name for name in names if name not in learned]][:_LINES])
+
+
+def break_even_rows(tables: Tables, split: str, device: str = "") -> list[dict[str, Any]]:
+    """Rows of break_even.csv of ours on one split, of one device if it is named; none where the table is absent."""
+    frame = tables["break_even"].frame
+    if frame is None:
+        return []
+    rows = frame.filter((pl.col("split") == split) & pl.col("policy").is_in(_ours(frame, tables)))
+    return list((rows.filter(pl.col("device") == device) if device else rows).iter_rows(named=True))
+
+
+def _ours(frame: pl.DataFrame, tables: Tables) -> list[str]:
+    named = frame["policy"].unique(maintain_order=True).to_list()
+    return [tables.learned_policy] if tables.learned_policy in named else [n for n in named if is_learned(n)][:1]
+
+
+def _limits(tables: Tables) -> list[Block]:
+    """Every device and capacity: against whom, from which bandwidth, up to which latency."""
+    table, title = tables["break_even"], "Limits of bandwidth and of the predictor's latency"
+    if table.frame is None:
+        return [Absent(title, table.absent)]
+    split = _split(tables, table.rows)
+    rows = tuple(
+        (
+            label(row["device"]),
+            number(row["capacity_experts"]),
+            label(row["policy"]),
+            label(row["against"]),
+            _bandwidth(row["bandwidth_gb_per_s"]),
+            _latency(row["predictor_ms_limit"], tables.latency_ms),
+        )
+        for row in break_even_rows(tables, split)
+    )
+    if not rows:
+        return [Absent(title, f"{table.path} has no rows of the predictor on {split}")]
+    columns = ("Device", "Experts", "Ours", "Against", "Pays from, GB/s", "Pays up to a latency of")
+    return [DataTable(f"{title}, {split_label(split)}", columns, rows, table.path, wide=True)]
+
+
+def _bandwidth(value: float | None) -> str:
+    return "at none that was tried" if value is None else number(value)
+
+
+def _latency(limit: float | None, measured: float | None) -> str:
+    """The limit, and how it stands to the latency that export measured."""
+    if limit is None:
+        return "no limit found"
+    if limit <= 0:
+        return "none: too slow even if it took no time"
+    beside = "" if measured is None else f" ({number(limit / measured, 2)} times the measured one)"
+    return f"{number(limit)}\u00a0ms{beside}"
+
+
+def _split(tables: Tables, frame: pl.DataFrame) -> str:
+    hardest, known = hardest_split(tables), frame["split"].unique(maintain_order=True).to_list()
+    return hardest if hardest in known and hardest is not None else str(known[-1])
+
+
+def _on(device: str) -> str:
+    return f": {label(device)}" if device else ""
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
