@@ -122,7 +122,8 @@ def read_counts(path: Path) -> Window:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a CSV of columns layer,expert,count ({reason})") from error
-    if table.height == 0 or table["count"].min() < 0 or table.null_count().sum_horizontal()[0]:  # type: ignore[operator]
+    whole = table.height > 0 and not table.null_count().sum_horizontal()[0]
+    if not whole or table.select(pl.min_horizontal("expert", "count").min()).item() < 0:
         raise InputError(f"{path}: expected counts of at least 0 in every row")
     layers, experts = table["layer"].unique().sort().to_list(), int(table["expert"].max()) + 1  # type: ignore[arg-type]
     counts_LE = np.full((len(layers), experts), -1, np.int64)

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from moe_beyond.errors import InputError
+from moe_beyond.registry.bundle import mismatch, read_manifest, registered_name
+from moe_beyond.registry.settings import PublishSettings
+from tests.registry.bundles import small_bundle, small_project
+from tests.traces_of_chance import chance_trace
+
+
+def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
+    small_project(tmp_path, exported[0])
+    manifest = small_bundle(tmp_path / "bundle", tmp_path, chance_trace())
+    present = {file.relative_to(tmp_path / "bundle").as_posix() for file in (tmp_path / "bundle").rglob("*")}
+    graphs = {f"predictor/{file.name}" for file in exported[0].iterdir()}
+    assert present == graphs | {
+        "predictor", "README.md", "bundle.json", "advice.json", "metrics.json", "window.npz", "window.json",
+        "calibration.csv", "width.csv", "quality.csv",
+    }  # fmt: skip
+    assert read_manifest(tmp_path / "bundle") == manifest
+    assert manifest["tokens"]["letter_buckets"] == 64
+    assert manifest["digests"] == {"data/traces": "abc.dir"}
+    card = (tmp_path / "bundle/README.md").read_text()
+    for words in ("chance", "| test_in_domain | 80.0% | 70.0% | 20.0% |", "changes that were not committed", "**go**"):
+        assert words in card
+    advice = json.loads((tmp_path / "bundle/advice.json").read_text())
+    assert [row["policy"] for row in advice["policies"]] == ["predictor_prefetch_lru", "lru"]
+
+
+def test_a_device_that_was_not_timed_is_named(tmp_path, exported):
+    small_project(tmp_path, exported[0])
+    with pytest.raises(InputError, match=r"publish\.device: phone_ufs was not timed"):
+        small_bundle(tmp_path / "bundle", tmp_path, chance_trace(), PublishSettings(device="phone_ufs"))
+
+
+def test_each_traced_model_and_device_has_a_name_of_its_own():
+    assert registered_name(PublishSettings(), "org/Some Model:v1") == "moe-beyond.org-Some-Model-v1.laptop_nvme"
+    assert registered_name(PublishSettings(name="mine"), "org/model") == "mine"
+
+
+def test_a_newer_layout_and_another_shape_are_said_in_words(tmp_path):
+    (tmp_path / "bundle.json").write_text('{"bundle_version": 99}')
+    with pytest.raises(InputError, match="bundle version 99, this release reads up to"):
+        read_manifest(tmp_path)
+    with pytest.raises(InputError, match="this is no bundle"):
+        read_manifest(tmp_path / "elsewhere")
+    meta = chance_trace().metadata
+    manifest = {"model_id": "chance", "layer_numbers": [1, 2, 3], "num_experts": 16, "top_k": 2}
+    assert mismatch(manifest, meta) is None
+    assert mismatch(manifest | {"num_experts": 8}, meta) == (
+        "the champion was made for chance, 3 layers of 8 experts, top-2; "
+        "these traces are of chance, 3 layers of 16 experts, top-2"
+    )

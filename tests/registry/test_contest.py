@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moe_beyond.errors import InputError
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.registry.contest import Contestant, latencies_ms, score
+from moe_beyond.registry.settings import PublishSettings
+from moe_beyond.simulator.settings import SimulateSettings
+from tests.traces_of_chance import chance_trace
+
+SETTINGS = PublishSettings(capacity=0.25, latency_repeats=10)
+SIMULATE = SimulateSettings()
+
+
+class Fixed:
+    """Answers what it is told to."""
+
+    name = "fixed"
+
+    def __init__(self, answer):
+        self.probabilities_TLE = answer
+
+
+def knowing(trace):
+    probabilities = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
+    np.put_along_axis(probabilities, trace.experts_TLK.astype(np.int64), 1.0, axis=2)
+    return probabilities
+
+
+def test_foresight_beats_ignorance_and_is_charged_for_its_time():
+    splits = {"test_in_domain": chance_trace(8, seed=5)}
+    foresight = score(Contestant("challenger", None, Fixed(knowing), 0.0), splits, SETTINGS, SIMULATE)
+    slow = score(Contestant("challenger", None, Fixed(knowing), 2.0), splits, SETTINGS, SIMULATE)
+    ignorant = score(Contestant("champion", "1", Fixed(lambda t: 1 - knowing(t)), 0.0), splits, SETTINGS, SIMULATE)
+    ms = [s.pooled("ms_per_token").value for s in (foresight, ignorant, slow)]
+    assert ms[0] < ms[1]
+    assert foresight.pooled("recall_at_k").value == 1
+    assert foresight.pooled("hit_rate").value > ignorant.pooled("hit_rate").value
+    # while the predictor thinks, its prefetches have not begun: no more than its own time is lost
+    assert 0 < ms[2] - ms[0] <= 2.0 + 1e-9
+
+
+def test_tokens_of_all_prompts_are_counted_once():
+    trace = chance_trace(8, seed=5)
+    found = score(Contestant("challenger", None, Fixed(knowing), 0.0), {"a": trace, "b": trace}, SETTINGS, SIMULATE)
+    decoded = trace.num_tokens - trace.num_prefill_P.sum()
+    assert found.pooled("ms_per_token").bottom_P.sum() == 2 * decoded
+    assert found.pooled("ms_per_token").value == pytest.approx(found.splits["a"]["ms_per_token"].value)
+    assert found.worst_domain[0] == "a"
+
+
+def test_prefill_alone_has_no_decoded_tokens_to_time():
+    trace = chance_trace(4)
+    prefill = replace(trace, num_prefill_P=np.diff(trace.prompt_offsets).astype(np.int32))
+    with pytest.raises(InputError, match=r"set simulate\.prefill to token_by_token"):
+        score(Contestant("challenger", None, Fixed(knowing), 0.0), {"a": prefill}, SETTINGS, SIMULATE)
+
+
+def test_latencies_are_measured_in_turns(exported):
+    predictor = OnnxPredictor(exported[0])
+    times = latencies_ms([predictor, predictor], 10)
+    assert len(times) == 2
+    assert 0 < min(times) <= max(times) < 50
