@@ -27,7 +27,7 @@ from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.module import PredictorModule
 from moe_beyond.predictor.network import NetworkShape, num_parameters
 from moe_beyond.predictor.settings import TrainSettings
-from moe_beyond.threads import torch_threads
+from moe_beyond.threads import keep_freed_memory, torch_threads
 from moe_beyond.traces.schema import Trace
 
 log = logging.getLogger(__name__)
@@ -163,6 +163,7 @@ def fit(
     """
     require_disjoint(train, validation)
     train.metadata.require_same_model(validation.metadata, "validation split")
+    keep_freed_memory()
     lightning.seed_everything(seed, workers=True, verbose=False)
     encoder = TokenEncoder.fit(train, settings.min_token_count, settings.letter_buckets)
     shape = network_shape(train, encoder, size, settings)
