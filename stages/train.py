@@ -11,7 +11,7 @@ from moe_beyond.published_training import fit_variants
 from moe_beyond.scratch import fingerprint, scratch_folder
 from moe_beyond.traces import store
 from moe_beyond.tracking import stage_run
-from moe_beyond.training import fit, read_size
+from moe_beyond.training import fit, read_choice
 
 SPLITS = Path("data/splits")
 BEST = Path("reports/tune/best.yaml")
@@ -21,17 +21,18 @@ PUBLISHED = Path("models/published")
 
 def main() -> None:
     with stage_run("train") as run:
-        params, size = run.params, read_size(BEST)
+        params = run.params
+        size, settings = read_choice(BEST, params.train)
         folders = [SPLITS / "train", SPLITS / "validation"]
         train, validation = (store.open_working(folder) for folder in folders)
-        key = fingerprint(params.seed, params.train, size, *map(content_md5, folders))
+        key = fingerprint(params.seed, settings, size, *map(content_md5, folders))
         with scratch_folder(run.root, "train", key) as scratch:
             result = fit(
                 train,
                 validation,
                 size,
-                params.train,
-                epochs=params.train.epochs,
+                settings,
+                epochs=settings.epochs,
                 seed=params.seed,
                 scratch=scratch,
                 log_step=run.log_step_metrics,

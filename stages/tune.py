@@ -1,16 +1,14 @@
-"""Searches the predictor's size: validation recall against measured latency, then the rule in params.yaml."""
+"""Searches the predictor that saves most time per token on a device; sees no test split."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
 from moe_beyond.dvcfile import content_md5
 from moe_beyond.files import replacing
-from moe_beyond.scratch import fingerprint, scratch_folder
-from moe_beyond.traces import store
+from moe_beyond.scratch import scratch_folder
 from moe_beyond.tracking import stage_run
-from moe_beyond.tuning import search
+from moe_beyond.tuning import Inputs, place_of, search
 
 SPLITS = Path("data/splits")
 
@@ -18,22 +16,18 @@ SPLITS = Path("data/splits")
 def main() -> None:
     with stage_run("tune") as run:
         params = run.params
-        folders = [SPLITS / "train", SPLITS / "validation"]
-        train, validation = (store.open_working(folder) for folder in folders)
-        key = fingerprint(params.seed, params.tune, params.train, params.export, *map(content_md5, folders))
+        inputs = Inputs(
+            params.seed, params.tune, params.train, params.simulate, params.export.opset, params.traces.source
+        )
+        # data and code: a study of other code is another study
+        key = inputs.key(content_md5(run.root / path) for path in run.declared.deps)
         with scratch_folder(run.root, "tune", key) as scratch:
-            result = search(
-                train,
-                validation,
-                params.tune,
-                params.train,
-                opset=params.export.opset,
-                seed=params.seed,
-                scratch=scratch,
-                trial_log=run.children,
-            )
+            place = place_of(params.tune.storage, f"moe-beyond-{key}", scratch)
+            result, trial_runs = search(inputs.job(run.root / SPLITS, place, run.children))
+            for run_id in trial_runs:
+                run.children.adopt(run_id)
             with replacing(run.reports / "best.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(asdict(result.best), sort_keys=False))
+                temporary.write_text(yaml.safe_dump(result.best, sort_keys=False))
             with replacing(run.reports / "trials.csv") as temporary:
                 result.trials.write_csv(temporary)
             run.write_metrics(result.metrics())

@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import lightning.pytorch as lightning
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pydantic import ValidationError
 
 from moe_beyond.data.datamodule import RoutingData
 from moe_beyond.data.tokens import TokenEncoder
@@ -49,16 +50,25 @@ class Size:
     heads: int
 
 
-def read_size(path: Path) -> Size:
-    """The size that the search wrote.
+def read_choice(path: Path, settings: TrainSettings) -> tuple[Size, TrainSettings]:
+    """The size that the search wrote, and the parameters with what it chose beside the size.
+
+    Args:
+        path: Width, depth and heads, and perhaps parameters of `train`.
+        settings: Where the search says nothing.
 
     Raises:
-        InputError: The file is missing or does not hold the three numbers.
+        InputError: The file is missing or does not hold the three numbers, or what else it holds is no such parameter.
     """
     try:
-        return Size(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, TypeError) as error:
+        chosen = yaml.safe_load(path.read_text(encoding="utf-8"))
+        size = Size(**{field.name: chosen.pop(field.name) for field in fields(Size)})
+        return size, TrainSettings.model_validate(settings.model_dump() | chosen)
+    except (FileNotFoundError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: expected width, depth and heads ({error}); run the tune stage first") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: train.{first['loc'][0]}: {first['msg']}; run the tune stage again") from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.metrics import score
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
-from moe_beyond.training import Size, fit, read_size
+from moe_beyond.training import Size, fit, read_choice
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 
@@ -79,12 +79,18 @@ def test_checkpoints_come_back_as_they_were(fitted, tmp_path):
         load_checkpoint(tmp_path / "nothing")
 
 
-def test_a_size_file_must_hold_a_size(tmp_path):
-    (tmp_path / "best.yaml").write_text("width: 8\ndepth: 1\nheads: 2\n")
-    assert read_size(tmp_path / "best.yaml") == Size(8, 1, 2)
-    (tmp_path / "best.yaml").write_text("width: 8\n")
+def test_what_the_search_chose_is_a_size_and_parameters_of_the_fit(tmp_path):
+    best = tmp_path / "best.yaml"
+    best.write_text("width: 8\ndepth: 1\nheads: 2\nwindow: 16\n")
+    assert read_choice(best, SETTINGS) == (Size(8, 1, 2), SETTINGS.model_copy(update={"window": 16}))
+    best.write_text("width: 8\n")
     with pytest.raises(InputError, match="run the tune stage first"):
-        read_size(tmp_path / "best.yaml")
+        read_choice(best, SETTINGS)
+    best.write_text("width: 8\ndepth: 1\nheads: 2\nwinow: 16\n")
+    with pytest.raises(InputError, match=r"best.yaml: train.winow: .*; run the tune stage again"):
+        read_choice(best, SETTINGS)
+    with pytest.raises(InputError, match="run the tune stage first"):
+        read_choice(tmp_path / "none.yaml", SETTINGS)
 
 
 def test_epochs_end_early_without_progress(train_trace, validation_trace, tmp_path):

@@ -23,9 +23,9 @@ class ChildRun:
     client: PatientClient
     run_id: str
 
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
-        """Log metrics at a step."""
-        log_metrics(self.client, self.run_id, metrics, step)
+    def __call__(self, metrics: dict[str, float], step: int, at_ms: int | None = None) -> None:
+        """Log metrics at a step, measured at a time or now; the same again changes nothing."""
+        log_metrics(self.client, self.run_id, metrics, step, at_ms)
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,19 @@ class ChildRuns:
         return {"root": self.root, "stage": self.stage, "parent": self.parent}
 
     @contextmanager
-    def __call__(self, name: str, params: dict[str, Any]) -> Iterator[ChildRun]:
-        """Open the run of a trial; it ends as finished, or as failed by an exception."""
-        tags = {"mlflow.parentRunId": self.parent, "moe_beyond.stage": f"{self.stage}-trial"}
-        run_id = self.client.create_run(run_name=name, tags=tags).info.run_id
+    def __call__(self, name: str, params: dict[str, Any], run_id: str | None = None) -> Iterator[ChildRun]:
+        """Open the run of a trial; it ends as finished, or as failed by an exception.
+
+        Args:
+            name: Of a new run.
+            params: Of the trial.
+            run_id: A run that a killed process had opened for it, to go on with.
+        """
+        if run_id is None:
+            tags = {"mlflow.parentRunId": self.parent, "moe_beyond.stage": f"{self.stage}-trial"}
+            run_id = self.client.create_run(run_name=name, tags=tags).info.run_id
+        else:
+            self.client.reopen(run_id)
         log_params(self.client, run_id, params)
         status = RunStatus.FAILED
         try:
@@ -63,10 +72,6 @@ class ChildRuns:
             status = RunStatus.FINISHED
         finally:
             self.client.set_terminated(run_id, RunStatus.to_string(status))
-
-    def close_killed(self, run_id: str) -> None:
-        """Mark the run of a trial whose process died as killed: it says nothing for itself any more."""
-        self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
 
     def adopt(self, run_id: str) -> None:
         """Put the run of a finished trial below this stage's run, where an interrupted one had opened it."""

@@ -275,6 +275,13 @@ class PatientClient(MlflowClient):
         ended = status or RunStatus.to_string(RunStatus.FINISHED), end_time or _now_ms()
         self._send_or_keep("set_terminated", {"run_id": run_id, "status": ended[0], "end_time": ended[1]})
 
+    def reopen(self, run_id: str) -> None:
+        """Mark a run as running again."""
+        self._send_or_keep("reopen", {"run_id": run_id})
+
+    def _send_reopen(self, run_id: str) -> None:
+        super().update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+
     def _send_set_terminated(self, run_id: str, status: str, end_time: int) -> None:
         super().set_terminated(run_id, status, end_time)
 
