@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,8 +30,8 @@ def score(
     with one_line_errors():
         routing, model = read_trace(trace), OnnxPredictor(predictor)
         names = ["token", *(f"{h + 1}_ahead" for h in range(model.horizon))]
-        hits: dict[str, list[object]] = {name: [] for name in names}
-        named: dict[str, list[object]] = {name: [] for name in names}
+        hits: dict[str, list[Any]] = {name: [] for name in names}
+        named: dict[str, list[Any]] = {name: [] for name in names}
         for part in groups(routing, copies=len(names)):
             token_TLE, layers_HTLE = model.both_logits(part)
             for name, logits_TLE in zip(names, (token_TLE, *layers_HTLE), strict=True):
