@@ -95,7 +95,7 @@ def promote(
             raise InputError(f"{verdict}: no such file; run dvc repro first")
         reached = json.loads(verdict.read_text(encoding="utf-8"))
         registry = Registry(client, reached["registered_model"])
-        show({registry.name: carry_out(registry, reached)}, as_json=False)
+        typer.echo(f"{registry.name}: {carry_out(registry, reached)}")
 
 
 @app.command("retrain-report")

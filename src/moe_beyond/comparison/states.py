@@ -86,7 +86,10 @@ def revision(root: Path, name: str) -> State:
         try:
             content: bytes = dvc.api.read(path, repo=str(root), rev=commit.hexsha, mode="rb")
         except DvcException as error:
-            raise FileNotFoundError(f"{path} is not in DVC's cache ({error}); try dvc pull") from error
+            # DVC's own words repeat the path three times
+            raise FileNotFoundError(
+                f"{path}: neither in DVC's cache nor on its remote; dvc fetch may get it"
+            ) from error
         return content
 
     subject = commit.message.splitlines()[0] if isinstance(commit.message, str) else ""

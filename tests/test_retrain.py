@@ -1,0 +1,199 @@
+"""Retraining as a person and CI do it, with tiny parameters: who becomes champion, who does not, and the way back.
+
+One story in a temporary clone of the last commit, told in order: run it with `-p no:randomly`. Only a DVC remote (a
+folder) and an MLflow store outlive a clone.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.test_end_to_end import ROOT, TINY, call, stages_run
+
+NAME = "moe-beyond.moe-beyond-reference.laptop_nvme"
+# one trial and one replay: the gate is what is tried here
+SMALLEST = TINY | {
+    "tune.trials": 1,
+    "tune.space.width": "[32]",
+    "simulate.capacities": "[0.5]",
+    "simulate.devices": "[laptop_nvme]",
+    "publish.capacity": 0.5,
+    "publish.bootstrap_samples": 200,
+    "publish.latency_repeats": 20,
+    "publish.metric": "recall_at_k",
+    "publish.margin": 0.0,
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+class Story:
+    """A project with its remote and its store."""
+
+    def __init__(self, folder):
+        self.remote, self.database = folder / "remote", folder / "mlflow.db"
+        self.remote.mkdir()
+        self.uri = f"sqlite:///{self.database}"
+        self.project = folder / "project"
+        self.client = MlflowClient(self.uri)
+        call(ROOT, "git", "clone", "-q", str(ROOT), str(self.project))
+
+    def retrain(self, settings=None, gate="move"):
+        """`.ci/retrain`, as `make retrain` calls it once the environment is there."""
+        chosen = " ".join(f"{key}={value}" for key, value in (settings or {}).items())
+        variables = {
+            "SET": chosen,
+            "REMOTE": self.remote,
+            "MLFLOW_TRACKING_URI": self.uri,
+            "BASE": "HEAD",
+            "MOE_BEYOND_GATE": gate,
+        }
+        words = ["env", *(f"{key}={value}" for key, value in variables.items()), ".ci/retrain"]
+        return call(self.project, *words)
+
+    def moe_beyond(self, *words, check=True):
+        command = [sys.executable, "-c", "from moe_beyond.cli import main; main()", *words]
+        return call(self.project, "env", f"MLFLOW_TRACKING_URI={self.uri}", *command, check=check)
+
+    def aliases(self):
+        return {a: self.client.get_model_version_by_alias(NAME, a).version for a in ("champion", "challenger")}
+
+    def verdict(self):
+        return json.loads((self.project / "reports/publish/verdict.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    return Story(tmp_path_factory.mktemp("story"))
+
+
+def test_the_first_predictor_becomes_the_champion(story):
+    story.retrain(SMALLEST)
+    assert story.verdict()["outcome"] == "first"
+    assert story.aliases() == {"champion": "1", "challenger": "1"}
+    report = (story.project / "reports/retrain.md").read_text()
+    assert "the first champion" in report
+    assert "| `train.epochs` | `20` | `2` |" in report
+    assert "![hit rate test in domain](figures/hit_rate_test_in_domain.png)" in report
+
+
+def test_a_worse_parameter_makes_a_challenger_that_is_refused_with_reasons(story):
+    done = story.retrain({"train.learning_rate": 1e-6})
+    assert stages_run(done.stdout)[-5:] == ["train", "export", "simulate", "report", "publish"]
+    assert story.aliases() == {"champion": "1", "challenger": "2"}
+    tags = story.client.get_model_version(NAME, "2").tags
+    assert tags["gate"] == "refused"
+    assert "fails: recall_at_k improves by more than 0.00%" in tags["gate.reasons"]
+    run = story.client.get_run(json.loads((story.project / "reports/publish/run.json").read_text())["run_id"])
+    assert run.data.metrics["moves_champion"] == 0
+    assert run.data.metrics["challenger/recall_at_k"] < run.data.metrics["champion/recall_at_k"]
+
+
+def test_a_better_one_is_judged_before_its_merge_and_takes_over_after_it(story):
+    better = {"train.learning_rate": 0.01, "train.epochs": 12, "train.patience": 12}
+    story.retrain(better, gate="judge")
+    assert story.verdict()["outcome"] == "promoted"
+    assert story.aliases() == {"champion": "1", "challenger": "3"}
+    done = story.retrain()
+    assert not stages_run(done.stdout)
+    assert story.aliases() == {"champion": "3", "challenger": "3"}
+    pipeline = story.client.get_run(story.client.get_model_version(NAME, "3").tags["run.pipeline"])
+    assert pipeline.data.metrics["publish/improvement/low"] > 0
+    assert pipeline.data.params["train.epochs"] == "12"
+
+
+def test_states_of_the_registry_stand_side_by_side(story):
+    done = story.moe_beyond("compare", f"{NAME}@1", "champion", "HEAD", "--json")
+    compared = json.loads(done.stdout)
+    assert compared["params"]["train.epochs"] == {f"{NAME}@1": "2", "champion": "12", "HEAD": "20"}
+    recall = compared["headline"]["recall@k, test_in_domain"]
+    assert recall["champion"]["value"] > recall[f"{NAME}@1"]["value"]
+    assert recall["champion"]["low"] <= recall["champion"]["value"] <= recall["champion"]["high"]
+    page = (story.project / "reports/comparison.html").read_text()
+    assert page.count("<svg") == 4
+    assert "http-equiv" not in page
+    assert "<script" not in page
+
+
+def test_drift_is_an_exit_status_and_a_metric(story):
+    same = story.moe_beyond("drift", "data/splits/validation", "--json", check=False)
+    other = story.moe_beyond("drift", "data/splits/test_out_of_domain", "--json", check=False)
+    reports = [json.loads(done.stdout) for done in (same, other)]
+    for done, report in zip((same, other), reports, strict=True):
+        assert done.returncode == (3 if report["drifted"] else 0), done.stderr
+    experiment = story.client.get_experiment_by_name("moe-beyond").experiment_id
+    logged = story.client.search_runs([experiment], "tags.`moe_beyond.stage` = 'drift'", order_by=["start_time ASC"])
+    assert [run.data.metrics["drift/psi"] for run in logged] == [r["signals"]["psi"]["value"] for r in reports]
+    assert [run.data.metrics["drift/drifted"] for run in logged] == [float(r["drifted"]) for r in reports]
+
+
+def test_the_champion_is_served(story):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["models", "serve", "--env-manager", "local", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", *words, "--model-uri", f"models:/{NAME}@champion"]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "MLFLOW_TRACKING_URI": story.uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HOME": str(story.project.parent),
+    }
+    request = {"dataframe_records": [{"tokens": ["Ġthe", "Ġcat"], "routing": [[[0, 1], [2, 3]]]}], "params": {"top": 3}}
+    server = subprocess.Popen(command, cwd=story.project.parent, env=environment)
+    try:
+        answer = ask(f"http://127.0.0.1:{port}/invocations", request, server)
+    finally:
+        server.terminate()
+        server.wait()
+    (row,) = answer["predictions"]
+    assert [len(layer) for layer in row["experts"][0]] == [3, 3]
+    assert all(0 <= p <= 1 for layer in row["probabilities"][0] for p in layer)
+
+
+def ask(address, document, server, patience_s=240):
+    """Post a document until the server is up."""
+    end = time.monotonic() + patience_s
+    while True:
+        request = urllib.request.Request(address, json.dumps(document).encode(), {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310 - loopback
+                return json.loads(reply.read())
+        except OSError:
+            if server.poll() is not None or time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+def test_rollback_restores_the_champion_before(story):
+    back = json.loads(story.moe_beyond("rollback", "--json").stdout)
+    assert back == {"registered_model": NAME, "left": "3", "champion": "1"}
+    assert story.aliases()["champion"] == "1"
+    assert "rolled_back" in story.client.get_model_version(NAME, "3").tags
+    again = story.moe_beyond("rollback", check=False)
+    assert again.returncode == 1
+    assert "version 1 is the first champion" in again.stderr
+
+
+def test_a_clean_clone_needs_nothing_but_the_remote_and_the_store(story):
+    lock, params = ((story.project / name).read_text() for name in ("dvc.lock", "params.yaml"))
+    former = json.loads((story.project / "reports/train/run.json").read_text())
+    shutil.rmtree(story.project)
+    call(ROOT, "git", "clone", "-q", str(ROOT), str(story.project))
+    (story.project / "dvc.lock").write_text(lock)
+    (story.project / "params.yaml").write_text(params)
+    done = story.retrain({"publish.max_worst_domain_loss": 0.5})
+    # what was trained before comes from the remote; the gate alone is new
+    assert stages_run(done.stdout) == ["publish"]
+    assert json.loads((story.project / "reports/train/run.json").read_text()) == former
+    verdict = story.verdict()
+    assert (verdict["outcome"], verdict["champion"]) == ("refused", "1")
+    assert "rolled back on" in verdict["reasons"][0]

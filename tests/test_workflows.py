@@ -1,0 +1,61 @@
+"""Workflows are what their schema and a security linter allow, and their steps are those of the Makefile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+BIN = Path(sys.executable).parent
+
+
+def run(*words):
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_workflows_follow_their_published_schema():
+    assert {path.stem for path in WORKFLOWS} == {"test", "retrain"}
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
+    gitlab = [".gitlab-ci.example.yml", "--data-transform", "gitlab-ci"]
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.gitlab-ci", *gitlab)
+
+
+def test_workflows_have_no_known_security_fault():
+    run(BIN / "zizmor", "--offline", "--no-progress", *WORKFLOWS)
+
+
+def test_the_linter_sees_a_fault(tmp_path):
+    bad = tmp_path / ".github/workflows/bad.yml"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(
+        "on: issues\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n"
+        "      - run: echo ${{ github.event.issue.title }}\n"
+    )
+    with pytest.raises(AssertionError, match="template-injection"):
+        run(BIN / "zizmor", "--offline", "--no-progress", bad)
+
+
+@pytest.mark.parametrize("workflow", [".github/workflows/retrain.yml", ".gitlab-ci.example.yml"])
+def test_ci_retrains_by_the_same_command_as_a_person(workflow):
+    text = (ROOT / workflow).read_text()
+    assert "make retrain" in text
+    assert "dvc " not in text.replace("`dvc exp run -S`", "")
+    for variable in ("REMOTE", "BASE", "MLFLOW_TRACKING_URI", "MOE_BEYOND_GATE"):
+        assert variable in text
+    assert "\t.ci/retrain" in (ROOT / "Makefile").read_text()
+    for script in (".ci/retrain", ".ci/comment", ".ci/run"):
+        run("bash", "-n", script)
+
+
+def test_retraining_starts_on_every_occasion_it_should():
+    # YAML reads the key `on` as true
+    occasions = yaml.safe_load((ROOT / ".github/workflows/retrain.yml").read_text())[True]
+    assert set(occasions) == {"push", "pull_request", "schedule", "workflow_dispatch", "repository_dispatch"}
+    assert occasions["push"]["paths"] == occasions["pull_request"]["paths"]
+    for path in ("params.yaml", "data/raw/**", "stages/**", "src/moe_beyond/**"):
+        assert path in occasions["push"]["paths"]
+    assert occasions["repository_dispatch"]["types"] == ["drift"]
