@@ -8,7 +8,7 @@ from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.experiment import replay_splits
-from moe_beyond.simulator.tables import comparison_table, headline, replay_table, timing_table
+from moe_beyond.simulator.tables import all_tables, headline
 from moe_beyond.traces import store
 from moe_beyond.tracking import stage_run
 
@@ -23,17 +23,12 @@ def main() -> None:
             settings = settings.model_copy(update={"timed_expert_mib": None})
         training = store.open_working(run.root / DATA / "train")
         # a source without a held-out domain leaves that split's folder empty
-        present = [name for name in SPLITS if name.startswith("test") and any((run.root / DATA / name).iterdir())]
+        present = [name for name in SPLITS if name.startswith("test") and store.has_working(run.root / DATA / name)]
         splits = {name: store.open_working(run.root / DATA / name) for name in present}
         # the table of counts prefetches by the same rule, so that learning is compared with counting, not with nothing
         predictors: list[Predictor] = [OnnxPredictor(run.root / PREDICTOR), TokenUnigram.fit(training)]
         replays = replay_splits(splits, training, predictors, settings)
-        tables = {
-            "replay.csv": replay_table(replays, settings, run.params.seed),
-            "timing.csv": timing_table(replays, settings),
-            "comparisons.csv": comparison_table(replays, settings, run.params.seed),
-        }
-        for name, table in tables.items():
+        for name, table in all_tables(replays, settings, run.params.seed).items():
             with replacing(run.reports / name) as temporary:
                 table.write_csv(temporary)
         run.write_metrics(headline(replays, settings))

@@ -3,7 +3,7 @@ import numpy.typing as npt
 import pytest
 
 from moe_beyond.simulator import cache
-from moe_beyond.simulator.intervals import Resamples
+from moe_beyond.simulator.intervals import Ratio, Resamples
 from moe_beyond.simulator.results import Replay
 
 
@@ -11,7 +11,7 @@ def replay_of(hits_P: npt.ArrayLike, accesses_P: npt.ArrayLike) -> Replay:
     counts = np.zeros((np.size(hits_P), 2, cache.NUM_COUNTERS), np.int64)
     counts[:, 1, cache.HITS], counts[:, 1, cache.ACCESSES] = hits_P, accesses_P
     tokens = np.ones((np.size(hits_P), 2), np.int64)
-    return Replay("toy", 1, counts, tokens, np.zeros(0, np.int32))
+    return Replay("toy", 1, counts, tokens, np.zeros(0, np.int32), np.zeros((np.size(hits_P), 2, 3)))
 
 
 def test_a_paired_difference_is_surer_than_two_intervals():
@@ -39,3 +39,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_one_prompt_gives_no_width():
     interval = Resamples.draw(1, 100, seed=0).hit_rate(replay_of([3], [10]))
     assert (interval.low, interval.value, interval.high) == (0.3, 0.3, 0.3)
+
+
+def test_a_ratio_of_any_two_sums_has_its_interval_and_nothing_over_nothing_is_0():
+    resamples = Resamples.draw(4, 500, 0)
+    ms_P, tokens_P = np.array([4.0, 30.0, 0.0, 8.0]), np.array([2, 10, 0, 2])
+    slow = resamples.ratio(ms_P, tokens_P)
+    assert slow.value == 3
+    assert 2 <= slow.low < 3 < slow.high <= 4
+    assert resamples.difference_of_ratios(Ratio(ms_P, tokens_P), Ratio(2 * ms_P, tokens_P)).value == -3
+    assert resamples.ratio(np.zeros(4), np.zeros(4, np.int64)).value == 0

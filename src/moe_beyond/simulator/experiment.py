@@ -1,32 +1,83 @@
 """The simulate stage's work: every policy at every capacity on every test split.
 
-Shape suffixes: T tokens, L MoE layers, E routed experts in a layer.
+Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ahead.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moe_beyond.errors import InputError
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.simulator.bounds import Belady, BeladyForced
-from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.curves import belady_curve
 from moe_beyond.simulator.device import load_device
 from moe_beyond.simulator.events import Events, events_of
+from moe_beyond.simulator.grid import PolicyReplays, Setting, Timed, replay_policy
 from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.policies.on_demand import LayerLru, LeastStale, Lfru, Lfu, Lru
+from moe_beyond.simulator.policies.catalogue import build, known
+from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.replay import sweep
-from moe_beyond.simulator.results import MIB, Replay
+from moe_beyond.simulator.results import Replay
 from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.simulator.timing import TimedReplay, Workload, bound_ms, time_on_demand, timed_sweep
+from moe_beyond.simulator.timing import bound_ms
+from moe_beyond.traces.capture_parallel import run_tasks
 from moe_beyond.traces.schema import Trace, TraceMetadata
+
+BOUNDS = (Belady.name, BeladyForced.name)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a predictor says of a split.
+
+    Attributes:
+        name: Of the predictor, in tables.
+        probabilities_TLE: Its token step's answer.
+        layers_HTLE: Its layer step's; None where it has none.
+        popularity_LE: How often a token of the training split used each expert.
+        width: Experts that are fetched at most.
+    """
+
+    name: str
+    probabilities_TLE: npt.NDArray[np.float32]
+    layers_HTLE: npt.NDArray[np.float32] | None
+    popularity_LE: npt.NDArray[np.float32]
+    width: int
+
+    def anticipate(self, *, bypass: bool = True) -> Anticipate:
+        """Eviction by the predicted next use."""
+        return Anticipate(self.name, self.probabilities_TLE, self.popularity_LE, bypass)
+
+    def prefetch(self, eviction: Policy, threshold: float, *, layers: bool = False) -> Prefetch:
+        """Prefetching the most probable, by the token step or by both."""
+        layers_HTLE = self.layers_HTLE if layers else None
+        return Prefetch(self.name, self.probabilities_TLE, self.width, eviction, threshold, layers_HTLE)
+
+    def policies(self, threshold: float) -> list[Policy]:
+        """Prefetch and eviction by prediction, prefetch over LRU, the same with layer steps, eviction alone."""
+        anticipate = self.anticipate()
+        steps = (False,) if self.layers_HTLE is None else (False, True)
+        fetching = [
+            self.prefetch(eviction, threshold, layers=layers) for layers in steps for eviction in (anticipate, Lru())
+        ]
+        return [*fetching, anticipate]
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """One step of the ablation: what was added, and what it came to."""
+
+    added: str
+    replays: PolicyReplays
 
 
 @dataclass(frozen=True)
@@ -35,19 +86,36 @@ class SplitReplays:
 
     Attributes:
         split: Name of the split.
-        metadata: The model's shape.
-        replays: One a policy and capacity, in the order of the policies.
-        timed: One a policy, device and capacity.
+        trace: Its routing.
+        setting: What is replayed and timed.
+        policies: What came of each policy, in their order; those without replays say why.
         bounds_ms: The clairvoyant bound of each device and capacity.
-        policies: The policies by name.
+        ablation: Ours put together piece by piece, at the headline capacity; empty without a predictor.
+        answers: What each predictor says.
     """
 
     split: str
-    metadata: TraceMetadata
-    replays: tuple[Replay, ...]
-    timed: tuple[TimedReplay, ...]
+    trace: Trace
+    setting: Setting
+    policies: tuple[PolicyReplays, ...]
     bounds_ms: Mapping[tuple[str, int], float]
-    policies: Mapping[str, Policy]
+    ablation: tuple[Ablated, ...]
+    answers: tuple[Answers, ...]
+
+    @property
+    def metadata(self) -> TraceMetadata:
+        """The model's shape."""
+        return self.trace.metadata
+
+    @property
+    def replays(self) -> list[Replay]:
+        """One a policy and capacity."""
+        return [replay for policy in self.policies for replay in policy.replays]
+
+    @property
+    def timed(self) -> list[Timed]:
+        """One a policy, device, capacity and predictor latency."""
+        return [timed for policy in self.policies for timed in policy.timed]
 
     def at(self, capacity_experts: int) -> dict[str, Replay]:
         """The replays of one capacity by policy."""
@@ -62,58 +130,57 @@ def replay_splits(
     Args:
         splits: Test traces by name.
         training: The training split: the only one that a policy may learn from.
-        predictors: Predictors that prefetch and evict.
+        predictors: Predictors that prefetch and evict; the first one's policies are taken apart in the ablation.
         settings: Capacities and rules.
 
     Raises:
-        InputError: A split is of another model than the training split.
+        InputError: A split is of another model than the training split; a policy or device that is not known; a policy
+            asked for by name that the traces do not allow.
     """
     for name, trace in splits.items():
         training.metadata.require_same_model(trace.metadata, name)
-    static = StaticPopularity.fit(training)
-    on_demand = [Lru(), Lfu(), LayerLru(), LeastStale(), Lfru(), static]
-    bounds = [Belady(), BeladyForced()]
-    popularity_LE = static.popularity_M.reshape(training.metadata.num_layers, -1) / np.float32(training.num_tokens)
-    return [
-        replay_split(
-            name,
-            trace,
-            [*on_demand, *predicted_policies(trace, predictors, popularity_LE, settings), *bounds],
-            settings,
-        )
-        for name, trace in splits.items()
-    ]
+    listed, left_out = listed_policies(training, settings)
+    popularity_M = StaticPopularity.fit(training).popularity_M / np.float32(training.num_tokens)
+    popularity_LE = popularity_M.reshape(training.metadata.num_layers, -1)
+    prepared = [_prepare(trace, predictors, popularity_LE, settings) for trace in splits.values()]
+    ablations = [_ablation(answers, settings) for _, answers in prepared]
+    jobs: list[tuple[Setting, Policy]] = []
+    for (setting, answers), ablation in zip(prepared, ablations, strict=True):
+        ours = [policy for answer in answers for policy in answer.policies(settings.prefetch_threshold)]
+        reachable = [policy for policy in listed if policy.name not in BOUNDS]
+        bounds = [policy for policy in listed if policy.name in BOUNDS]
+        jobs += [(setting, policy) for policy in (*reachable, *ours, *bounds)]
+        jobs += [(setting.headline_only(), policy) for _, policy in ablation]
+    done = iter(_run(jobs, settings))
+    results: list[SplitReplays] = []
+    for (name, trace), (setting, answers), ablation in zip(splits.items(), prepared, ablations, strict=True):
+        count = len(jobs) // len(splits) - len(ablation)
+        policies = (*itertools.islice(done, count), *left_out)
+        ablated = tuple(Ablated(added, next(done)) for added, _ in ablation)
+        bounds_ms = _bounds_ms(setting)
+        results.append(SplitReplays(name, trace, setting, policies, bounds_ms, ablated, tuple(answers)))
+    return results
 
 
-def replay_split(name: str, trace: Trace, policies: Sequence[Policy], settings: SimulateSettings) -> SplitReplays:
-    """Replay one split: every policy at every capacity, without a clock and on every device."""
-    events = asked_for(trace, settings)
-    devices = [load_device(device) for device in settings.devices]
-    expert_bytes = None if settings.timed_expert_mib is None else round(settings.timed_expert_mib * MIB)
-    workload = Workload.like_its_experts(events, settings.predictor_latency_ms, settings.lookahead_layers, expert_bytes)
-    slots = capacities(trace.metadata, settings)
-    replays: list[Replay] = []
-    timed: list[TimedReplay] = []
-    for policy in policies:
-        budgets = [Budget.slots(trace.metadata, capacity, per_layer=policy.per_layer) for capacity in slots]
-        counted = sweep(events, policy, budgets, keep_warm=settings.keep_warm)
-        if any(replay.total.prefetches for replay in counted):
-            timed += timed_sweep(events, policy, budgets, devices, workload, keep_warm=settings.keep_warm)
-        else:
-            timed += [
-                time_on_demand(events, replay, device, workload, predicts=policy.predicts)
-                for device in devices
-                for replay in counted
-            ]
-        replays += counted
-    curve = belady_curve(events, keep_warm=settings.keep_warm, largest=slots[-1])
-    bounds_ms = {
-        (device.name, capacity): bound_ms(events, events.num_accesses - int(curve.hits_D[capacity]), device, workload)
-        for device in devices
-        for capacity in slots
-    }
-    by_name = {policy.name: policy for policy in policies}
-    return SplitReplays(name, trace.metadata, tuple(replays), tuple(timed), bounds_ms, by_name)
+def listed_policies(training: Trace, settings: SimulateSettings) -> tuple[list[Policy], list[PolicyReplays]]:
+    """The policies that no predictor drives, and those that the training split does not allow.
+
+    Raises:
+        InputError: A name that is not known, or one asked for that the training split does not allow.
+    """
+    names = list(known()) if settings.policies is None else list(settings.policies)
+    if Belady.name not in names:
+        names.append(Belady.name)
+    policies: list[Policy] = []
+    left_out: list[PolicyReplays] = []
+    for name in names:
+        try:
+            policies.append(build(name, training, settings.published_policies))
+        except InputError as error:
+            if settings.policies is not None:
+                raise
+            left_out.append(PolicyReplays.without(name, str(error)))
+    return policies, left_out
 
 
 def asked_for(trace: Trace, settings: SimulateSettings) -> Events:
@@ -121,33 +188,82 @@ def asked_for(trace: Trace, settings: SimulateSettings) -> Events:
     return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
 
 
-def predicted_policies(
-    trace: Trace,
-    predictors: Sequence[Predictor],
-    popularity_LE: npt.NDArray[np.float32],
-    settings: SimulateSettings,
-) -> list[Policy]:
-    """For each predictor the ablation: prefetch and eviction by prediction, prefetch over LRU, eviction alone."""
-    policies: list[Policy] = []
-    for predictor in predictors:
-        name = predictor.name.replace(" ", "_")
-        probabilities_TLE = asked_for(trace, settings).by_step(predictor.probabilities_TLE(trace))
-        anticipate = Anticipate(name, probabilities_TLE, popularity_LE)
-        # a step wants that many at most
-        width = settings.prefetch_width or trace.metadata.top_k * settings.batch
-        policies += [
-            Prefetch(name, probabilities_TLE, width, eviction, settings.prefetch_threshold)
-            for eviction in (anticipate, Lru())
-        ]
-        policies.append(anticipate)
-    return policies
+def answers_of(
+    trace: Trace, events: Events, predictor: Predictor, popularity_LE: npt.NDArray[np.float32], width: int
+) -> Answers:
+    """Ask a predictor about a split, its layer step too where it has one."""
+    layers_HTLE = None
+    if hasattr(predictor, "layer_probabilities_HTLE"):
+        layers_HTLE = events.by_step(predictor.layer_probabilities_HTLE(trace), axis=1)
+    probabilities_TLE = events.by_step(predictor.probabilities_TLE(trace))
+    return Answers(predictor.name.replace(" ", "_"), probabilities_TLE, layers_HTLE, popularity_LE, width)
 
 
-def capacities(meta: TraceMetadata, settings: SimulateSettings) -> list[int]:
-    """The capacities in experts, rising; shares that come to the same number of experts count once."""
-    return sorted({capacity_experts(meta, share) for share in settings.capacities})
+def capacities(meta: TraceMetadata, shares: Sequence[float]) -> list[int]:
+    """Capacities in experts, rising; shares that come to the same number of experts count once."""
+    return sorted({capacity_experts(meta, share) for share in shares})
 
 
 def capacity_experts(meta: TraceMetadata, share: float) -> int:
     """A share of the model's experts as a whole number, at least one."""
     return max(1, round(share * meta.num_model_experts))
+
+
+def _prepare(
+    trace: Trace,
+    predictors: Sequence[Predictor],
+    popularity_LE: npt.NDArray[np.float32],
+    settings: SimulateSettings,
+) -> tuple[Setting, list[Answers]]:
+    events, meta = asked_for(trace, settings), trace.metadata
+    timed = settings.capacities if settings.timed_capacities is None else settings.timed_capacities
+    setting = Setting(
+        events=events,
+        slots=tuple(capacities(meta, settings.capacities)),
+        timed_slots=tuple(capacities(meta, timed)),
+        headline_slots=capacity_experts(meta, settings.headline_capacity),
+        devices=tuple(load_device(device) for device in settings.devices),
+        settings=settings,
+    )
+    # a step wants that many at most
+    width = settings.prefetch_width or meta.top_k * settings.batch
+    return setting, [answers_of(trace, events, predictor, popularity_LE, width) for predictor in predictors]
+
+
+def _ablation(answers: Sequence[Answers], settings: SimulateSettings) -> list[tuple[str, Policy]]:
+    """Ours put together piece by piece; every step keeps what the steps before it added."""
+    if not answers:
+        return []
+    ours, threshold = answers[0], max(settings.prefetch_threshold, settings.ablation_threshold)
+    steps: list[tuple[str, Policy]] = [("lru", Lru())]
+    steps.append(("prefetch by token step", ours.prefetch(Lru(), 0.0)))
+    layers = ours.layers_HTLE is not None
+    if layers:
+        steps.append(("prefetch by layer step", ours.prefetch(Lru(), 0.0, layers=True)))
+    steps.append((f"only above {threshold:g}", ours.prefetch(Lru(), threshold, layers=layers)))
+    for label, bypass in (("eviction by predicted next use", False), ("bypass", True)):
+        steps.append((label, ours.prefetch(ours.anticipate(bypass=bypass), threshold, layers=layers)))
+    return [*steps, ("belady", Belady())]
+
+
+def _run(jobs: list[tuple[Setting, Policy]], settings: SimulateSettings) -> list[PolicyReplays]:
+    """Every job, shared among processes, in the order of the jobs."""
+    results: dict[int, PolicyReplays] = {}
+    columns = (TextColumn("replaying policies"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        tasks = ((index, setting, policy) for index, (setting, policy) in enumerate(jobs))
+        bar = progress.add_task("", total=len(jobs))
+        for index, result in run_tasks(replay_policy, tasks, settings.workers):
+            results[index] = result
+            progress.advance(bar)
+    return [results[index] for index in range(len(jobs))]
+
+
+def _bounds_ms(setting: Setting) -> dict[tuple[str, int], float]:
+    events, workload = setting.events, setting.workload(0.0)
+    curve = belady_curve(events, keep_warm=setting.settings.keep_warm, largest=setting.slots[-1])
+    return {
+        (device.name, slots): bound_ms(events, events.num_accesses - int(curve.hits_D[slots]), device, workload)
+        for device in setting.devices
+        for slots in setting.timed_slots
+    }

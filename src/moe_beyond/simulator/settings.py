@@ -32,14 +32,15 @@ class SimulateSettings(Settings):
     devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")
     """Devices that every policy is timed on, names of files under simulator/devices; empty: no times."""
     timed_capacities: tuple[float, ...] | None = None
-    """Those of `capacities` that are timed too, the headline's among them; null: all. A clock costs more than counts."""
+    """Those of `capacities` that are timed too, `headline_capacity` among them; null: all. A clock takes several times
+    as long as counting."""
     predictor_latency_ms: float = Field(default=0.1, ge=0)
     """Time of the token step's answer, charged to every token of a policy that predicts. Fixed, so that the same traces
     give the same tables on every machine, and not below what export measures on one thread: 0.07 to 0.1 ms."""
     layer_latency_ms: float = Field(default=0.05, ge=0)
     """Time of a layer step's answer, charged between router and experts of every layer but a token's last."""
     predictor_latencies_ms: tuple[float, ...] = (0.0, 0.5, 2.0)
-    """Other times of the token step's answer that predicting policies are timed with, so that the page can offer them."""
+    """Other times of the token step's answer that predicting policies are timed with, for the page to offer."""
     bandwidths_gb_per_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
     """Links between which it is sought from where on prefetching pays, at the headline capacity; empty: none."""
     ablation_threshold: float = Field(default=0.1, ge=0, le=1)
