@@ -81,22 +81,39 @@ def test_what_learns_asks_for_training_prompts(name):
     with pytest.raises(InputError, match=f"policy '{name}' learns from other prompts; name a trace of them"):
         policy_of(Plan(name), Lessons.none(name), None)
     with pytest.raises(InputError, match="learns from other prompts"):
-        budget_of(Plan("lru", "fitted"), Lessons.none("lru"), META, Room(6))
+        budget_of(Plan("lru", "fitted"), Lru(), Lessons.none("lru"), META, Room(6))
 
 
 def test_budgets_follow_the_split():
     lessons = Lessons(TRAINING)
-    assert len(budget_of(Plan("lru"), lessons, META, Room(7)).budget_G) == 1
-    assert budget_of(Plan("lru", "even"), lessons, META, Room(7)).budget_G.tolist() == [3, 2, 2]
-    fitted = budget_of(Plan("lru", "fitted"), lessons, META, Room(7)).budget_G
+    assert len(budget_of(Plan("lru"), Lru(), lessons, META, Room(7)).budget_G) == 1
+    assert budget_of(Plan("lru", "even"), Lru(), lessons, META, Room(7)).budget_G.tolist() == [3, 2, 2]
+    fitted = budget_of(Plan("lru", "fitted"), Lru(), lessons, META, Room(7)).budget_G
     assert (fitted >= fit_split(META, layer_curves_LD(events_of(TRAINING)), 7)).all()
-    in_bytes = budget_of(Plan("lru", "fitted"), lessons, META, Room(7500, in_bytes=True)).budget_G
+    in_bytes = budget_of(Plan("lru", "fitted"), Lru(), lessons, META, Room(7500, in_bytes=True)).budget_G
     assert in_bytes.sum() == 7500
     assert (in_bytes // 1000 >= fit_split(META, layer_curves_LD(events_of(TRAINING)), 7500, in_bytes=True)).all()
     for room in (Room(0), Room(19), Room(999, in_bytes=True)):
         for split in ("shared", "even", "fitted"):
             with pytest.raises(InputError, match=r"capacity|budget"):
-                budget_of(Plan("lru", split), lessons, META, room)
+                budget_of(Plan("lru", split), Lru(), lessons, META, room)
+
+
+def test_a_policy_that_deals_its_own_shares_keeps_them():
+    lessons = Lessons(TRAINING)
+    plan = Plan("fate", "even")
+    shares_L = budget_of(plan, policy_of(plan, lessons, None), lessons, META, Room(9)).budget_G
+    assert shares_L.tolist() == policy_of(plan, lessons, None).budget(META, 9).budget_G.tolist()
+    assert shares_L[0] > shares_L[2]
+
+
+def test_the_catalogues_fitted_lru_is_the_fitted_plan():
+    lessons = Lessons(TRAINING, "token_by_token")
+    fitted = lessons.policy("layer_lru_fitted").budget(META, 7)
+    planned = budget_of(Plan("layer_lru", "fitted"), lessons.policy("layer_lru"), lessons, META, Room(7))
+    assert fitted.budget_G.tolist() == planned.budget_G.tolist()
+    with pytest.raises(InputError, match="capacity: 19 experts"):
+        lessons.policy("layer_lru_fitted").budget(META, 19)
 
 
 def test_a_plan_reads_as_a_sentence():

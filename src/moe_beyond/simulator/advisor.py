@@ -26,6 +26,7 @@ from moe_beyond.simulator.intervals import Interval, Resamples
 from moe_beyond.simulator.plans import ANTICIPATE, Answers, Fetch, Lessons, Plan, Room, budget_of, policy_of
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
 from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.timing import TimedReplay, Workload, compute_ms, timed_sweep
@@ -245,6 +246,8 @@ class Advisor:
 
     def _plain_plans(self, lessons: Lessons) -> Iterator[Plan]:
         for name in catalogue.known():
+            if name == LayerLruFitted.name:
+                continue  # LRU with a fitted split, which is tried of every policy of single layers
             try:
                 policy = lessons.policy(name)
             except InputError as error:
@@ -279,7 +282,8 @@ class Advisor:
             return None
 
     def _measure(self, plan: Plan, lessons: Lessons, part: _Part, room: Room) -> Measured:
-        policy, budget = policy_of(plan, lessons, part.answers), budget_of(plan, lessons, self.meta, room)
+        policy = policy_of(plan, lessons, part.answers)
+        budget = budget_of(plan, policy, lessons, self.meta, room)
         workload = self._workload(part.events)
         (timed,) = timed_sweep(part.events, policy, [budget], [self.question.device], workload)
         ms_P = part.events.by_prompt(timed.step_ms_S)

@@ -26,7 +26,8 @@ from moe_beyond.simulator.split import fit_split, layer_curves_LD
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Split = Literal["shared", "even", "fitted"]
-"""`shared`: layers compete for one cache. `even`: each has as much. `fitted`: each what training prompts say."""
+"""`shared`: layers compete for one cache. `even`: each has as much, or what the policy deals out. `fitted`: each what
+training prompts say."""
 ANTICIPATE = "anticipate"
 """Eviction by a predictor's answer; beside the names of the catalogue."""
 
@@ -218,13 +219,26 @@ def policy_of(plan: Plan, lessons: Lessons, answers: Answers | None) -> Policy:
     )
 
 
-def budget_of(plan: Plan, lessons: Lessons, meta: TraceMetadata, room: Room) -> Budget:
-    """The budget of a plan. Raises InputError where it cannot hold an expert."""
-    if plan.split != "fitted":
-        return room.budget(meta, per_layer=plan.split == "even")
-    room.budget(meta)
-    slots_L = lessons.split_L(room)
-    weights_L = slots_L * np.asarray(meta.expert_bytes) if room.in_bytes else slots_L
+def budget_of(plan: Plan, policy: Policy, lessons: Lessons, meta: TraceMetadata, room: Room) -> Budget:
+    """The budget of a plan.
+
+    Args:
+        plan: Its split counts.
+        policy: What `policy_of` made of it.
+        lessons: For a fitted split.
+        meta: The model's shape.
+        room: How much there is.
+
+    Raises:
+        InputError: It cannot hold an expert, or holds more than there are.
+    """
+    plain = room.budget(meta, per_layer=plan.split == "even")
+    weights_L = None if plan.split == "shared" else policy.layer_weights_L(meta.num_layers)
+    if plan.split == "fitted":
+        slots_L = lessons.split_L(room).astype(np.float64)
+        weights_L = slots_L * np.asarray(meta.expert_bytes) if room.in_bytes else slots_L
+    if weights_L is None:
+        return plain
     return Budget.weighted(meta, room.total, weights_L, in_bytes=room.in_bytes)
 
 

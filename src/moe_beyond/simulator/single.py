@@ -11,6 +11,7 @@ from moe_beyond.simulator.device import Device
 from moe_beyond.simulator.events import Events, Prefill, events_of
 from moe_beyond.simulator.intervals import Resamples
 from moe_beyond.simulator.plans import Answers, Fetch, Lessons, Plan, Room, Split, budget_of, parse_plan, policy_of
+from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
 from moe_beyond.simulator.replay import replay
 from moe_beyond.simulator.results import MIB, Replay
 from moe_beyond.simulator.timing import TimedReplay, Workload, timed_replay
@@ -86,8 +87,8 @@ def replay_one(
     lessons = Lessons.none(plan.policy) if training is None else Lessons(training, setup.prefill, setup.batch)
     policy = policy_of(plan, lessons, answers)
     if setup.split is None and policy.per_layer:
-        plan = replace(plan, split="even")
-    budget = budget_of(plan, lessons, trace.metadata, setup.room)
+        plan = replace(plan, split="fitted" if isinstance(policy, LayerLruFitted) else "even")
+    budget = budget_of(plan, policy, lessons, trace.metadata, setup.room)
     document = {"policy": policy.name, **_asked(events, plan, setup, budget.capacity_experts)}
     if setup.device is None:
         counted = replay(events, policy, budget, keep_warm=setup.keep_warm)

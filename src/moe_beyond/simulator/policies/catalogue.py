@@ -13,6 +13,7 @@ from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.policies.changed_models import Lexi, Mc, Mote, SeerMoe
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile
 from moe_beyond.simulator.policies.fine_moe import FineMoe
+from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
 from moe_beyond.simulator.policies.hobbit import Hobbit
 from moe_beyond.simulator.policies.learned_eviction import LearnedEviction
 from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster
@@ -48,6 +49,7 @@ def known() -> Mapping[str, Factory]:
     return {
         Lru.name: lambda _training, _settings: Lru(),
         LayerLru.name: lambda _training, _settings: LayerLru(),
+        LayerLruFitted.name: lambda training, _settings: LayerLruFitted.fit(training),
         Lfu.name: lambda _training, _settings: Lfu(),
         LfuResident.name: lambda _training, _settings: LfuResident(),
         LayerLfu.name: lambda _training, _settings: LayerLfu(),
