@@ -37,22 +37,23 @@ _LIST = 4503599627370496.0
 
 @compiled()
 def _list_of(features_FM: npt.NDArray[np.float64], expert: int) -> float:
-    return float(features_FM[SCORE, expert] % _FIELD)
+    # much faster than a remainder
+    return float(features_FM[SCORE, expert] - _FIELD * np.floor(features_FM[SCORE, expert] / _FIELD))
 
 
 @compiled()
 def _move(features_FM: npt.NDArray[np.float64], expert: int, to: float) -> None:
-    features_FM[SCORE, expert] += to - features_FM[SCORE, expert] % _FIELD
+    features_FM[SCORE, expert] += to - _list_of(features_FM, expert)
 
 
 @compiled()
 def _remembered(features_FM: npt.NDArray[np.float64], expert: int) -> float:
-    return float(features_FM[SCORE, expert] // _FIELD)
+    return float(np.floor(features_FM[SCORE, expert] / _FIELD))
 
 
 @compiled()
 def _remember(features_FM: npt.NDArray[np.float64], expert: int, value: float) -> None:
-    features_FM[SCORE, expert] = value * _FIELD + features_FM[SCORE, expert] % _FIELD
+    features_FM[SCORE, expert] = value * _FIELD + _list_of(features_FM, expert)
 
 
 @compiled()

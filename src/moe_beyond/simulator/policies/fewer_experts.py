@@ -133,9 +133,9 @@ class CachePrior(Policy):
     """Routes to what is resident where the logits are near (cache-prior routing, Qualcomm, arXiv 2412.00099), lossy.
 
     z' = z + 0.2 * D * resident, D the running mean of the range of a layer's logits, the top 2 always kept, over LRU in
-    each layer. A trace holds weights of the chosen experts alone: their logarithms stand in for logits, D is the range of the
-    chosen, and an expert that was not chosen is taken to have been as near as the last chosen one. That favours the
-    policy: its hit rate is an upper bound, and so is the weight that it gives up.
+    each layer. A trace holds weights of the chosen experts alone: their logarithms stand in for logits, D is the range
+    of the chosen, and an expert that was not chosen is taken to have been as near as the last chosen one. That favours
+    the policy: it finds a stand-in more often than it should, and gives up more weight for it.
     """
 
     name = "cache_prior"

@@ -28,7 +28,7 @@ HORIZON_SHARE = 48 / 64
 _BINS = 64
 _HIDDEN_UNITS = 16
 _ROWS = 40_000
-_PASSES = 20
+_STEPS = 100
 _FIT_TOKENS = 20_000
 
 
@@ -76,10 +76,12 @@ class LearnedEviction(Policy):
             events.metadata.num_model_experts,
             horizon,
         )
-        regressor: Any = MLPRegressor(hidden_layer_sizes=(_HIDDEN_UNITS,), max_iter=_PASSES, tol=0, random_state=seed)
+        regressor: Any = MLPRegressor(
+            hidden_layer_sizes=(_HIDDEN_UNITS,), solver="lbfgs", max_iter=_STEPS, random_state=seed
+        )
         chosen = np.random.default_rng(seed).permutation(len(features_R2))[:_ROWS]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of passes is meant
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of steps is meant
             regressor.fit(features_R2[chosen], distance_R[chosen])
         ages, bins = np.meshgrid(np.arange(1, 4 * horizon + 1), np.arange(_BINS + 1), indexing="ij")
         grid = np.stack([1 / ages.ravel(), bins.ravel() / _BINS], axis=1)

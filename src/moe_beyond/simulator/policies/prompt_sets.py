@@ -92,7 +92,8 @@ class PreMoe(Policy):
         from sklearn.cluster import KMeans  # noqa: PLC0415 - importing it takes a second
 
         shares_GM = by_layer_share(finished_PM(training), training.metadata.num_layers)
-        clusters: Any = KMeans(min(_PATTERNS, len(shares_GM)), n_init=1, random_state=seed).fit(shares_GM)
+        distinct = len(np.unique(shares_GM, axis=0))
+        clusters: Any = KMeans(min(_PATTERNS, distinct), n_init=1, random_state=seed).fit(shares_GM)
         return cls(clusters.cluster_centers_.astype(np.float32), shares_GM.mean(axis=0))
 
     @property

@@ -1,0 +1,121 @@
+"""MoE-Infinity against a slow matching that follows the description line by line."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.base import LAYER, NUM_FEATURES, RANKS, SCORE, USES
+from moe_beyond.simulator.policies.counts import finished_PM, replayed_PM
+from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches, share_by_visits
+from moe_beyond.simulator.policies.visits import Visits
+from moe_beyond.simulator.prefetches import when_routed
+from moe_beyond.simulator.published_protocol import crippled_moe_infinity
+from tests.simulator.policies.literal import literal
+from tests.simulator.strategies import make_trace
+
+
+def slow_similarities(stored_NLE, counts_LE, layer):
+    """1 - distance of each stored matrix, rows up to `layer` of the stored ones made uniform."""
+    stored = stored_NLE.astype(np.float64).copy()
+    stored[:, : layer + 1] = 1e-9
+    stored /= np.maximum(stored.sum(axis=2, keepdims=True), 1e-12)
+    current = counts_LE / np.maximum(counts_LE.sum(axis=1, keepdims=True), 1e-12)
+    lengths = np.linalg.norm(stored, axis=2) * np.linalg.norm(current, axis=1)
+    return ((stored * current).sum(axis=2) / np.maximum(lengths, 1e-12)).mean(axis=1)
+
+
+def winners(policy, events):
+    visits, meta = Visits.of(events), events.metadata
+    ever_GM = np.concatenate([policy.stored_GM, replayed_PM(events)])
+    winner_SL = matches(
+        events.members_A,
+        visits.offsets_V,
+        visits.step_V,
+        visits.layer_V,
+        visits.prompt_S,
+        ever_GM,
+        len(policy.stored_GM),
+        meta.num_layers,
+    )
+    return ever_GM, winner_SL
+
+
+@given(seed=st.integers(0, 999))
+@settings(max_examples=20)
+def test_every_match_is_the_best_of_a_slow_search(seed):
+    training = make_trace(seed, num_layers=3, num_experts=6, lengths=(9, 8, 7, 9, 5), prefill=(0,) * 5)
+    policy = MoeInfinity.fit(training, 4)
+    trace = make_trace(seed + 1, num_layers=3, num_experts=6, lengths=(6, 5, 7), prefill=(2, 0, 0))
+    events = events_of(trace)
+    ever_GM, winner_SL = winners(policy, events)
+    stored, wins = list(range(4)), [0] * 4
+    for step in range(events.num_steps):
+        if step and events.prompt_S[step] != events.prompt_S[step - 1]:
+            place = int(np.argmin(wins))
+            stored[place], wins[place] = 4 + int(events.prompt_S[step - 1]), 0
+        before = (events.prompt_S == events.prompt_S[step]) & (np.arange(events.num_steps) < step)
+        mine = np.isin(np.repeat(events.step_N, np.diff(events.offsets_N)), np.nonzero(before)[0])
+        counts = np.bincount(events.members_A[mine], minlength=18).reshape(3, -1)
+        # a store wins at the last layers first: the order of wins within a step does not matter
+        for layer in range(2):
+            similarity = slow_similarities(ever_GM[stored].reshape(4, 3, 6), counts, layer)
+            found = stored.index(winner_SL[step, layer])
+            assert similarity[found] == pytest.approx(similarity.max(), abs=1e-6)
+            wins[found] += 1
+
+
+def test_moe_infinity():
+    # two kinds of prompts: even ones use experts 0 and 1 everywhere, odd ones 2 and 3
+    even, odd = [[[0, 1]] * 3] * 4, [[[2, 3]] * 3] * 4
+    policy = MoeInfinity.fit(literal(even + odd, num_experts=4, lengths=(4, 4)))
+    events = events_of(literal(odd, num_experts=4))
+    asks = policy.prefetches(events)
+    # of the first token nothing is known, and the first matrix wins; from the second on layer 0 asks for 2 and 3
+    second = np.searchsorted(asks.known_Q, when_routed(3))
+    named = [asks.experts_X[a:b].tolist() for a, b in zip(asks.offsets_Q[:-1], asks.offsets_Q[1:], strict=True)]
+    assert named[:2] == [[4, 5], [8, 9]]
+    assert asks.known_Q[:2].tolist() == [1, 1]
+    assert asks.target_Q[:2].tolist() == [1, 2]
+    assert named[second : second + 2] == [[6, 7], [10, 11]]
+    # half of the counts each, and 1 - (j - l) / (L + 1)
+    assert asks.priorities_X[: 2 * 2].tolist() == pytest.approx([0.5 * 3 / 4] * 2 + [0.5 * 2 / 4] * 2)
+    # shares of the prompt so far, as known ahead of each token
+    shares_SM = policy.scores_SM(events)
+    assert shares_SM[0].sum() == 0
+    np.testing.assert_allclose(shares_SM[2], np.tile([0, 0, 0.5, 0.5], 3))
+
+
+def test_who_is_used_seldom_and_far_away_leaves_first():
+    features = np.zeros((NUM_FEATURES, 6))
+    features[LAYER], features[SCORE], features[USES] = [0, 0, 1, 1, 2, 2], 0.5, [2, 1, 2, 2, 4, 0]
+    share_by_visits(features, np.arange(6, dtype=np.int32), 9, 3, 0)
+    # layer 0 has just run: three layers until its turn
+    expected = [(1 - 3 / 4) * 1, (1 - 3 / 4) * 0.5, (1 - 1 / 4) * 1, (1 - 1 / 4) * 1, (1 - 2 / 4) * 2, 0]
+    assert features[RANKS, :6].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_finished_prompt_replaces_the_matrix_that_won_least():
+    even, odd = [[[0, 1]] * 3] * 4, [[[2, 3]] * 3] * 4
+    policy = MoeInfinity.fit(literal(even + odd, num_experts=4, lengths=(4, 4)))
+    # neither kind: the first prompt ends in the store, and the second finds it there
+    mixed = [[[0, 2]] * 3] * 4
+    _, winner_SL = winners(policy, events_of(literal(mixed + mixed, num_experts=4, lengths=(4, 4))))
+    assert set(winner_SL[:4, :2].ravel().tolist()) <= {0, 1}
+    assert winner_SL[5:, :2].ravel().tolist() == [2] * 6
+
+
+def test_moe_infinity_one_cluster():
+    training = make_trace(5, num_layers=3, num_experts=8, lengths=(6,) * 12, prefill=(0,) * 12)
+    policy = MoeInfinityOneCluster.fit(training)
+    nine = training.select(np.arange(9))
+    np.testing.assert_array_equal(policy.experts_LK, crippled_moe_infinity(nine, 1)[0])
+    np.testing.assert_array_equal(finished_PM(nine).sum(), 9 * 6 * 3 * 2)
+    events = events_of(make_trace(6, num_layers=3, num_experts=8, lengths=(4,), prefill=(2,)))
+    asks = policy.prefetches(events)
+    # the batched prefill asks for nothing; each of two tokens asks for all its layers when it begins
+    assert asks.known_Q.tolist() == [6] * 3 + [12] * 3
+    assert asks.target_Q.tolist() == [3, 4, 5, 6, 7, 8]
+    base = np.repeat(np.arange(3), 2) * 8
+    np.testing.assert_array_equal(asks.experts_X, np.tile(policy.experts_LK.ravel() + base, 2))

@@ -1,0 +1,67 @@
+"""Policies that ask one layer ahead."""
+
+import numpy as np
+import pytest
+
+from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.policies.next_layer import Fate, MixtralOffloading, NextLayerMap
+from moe_beyond.simulator.prefetches import when_routed
+from moe_beyond.simulator.replay import replay
+from tests.simulator.policies.literal import literal
+from tests.simulator.strategies import make_trace
+
+
+def permuted(seed, tokens=60):
+    """Each layer uses the neighbours of what the layer below used."""
+    first = np.random.default_rng(seed).permuted(np.tile(np.arange(8), (tokens, 1)), axis=1)[:, :2]
+    return literal(np.stack([first, (first + 1) % 8, (first + 2) % 8], axis=1).tolist(), num_experts=8)
+
+
+@pytest.fixture(scope="module")
+def gate():
+    return NextLayerMap.fit(permuted(0))
+
+
+def test_the_map_finds_what_follows_from_the_layer_below(gate):
+    for layer in range(2):
+        np.testing.assert_array_equal(gate.weights_LEE[layer].argmax(axis=1), (np.arange(8) + 1) % 8)
+    events = events_of(permuted(1, 5))
+    asks = gate.asks(events, 2)
+    assert asks.known_Q.tolist() == [int(when_routed(3 * token + layer)) for token in range(5) for layer in (0, 1)]
+    for ask in range(asks.num_asks):
+        target = asks.target_Q[ask]
+        wanted = events.members_A[events.offsets_N[target] : events.offsets_N[target + 1]]
+        assert set(asks.experts_X[2 * ask : 2 * ask + 2].tolist()) == set(wanted.tolist())
+
+
+def test_least_squares_is_what_numpy_says():
+    trace = make_trace(3, num_layers=2, num_experts=4, lengths=(40,), prefill=(0,))
+    here, there = np.zeros((40, 4)), np.zeros((40, 4))
+    np.put_along_axis(here, trace.experts_TLK[:, 0].astype(int), 1, axis=1)
+    np.put_along_axis(there, trace.experts_TLK[:, 1].astype(int), 1, axis=1)
+    # a ridge of 1 is one more row of data for each expert
+    expected = np.linalg.lstsq(np.vstack([here, np.eye(4)]), np.vstack([there, np.zeros((4, 4))]), rcond=None)[0]
+    np.testing.assert_allclose(NextLayerMap.fit(trace).weights_LEE[0], expected, atol=1e-5)
+
+
+def test_mixtral_offloading(gate):
+    trace = permuted(2, 30)
+    policy = MixtralOffloading(gate, 2)
+    total = replay(events_of(trace), policy, policy.budget(trace.metadata, 6)).total
+    # all but the first layer is foreseen; one speculative load foresees half of it
+    assert total.misses <= 2 * 30
+    assert total.prefetches_useless == 0
+    half = replay(events_of(trace), MixtralOffloading(gate, 1), policy.budget(trace.metadata, 6)).total
+    assert total.misses < half.misses <= 2 * 30 + 2 * 30
+    assert policy.prefetches(events_of(trace)).num_asks == 60
+
+
+def test_fate(gate):
+    trace = permuted(2, 30)
+    policy = Fate(gate)
+    # shallow layers get more, and the whole is dealt out
+    budget = policy.budget(trace.metadata, 12)
+    assert budget.budget_G.tolist() == [6, 4, 2]
+    total = replay(events_of(trace), policy, budget).total
+    assert total.misses <= 2 * 30
+    assert total.prefetches_useless == 0
