@@ -4,6 +4,7 @@ import inspect
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,11 @@ def test_a_policy_bears_the_name_that_it_is_known_by_and_says_where_it_comes_fro
     published = re.search(r"arXiv \d{4}\.\d{5}|issue \d+|github\.com/|Journal|MoTE|MC#", documentation)
     textbook = {"lru", "layer_lru", "lfu", "layer_lfu", "lfu_resident", "fifo", "random"}
     assert published or name in textbook
+
+
+def test_every_policy_has_a_test_of_its_name():
+    written = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert not [name for name in NAMES if not re.search(rf"^def test_{name}\(", written, re.M)]
 
 
 @pytest.mark.parametrize("name", NAMES)
