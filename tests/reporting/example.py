@@ -21,6 +21,7 @@ from tests.reporting.example_more import (
     bandwidth_tables,
     certainty_tables,
     costliest_table,
+    left_out_table,
     timeline_table,
 )
 from tests.traces.random_traces import trace_of
@@ -294,6 +295,8 @@ def timing_table(replayed: pl.DataFrame) -> pl.DataFrame:
             "capacity_experts",
             "predictor_ms",
             ms_per_token=total,
+            ms_per_token_low=0.97 * total,
+            ms_per_token_high=1.03 * total,
             tokens_per_second=1000 / total,
             stall_ms_per_token=stall,
             prefetches="prefetches",
@@ -318,6 +321,10 @@ def comparisons_table() -> pl.DataFrame:
             "difference": [0.31, -0.021, 0.004, 0.004],
             "low": [0.29, -0.030, -0.003, -0.003],
             "high": [0.33, -0.012, 0.011, 0.011],
+            "ms_device": [None, "phone_ufs", "phone_ufs", None],
+            "ms_difference": [None, 1.9, -0.2, None],
+            "ms_low": [None, 1.2, -0.6, None],
+            "ms_high": [None, 2.5, 0.3, None],
         }
     )
 
@@ -411,7 +418,7 @@ def write_example(root: Path, example: Example | None = None, *, times: bool = T
     tables |= {f"export/{name}": frame for name, frame in certainty_tables(example.layers).items()}
     if times:
         tables |= {"simulate/timeline": timeline_table(example.layers), "simulate/ablation": ablation_table()}
-        tables |= {"simulate/costliest_misses": costliest_table()}
+        tables |= {"simulate/costliest_misses": costliest_table(), "simulate/left_out": left_out_table()}
         tables |= {f"simulate/{name}": frame for name, frame in bandwidth_tables().items()}
         tables |= {"simulate/timing": timing_table(replayed), "simulate/comparisons": comparisons_table()}
     for name, frame in tables.items():

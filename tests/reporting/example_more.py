@@ -75,11 +75,12 @@ def bandwidth_tables() -> dict[str, pl.DataFrame]:
     """Ours loses below 2 GB/s and wins above; a predictor may take a few milliseconds."""
     speeds = [0.5, 1.0, 2.0, 4.0, 8.0]
     rows = [
-        (SPLIT, 32, policy, speed, fixed + moved / speed)
+        (SPLIT, device, 32, policy, speed, scale * (fixed + moved / speed))
+        for device, scale in (("phone_ufs", 1.0), ("laptop_nvme", 0.5))
         for policy, fixed, moved in ((OURS, 5.0, 60.0), (RIVAL, 15.0, 42.0), ("belady", 4.0, 30.0))
         for speed in speeds
     ]
-    columns = ["split", "capacity_experts", "policy", "bandwidth_gb_per_s", "ms_per_token"]
+    columns = ["split", "device", "capacity_experts", "policy", "bandwidth_gb_per_s", "ms_per_token"]
     limits = pl.DataFrame(
         {
             "split": [SPLIT] * 3,
@@ -88,10 +89,16 @@ def bandwidth_tables() -> dict[str, pl.DataFrame]:
             "policy": [OURS] * 3,
             "against": [RIVAL] * 3,
             "bandwidth_gb_per_s": [1.8, 1.8, None],
+            "pays": ["above", "above", "never"],
             "predictor_ms_limit": [6.24, 2.6, -0.4],
         }
     )
     return {"time_by_bandwidth": pl.DataFrame(rows, columns, orient="row"), "break_even": limits}
+
+
+def left_out_table() -> pl.DataFrame:
+    rows = [(SPLIT, "hobbit", "the training split has no router weights")]
+    return pl.DataFrame(rows, ["split", "policy", "reason"], orient="row")
 
 
 def ablation_table() -> pl.DataFrame:
@@ -101,7 +108,9 @@ def ablation_table() -> pl.DataFrame:
             {
                 "split": SPLIT,
                 "capacity_experts": 32,
-                "variant": name,
+                "step": place,
+                "added": name,
+                "policy": OURS,
                 "hit_rate": rate,
                 "hit_rate_low": rate - 0.01,
                 "hit_rate_high": rate + 0.01,
@@ -111,7 +120,7 @@ def ablation_table() -> pl.DataFrame:
                 "ms_per_token_low": ms * scale - 0.5,
                 "ms_per_token_high": ms * scale + 0.5,
             }
-            for name, rate, mib, ms in pieces
+            for place, (name, rate, mib, ms) in enumerate(pieces)
             for device, scale in (("phone_ufs", 1.0), ("laptop_nvme", 0.4))
         ]
     )

@@ -66,7 +66,8 @@ def test_every_figure_of_the_page_is_there(tables: Tables):
         "pair_bits",
         "timeline",
         "timeline_layers",
-        "bandwidth",
+        "bandwidth_phone_ufs",
+        "bandwidth_laptop_nvme",
         *(f"recall_by_horizon_{split}" for split in splits),
     }
 

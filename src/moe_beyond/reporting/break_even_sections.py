@@ -51,7 +51,7 @@ def _bandwidth_figure(tables: Tables, device: str, split: str, rows: pl.DataFram
     policies = _few(rows)
     rows = rows.filter(pl.col("policy").is_in(policies))
     marks = break_even_rows(tables, split, device)
-    pays = sorted({row["bandwidth_gb_per_s"] for row in marks if row["bandwidth_gb_per_s"] is not None})
+    crossings = {row["bandwidth_gb_per_s"]: row["pays"] for row in marks if row["bandwidth_gb_per_s"] is not None}
     table = wide_table(
         rows.with_columns(bandwidth=pl.col("bandwidth_gb_per_s").map_elements(number, pl.String)),
         index="bandwidth",
@@ -69,9 +69,9 @@ def _bandwidth_figure(tables: Tables, device: str, split: str, rows: pl.DataFram
         for name in policies
         for mine in (rows.filter(pl.col("policy") == name),)
     )
-    said = f" It pays from {number(pays[0])} GB/s on." if len(pays) == 1 else ""
+    said = "".join(f" Ours pays {_pays(row)}." for row in marks)
     alt = f"Line chart on logarithmic axes, from the slowest to the fastest link: {ends}.{said}"
-    chart = plots.time_by_bandwidth(rows, policies, pays)
+    chart = plots.time_by_bandwidth(rows, policies, crossings)
     name = "_".join(filter(None, ("bandwidth", _slug(device))))
     title = f"Time per token over bandwidth{_on(device)}"
     return Figure(name, title, alt, chart, table, legend=legend(policies))
@@ -112,19 +112,21 @@ def _limits(tables: Tables) -> list[Block]:
             number(row["capacity_experts"]),
             label(row["policy"]),
             label(row["against"]),
-            _bandwidth(row["bandwidth_gb_per_s"]),
+            _pays(row),
             _latency(row["predictor_ms_limit"], tables.latency_ms),
         )
         for row in break_even_rows(tables, split)
     )
     if not rows:
         return [Absent(title, f"{table.path} has no rows of the predictor on {split}")]
-    columns = ("Device", "Experts", "Ours", "Against", "Pays from, GB/s", "Pays up to a latency of")
+    columns = ("Device", "Experts", "Ours", "Against", "Pays over the links tried", "Up to a latency of")
     return [DataTable(f"{title}, {split_label(split)}", columns, rows, table.path, wide=True)]
 
 
-def _bandwidth(value: float | None) -> str:
-    return "at none that was tried" if value is None else number(value)
+def _pays(row: dict[str, Any]) -> str:
+    """On which side of which bandwidth it pays; without a crossing, always or never."""
+    bandwidth = row["bandwidth_gb_per_s"]
+    return str(row["pays"]) if bandwidth is None else f"{row['pays']} {number(bandwidth)} GB/s"
 
 
 def _latency(limit: float | None, measured: float | None) -> str:

@@ -13,7 +13,7 @@ from moe_beyond.reporting.choice import headline_standouts
 from moe_beyond.reporting.headline import split_label
 from moe_beyond.reporting.names import label, legend, ordered
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.text import interval, mib, number, signed
+from moe_beyond.reporting.text import MISSING, interval, mib, number, signed
 
 
 def timing_section(tables: Tables, parameters: Mapping[str, Any], fraction: float) -> Section:
@@ -102,19 +102,22 @@ def comparison_section(tables: Tables, fraction: float) -> Section:
     ours = tables.learned_policy
     blocks: list[Block] = []
     for split in tables.splits:
-        part = frame.filter((pl.col("split") == split) & ((pl.col("a") == ours) | (pl.col("b") == ours)))
+        part = frame.filter((pl.col("split") == split) & (pl.col("a").eq_missing(ours) | pl.col("b").eq_missing(ours)))
         if ours is None or part.is_empty():
             reason = f"{tables['comparisons'].path} compares the trained predictor with nothing there"
             blocks.append(Absent(f"Comparisons on {split_label(split)}", reason))
             continue
         total = tables.model_experts or part["capacity_experts"].max()
         capacity = min(part["capacity_experts"].unique().to_list(), key=lambda size: abs(size - fraction * total))  # type: ignore[operator]
-        rows = [
-            _compared(row, ours) for row in part.filter(pl.col("capacity_experts") == capacity).iter_rows(named=True)
-        ]
+        here = part.filter(pl.col("capacity_experts") == capacity)
+        timed = "ms_difference" in here.columns and here["ms_difference"].null_count() < here.height
+        rows = [_compared(row, ours, timed=timed) for row in here.iter_rows(named=True)]
         caption = f"{label(ours)} minus each other policy, {split_label(split)}, {number(capacity)} experts"
-        columns = ("Against", "Difference in hit rate, points", "95 % interval", "Hits more")
-        blocks.append(DataTable(caption, columns, tuple(rows), tables["comparisons"].path))
+        columns: tuple[str, ...] = ("Against", "Difference in hit rate, points", "95 % interval", "Hits more")
+        if timed:
+            device = label(str(here["ms_device"].drop_nulls()[0]))
+            columns += (f"Difference in ms per token, {device}", "95 % interval", "Is faster")
+        blocks.append(DataTable(caption, columns, tuple(rows), tables["comparisons"].path, wide=timed))
     lead = (
         "Ours is the policy that the trained predictor drives. Both sides replay the same prompts; prompts, not "
         "tokens, are resampled, because tokens of one prompt resemble each other. Where the interval includes zero, "
@@ -123,13 +126,21 @@ def comparison_section(tables: Tables, fraction: float) -> Section:
     return Section("comparisons", "Comparisons", title, lead, tuple(blocks))
 
 
-def _compared(row: dict[str, Any], ours: str) -> tuple[str, ...]:
+def _compared(row: dict[str, Any], ours: str, *, timed: bool) -> tuple[str, ...]:
     """A row of comparisons.csv seen from ours: the table may hold the pair the other way round."""
     flip = -1 if row["b"] == ours else 1
     other = row["a"] if row["b"] == ours else row["b"]
     low, high = sorted((flip * row["low"], flip * row["high"]))
     winner = "ours" if low > 0 else "the other" if high < 0 else "undecided"
-    return (label(other), signed(flip * row["difference"]), interval(low, high, 2), winner)
+    cells = (label(other), signed(flip * row["difference"]), interval(low, high, 2), winner)
+    if not timed:
+        return cells
+    if row["ms_difference"] is None:
+        return (*cells, MISSING, MISSING, MISSING)
+    low, high = sorted((flip * row["ms_low"], flip * row["ms_high"]))
+    quicker = "ours" if high < 0 else "the other" if low > 0 else "undecided"
+    between = f"[{low:.3g},\u00a0{high:.3g}]".replace("-", "\u2212")
+    return (*cells, f"{flip * row['ms_difference']:+.3g}".replace("-", "\u2212"), between, quicker)
 
 
 def _slug(name: str) -> str:

@@ -8,6 +8,7 @@ BASELINE_PREDICTORS = ("token_unigram", "previous_token", "popularity")
 """Predictors that count instead of learning."""
 
 _BY_PREDICTION = "anticipate"  # the eviction that goes by the predicted next use
+_LAYER_STEP = "_layer"  # prefetch by the layer step too, not by the token step alone
 
 _PUBLISHED = {
     "moe_infinity": "MoE-Infinity",
@@ -37,6 +38,7 @@ _LABELS = {
     **_PUBLISHED,
     "lru": "LRU",
     "layer_lru": "LRU per layer",
+    "layer_lru_fitted": "LRU per layer, fitted split",
     "lfu": "LFU",
     "lfu_resident": "LFU, forgetful",
     "fifo": "FIFO",
@@ -85,7 +87,9 @@ def label(name: str) -> str:
         return _LABELS[name]
     before, prefetch, eviction = name.partition("_prefetch_")
     if prefetch:
-        return f"{label(before)} prefetch + {'eviction' if eviction == _BY_PREDICTION else label(eviction)}"
+        step = " layer-step" if before.endswith(_LAYER_STEP) else ""
+        rest = "eviction" if eviction == _BY_PREDICTION else label(eviction)
+        return f"{label(before.removesuffix(_LAYER_STEP))}{step} prefetch + {rest}"
     if name.endswith(f"_{_BY_PREDICTION}"):
         return f"{label(name.removesuffix(f'_{_BY_PREDICTION}'))} eviction"
     asked, ahead, layers = name.partition("_ahead_")

@@ -21,7 +21,7 @@ from moe_beyond.files import replacing
 from moe_beyond.reporting import theme
 from moe_beyond.reporting.ablation_sections import ablation_section
 from moe_beyond.reporting.beside_sections import models_section, paper_section
-from moe_beyond.reporting.blocks import Figure
+from moe_beyond.reporting.blocks import Figure, Section
 from moe_beyond.reporting.break_even_sections import break_even_section
 from moe_beyond.reporting.cache_sections import cache_section
 from moe_beyond.reporting.contest_sections import comparison_section, timing_section
@@ -89,13 +89,34 @@ def compose(
     tables: Tables, settings: ReportSettings, *, headline_capacity: float, run_summary: Mapping[str, Any]
 ) -> Page:
     """Make the page without writing anything; arguments as for `render_report`."""
+    code = run_summary.get("Code", {})
+    summary = summarise(tables, headline_capacity, code if isinstance(code, Mapping) else {})
+    sections = sections_of(tables, headline_capacity, run_summary)
+    html = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=settings.title,
+            model=_model_name(tables, run_summary),
+            summary=summary,
+            sections=sections,
+            themes={"colours": theme.COLOURS, "config": theme.config()},
+            # our own files and a library, not data: the template must not escape them
+            vega=Markup(_vega_runtime()),  # noqa: S704
+            css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+            script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),  # noqa: S704
+        )
+    )
+    return Page(html, tuple(figure for section in sections for figure in section.figures), dvc_tables(tables))
+
+
+def sections_of(tables: Tables, headline_capacity: float, run_summary: Mapping[str, Any]) -> list[Section]:
+    """Everything below the page's top, in order; arguments as for `render_report`."""
     parameters = run_summary.get("Parameters", {})
     parameters = parameters if isinstance(parameters, Mapping) else {}
     stand_in = parameters.get("traces.source") == "reference"
     one_by_one = parameters.get("simulate.prefill") == "token_by_token"
-    code = run_summary.get("Code", {})
-    summary = summarise(tables, headline_capacity, code if isinstance(code, Mapping) else {})
-    sections = [
+    return [
         explorer_section(tables, headline_capacity),
         policies_section(tables, headline_capacity),
         cache_section(tables, headline_capacity),
@@ -116,22 +137,6 @@ def compose(
         method_section(tables, stand_in=stand_in, one_by_one=one_by_one),
         run_section(tables, run_summary),
     ]
-    html = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=settings.title,
-            model=_model_name(tables, run_summary),
-            summary=summary,
-            sections=sections,
-            themes={"colours": theme.COLOURS, "config": theme.config()},
-            # our own files and a library, not data: the template must not escape them
-            vega=Markup(_vega_runtime()),  # noqa: S704
-            css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-            script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),  # noqa: S704
-        )
-    )
-    return Page(html, tuple(figure for section in sections for figure in section.figures), dvc_tables(tables))
 
 
 def chart_spec(chart: Chart) -> dict[str, Any]:

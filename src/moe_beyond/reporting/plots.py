@@ -6,7 +6,7 @@ as PNG. Line dash repeats what colour says, and the page prints the numbers belo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import polars as pl
@@ -379,13 +379,13 @@ def step_latency(timing: pl.DataFrame, policies: Sequence[str]) -> Chart:
     return finish(_lines(frame, policies, x, y, tooltip))
 
 
-def time_by_bandwidth(times: pl.DataFrame, policies: Sequence[str], break_even: Sequence[float]) -> Chart:
+def time_by_bandwidth(times: pl.DataFrame, policies: Sequence[str], break_even: Mapping[float, str]) -> Chart:
     """Milliseconds per token over the link's bandwidth, both logarithmic.
 
     Args:
         times: Columns policy, bandwidth_gb_per_s, ms_per_token.
         policies: Order of the legend.
-        break_even: Bandwidths in GB/s from which on ours pays; each is marked.
+        break_even: Bandwidths in GB/s where ours breaks even, and on which side it pays; each is marked.
     """
     frame = with_labels(times, "policy").select("series", "bandwidth_gb_per_s", "ms_per_token")
     tooltip = [
@@ -398,7 +398,7 @@ def time_by_bandwidth(times: pl.DataFrame, policies: Sequence[str], break_even: 
     y = alt.Y("ms_per_token:Q", title="ms per token", scale=log, axis=alt.Axis(format="~g"))
     layers: list[Chart] = []
     if break_even:
-        words = [f"pays from {value:.3g} GB/s" for value in break_even]
+        words = [f"pays {side} {value:.3g} GB/s" for value, side in break_even.items()]
         mark = alt.Chart(pl.DataFrame({"x": list(break_even), "text": words}))
         layers = [
             mark.mark_rule(style="mark-rule").encode(x="x:Q"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Folded, Passage, Section
@@ -43,7 +45,7 @@ def overview(tables: Tables, split: str, fraction: float, policies: list[str]) -
     times = _times(tables, split, rows[0].capacity_experts)
     devices = tables.devices if times else []
     first = devices[0] if devices else ""
-    rows.sort(key=lambda row: (times.get((row.policy, first), 0.0), -row.hit_rate, row.policy))
+    rows.sort(key=lambda row: (_ms(times.get((row.policy, first))), -row.hit_rate, row.policy))
     size = f", {mib(rows[0].capacity_experts * tables.expert_mib)}" if tables.expert_mib else ""
     caption = f"{label(split)}, {number(rows[0].capacity_experts)} experts{size}" + (
         f"; fastest on {label(first)} first" if first else "; most hits first"
@@ -58,7 +60,7 @@ def overview(tables: Tables, split: str, fraction: float, policies: list[str]) -
             percent(row.hit_rate),
             interval(row.low, row.high) or MISSING,
             number(row.mib_per_token),
-            *(number(times.get((row.policy, device))) for device in devices),
+            *(_timed(times.get((row.policy, device))) for device in devices),
             *((percent(row.mass_given_up or None, 2),) if tables.lossy else ()),
         )
         for row in rows
@@ -71,12 +73,25 @@ def _rows(tables: Tables, split: str, fraction: float) -> list[CacheRow]:
     return cache_rows(tables, split, nearest_capacity(tables["replay"].rows, split, fraction))
 
 
-def _times(tables: Tables, split: str, capacity: int) -> dict[tuple[str, str], float]:
-    """Milliseconds per token by policy and device."""
+def _times(tables: Tables, split: str, capacity: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of timing.csv by policy and device."""
     if tables.times is None:
         return {}
     part = tables.times.filter((pl.col("split") == split) & (pl.col("capacity_experts") == capacity))
-    return {(row["policy"], row["device"]): row["ms_per_token"] for row in part.iter_rows(named=True)}
+    return {(row["policy"], row["device"]): row for row in part.iter_rows(named=True)}
+
+
+def _ms(row: dict[str, Any] | None) -> float:
+    return float("inf") if row is None else float(row["ms_per_token"])
+
+
+def _timed(row: dict[str, Any] | None) -> str:
+    """Milliseconds per token, with their interval where the table has one."""
+    if row is None:
+        return MISSING
+    low, high = row.get("ms_per_token_low"), row.get("ms_per_token_high")
+    between = "" if low is None or high is None else f" [{number(low)},\u00a0{number(high)}]"
+    return f"{number(row['ms_per_token'])}{between}"
 
 
 def _notes(tables: Tables) -> list[Block]:
@@ -92,4 +107,10 @@ def _notes(tables: Tables) -> list[Block]:
             "fewer bits. The weight given up is the share of the router's weight that no expert of its choice computed "
             "at full precision. What that costs in answers is not measured here, so no lossy policy counts as a winner."
         )
-    return [Passage(text) for text in said]
+    left_out = tables["left_out"].frame
+    reasons: tuple[str, ...] = ()
+    if left_out is not None:
+        rows = left_out.unique(["policy", "reason"], maintain_order=True)
+        reasons = tuple(f"{label(row['policy'])}: {row['reason']}." for row in rows.iter_rows(named=True))
+    notes: list[Block] = [Passage(text) for text in said]
+    return [*notes, Passage(title="Not replayed", points=reasons)] if reasons else notes

@@ -181,9 +181,11 @@ LAYOUT: dict[str, tuple[str, dict[str, Kind]]] = {
             "policy": S,
             "against": S,
             "bandwidth_gb_per_s": N,
+            "pays": S,
             "predictor_ms_limit": N,
         },
     ),
+    "left_out": ("reports/simulate/left_out.csv", {"split": S, "policy": S, "reason": S}),
     "ablation": ("reports/simulate/ablation.csv", {"split": S, "capacity_experts": N, "hit_rate": N}),
     "comparisons": (
         "reports/simulate/comparisons.csv",
