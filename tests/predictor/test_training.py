@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,3 +104,33 @@ def test_replacing_texts_by_ids_still_trains(train_trace, validation_trace, tmp_
     train, validation = (replace(trace, token_texts=None) for trace in (train_trace, validation_trace))
     result = fit(train, validation, Size(16, 1, 2), SETTINGS, epochs=4, seed=0, scratch=tmp_path)
     assert result.best_recall > 0.4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "bf16-mixed"}, {"loss": "softmax"}, {"loss": "ranking"}, {"horizon": 3, "reach": 1}],
+    ids=str,
+)
+def test_every_precision_loss_and_horizon_learns(train_trace, validation_trace, tmp_path, change):
+    settings = SETTINGS.model_copy(update=change)
+    result = fit(train_trace, validation_trace, Size(16, 1, 2), settings, epochs=5, seed=0, scratch=tmp_path)
+    first, last = result.history[0], result.history[-1]
+    assert last["validation_recall_at_k"] > first["validation_recall_at_k"] + 0.05
+    assert all(weights.dtype == torch.float32 for weights in result.checkpoint.layer_step.state_dict().values())
+
+
+def test_the_layer_step_learns_what_the_token_step_cannot_know(tmp_path):
+    # layer 0 is drawn by chance, and every later layer repeats it
+    rng = np.random.default_rng(5)
+    traces = []
+    for name in ("train", "validation"):
+        trace = chance_trace(8, name=name, num_layers=3)
+        first_TK = rng.random((trace.num_tokens, trace.metadata.num_experts)).argsort(1)[:, : trace.metadata.top_k]
+        experts_TLK = np.repeat(first_TK[:, None].astype(trace.experts_TLK.dtype), 3, axis=1)
+        traces.append(replace(trace, experts_TLK=experts_TLK))
+    settings = SETTINGS.model_copy(update={"learning_rate": 0.03, "horizon": 2, "patience": 40})
+    result = fit(*traces, Size(16, 1, 2), settings, epochs=40, seed=0, scratch=tmp_path)
+    best = result.metrics()
+    # one of three layers ahead of which nothing is known; two of three at two layers ahead
+    assert best["validation_recall_at_k_ahead_1"] > best["validation_recall_at_k"] + 0.3
+    assert best["validation_recall_at_k_ahead_2"] > best["validation_recall_at_k"] + 0.1
