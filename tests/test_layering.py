@@ -12,7 +12,10 @@ FORBIDDEN = {
     "data": ("predictor", "simulator", "training", "tuning", "tracking", "reporting", "config"),
     "simulator": ("reference", "training", "tuning", "tracking", "reporting", "config"),
     "predictor": ("simulator", "training", "tuning", "tracking", "reporting", "config"),
-    "reporting": ("tracking",),
+    "reporting": ("tracking", "registry", "drift", "comparison"),
+    "registry": ("training", "tuning", "tracking", "reporting", "config", "comparison"),
+    "drift": ("training", "tuning", "tracking", "reporting", "config", "comparison"),
+    "comparison": ("training", "tuning", "tracking"),
 }
 
 

@@ -25,6 +25,7 @@ def test_a_faster_challenger_wins_and_the_interval_is_paired():
     verdict = judge(drawn_score(faster=0.02), drawn_score("champion"), SETTINGS, 1)
     assert verdict.outcome == "promoted"
     # every prompt is faster by the same share: paired, no doubt is left, though prompts differ by tens of per cent
+    assert verdict.improvement is not None
     assert verdict.improvement.low == pytest.approx(0.02)
     assert verdict.improvement.high == pytest.approx(0.02)
 
@@ -52,6 +53,7 @@ def test_a_gain_that_some_prompts_do_not_share_must_outweigh_its_doubt():
         ratio = split["ms_per_token"]
         split["ms_per_token"] = Ratio(ratio.top_P * rng.normal(0.98, 0.3, 10), ratio.bottom_P)
     verdict = judge(noisy, champion, SETTINGS, 1)
+    assert verdict.improvement is not None
     assert verdict.improvement.low < SETTINGS.margin < verdict.improvement.high
     assert verdict.outcome == "refused"
 
@@ -85,7 +87,7 @@ def test_the_table_and_the_metrics_hold_both_sides_and_every_split():
     assert rows.group_by("contestant").len()["len"].to_list() == [10, 10]
     all_rows = rows.filter((pl.col("split") == "all") & (pl.col("metric") == "ms_per_token"))
     assert (all_rows["low"] < all_rows["value"]).all()
-    found = metrics(judge(*scores, SETTINGS, 1), scores)
+    found = metrics(judge(scores[0], scores[1], SETTINGS, 1), scores)
     assert found["moves_champion"] == 1
     assert found["challenger"]["ms_per_token"] == pytest.approx(0.98 * found["champion"]["ms_per_token"])
     assert found["champion"]["worst_domain_hit_rate"] == 0.5

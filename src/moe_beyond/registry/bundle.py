@@ -131,20 +131,15 @@ def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) 
 def device_advice(reports: Path, metadata: TraceMetadata, settings: PublishSettings) -> dict[str, Any]:
     """The suitability card's verdict, and the replay's times on the gate's device nearest to its capacity.
 
-    Raises:
-        InputError: The simulate stage did not time the gate's device.
+    `policies` is empty where the simulate stage did not time that device.
     """
     card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))
-    timing = pl.read_csv(reports / "simulate" / "timing.csv")
-    on_device = timing.filter(pl.col("device") == settings.device)
-    if on_device.height == 0:
-        raise InputError(
-            f"publish.device: {settings.device} was not timed by the simulate stage; add it to simulate.devices"
-        )
+    timing = pl.read_csv(reports / "simulate" / "timing.csv").filter(pl.col("device") == settings.device)
     wanted = capacity_experts(metadata, settings.capacity)
-    nearest = min(on_device["capacity_experts"].unique().sort().to_list(), key=lambda capacity: abs(capacity - wanted))
+    replayed = timing["capacity_experts"].unique().sort().to_list()
+    nearest = min(replayed, key=lambda capacity: abs(capacity - wanted), default=wanted)
     columns = ("split", "policy", "ms_per_token", "tokens_per_second", "fraction_of_bound", "break_even_latency_ms")
-    rows = on_device.filter(pl.col("capacity_experts") == nearest).select(columns).sort("split", "ms_per_token")
+    rows = timing.filter(pl.col("capacity_experts") == nearest).select(columns).sort("split", "ms_per_token")
     return {
         "suitability": {"verdict": card["verdict"], "reasons": card["reasons"]},
         "device": settings.device,

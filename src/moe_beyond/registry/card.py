@@ -60,6 +60,8 @@ def model_card(manifest: dict[str, Any], advice: dict[str, Any], metrics: dict[s
 
 
 def _policies(advice: dict[str, Any]) -> list[str]:
+    if not advice["policies"]:
+        return [f"Policies were not timed on {advice['device']}: add it to simulate.devices."]
     shown = [row for row in advice["policies"] if row["split"] == advice["policies"][0]["split"]][:5]
     title = (
         f"Fastest on {advice['device']} with {advice['capacity_experts']} experts in the cache, {shown[0]['split']}:"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.metrics import hits_at_k
+from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.budget import Budget
@@ -66,7 +67,7 @@ class Contestant:
 
     name: str
     version: str | None
-    predictor: OnnxPredictor
+    predictor: Predictor
     latency_ms: float
 
 
