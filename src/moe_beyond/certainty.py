@@ -99,7 +99,7 @@ def layer_errors(certainty: Mapping[str, Mapping[str, Certainty]], splits: Mappi
         numbers = splits[split].metadata.layer_numbers
         for horizon, found in by_horizon.items():
             pairs = [("all", found.before, found.after)]
-            pairs += [(str(n), *pair) for n, *pair in zip(numbers, found.before_L, found.after_L, strict=True)]
+            pairs += zip(map(str, numbers), found.before_L, found.after_L, strict=True)
             for layer, before, after in pairs:
                 errors = (before.calibration_error, after.calibration_error)
                 rows.append((split, horizon, layer, *errors, after.statements))

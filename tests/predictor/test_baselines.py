@@ -54,7 +54,7 @@ def test_moe_infinity_answers_with_the_stored_prompt_that_a_plain_search_finds()
                 found[layer, token[layer]] += 1
         return found
 
-    stored = [counts(*train.prompt_offsets[p : p + 2], train) for p in range(12)]
+    stored = [counts(train.prompt_offsets[p], train.prompt_offsets[p + 1], train) for p in range(12)]
     for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
         for token in range(start + 1, end):
             now = counts(start, token, trace)

@@ -7,13 +7,13 @@ import onnx
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.graph_file import METADATA_KEY, GraphFile, graph_file
+from moe_beyond.predictor.graph_file import METADATA_KEY, STEPS, GraphFile, graph_file
 from moe_beyond.predictor.onnx import describe, parity, require_parity, torch_logits
 from moe_beyond.predictor.runtime import GRAPH_FILE, OnnxPredictor
 from moe_beyond.predictor.settings import ExportSettings
 from tests.traces_of_chance import chance_trace
 
-FILES = {graph_file(step, precision) for step in ("token_step", "layer_step") for precision in ("fp32", "int8")}
+FILES = {graph_file(step, "fp32"): step for step in STEPS} | {graph_file(step, "int8"): step for step in STEPS}
 
 
 def copied(exported, tmp_path):
@@ -24,8 +24,8 @@ def copied(exported, tmp_path):
 
 def test_export_measures_parity_latency_and_size_of_both_steps(exported):
     directory, measured = exported
-    assert {path.name for path in directory.iterdir()} <= FILES
-    for prefix, step in (("", "token_step"), ("layer_", "layer_step")):
+    assert {path.name for path in directory.iterdir()} <= set(FILES)
+    for prefix, step in zip(("", "layer_"), STEPS, strict=True):
         assert measured[f"{prefix}parity_max_abs_error"] < 1e-4
         assert measured[f"{prefix}latency_ms"] > 0
         assert measured[f"{prefix}size_bytes"] == (directory / graph_file(step)).stat().st_size
@@ -157,6 +157,7 @@ def test_a_state_of_the_wrong_shape_is_refused(exported):
         stream.step("word", None)
     stream = OnnxPredictor(exported[0]).stream()
     stream.step("word", None)
+    assert stream._layers is not None
     stream._layers = replace(stream._layers, context_BW=np.zeros((1, 3), np.float32))
     with pytest.raises(InputError, match=r"context has shape \(1, 3\), expected"):
         stream.layer_step(0, [1, 2])
@@ -191,13 +192,13 @@ def test_layers_out_of_order_are_refused(exported):
 
 
 def test_the_files_say_nothing_of_the_machine_and_all_that_a_runtime_needs(exported):
-    for file in FILES & {path.name for path in exported[0].iterdir()}:
+    for file in set(FILES) & {path.name for path in exported[0].iterdir()}:
         model = onnx.load(exported[0] / file)
         assert [x.key for x in model.metadata_props] == [METADATA_KEY]
         for node in model.graph.node:
             assert not node.metadata_props
             assert not node.doc_string
-        description = GraphFile(exported[0] / file, file.split(".")[0], 1).description
+        description = GraphFile(exported[0] / file, FILES[file], 1).description
         assert {"layer_numbers", "num_experts", "top_k", "horizon", "window", "features", "scaling"} <= set(description)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +111,7 @@ class OnnxPredictor:
         Raises:
             InputError: The state has the wrong shape.
         """
-        inputs = {
+        inputs: dict[str, npt.NDArray[Any]] = {
             "tokens": features.tokens_T[None],
             "letters": features.letters_TG[None],
             "previous_experts": features.previous_TLM[None],
@@ -131,7 +132,7 @@ class OnnxPredictor:
         Raises:
             InputError: The state has the wrong shape.
         """
-        inputs = {
+        inputs: dict[str, npt.NDArray[Any]] = {
             "layer": np.array([layer], np.int64),
             "experts": experts_BK,
             "token_logits": state.logits_BLE,

@@ -113,7 +113,7 @@ def sigmoid(logits: Floats) -> Floats:
 
 def _bin(logits: Floats) -> npt.NDArray[np.int64]:
     place = (logits / (2 * _LOGIT_RANGE) + 0.5) * _BINS
-    return np.clip(place, 0, _BINS - 1).astype(np.int64)
+    return np.asarray(np.clip(place, 0, _BINS - 1), np.int64)
 
 
 def _platt(count_B: Reals, sum_B: Reals, true_B: Reals) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import polars as pl
 from moe_beyond.files import replacing
 from moe_beyond.metrics import groups
 from moe_beyond.predictor.checkpoint import Checkpoint
-from moe_beyond.predictor.graph_file import GraphFile, graph_file
+from moe_beyond.predictor.graph_file import GraphFile, Step, graph_file
 from moe_beyond.predictor.onnx import describe, export_steps, require_parity
 from moe_beyond.predictor.quantise import quantise_steps
 from moe_beyond.predictor.runtime import OnnxPredictor
@@ -82,12 +82,12 @@ def calibrate(directory: Path, validation: Trace, coverages: tuple[float, ...]) 
         token_TLE, layers_HTLE = predictor.both_logits(part)
         for fit, logits_TLE in zip((token, *layers), (token_TLE, *layers_HTLE), strict=True):
             fit.add(logits_TLE, part.experts_TLK)
-    _write(directory / graph_file("token_step"), token.fit(coverages).as_dict())
-    _write(directory / graph_file("layer_step"), [fit.fit(coverages).as_dict() for fit in layers])
+    _write(directory, "token_step", token.fit(coverages).as_dict())
+    _write(directory, "layer_step", [fit.fit(coverages).as_dict() for fit in layers])
 
 
-def _write(path: Path, scaling: Any) -> None:
-    step = "token_step" if path.name == graph_file("token_step") else "layer_step"
+def _write(directory: Path, step: Step, scaling: Any) -> None:
+    path = directory / graph_file(step)
     describe(path, GraphFile(path, step, threads=1).description | {"scaling": scaling})
 
 
