@@ -58,6 +58,12 @@ def test_every_policy_has_a_test_of_its_name():
     assert not [name for name in NAMES if not re.search(rf"^def test_{name}\(", written, re.M)]
 
 
+def test_every_policy_is_described():
+    described = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
+    heads = " ".join(re.findall(r"^\*\*(.+?)\*\*", described, re.M))
+    assert not [name for name in NAMES if f"`{name}`" not in heads]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**16), capacity=st.integers(3, 24), keep_warm=st.booleans())
 @settings(max_examples=8)

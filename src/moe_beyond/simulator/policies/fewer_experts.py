@@ -134,8 +134,8 @@ class CachePrior(Policy):
 
     z' = z + 0.2 * D * resident, D the running mean of the range of a layer's logits, the top 2 always kept, over LRU in
     each layer. A trace holds weights of the chosen experts alone: their logarithms stand in for logits, D is the range
-    of the chosen, and an expert that was not chosen is taken to have been as near as the last chosen one. That favours
-    the policy: it finds a stand-in more often than it should, and gives up more weight for it.
+    of the chosen, and an expert that was not chosen is taken to have been as near as the last chosen one. The latter
+    makes stand-ins more frequent than they would be, the smaller range makes them rarer: it is no bound either way.
     """
 
     name = "cache_prior"
