@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench golden ui lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench golden ui servers servers-stop lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -105,6 +105,12 @@ retrain: $(VENV)/.ok  ## Fetch, run what changed, meet the champion, keep, repor
 
 rollback: $(VENV)/.ok  ## The champion before this one becomes the champion again
 	moe-beyond rollback
+
+servers: $(VENV)/.ok  ## PostgreSQL and MLflow on loopback, as a team has them; then: . build/servers/environment
+	python scripts/servers.py start --mlflow-port $(PORT)
+
+servers-stop: $(VENV)/.ok  ## ... stop them; what they hold stays in build/servers
+	python scripts/servers.py stop --mlflow-port $(PORT)
 
 lock: $(VENV)/.ok  ## Resolve pyproject.toml anew into requirements.lock
 	pip-compile -q --extra dev --extra postgresql --extra ray --strip-extras --allow-unsafe --no-emit-find-links --no-emit-index-url \

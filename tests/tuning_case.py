@@ -59,6 +59,7 @@ class FileLog:
 
     folder: Path
     slow_s: float = 0.0
+    parent: str = "parent"
 
     @contextmanager
     def __call__(self, name, params, run_id=None):

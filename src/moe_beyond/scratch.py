@@ -16,6 +16,11 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def scratch_path(root: Path, stage: str, key: str) -> Path:
+    """Where that folder is, for a further process of the same work."""
+    return root / ".scratch" / stage / key
+
+
 @contextmanager
 def scratch_folder(root: Path, stage: str, key: str) -> Iterator[Path]:
     """A folder that survives an interruption and goes when the work is done.

@@ -126,7 +126,7 @@ class _History(Callback):
             },
         }
         self.rows.append(row)
-        if self.log_step is not None:
+        if self.log_step is not None and trainer.is_global_zero:
             self.log_step(metrics, trainer.global_step)
         log.info(
             "epoch %d/%d  train loss %.4f  validation loss %.4f  recall@k %.4f, one layer ahead %.4f",
@@ -242,6 +242,10 @@ def _trainer(settings: TrainSettings, epochs: int, callbacks: list[Callback]) ->
         accelerator=settings.accelerator,
         precision=settings.precision,
         devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        # the data module deals the windows out itself
+        use_distributed_sampler=False,
         max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,
         callbacks=[*callbacks, *([RichProgressBar()] if terminal else [])],

@@ -6,7 +6,6 @@ Shape suffixes: B batch, T tokens of a window, L MoE layers, K top-k, M = 2 * K,
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,10 +13,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
+from moe_beyond.errors import InputError
 from moe_beyond.traces.schema import Trace
 
 
@@ -71,25 +71,42 @@ class WindowDataset(Dataset[tuple[int, int]]):
 class LengthBatches(Sampler[list[int]]):
     """Batches of windows of similar length, in random order: a third less padding than plain shuffling.
 
-    Windows are shuffled, sorted by length within stretches of `_STRETCH` batches, and the batches shuffled again.
+    Windows are shuffled, sorted by length within stretches of `_STRETCH` batches, and the batches shuffled again. Where
+    several processes train together, each draws the same batches and takes its share of every one: together they see
+    each window once an epoch, in as many steps and as large batches as one process.
     """
 
     _STRETCH = 8
 
-    def __init__(self, windows: list[tuple[int, int]], batch_size: int, generator: np.random.Generator) -> None:
+    def __init__(
+        self,
+        windows: list[tuple[int, int]],
+        batch_size: int,
+        generator: np.random.Generator,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        if num_ranks > min(batch_size, len(windows)):
+            raise InputError(
+                f"train.batch_size: {batch_size} windows of {len(windows)} for {num_ranks} processes; each needs one"
+            )
         self.lengths = np.array([end - start for start, end in windows])
-        self.batch_size, self.generator = batch_size, generator
+        self.batch_size, self.generator, self.rank, self.num_ranks = batch_size, generator, rank, num_ranks
+        # a last batch that is too small for all processes joins the one before
+        left = len(windows) % batch_size
+        self.cuts = range(0, len(windows) - (left if left < num_ranks else 0), batch_size)[1:]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
+        return len(self.cuts) + 1
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.generator.permutation(len(self.lengths))
         stretches = np.array_split(order, range(0, len(order), self._STRETCH * self.batch_size)[1:])
         order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in stretches])
-        batches = np.array_split(order, range(0, len(order), self.batch_size)[1:])
+        batches = np.array_split(order, self.cuts)
         for index in self.generator.permutation(len(batches)).tolist():
-            yield batches[index].tolist()
+            yield batches[index][self.rank :: self.num_ranks].tolist()
 
 
 class Collate:
@@ -136,15 +153,25 @@ class RoutingData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled windows with fresh cuts; the trainer asks for a new loader every epoch."""
         self.train_windows.redraw()
+        rank, num_ranks = self._rank()
+        batches = LengthBatches(
+            self.train_windows.windows, self.batch_size, self.generator, rank=rank, num_ranks=num_ranks
+        )
         return DataLoader(
             self.train_windows,  # type: ignore[arg-type]  # the collate function turns windows into a Batch
-            batch_sampler=LengthBatches(self.train_windows.windows, self.batch_size, self.generator),
+            batch_sampler=batches,
             collate_fn=self.train_collate,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Validation windows in order."""
-        return DataLoader(self.validation_windows, self.batch_size, collate_fn=self.validation_collate)  # type: ignore[arg-type]
+        """Validation windows in order, of several processes each its share."""
+        rank, num_ranks = self._rank()
+        share = Subset(self.validation_windows, range(rank, len(self.validation_windows), num_ranks))
+        return DataLoader(share, self.batch_size, collate_fn=self.validation_collate)  # type: ignore[arg-type]
+
+    def _rank(self) -> tuple[int, int]:
+        """This process among those that train together."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning does not look into dataclasses that are frozen."""

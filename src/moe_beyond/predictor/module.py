@@ -65,7 +65,7 @@ class PredictorModule(pl.LightningModule):
             loss = loss + layer_loss * (self.layer_loss_weight / len(layer_losses))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}; lower train.learning_rate")
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=int(batch.real_BT.sum()))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=int(batch.real_BT.sum()))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

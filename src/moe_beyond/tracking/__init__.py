@@ -14,7 +14,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 
+from moe_beyond.tracking.children import ChildRuns
 from moe_beyond.tracking.pipeline import pipeline_run
 from moe_beyond.tracking.stage import StageRun, stage_run
 
-__all__ = ["StageRun", "pipeline_run", "stage_run"]
+__all__ = ["ChildRuns", "StageRun", "pipeline_run", "stage_run"]

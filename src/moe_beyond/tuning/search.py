@@ -43,6 +43,8 @@ def search(job: Job) -> tuple[Search, tuple[str, ...]]:
     settings = job.settings
     # the schema and the study are made once, before there are several workers
     ledger = Ledger(job.place, settings, job.seed)
+    # for those who join from other machines
+    patiently(lambda: ledger.study.set_user_attr("parent_run", job.trial_log.parent))
     ledger.enqueue_first(_warm_start(ledger, settings))
     if settings.workers == 1:
         work(job)

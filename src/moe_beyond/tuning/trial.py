@@ -48,6 +48,11 @@ class TrialRun(Protocol):
 class TrialLog(Protocol):
     """Opens the record of a trial: a new one, or again the one that its killed worker had opened."""
 
+    @property
+    def parent(self) -> str:
+        """The record that those of the trials belong to."""
+        ...
+
     def __call__(
         self, name: str, params: dict[str, Any], run_id: str | None = None
     ) -> AbstractContextManager[TrialRun]:

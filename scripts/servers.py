@@ -1,0 +1,267 @@
+"""A team's servers on one machine, for trying and testing: PostgreSQL, and an MLflow server that keeps artifacts.
+
+    python scripts/servers.py start      # make servers
+    . build/servers/environment          # MLFLOW_TRACKING_URI, OPTUNA_STORAGE, DVC_HTTP_REMOTE
+    python scripts/servers.py stop       # make servers-stop
+
+All of it listens on loopback alone and lies in one folder: databases, artifacts, logs, a password drawn at the first
+start. PostgreSQL comes from the system (Debian: `apt install postgresql`), MLflow from this environment. MLflow's
+artifact routes take and give files by PUT and GET, which is all that DVC asks of an HTTP remote.
+
+PostgreSQL refuses to run as root: root starts it as the system's user `postgres`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+USER = "moe_beyond"
+DATABASES = ("mlflow", "optuna")
+START_S = 300.0
+
+
+class CannotStartError(RuntimeError):
+    """Something that the servers need is not there; the message says what, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Both servers, by the folder that they live in.
+
+    Attributes:
+        folder: Everything of theirs.
+        postgres_port: On loopback.
+        mlflow_port: On loopback.
+    """
+
+    folder: Path
+    postgres_port: int = 5442
+    mlflow_port: int = 5000
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Of the MLflow server."""
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def dvc_remote(self) -> str:
+        """Address of a DVC remote; wants `method: PUT`."""
+        return f"{self.mlflow_uri}/api/2.0/mlflow-artifacts/artifacts/dvc"
+
+    def database(self, name: str) -> str:
+        """Address of a database, with its password."""
+        password = (self.folder / "password").read_text(encoding="utf-8")
+        return f"postgresql+psycopg2://{USER}:{password}@127.0.0.1:{self.postgres_port}/{name}"
+
+    def start(self) -> None:
+        """Start what does not run yet; make the databases where they are new.
+
+        Raises:
+            CannotStartError: PostgreSQL is not installed, or a port is taken, or a server ends at once.
+        """
+        self.start_postgres()
+        self.start_mlflow()
+        environment = self.folder / "environment"
+        environment.touch(mode=0o600)
+        environment.write_text(
+            f"export MLFLOW_TRACKING_URI={self.mlflow_uri}\n"
+            f"export OPTUNA_STORAGE={self.database('optuna')}\n"
+            f"export DVC_HTTP_REMOTE={self.dvc_remote}\n",
+            encoding="utf-8",
+        )
+
+    def start_postgres(self) -> None:
+        """Start PostgreSQL alone, and make what is not there yet."""
+        data = self.folder / "postgres"
+        if not (data / "PG_VERSION").exists():
+            self._init(data)
+        if not _listens(self.postgres_port):
+            options = f"-p {self.postgres_port} -k {data} -c listen_addresses=127.0.0.1"
+            log = ["-l", str(data / "server.log")]
+            self._postgres("pg_ctl", "-D", str(data), "-w", "-t", "60", *log, "-o", options, "start")
+        self._make_databases()
+
+    def start_mlflow(self) -> None:
+        """Start MLflow's server alone; its tables are made before, once, as its workers would each try to."""
+        if _listens(self.mlflow_port):
+            return
+        # in the environment: a command line is everybody's to read
+        environment = os.environ | {
+            "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        made = "import os, mlflow.store.db.utils as u; e = u.create_sqlalchemy_engine_with_retry"
+        made += "(os.environ['MLFLOW_BACKEND_STORE_URI']); u._safe_initialize_tables(e)"
+        _run([sys.executable, "-c", made], environment)
+        artifacts = self.folder / "artifacts"
+        artifacts.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.mlflow_port)]
+        # one process: a parent would end workers that a busy machine keeps from answering within five seconds
+        command += ["--workers", "1", "--serve-artifacts", "--artifacts-destination", str(artifacts)]
+        with (self.folder / "mlflow.log").open("a") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        (self.folder / "mlflow.pid").write_text(str(process.pid), encoding="utf-8")
+        self._wait_for_mlflow(process)
+
+    def stop(self) -> None:
+        """Stop both; what they hold stays."""
+        self._signal_mlflow(signal.SIGTERM)
+        data = self.folder / "postgres"
+        if (data / "postmaster.pid").exists():
+            self._postgres("pg_ctl", "-D", str(data), "-w", "-m", "fast", "stop")
+
+    def kill_mlflow(self) -> None:
+        """End MLflow's server and its workers without a word, as a crash would."""
+        self._signal_mlflow(signal.SIGKILL)
+
+    def kill_postgres(self) -> None:
+        """End PostgreSQL without a word; its children notice and follow."""
+        file = self.folder / "postgres" / "postmaster.pid"
+        os.kill(int(file.read_text(encoding="utf-8").splitlines()[0]), signal.SIGKILL)
+        _wait(lambda: not _listens(self.postgres_port), "PostgreSQL to end")
+
+    def _signal_mlflow(self, number: signal.Signals) -> None:
+        file = self.folder / "mlflow.pid"
+        if file.exists():
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(int(file.read_text(encoding="utf-8")), number)
+            file.unlink()
+            _wait(lambda: not _listens(self.mlflow_port), "MLflow to end")
+
+    def _wait_for_mlflow(self, process: subprocess.Popen[bytes]) -> None:
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise CannotStartError(f"mlflow ended with status {process.returncode}; see {self.folder}/mlflow.log")
+            try:
+                with urllib.request.urlopen(f"{self.mlflow_uri}/health", timeout=5) as answer:  # noqa: S310 - loopback
+                    return bool(answer.status == 200)
+            except (URLError, OSError):
+                return False
+
+        _wait(ready, f"MLflow's server on port {self.mlflow_port} (its log: {self.folder}/mlflow.log)")
+
+    def _init(self, data: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        password = self.folder / "password"
+        if not password.exists():
+            password.touch(mode=0o600)
+            password.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        data.mkdir(mode=0o700, exist_ok=True)
+        file = data.parent / "postgres-password"
+        file.touch(mode=0o600)
+        file.write_text(password.read_text(encoding="utf-8"), encoding="utf-8")
+        if os.geteuid() == 0:
+            for path in (data, file):
+                shutil.chown(path, _postgres_user())
+        try:
+            self._postgres(
+                "initdb", "-D", str(data), "-U", USER, "--auth=scram-sha-256", f"--pwfile={file}", "--encoding=UTF8"
+            )
+        finally:
+            file.unlink()
+
+    def _make_databases(self) -> None:
+        import psycopg2  # noqa: PLC0415 - of the extra `postgresql`
+
+        connection = psycopg2.connect(self.database("postgres").replace("+psycopg2", ""))
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT datname FROM pg_database")
+            there = {row[0] for row in cursor.fetchall()}
+            for name in DATABASES:
+                if name not in there:
+                    cursor.execute(f'CREATE DATABASE "{name}"')
+        connection.close()
+
+    def _postgres(self, program: str, *arguments: str) -> None:
+        command = [str(_program(program)), *arguments]
+        if os.geteuid() == 0:
+            command = [
+                "setpriv",
+                f"--reuid={_postgres_user()}",
+                f"--regid={_postgres_user()}",
+                "--clear-groups",
+                *command,
+            ]
+        # a server inherits what it is started with: files, not pipes, or whoever waits for their end waits for it
+        _run(command, {**os.environ, "LC_ALL": "C"}, cwd="/")
+
+
+def _program(name: str) -> Path:
+    """A program of PostgreSQL: where Debian keeps it, the newest version, or on the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
+    on_path = shutil.which(name)
+    if not found and on_path is None:
+        raise CannotStartError(f"PostgreSQL's {name} is not installed; on Debian: apt install postgresql")
+    return found[-1] if found else Path(str(on_path))
+
+
+def _postgres_user() -> str:
+    """Who PostgreSQL runs as when root asks."""
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError as error:
+        raise CannotStartError("PostgreSQL does not run as root, and there is no user `postgres`; add it") from error
+
+
+def _run(command: list[str], environment: dict[str, str], cwd: str | None = None) -> None:
+    done = subprocess.run(
+        command, env=environment, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.decode(errors="replace").split())[-400:]
+        raise CannotStartError(f"{Path(command[0]).name} ended with status {done.returncode}: {reason}")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + START_S
+    while not ready():
+        if time.monotonic() > deadline:
+            raise CannotStartError(f"waited {START_S:.0f} s for {what}")
+        time.sleep(0.2)
+
+
+def main() -> None:
+    """Start or stop the servers of this checkout."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["start", "stop"])
+    parser.add_argument("--folder", type=Path, default=Path("build/servers"))
+    parser.add_argument("--postgres-port", type=int, default=5442)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+    options = parser.parse_args()
+    servers = Servers(options.folder.resolve(), options.postgres_port, options.mlflow_port)
+    try:
+        if options.action == "stop":
+            servers.stop()
+            return
+        servers.start()
+    except CannotStartError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"MLflow       {servers.mlflow_uri}")
+    print(f"PostgreSQL   127.0.0.1:{servers.postgres_port}, user {USER}, password in {servers.folder}/password")
+    print(f"for a shell  . {servers.folder}/environment")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A fit as its own program, in as many processes as asked: rank 0 writes what came out, each rank what it saw.
+
+python tests/predictor/ddp_case.py FOLDER DEVICES
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from moe_beyond.data import datamodule
+from moe_beyond.ranks import is_further_process
+from moe_beyond.training import Size, fit
+from tests.predictor.small import SETTINGS
+from tests.traces_of_chance import chance_trace
+
+EPOCHS = 3
+
+
+def main():
+    folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+    seen, real = [], datamodule.Collate.__call__
+
+    def collate(self, windows):
+        seen.append([self.features.tokens_T.shape[0], windows])
+        return real(self, windows)
+
+    setattr(datamodule.Collate, "__call__", collate)  # noqa: B010 - of this process alone
+    strategy = "ddp" if devices > 1 else "auto"
+    settings = SETTINGS.model_copy(update={"devices": devices, "strategy": strategy})
+    train, validation = chance_trace(31, seed=1, name="t"), chance_trace(7, seed=2, name="v")
+    logged = []
+    fitted = fit(
+        train,
+        validation,
+        Size(16, 1, 2),
+        settings,
+        epochs=EPOCHS,
+        seed=5,
+        scratch=folder / "scratch",
+        log_step=lambda metrics, step: logged.append([step, metrics]),
+    )
+    (folder / f"seen-{os.environ.get('LOCAL_RANK', '0')}.json").write_text(json.dumps([train.num_tokens, seen]))
+    if is_further_process():
+        assert logged == []
+        return
+    (folder / "metrics.json").write_text(json.dumps({"metrics": fitted.metrics(), "logged": len(logged)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Training in two processes: each window once an epoch, the same result within noise, one of them tells and writes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_beyond.data.datamodule import LengthBatches
+from moe_beyond.errors import InputError
+from moe_beyond.ranks import is_further_process
+from tests.predictor.ddp_case import EPOCHS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("num_windows", "batch_size", "num_ranks"), [(37, 8, 2), (33, 8, 2), (33, 8, 3), (9, 4, 4)])
+def test_ranks_share_every_batch_and_make_as_many_steps(num_windows, batch_size, num_ranks):
+    windows = [(start, start + 1 + start % 7) for start in range(num_windows)]
+    ranks = [
+        LengthBatches(windows, batch_size, np.random.default_rng(3), rank=rank, num_ranks=num_ranks)
+        for rank in range(num_ranks)
+    ]
+    batches = [list(rank) for rank in ranks]
+    assert {len(steps) for steps in batches} == {len(ranks[0])}
+    assert all(batch for steps in batches for batch in steps)
+    assert Counter(i for steps in batches for batch in steps for i in batch) == Counter(range(num_windows))
+
+
+def test_one_process_draws_the_batches_that_it_always_drew():
+    windows = [(start, start + 1 + start % 7) for start in range(20)]
+    batches = list(LengthBatches(windows, 8, np.random.default_rng(3)))
+    assert sorted(map(len, batches)) == [4, 8, 8]
+
+
+def test_more_processes_than_windows_in_a_batch_are_refused():
+    with pytest.raises(InputError, match=r"train.batch_size: 2 windows of 20 for 3 processes"):
+        LengthBatches([(0, 1)] * 20, 2, np.random.default_rng(0), num_ranks=3)
+
+
+def test_launchers_say_who_is_the_first(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_further_process()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not is_further_process()
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert is_further_process()
+
+
+@pytest.mark.slow
+def test_two_processes_see_each_window_once_and_come_to_the_same(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    results = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        command = [sys.executable, str(ROOT / "tests/predictor/ddp_case.py"), str(folder), str(devices)]
+        subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=280)
+        results[devices] = json.loads((folder / "metrics.json").read_text())
+    one, two = results[1], results[2]
+    assert (one["logged"], two["logged"]) == (EPOCHS, EPOCHS)
+    # the mean over processes of means over their windows is not quite the mean over all windows
+    assert two["metrics"]["validation_recall_at_k"] == pytest.approx(one["metrics"]["validation_recall_at_k"], abs=0.05)
+    assert two["metrics"]["validation_loss"] == pytest.approx(one["metrics"]["validation_loss"], rel=0.05)
+    assert sorted(path.name for path in (tmp_path / "2").glob("seen-*")) == ["seen-0.json", "seen-1.json"]
+    for split in (True, False):
+        counts = [tokens_seen(tmp_path / str(devices), split) for devices in (1, 2)]
+        assert counts[0] == counts[1]
+        assert set(counts[1].values()) == {EPOCHS}
+
+
+def tokens_seen(folder, of_training):
+    """How often each token was in a batch, over all processes."""
+    counts: Counter[int] = Counter()
+    for path in folder.glob("seen-*.json"):
+        train_tokens, seen = json.loads(path.read_text())
+        for tokens, windows in seen:
+            if (tokens == train_tokens) == of_training:
+                counts.update(token for start, end in windows for token in range(start, end))
+    return counts
