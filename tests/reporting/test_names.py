@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.reporting.names import is_bound, is_learned, label, looks, ordered
+from moe_beyond.simulator.policies import catalogue
 
 KNOWN = [
     "lru",
@@ -37,6 +38,19 @@ def test_a_line_keeps_its_colour_whatever_stands_beside_it(names: set[str]):
         assert looks(sorted(names))[name].colour == looks([name])[name].colour
 
 
+def test_every_policy_of_the_catalogue_has_its_own_words_and_its_own_look():
+    names = [*catalogue.known()]
+    assert len({label(name) for name in names}) == len(names)
+    styles = looks(names)
+    assert len({(style.colour, tuple(style.dash)) for style in styles.values()}) == len(names)
+    # the same look alone as among all others
+    for name in names:
+        if not is_bound(name):
+            assert looks([name])[name] == styles[name]
+    initials = {"MC, fewer bits", "SEER-MoE", "LExI", "MoTE", "HOBBIT", "PreMoe", "eMoE", "MoE-Infinity"}
+    assert initials <= {style.label for style in styles.values()}
+
+
 def test_more_lines_than_colours_turn_grey_rather_than_fail():
     styles = looks([f"policy_{i}" for i in range(30)])
     assert [style.colour for style in styles.values()].count("@grey") == 23
@@ -50,6 +64,9 @@ def test_more_lines_than_colours_turn_grey_rather_than_fail():
         ("token_unigram_prefetch_layer_lfu", "Token unigram prefetch + LFU per layer"),
         ("predictor_prefetch_anticipate", "Predictor prefetch + eviction"),
         ("token_unigram_anticipate", "Token unigram eviction"),
+        ("predictor_layer_prefetch_anticipate", "Predictor layer-step prefetch + eviction"),
+        ("predictor_layer_prefetch_layer_lru", "Predictor layer-step prefetch + LRU per layer"),
+        ("predictor_ahead_1", "Predictor, 1 layer ahead"),
         ("belady", "Belady (demand bound)"),
         ("something_new", "Something new"),
     ],

@@ -31,6 +31,10 @@ _PUBLISHED = {
     "substitution": "Substitution (SMoE)",
     "layer_lfu": "LFU per layer",
     "lfru": "LFRU",
+    "seer_moe": "SEER-MoE",
+    "lexi": "LExI",
+    "mc": "MC, fewer bits",
+    "mote": "MoTE",
 }
 """Policies and predictors after published systems."""
 
@@ -68,8 +72,28 @@ _FAMILIES = {
     "lru": ("@vermilion", ([1, 0],)),
     "lfu": ("@green", ([8, 3],)),
 }
+# every other policy of the catalogue has one look on the whole page, whatever stands beside it, the likeliest first
+_CATALOGUE = (
+    *("layer_lru", "moe_infinity", "least_stale", "mixtral_offloading", "fine_moe", "layer_lru_fitted", "fate"),
+    *("lfru", "pre_gated", "learned_eviction", "hobbit", "mobile", "cache_prior", "drop_cold", "substitution"),
+    *("emoe", "pre_moe", "seer_moe", "lexi", "mc", "mote", "moe_infinity_one_cluster", "layer_lfu", "lfu_resident"),
+    *("fifo", "random", "arc"),
+)
+_CATALOGUE_DASHES = ([7, 2], [3, 1], [9, 2, 1, 2], [12, 4], [1, 2])
 _FREE_COLOURS = ("@wine", "@teal", "@sky", "@green", "@purple", "@orange", "@vermilion")
 _FREE_DASHES = ([1, 0], [8, 3], [4, 2], [2, 2], [10, 3, 2, 3], [6, 2, 2, 2])
+
+
+_FIXED = dict(
+    zip(
+        _CATALOGUE,
+        [
+            *((colour, [1, 0]) for colour in ("@wine", "@teal", "@green")),
+            *((colour, dash) for dash in _CATALOGUE_DASHES for colour in _FREE_COLOURS),
+        ],
+        strict=False,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +166,8 @@ def looks(names: list[str]) -> dict[str, Look]:
             colour, dashes = _FAMILIES[family]
             chosen[name] = (colour, dashes[members.get(family, 0) % len(dashes)])
             members[family] = members.get(family, 0) + 1
+        elif name in _FIXED:
+            chosen[name] = _FIXED[name]
     taken = {colour for colour, _ in chosen.values()}
     left = [colour for colour in _FREE_COLOURS if colour not in taken]
     for place, name in enumerate(name for name in names if name not in chosen):

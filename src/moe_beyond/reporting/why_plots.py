@@ -61,8 +61,8 @@ def layers(events: pl.DataFrame) -> Chart:
     Args:
         events: Rows of timeline.csv of one prompt, policy and device.
     """
-    kept = ("position", "layer", "token_text", "stall_ms", "demand_loads", "prefetches_in_time", "prefetches_late")
-    kept += ("prefetches_useless", "evictions")
+    kept = ["position", "layer", "token_text", "stall_ms", "demand_loads", "prefetches_in_time", "prefetches_late"]
+    kept += ["prefetches_useless", "evictions"]
     frame = events.select(kept).with_columns(pl.col("stall_ms").round(3))
     axis = alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)
     base = alt.Chart(frame).encode(
