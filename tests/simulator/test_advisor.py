@@ -12,6 +12,7 @@ from moe_beyond.simulator.advisor import LEAST_PROMPTS, USUAL, Advisor, Question
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.device import load_device
 from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.intervals import Interval
 from moe_beyond.simulator.plans import Fetch, Plan, Room
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.timing import Workload, timed_replay
@@ -184,6 +185,20 @@ def test_between_the_speeds_of_two_budgets_more_memory_is_the_answer(advice):
     found = document(advice, 0.5 * (faster + 1000 / advice.best.ms_per_token))
     assert found["verdict"]["answer"] == "with more memory"
     assert "experts give" in found["verdict"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "note"),
+    [
+        (Interval(2.0, 1.0, 3.0), ""),
+        (Interval(0.5, -1.0, 2.0), "take the simpler one"),
+        (Interval(-2.0, -3.0, -1.0), "The runner-up is faster on the prompts that confirm"),
+    ],
+)
+def test_a_runner_up_that_is_no_slower_is_owned_up_to(advice, interval, note):
+    notes = " ".join(document(replace(advice, ahead=interval), 5.0)["notes"])
+    assert ("runner-up" in notes) == bool(note)
+    assert note in notes
 
 
 def test_the_document_is_json_and_adds_up(advice):

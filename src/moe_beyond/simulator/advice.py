@@ -158,7 +158,9 @@ def _notes(advice: Advice) -> list[str]:
     notes = []
     if advice.prefill == "token_by_token":
         notes.append("The trace holds prefill alone; it was replayed as if it was decoded.")
-    if advice.ahead.low <= 0:
+    if advice.ahead.high < 0:
+        notes.append("The runner-up is faster on the prompts that confirm: take it, or record more to choose on.")
+    elif advice.ahead.low <= 0:
         notes.append("These prompts do not tell the best plan from the runner-up: take the simpler one.")
     if advice.question.dense_bytes is None:
         notes.append("Dense parts are assumed to weigh what a token's experts do; say better with --dense-mib.")
