@@ -80,7 +80,7 @@ class Prefetches:
         Raises:
             ValueError: An ask for an event that has begun, or that is too far ahead.
         """
-        known_Q, target_Q = np.asarray(known_Q, np.int64), np.asarray(target_Q, np.int64)
+        known_Q, target_Q, counts_Q = (np.asarray(column, np.int64) for column in (known_Q, target_Q, counts_Q))
         asking_Q = known_Q // 2
         far_Q = target_Q - asking_Q >= events.metadata.num_layers
         if ((known_Q > 2 * target_Q) | (far_Q & (events.step_N[asking_Q] != events.step_N[target_Q]))).any():
