@@ -95,6 +95,26 @@ class Explorer:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """A table for each step of something, one at a time, under a slider.
+
+    Attributes:
+        name: What a step is.
+        labels: One a step.
+        tables: Cells of each step's table.
+        first: The table of the step that is shown at the start, for readers without scripts.
+        start: Its place.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    tables: tuple[tuple[tuple[str, ...], ...], ...]
+    first: DataTable
+    start: int
+    kind: ClassVar[str] = "steps"
+
+
+@dataclass(frozen=True)
 class Folded:
     """Blocks that stand behind a line which the reader opens.
 
@@ -110,7 +130,7 @@ class Folded:
     kind: ClassVar[str] = "folded"
 
 
-Block = DataTable | Figure | Absent | Passage | Explorer | Folded
+Block = DataTable | Figure | Absent | Passage | Explorer | Folded | Steps
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,19 @@ def break_even_rows(tables: Tables, split: str, device: str = "") -> list[dict[s
     return list((rows.filter(pl.col("device") == device) if device else rows).iter_rows(named=True))
 
 
+def break_even_sentence(tables: Tables, split: str, device: str, capacity: int) -> str:
+    """From which bandwidth on, and up to which latency of the predictor, ours pays there; empty where unknown."""
+    rows = [row for row in break_even_rows(tables, split, device) if row["capacity_experts"] == capacity]
+    if not rows:
+        return ""
+    limit = _latency(rows[0]["predictor_ms_limit"], tables.latency_ms)
+    pays = " and ".join(_pays(row) for row in rows)
+    return (
+        f"Break-even of {label(rows[0]['policy'])} against {label(rows[0]['against'])}: over the links tried it pays "
+        f"{pays}; at this device's bandwidth up to a predictor latency of {limit}."
+    )
+
+
 def _ours(frame: pl.DataFrame, tables: Tables) -> list[str]:
     named = frame["policy"].unique(maintain_order=True).to_list()
     return [tables.learned_policy] if tables.learned_policy in named else [n for n in named if is_learned(n)][:1]

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, DataTable, Explorer, Section
+from moe_beyond.reporting.break_even_sections import break_even_sentence
 from moe_beyond.reporting.choice import FEW, GROUPS, groups, standouts
 from moe_beyond.reporting.clock import Clock
 from moe_beyond.reporting.headline import CacheRow, cache_rows, nearest_capacity
@@ -61,6 +62,7 @@ def explorer(tables: Tables, splits: list[str], fraction: float) -> Explorer:
     }
     opening = policy_table(tables, splits[-1], nearest_capacity(replay, splits[-1], fraction))
     sources = [tables["replay"].path, *([tables["timing"].path] if clock.devices else [])]
+    sources += [tables["break_even"].path] if clock.devices and tables["break_even"].frame is not None else []
     return Explorer(data, opening, tuple(sources))
 
 
@@ -73,6 +75,7 @@ def _state(tables: Tables, clock: Clock, split: str, capacity: int) -> dict[str,
     return {
         "label": _capacity_text(rows[0], tables.expert_mib),
         "best": clock.fastest(split, capacity, honest),
+        "even": [break_even_sentence(tables, split, device, capacity) for device in clock.devices],
         "rows": [
             {
                 "cells": _cells(row, tables),

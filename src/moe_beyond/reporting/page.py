@@ -134,7 +134,7 @@ def sections_of(tables: Tables, headline_capacity: float, run_summary: Mapping[s
         pairs_section(tables),
         models_section(tables),
         data_section(tables),
-        method_section(tables, stand_in=stand_in, one_by_one=one_by_one),
+        method_section(tables, headline_capacity, stand_in=stand_in, one_by_one=one_by_one),
         run_section(tables, run_summary),
     ]
 

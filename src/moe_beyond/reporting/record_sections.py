@@ -9,6 +9,7 @@ import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
 from moe_beyond.reporting.names import label
+from moe_beyond.reporting.negative import negative_results
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import number, percent
 
@@ -87,11 +88,12 @@ def _words(key: str) -> str:
     return label(key.replace(".", ", ").replace("/", ", "))
 
 
-def method_section(tables: Tables, *, stand_in: bool, one_by_one: bool) -> Section:
+def method_section(tables: Tables, fraction: float, *, stand_in: bool, one_by_one: bool) -> Section:
     """The contract behind the numbers, and what they cannot say.
 
     Args:
         tables: The pipeline's tables.
+        fraction: The headline capacity, of which the negative results speak.
         stand_in: The traced model is the small one that the pipeline trains for itself.
         one_by_one: Prefill was replayed as if its tokens had been decoded.
     """
@@ -132,8 +134,16 @@ def method_section(tables: Tables, *, stand_in: bool, one_by_one: bool) -> Secti
             "The traced model is a small stand-in trained in minutes. Its routing is largely lexical; it shows that "
             "the pipeline works, not what a production model would give."
         )
+    if tables.lossy:
+        limits.append(
+            "What lossy policies do to the model's answers is not measured: only the router's weight that they give up."
+        )
+    negative = negative_results(tables, fraction)
+    blocks: list[Block] = [contract]
+    if negative:
+        blocks.append(Passage(title="Negative results", points=negative))
     return Section(
-        "method", "Method", "Method and limits", blocks=(contract, Passage(title="Limits", points=tuple(limits)))
+        "method", "Method", "Method and limits", blocks=(*blocks, Passage(title="Limits", points=tuple(limits)))
     )
 
 

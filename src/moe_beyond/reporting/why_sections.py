@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from moe_beyond.reporting import why_plots
-from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Folded, Passage, Section
+from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Folded, Passage, Section, Steps
 from moe_beyond.reporting.headline import split_label
 from moe_beyond.reporting.names import is_bound, is_learned, label
 from moe_beyond.reporting.tables import Tables
@@ -56,6 +58,7 @@ def _timeline(tables: Tables) -> list[Block]:
     blocks: list[Block] = [_tokens(per_token, f"{place}, prompt {events['prompt_id'][0]}{some}", table.path)]
     if events["layer"].n_unique() > 1:
         blocks.append(_layers(events, place, table.path))
+        blocks.append(_steps(events, place, table.path))
     return [*blocks, *_policies_beside(table.frame, events, table.path)]
 
 
@@ -114,6 +117,32 @@ def _layers(events: pl.DataFrame, where: str, source: str) -> Figure:
     data = DataTable(f"Layer by layer, all tokens: {where}", (*columns, "Evicted"), rows, source)
     title = f"Which layer waits for experts: {where}"
     return Figure("timeline_layers", title, alt, why_plots.layers(events), data, wide=True)
+
+
+def _steps(events: pl.DataFrame, where: str, source: str) -> Steps:
+    """Every token in turn, layer by layer; first the one that waited longest."""
+    labels, bodies, waits = [], [], []
+    for (position,), part in events.group_by("position", maintain_order=True):
+        waited = float(part["stall_ms"].sum())
+        waits.append(waited)
+        labels.append(f"Token {number(int(position))}, {_text(part['token_text'][0])}: waited {number(waited)} ms")  # type: ignore[call-overload]
+        bodies.append(tuple(_event(row) for row in part.iter_rows(named=True)))
+    worst = waits.index(max(waits))
+    columns = ("Layer", "Starts at, ms", "Computing, ms", "Waiting, ms", "Loads on demand", "Prefetches in time")
+    columns += ("late", "useless", "Evicted", "Probability given to what was waited for")
+    first = DataTable(labels[worst], columns, bodies[worst], source, wide=True)
+    return Steps(f"Token by token, layer by layer: {where}", tuple(labels), tuple(bodies), first, worst)
+
+
+def _event(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["layer"]),
+        number(row["start_ms"]),
+        number(row["compute_ms"]),
+        number(row["stall_ms"]),
+        *(number(row[name]) for name in _COUNTS),
+        MISSING if row["predicted"] is None else percent(row["predicted"]),
+    )
 
 
 def _policies_beside(frame: pl.DataFrame, shown: pl.DataFrame, source: str) -> list[Block]:

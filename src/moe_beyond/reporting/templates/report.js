@@ -127,6 +127,7 @@
     const form = explorer.querySelector("form");
     const { split, device, latency, capacity, size, policies, order } = form.elements;
     const best = explorer.querySelector(".best");
+    const even = explorer.querySelector(".even");
     const clock = () => [device.selectedIndex, latency ? latency.selectedIndex : 0];
     const table = explorer.querySelector("table");
     const caption = explorer.querySelector(".caption");
@@ -188,6 +189,7 @@
       if (device) {
         const [which, latencyIndex] = clock();
         best.textContent = state.best[which][latencyIndex];
+        even.textContent = state.even[which];
       }
     }
 
@@ -217,6 +219,33 @@
     capacity.addEventListener("input", show);
     policies.addEventListener("change", show);
     order.addEventListener("change", show);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    show();
+  }
+
+  // ---- steps ---------------------------------------------------------------------------------------------------
+  for (const stepper of document.querySelectorAll(".stepper")) {
+    const { labels, tables } = JSON.parse(stepper.querySelector("script").textContent);
+    const form = stepper.querySelector("form");
+    const { step } = form.elements;
+    const table = stepper.querySelector("table");
+    const show = () => {
+      const place = Number(step.value);
+      stepper.querySelector("output").textContent = labels[place];
+      stepper.querySelector(".caption").textContent = labels[place];
+      step.setAttribute("aria-valuetext", labels[place]);
+      table.setAttribute("aria-label", labels[place]);
+      table.tBodies[0].replaceChildren(
+        ...tables[place].map((cells) => {
+          const line = document.createElement("tr");
+          line.append(...cells.map((text, column) => Object.assign(document.createElement(column ? "td" : "th"), { textContent: text })));
+          line.cells[0].scope = "row";
+          return line;
+        }),
+      );
+    };
+    form.hidden = false;
+    step.addEventListener("input", show);
     form.addEventListener("submit", (event) => event.preventDefault());
     show();
   }
