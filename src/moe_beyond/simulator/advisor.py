@@ -33,7 +33,7 @@ from moe_beyond.simulator.timing import TimedReplay, Workload, compute_ms, timed
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 LEAST_PROMPTS = 8
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
+THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 WIDTHS = (0.5, 1.5, 2.0, 3.0)
 """Beside the router's own k."""
 MORE_MEMORY = (1.25, 1.5, 2.0, 3.0)
@@ -193,7 +193,8 @@ class Advisor:
 
     def advise(self) -> Advice:
         """Choose and confirm."""
-        tried = sorted(self._try_all(), key=lambda measured: measured.ms_per_token)
+        # of plans that are equally fast the one that fetches least
+        tried = sorted(self._try_all(), key=lambda measured: (measured.ms_per_token, _width(measured.plan)))
         best = tried[0]
         second = next((other for other in tried if _kind(other.plan) != _kind(best.plan)), tried[-1])
         lessons = self._lessons(self.half)
@@ -338,6 +339,10 @@ def _decoded(trace: Trace) -> tuple[Trace, Prefill]:
 
 def _may_lose(policy: Policy, events: Events) -> bool:
     return policy.demand is not None or policy.changed_demand(events) is not None
+
+
+def _width(plan: Plan) -> int:
+    return 0 if plan.fetch is None else plan.fetch.width
 
 
 def _kind(plan: Plan) -> tuple[str, bool]:
