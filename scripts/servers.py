@@ -121,14 +121,14 @@ class Servers:
 
     def stop(self) -> None:
         """Stop both; what they hold stays."""
-        self._signal_mlflow(signal.SIGTERM)
+        self._end_mlflow(signal.SIGTERM, grace_s=10.0)
         data = self.folder / "postgres"
         if (data / "postmaster.pid").exists():
             self._postgres("pg_ctl", "-D", str(data), "-w", "-m", "fast", "stop")
 
     def kill_mlflow(self) -> None:
         """End MLflow's server and its workers without a word, as a crash would."""
-        self._signal_mlflow(signal.SIGKILL)
+        self._end_mlflow(signal.SIGKILL, grace_s=0.0)
 
     def kill_postgres(self) -> None:
         """End PostgreSQL without a word; its children notice and follow."""
@@ -136,13 +136,19 @@ class Servers:
         os.kill(int(file.read_text(encoding="utf-8").splitlines()[0]), signal.SIGKILL)
         _wait(lambda: not _listens(self.postgres_port), "PostgreSQL to end")
 
-    def _signal_mlflow(self, number: signal.Signals) -> None:
+    def _end_mlflow(self, number: signal.Signals, grace_s: float) -> None:
         file = self.folder / "mlflow.pid"
-        if file.exists():
-            with suppress(ProcessLookupError):  # it has ended by itself
-                os.killpg(int(file.read_text(encoding="utf-8")), number)
-            file.unlink()
-            _wait(lambda: not _listens(self.mlflow_port), "MLflow to end")
+        if not file.exists():
+            return
+        group = int(file.read_text(encoding="utf-8"))
+        deadline = time.monotonic() + grace_s
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(group, number)
+            while time.monotonic() < deadline and _listens(self.mlflow_port):
+                time.sleep(0.2)
+            os.killpg(group, signal.SIGKILL)  # who is in the middle of an answer may hear nothing else
+        file.unlink()
+        _wait(lambda: not _listens(self.mlflow_port), "MLflow to end")
 
     def _wait_for_mlflow(self, process: subprocess.Popen[bytes]) -> None:
         def ready() -> bool:

@@ -7,12 +7,14 @@ from tests.several_workers import check_nothing_lost_nothing_doubled, run_with_a
 from tests.tuning_case import FileLog, job
 
 
+@pytest.mark.timeout(600)
 def test_two_workers_share_a_study_and_one_is_killed(tmp_path):
     ledger = run_with_a_kill(tmp_path, None)
     check_nothing_lost_nothing_doubled(tmp_path, ledger)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_search_by_two_processes_tries_each_candidate_once(tmp_path):
     log = FileLog(tmp_path / "log")
     result, run_ids = search(job(tmp_path / "study", log, workers=2))

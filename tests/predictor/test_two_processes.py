@@ -53,6 +53,7 @@ def test_launchers_say_who_is_the_first(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_see_each_window_once_and_come_to_the_same(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     results = {}
@@ -60,7 +61,7 @@ def test_two_processes_see_each_window_once_and_come_to_the_same(tmp_path):
         folder = tmp_path / str(devices)
         folder.mkdir()
         command = [sys.executable, str(ROOT / "tests/predictor/ddp_case.py"), str(folder), str(devices)]
-        subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=280)
+        subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=400)
         results[devices] = json.loads((folder / "metrics.json").read_text())
     one, two = results[1], results[2]
     assert (one["logged"], two["logged"]) == (EPOCHS, EPOCHS)

@@ -11,7 +11,6 @@ from mlflow.tracking import MlflowClient
 
 from moe_beyond.tracking import stage_run
 from moe_beyond.tracking.connection import resend
-from tests.several_workers import check_nothing_lost_nothing_doubled, run_with_a_kill
 from tests.tracking.test_stage import run_split
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -59,15 +58,6 @@ def test_a_server_killed_in_the_middle_of_a_stage_misses_nothing(team, servers, 
     resend(team)  # nothing is left unless the server was slow to come back
     assert points(servers, run.run_id) == [(step, 1.0 / (step + 1)) for step in range(9)]
     assert [(entry.info.run_name, entry.info.status) for entry in runs(servers, team)] == [("split", "FINISHED")]
-
-
-def test_two_workers_share_a_study_on_postgresql_while_it_is_killed(servers, tmp_path):
-    def break_postgres():
-        servers.kill_postgres()
-        servers.start_postgres()
-
-    ledger = run_with_a_kill(tmp_path, servers.database("optuna"), break_postgres)
-    check_nothing_lost_nothing_doubled(tmp_path, ledger)
 
 
 def test_dvc_pushes_and_pulls_over_http(servers, tmp_path):

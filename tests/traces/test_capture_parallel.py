@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,25 @@ def test_a_cluster_without_its_package_is_an_input_error(monkeypatch, variable, 
     monkeypatch.setenv(variable, "tcp://127.0.0.1:1")
     with pytest.raises(InputError, match=f"{variable} is set, but {package} is not installed"):
         list(run_tasks(place, [(1,)], workers=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tasks_run_on_a_ray_cluster(monkeypatch):
+    """Two workers of a local cluster, which this process joins by its address as any other would."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
+    context = ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": root}}
+    )
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", context.address_info["address"])
+        results = list(run_tasks(place, [(number,) for number in range(9)], workers=1))
+    finally:
+        ray.shutdown()
+    assert sorted(number for number, _ in results) == list(range(9))
+    assert os.getpid() not in {process for _, process in results}
 
 
 def test_tasks_run_on_a_dask_cluster(monkeypatch):

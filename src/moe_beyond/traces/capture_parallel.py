@@ -31,13 +31,15 @@ def run_tasks(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]],
     Raises:
         InputError: The environment names a cluster whose package is not installed or that does not answer.
     """
-    with _cluster():
-        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
+    with _cluster() as on_cluster:
+        # all of a cluster, also for who leaves `workers` at 1
+        parallel = joblib.Parallel(n_jobs=-1 if on_cluster else workers, return_as="generator_unordered")
         yield from parallel(joblib.delayed(function)(*task) for task in tasks)
 
 
 @contextmanager
-def _cluster() -> Iterator[None]:
+def _cluster() -> Iterator[bool]:
+    """Let joblib use the cluster that the environment names; yields whether there is one."""
     if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
         distributed = _import("distributed", "DASK_SCHEDULER_ADDRESS")
         try:
@@ -45,13 +47,13 @@ def _cluster() -> Iterator[None]:
         except OSError as error:
             raise InputError(f"DASK_SCHEDULER_ADDRESS: {address} does not answer; start it or unset it") from error
         with client, joblib.parallel_config("dask"):
-            yield
+            yield True
     elif os.environ.get("RAY_ADDRESS"):
         _import("ray.util.joblib", "RAY_ADDRESS").register_ray()
         with joblib.parallel_config("ray"):
-            yield
+            yield True
     else:
-        yield
+        yield False
 
 
 def _import(name: str, variable: str) -> ModuleType:
