@@ -113,9 +113,9 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
 
     Raises:
         InputError: The policy needs router weights, and the trace has none; or it decides token by token what to do
-            without, and tokens of several prompts run at once.
+            without, and tokens of several prompts run at once, or every access is an event of its own.
     """
-    if events.schedule is not None and policy.demand is not None:
+    if events.schedule is not None and (policy.demand is not None or policy.decides_by_token):
         raise InputError(
             f"policy {policy.name}: decides token by token what to do without, and a batch asks for several tokens at "
             "once; replay it with a batch of 1"
@@ -124,6 +124,11 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
         raise InputError(
             f"policy {policy.name}: needs router weights, the trace of {events.metadata.model_id} has none; record "
             "them (extract.weights: true), or choose another policy"
+        )
+    if policy.needs_weights and events.num_events > events.num_steps * events.metadata.num_layers:
+        raise InputError(
+            f"policy {policy.name}: decides among the experts of an event, and a sequential replay has one in each; "
+            "replay it without --sequential"
         )
     change = policy.changed_demand(events) or ChangedDemand.none(events)
     left_out_RC, given_up_RW = _left_out(events, policy, change)

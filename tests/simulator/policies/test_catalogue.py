@@ -167,6 +167,22 @@ def test_lossy_policies_need_weights_and_say_what_they_gave_up(policies, name):
         replay(without, policy, Budget.slots(trace.metadata, 6))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_several_prompts_at_once_and_single_accesses_are_counted_too(policies, name):
+    """Steps of several tokens, and the sequential mode, ask a policy the same questions in another shape."""
+    policy, trace = policies[name], trace_of(13)
+    for events in (events_of(trace, batch=2), events_of(trace, batch=3, waves=True), events_of(trace).one_by_one()):
+        by_token = policy.demand is not None or policy.decides_by_token
+        if policy.needs_weights and (by_token or events.schedule is None):
+            with pytest.raises(InputError, match=rf"policy {name}: decides"):
+                replay(events, policy, policy.budget(trace.metadata, 9))
+            continue
+        total = replay(events, policy, policy.budget(trace.metadata, 9), keep_warm=False).total
+        assert total.accesses == events.num_accesses
+        assert total.hits + total.misses + total.skipped + total.substituted == total.accesses
+        assert total.prefetches == total.prefetches_useful + total.prefetches_useless
+
+
 def test_an_unknown_policy_is_named_with_the_known_ones():
     with pytest.raises(InputError, match=r"policy 'lur' is not known; choose one of belady, .*lru.*"):
         catalogue.build("lur", trace_of(0), SMALL)

@@ -134,6 +134,9 @@ class Policy(ABC):
     needs_weights: bool = False
     """True where it reads router weights: by WEIGHT, WEIGHT_SUM, USES_FULL, or as a demand function."""
 
+    decides_by_token: bool = False
+    """True where its changed demand is decided for each token, so that it has no meaning for several at once."""
+
     precisions: tuple[float, ...] = (1.0,)
     """Bytes of an expert at each precision as shares of the traced ones, falling; the first is the full one."""
 

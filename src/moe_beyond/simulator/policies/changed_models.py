@@ -121,6 +121,7 @@ class Lexi(_OverLayerLru):
 
     top_k_L: npt.NDArray[np.int64]
     name = "lexi"
+    decides_by_token = True
 
     @classmethod
     def fit(cls, training: Trace) -> Lexi:
@@ -171,6 +172,7 @@ class Mc(_OverLayerLru):
 
     bytes_share_M: npt.NDArray[np.float64]
     name = "mc"
+    decides_by_token = True
 
     @classmethod
     def fit(cls, training: Trace) -> Mc:

@@ -180,6 +180,7 @@ class MoBile(Policy):
 
     upper_half_share: float
     name = "mobile"
+    decides_by_token = True
     needs_weights = True
     per_layer = True
 
