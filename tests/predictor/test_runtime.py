@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from moe_beyond.data.features import token_features
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.graph_file import METADATA_KEY, STEPS, GraphFile, graph_file
 from moe_beyond.predictor.onnx import describe, parity, require_parity, torch_logits
@@ -74,6 +75,31 @@ def test_no_layer_is_told_its_own_routing_or_that_of_a_layer_after_what_its_hori
     # only layer 2, one layer ahead, may know what layer 1 chose
     assert np.argwhere(changed_HL).tolist() == [[0, 2]]
     assert np.array_equal(before[:, :last], after[:, :last])
+
+
+def test_the_graphs_take_prompts_and_tokens_in_batches(exported, validation_trace):
+    directory = exported[0]
+    predictor = OnnxPredictor(directory)
+    token, layer = (GraphFile(directory / graph_file(step), step, 1) for step in STEPS)
+    prompts = [validation_trace.select(np.array([p])) for p in (0, 1)]
+    features = [token_features(prompt, predictor.encoder) for prompt in prompts]
+    keys, values = predictor.empty_state()
+    inputs = {
+        "tokens": np.stack([x.tokens_T[:5] for x in features]),
+        "letters": np.stack([x.letters_TG[:5] for x in features]),
+        "previous_experts": np.stack([x.previous_TLM[:5] for x in features]),
+        "keys": np.repeat(keys, 2, axis=0),
+        "values": np.repeat(values, 2, axis=0),
+    }
+    logits_BTLE, _, _, context_BTW = token.run(inputs)
+    for prompt, logits_TLE in zip(prompts, logits_BTLE, strict=True):
+        assert np.allclose(logits_TLE, predictor.logits_TLE(prompt)[:5], atol=1e-5)
+    experts_BLK = np.stack([prompt.experts_TLK[4].astype(np.int64) for prompt in prompts])
+    state = predictor.layer_state(logits_BTLE[:, 4], context_BTW[:, 4])
+    together, _ = predictor.run_layer(0, experts_BLK[:, 0], state)
+    for b, prompt in enumerate(prompts):
+        assert np.allclose(together[b, 0], predictor.layer_logits_HTLE(prompt)[0, 4, 1], atol=1e-5)
+    assert layer.description["fit"] == token.description["fit"]
 
 
 def test_prompts_do_not_touch_each_other(exported, validation_trace):
