@@ -22,9 +22,6 @@ PUBLISHED = Path("models/published")
 
 
 def main() -> None:
-    if is_further_process():
-        help_training()
-        return
     with stage_run("train") as run:
         params = run.params
         size, settings = read_choice(BEST, params.train)
@@ -58,4 +55,4 @@ def help_training() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    help_training() if is_further_process() else main()
