@@ -16,10 +16,11 @@ from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.device import Device
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.replay import sweep
+from moe_beyond.simulator.prepared import Prepared, prepare
+from moe_beyond.simulator.replay import sweep_prepared
 from moe_beyond.simulator.results import MIB, Replay
 from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.simulator.timing import TimedReplay, Workload, time_on_demand, timed_sweep
+from moe_beyond.simulator.timing import TimedReplay, Workload, time_on_demand, timed_sweep_prepared
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,16 @@ def replay_policy(index: int, setting: Setting, policy: Policy) -> tuple[int, Po
     """
     settings, events = setting.settings, setting.events
     try:
-        counted = sweep(events, policy, _budgets(setting, policy, setting.slots), keep_warm=settings.keep_warm)
+        prepared = prepare(events, policy, keep_warm=settings.keep_warm)
     except InputError as error:
         if settings.policies is not None:
             raise
         return index, PolicyReplays.without(policy.name, str(error))
+    counted = sweep_prepared(prepared, _budgets(setting, policy, setting.slots))
     by_slots = {replay.capacity_experts: replay for replay in counted}
     at_times = [by_slots[slots] for slots in setting.timed_slots]
     plain = not any(r.total.prefetches or r.total.skipped or r.total.mass_given_up for r in counted)
-    timed = _timed(setting, policy, at_times, plain=plain) if setting.devices else []
+    timed = _timed(setting, prepared, at_times, plain=plain) if setting.devices else []
     by_bandwidth: list[Timed] = []
     if plain or policy.predicts:
         headline = [by_slots[setting.headline_slots]]
@@ -154,7 +156,7 @@ def replay_policy(index: int, setting: Setting, policy: Policy) -> tuple[int, Po
             for device in setting.devices
             for bandwidth in settings.bandwidths_gb_per_s
         ]
-        by_bandwidth = _clocked(setting, policy, headline, links, settings.predictor_latency_ms, plain=plain)
+        by_bandwidth = _clocked(setting, prepared, headline, links, settings.predictor_latency_ms, plain=plain)
     slim = tuple(replace(replay, misses_N=np.zeros(0, np.int32)) for replay in counted)
     return index, PolicyReplays(
         policy.name, policy.predicts, policy.knows_future, plain, slim, tuple(timed), tuple(by_bandwidth)
@@ -166,11 +168,11 @@ def _budgets(setting: Setting, policy: Policy, slots: Sequence[int]) -> list[Bud
     return [policy.budget(meta, capacity) for capacity in slots]
 
 
-def _timed(setting: Setting, policy: Policy, replays: Sequence[Replay], *, plain: bool) -> Iterator[Timed]:
+def _timed(setting: Setting, prepared: Prepared, replays: Sequence[Replay], *, plain: bool) -> Iterator[Timed]:
     """All latencies; a policy that does not predict takes as long with each."""
-    latencies = setting.settings.latencies_ms
+    policy, latencies = prepared.policy, setting.settings.latencies_ms
     for predictor_ms in latencies if policy.predicts else latencies[:1]:
-        rows = _clocked(setting, policy, replays, setting.devices, predictor_ms, plain=plain)
+        rows = _clocked(setting, prepared, replays, setting.devices, predictor_ms, plain=plain)
         for row in rows:
             if policy.predicts:
                 yield row
@@ -180,7 +182,7 @@ def _timed(setting: Setting, policy: Policy, replays: Sequence[Replay], *, plain
 
 def _clocked(
     setting: Setting,
-    policy: Policy,
+    prepared: Prepared,
     replays: Sequence[Replay],
     devices: Sequence[Device],
     predictor_ms: float,
@@ -188,7 +190,7 @@ def _clocked(
     plain: bool,
 ) -> list[Timed]:
     """Devices first. A policy that neither fetches ahead nor does without needs no second replay."""
-    events, workload = setting.events, setting.workload(predictor_ms)
+    events, policy, workload = setting.events, prepared.policy, setting.workload(predictor_ms)
     if plain:
         done = [
             time_on_demand(events, replay, device, workload, predicts=policy.predicts)
@@ -197,7 +199,7 @@ def _clocked(
         ]
     else:
         budgets = _budgets(setting, policy, [replay.capacity_experts for replay in replays])
-        done = timed_sweep(events, policy, budgets, devices, workload, keep_warm=setting.settings.keep_warm)
+        done = timed_sweep_prepared(prepared, budgets, devices, workload)
     links = [device.link_gb_per_s for device in devices for _ in replays]
     return [_row(events, timed, link, predictor_ms) for timed, link in zip(done, links, strict=True)]
 

@@ -12,7 +12,7 @@ from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.loop import Times, just_in_time, run
 from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.prepared import prepare
+from moe_beyond.simulator.prepared import Prepared, prepare
 from moe_beyond.simulator.results import Replay
 
 Result = TypeVar("Result")
@@ -39,7 +39,12 @@ def sweep(
     events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_warm: bool = True, overrun: bool = False
 ) -> list[Replay]:
     """Replay the same events through a cache of each budget; what the policy foresees is worked out once."""
-    prepared = prepare(events, policy, keep_warm=keep_warm)
+    return sweep_prepared(prepare(events, policy, keep_warm=keep_warm), budgets, overrun=overrun)
+
+
+def sweep_prepared(prepared: Prepared, budgets: Sequence[Budget], *, overrun: bool = False) -> list[Replay]:
+    """The same for what a policy has said already."""
+    events, policy = prepared.events, prepared.policy
     if prepared.needs_the_general_loop:
         prefetches, times = just_in_time(prepared), Times.none(prepared)
         return in_threads(lambda budget: run(prepared, prefetches, budget, times, overrun=overrun).replay, budgets)

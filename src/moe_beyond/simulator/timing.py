@@ -142,7 +142,14 @@ def timed_sweep(
     keep_warm: bool = True,
 ) -> list[TimedReplay]:
     """Replay the same events on each device and at each budget, devices first."""
-    prepared = prepare(events, policy, keep_warm=keep_warm)
+    return timed_sweep_prepared(prepare(events, policy, keep_warm=keep_warm), budgets, devices, workload)
+
+
+def timed_sweep_prepared(
+    prepared: Prepared, budgets: Sequence[Budget], devices: Sequence[Device], workload: Workload
+) -> list[TimedReplay]:
+    """The same for what a policy has said already."""
+    policy = prepared.policy
     lookahead = workload.lookahead if policy.lookahead is None else policy.lookahead
     prefetches = prepared.prefetches.within(prepared.events, lookahead)
 
