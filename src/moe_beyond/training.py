@@ -38,6 +38,9 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # meant: it is resumed
 
+# the metrics of an epoch are brought together by torchmetrics before they are logged
+warnings.filterwarnings("ignore", message="It is recommended to use `self.log.'validation.*sync_dist=True")
+
 LogStep = Callable[[dict[str, float], int], None]
 
 
