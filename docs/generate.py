@@ -76,6 +76,8 @@ def measured() -> str:
     lines = ["| predictor | recall@6, same domain | recall@6, other domain (95 % interval) |", "| --- | --- | --- |"]
     table = pl.read_csv(ROOT / "reports/export/quality.csv", schema_overrides={"layer": pl.String})
     overall = table.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))
+    if "horizon" in overall.columns:  # what it says ahead of the token, not a layer ahead
+        overall = overall.filter(pl.col("horizon") == "token")
     for name in PREDICTORS:
         rows = {row["split"]: row for row in overall.filter(pl.col("predictor") == name).iter_rows(named=True)}
         near, far = rows["test_in_domain"], rows[split]

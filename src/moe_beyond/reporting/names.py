@@ -79,7 +79,8 @@ _CATALOGUE = (
     *("emoe", "pre_moe", "seer_moe", "lexi", "mc", "mote", "moe_infinity_one_cluster", "layer_lfu", "lfu_resident"),
     *("fifo", "random", "arc"),
 )
-_CATALOGUE_DASHES = ([7, 2], [3, 1], [9, 2, 1, 2], [12, 4], [1, 2])
+# round ends fill gaps of less than four pixels
+_CATALOGUE_DASHES = ([7, 5], [2, 5], [10, 5, 2, 5], [14, 6], [5, 8])
 _FREE_COLOURS = ("@wine", "@teal", "@sky", "@green", "@purple", "@orange", "@vermilion")
 _FREE_DASHES = ([1, 0], [8, 3], [4, 2], [2, 2], [10, 3, 2, 3], [6, 2, 2, 2])
 
