@@ -64,7 +64,7 @@ class Story:
         return call(self.project, "env", f"MLFLOW_TRACKING_URI={self.uri}", *command, check=check)
 
     def aliases(self):
-        return {a: self.client.get_model_version_by_alias(NAME, a).version for a in ("champion", "challenger")}
+        return {a: str(self.client.get_model_version_by_alias(NAME, a).version) for a in ("champion", "challenger")}
 
     def verdict(self):
         return json.loads((self.project / "reports/publish/verdict.json").read_text())

@@ -61,27 +61,27 @@ def spoil(predictor, share):
 
 def champion(project):
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    return {alias: client.get_model_version_by_alias(NAME, alias).version for alias in ("champion", "challenger")}
+    return {alias: str(client.get_model_version_by_alias(NAME, alias).version) for alias in ("champion", "challenger")}
 
 
 def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(project, tmp_path, exported):
     good = {file.name: file.read_bytes() for file in exported[0].iterdir()}
     spoil(project / "models/predictor", 0.5)
-    first = run_publish(project, tmp_path / "b1")
+    first = run_publish(project, tmp_path / "b1" / "bundle")
     assert (first["outcome"], first["champion_before"], first["champion"]) == ("first", None, "1")
     spoil(project / "models/predictor", 1.0)
-    worse = run_publish(project, tmp_path / "b2")
+    worse = run_publish(project, tmp_path / "b2" / "bundle")
     assert worse["outcome"] == "refused", worse["reasons"]
     assert any(reason.startswith("fails: recall_at_k improves by more than") for reason in worse["reasons"])
     assert champion(project) == {"champion": "1", "challenger": "2"}
     for name, content in good.items():
         (project / "models/predictor" / name).write_bytes(content)
-    better = run_publish(project, tmp_path / "b3")
+    better = run_publish(project, tmp_path / "b3" / "bundle")
     assert (better["outcome"], better["champion_before"]) == ("promoted", "1")
     assert better["improvement"]["low"] > 0
     assert champion(project) == {"champion": "3", "challenger": "3"}
     # once more with nothing new: no second version, nothing moves
-    assert run_publish(project, tmp_path / "b4")["outcome"] == "unchanged"
+    assert run_publish(project, tmp_path / "b4" / "bundle")["outcome"] == "unchanged"
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     versions = {v.version: v.tags for v in client.search_model_versions(f"name = '{NAME}'")}
     assert {str(number): tags["gate"] for number, tags in versions.items()} == {
@@ -93,7 +93,7 @@ def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(pro
     with pytest.raises(InputError, match="version 1 is the first champion"):
         registry.roll_back()
     # what was rolled back does not come back by itself
-    again = run_publish(project, tmp_path / "b5")
+    again = run_publish(project, tmp_path / "b5" / "bundle")
     assert again["outcome"] == "refused"
     assert "rolled back on" in again["reasons"][0]
     assert registry.roll_back("3") == ("1", "3")
@@ -101,7 +101,7 @@ def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(pro
 
 
 def test_a_champion_loads_without_torch_and_answers_as_the_runtime_does(project, tmp_path):
-    run_publish(project, tmp_path / "b1")
+    run_publish(project, tmp_path / "b1" / "bundle")
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     assert not any(line.startswith("torch") for line in Path(mlflow.pyfunc.get_model_dependencies(
@@ -122,26 +122,26 @@ def test_a_champion_loads_without_torch_and_answers_as_the_runtime_does(project,
 
 
 def test_a_champion_of_another_shape_stays_and_is_said(project, tmp_path, exported):
-    run_publish(project, tmp_path / "b1")
+    run_publish(project, tmp_path / "b1" / "bundle")
     stored = next((project / "mlartifacts").rglob("bundle/bundle.json"))
     manifest = json.loads(stored.read_text())
     spoil(project / "models/predictor", 0.1)
     stored.write_text(json.dumps(manifest | {"num_experts": 8}))
-    other = run_publish(project, tmp_path / "b2")
+    other = run_publish(project, tmp_path / "b2" / "bundle")
     assert other["outcome"] == "incomparable"
     assert "made for chance, 3 layers of 8 experts" in other["reasons"][0]
     stored.write_text(json.dumps(manifest | {"bundle_version": 99}))
-    newer = run_publish(project, tmp_path / "b3")
+    newer = run_publish(project, tmp_path / "b3" / "bundle")
     assert newer["outcome"] == "incomparable"
     assert "bundle version 99" in newer["reasons"][0]
     stored.unlink()
-    assert "this is no bundle" in run_publish(project, tmp_path / "b4")["reasons"][0]
+    assert "this is no bundle" in run_publish(project, tmp_path / "b4" / "bundle")["reasons"][0]
     assert champion(project) == {"champion": "1", "challenger": "2"}
 
 
 def test_before_a_merge_the_gate_judges_and_the_verdict_is_carried_out_after(project, tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_BEYOND_GATE", "judge")
-    judged = run_publish(project, tmp_path / "b1")
+    judged = run_publish(project, tmp_path / "b1" / "bundle")
     assert (judged["moves_champion"], judged["champion"]) == (True, None)
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     registry = Registry(client, NAME)
@@ -165,7 +165,7 @@ def test_a_registry_that_is_not_there_is_one_line(project, tmp_path, capsys, mon
 
 
 def test_a_name_without_a_champion_is_told_with_those_there_are(project, tmp_path):
-    run_publish(project, tmp_path / "b1")
+    run_publish(project, tmp_path / "b1" / "bundle")
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     with pytest.raises(InputError, match=f"nobody@champion: no such version or alias; .*{NAME}"):
         Registry(client, "nobody").roll_back()
@@ -176,8 +176,8 @@ def test_a_name_without_a_champion_is_told_with_those_there_are(project, tmp_pat
 
 
 def test_traces_of_the_same_name_but_another_shape_do_not_reach_the_contest(project, tmp_path):
-    run_publish(project, tmp_path / "b1")
+    run_publish(project, tmp_path / "b1" / "bundle")
     other = chance_trace(4)
     renamed = replace(other, metadata=other.metadata.model_copy(update={"layer_numbers": (4, 5, 6)}))
     with pytest.raises(SystemExit):
-        run_publish(project, tmp_path / "b2", trace=renamed)
+        run_publish(project, tmp_path / "b2" / "bundle", trace=renamed)

@@ -30,6 +30,8 @@ from mlflow.types.schema import Array
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+FOLDER = "bundle"
+"""Name of a bundle's folder: MLflow keeps it under the name that it came with."""
 DIGEST, ROLLED_BACK = "predictor.digest", "rolled_back"
 _HISTORY = "champion.history"
 _NEEDED = ("onnxruntime", "numpy", "pandas", "pydantic")
@@ -116,10 +118,12 @@ class Registry:
                 f"{self.name} version {version.version}: its artifacts cannot be fetched ({reason}); bring them back, "
                 "or make another version the champion: moe-beyond rollback --to VERSION"
             ) from error
-        return Path(local) / "artifacts" / "bundle"
+        return Path(local) / "artifacts" / FOLDER
 
     def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Log a bundle as a pyfunc model of a run, and make a version of it."""
+        if bundle.name != FOLDER:
+            raise AssertionError(f"{bundle}: MLflow would keep this folder under its own name, not {FOLDER!r}")
         manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
