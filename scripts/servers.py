@@ -104,6 +104,8 @@ class Servers:
         environment = os.environ | {
             "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # nobody here gives it jobs, and their eight processes take two gigabytes
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         environment.pop("MLFLOW_TRACKING_URI", None)
         made = "import os, mlflow.store.db.utils as u; e = u.create_sqlalchemy_engine_with_retry"
