@@ -43,6 +43,9 @@ LARGE = -S train.precision=$(PRECISION) -S train.epochs=12 -S train.patience=12 
 	-S train.reach=10 -S train.layer_width=192 -S train.dropout=0.25 -S train.token_dropout=0.1 \
 	-S train.history_dropout=0.15 -S train.weight_decay=0.03 \
 	-S 'tune.space.width=[384,512]' -S 'tune.space.depth=[1]' -S 'tune.space.heads=[8]' -S 'tune.space.train.window=[64]'
+# and its test splits have thirty times as many layer steps: fewer sizes, latencies and links are timed
+LARGE += -S 'simulate.timed_capacities=[0.05,0.1,0.2]' -S 'simulate.predictor_latencies_ms=[0.5]' \
+	-S 'simulate.bandwidths_gb_per_s=[1.0,4.0,16.0,64.0]'
 PRECISION = $(if $(shell grep -om1 -e avx512_bf16 -e amx_bf16 /proc/cpuinfo 2>/dev/null),bf16-mixed,32-true)
 
 traces = $(firstword $(wildcard $(abspath $(TRACES))/$(1).tar.xz $(abspath $(TRACES))/$(1)) $(abspath $(TRACES))/$(1))
