@@ -26,13 +26,13 @@ def expected_rows(tables: Tables, split: str, capacity: int, device: str, latenc
         rows.append(
             [
                 label(row["policy"]),
+                number(time["ms_per_token"]),
+                number(time["tokens_per_second"]),
                 percent(row["hit_rate"]),
                 f"[{100 * row['hit_rate_low']:.1f},\u00a0{100 * row['hit_rate_high']:.1f}]",
                 percent(row["decode_hit_rate"]),
                 number(row["mib_per_token"]),
                 percent(used),
-                number(time["ms_per_token"]),
-                number(time["tokens_per_second"]),
                 number(time["stall_ms_per_token"]),
                 percent(time["prefetches_late"] / time["prefetches"] if time["prefetches"] else None),
                 percent(time["fraction_of_bound"]),
@@ -117,7 +117,7 @@ def test_the_slider_moves_by_keyboard_and_says_where_it_is(page: Visit, tables: 
 
 def test_bars_are_as_long_as_the_hit_rates(page: Visit):
     widths = page.run(
-        "[...document.querySelectorAll('#explore tbody tr')].map(row => [parseFloat(row.cells[1].textContent), "
+        "[...document.querySelectorAll('#explore tbody tr')].map(row => [parseFloat(row.cells[3].textContent), "
         "100 * row.querySelector('.bar').offsetWidth / row.querySelector('.meter').offsetWidth])"
     )
     for percentage, width in widths:

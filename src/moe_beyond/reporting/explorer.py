@@ -17,6 +17,7 @@ from moe_beyond.reporting.text import MISSING, interval, mib, number, percent
 
 _NBSP = "\u00a0"
 _COLUMNS = ("Policy", "Hit rate", "95 % interval", "in decode", "MiB per token", "Prefetches used")
+_LEADING = 2  # columns of time before the hit rate: milliseconds and tokens per second
 _GIVEN_UP = "Router weight given up"
 
 
@@ -52,8 +53,11 @@ def explorer(tables: Tables, splits: list[str], fraction: float) -> Explorer:
         states = [_state(tables, clock, split, capacity) for capacity in capacities]
         entries.append({"id": split, "label": label(split), "start": start, "states": states})
     found = {group for entry in entries for state in entry["states"] for row in state["rows"] for group in row["in"]}
+    # a narrow screen shows the first columns only: time leads where there is any
+    headings, times = policy_columns(tables), [heading for _, heading in clock.columns]
     data = {
-        "columns": [*policy_columns(tables), *(heading for _, heading in clock.columns)],
+        "columns": [headings[0], *times[:_LEADING], *headings[1:], *times[_LEADING:]],
+        "leading": len(times[:_LEADING]),
         "groups": [[group, words] for group, words in GROUPS.items() if group in found | {"all"}],
         "splits": entries,
         "devices": [label(name) for name in clock.devices],

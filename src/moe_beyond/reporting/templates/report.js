@@ -161,11 +161,10 @@
       bar.style.background = policy.colour === "ink" ? "var(--ink)" : `var(--${policy.colour})`;
       meter.append(bar);
       hit.append(meter, policy.cells[1]);
-      line.append(hit, ...policy.cells.slice(2).map((text) => cell("td", text)));
-      if (device) {
-        const [which, latencyIndex] = clock();
-        line.append(...policy.times[which][latencyIndex].map((text) => cell("td", text)));
-      }
+      const times = device ? policy.times[clock()[0]][clock()[1]] : [];
+      const cells = (texts) => texts.map((text) => cell("td", text));
+      line.append(...cells(times.slice(0, data.leading)), hit);
+      line.append(...cells(policy.cells.slice(2)), ...cells(times.slice(data.leading)));
       return line;
     }
 
