@@ -33,7 +33,9 @@ from moe_beyond.predictor.settings import TrainSettings
 from moe_beyond.traces.schema import TraceMetadata
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K, KNOWN_TOKENS = 26, 64, 6, 8000
-WIDTH, DEPTH, HEADS = 256, 2, 4
+WIDTH, DEPTH, HEADS = 512, 1, 8
+SETTINGS = TrainSettings(letter_buckets=8192, reach=10, layer_width=192)
+"""The size that `make deepseek` trains."""
 TOKEN_STEP_SPEEDUP, LAYER_STEP_SHARE = 20, 0.1
 ROUNDS = 3
 
@@ -59,7 +61,7 @@ def main() -> None:
 
 def ours(directory: Path) -> OnnxPredictor:
     """Both steps, exported."""
-    settings = TrainSettings()
+    settings = SETTINGS
     shape = NetworkShape(
         num_layers=NUM_LAYERS,
         num_experts=NUM_EXPERTS,
@@ -91,7 +93,7 @@ def ours(directory: Path) -> OnnxPredictor:
 
 def theirs(path: Path) -> Callable[[], object]:
     """The paper's network over one full window, as a call."""
-    shape = PublishedShape(NUM_LAYERS, NUM_EXPERTS, KNOWN_TOKENS + 1, TrainSettings().letter_buckets)
+    shape = PublishedShape(NUM_LAYERS, NUM_EXPERTS, KNOWN_TOKENS + 1, SETTINGS.letter_buckets)
     draw = torch.Generator().manual_seed(0)
     inputs = (
         torch.randint(0, shape.num_tokens, (1, shape.window), generator=draw),
