@@ -46,8 +46,9 @@ def time_search(workers: int) -> float:
 
     space = SearchSpace(width=(32, 48, 64, 96), depth=(1, 2), heads=(2,), train={})
     with tempfile.TemporaryDirectory() as folder:
-        made = job(
-            Path(folder) / "study", FileLog(Path(folder) / "log"), space=space, trials=8, epochs=3, workers=workers
+        log = FileLog(Path(folder) / "log")
+        made = job(  # type: ignore[no-untyped-call]
+            Path(folder) / "study", log, space=space, trials=8, epochs=3, workers=workers
         )
         started = time.perf_counter()
         search(made)
