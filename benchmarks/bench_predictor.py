@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from moe_beyond.traces.schema import TraceMetadata
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K, KNOWN_TOKENS = 26, 64, 6, 8000
 WIDTH, DEPTH, HEADS = 512, 1, 8
-SETTINGS = TrainSettings(letter_buckets=8192, reach=10, layer_width=192)
+SETTINGS = TrainSettings(letter_buckets=8192, reach=10, layer_width=448, layer_hidden=224)
 """The size that `make deepseek` trains."""
 TOKEN_STEP_SPEEDUP, LAYER_STEP_SHARE = 20, 0.1
 ROUNDS = 3
@@ -61,22 +62,17 @@ def main() -> None:
 
 def ours(directory: Path) -> OnnxPredictor:
     """Both steps, exported."""
-    settings = SETTINGS
-    shape = NetworkShape(
-        num_layers=NUM_LAYERS,
-        num_experts=NUM_EXPERTS,
-        top_k=TOP_K,
-        num_tokens=KNOWN_TOKENS + 1,
-        letter_buckets=settings.letter_buckets,
-        width=WIDTH,
-        depth=DEPTH,
-        heads=HEADS,
-        window=settings.window,
-        horizon=settings.horizon,
-        reach=settings.reach,
-        layer_width=settings.layer_width,
-        embedding_width=settings.embedding_width,
-    )
+    given = {
+        "num_layers": NUM_LAYERS,
+        "num_experts": NUM_EXPERTS,
+        "top_k": TOP_K,
+        "num_tokens": KNOWN_TOKENS + 1,
+        "width": WIDTH,
+        "depth": DEPTH,
+        "heads": HEADS,
+    }
+    rest = {field.name: getattr(SETTINGS, field.name) for field in fields(NetworkShape) if field.name not in given}
+    shape = NetworkShape(**given, **rest)
     metadata = TraceMetadata(
         model_id="random weights",
         layer_numbers=tuple(range(1, NUM_LAYERS + 1)),
@@ -86,7 +82,7 @@ def ours(directory: Path) -> OnnxPredictor:
         source="drawn at random",
         licence="none",
     )
-    encoder = TokenEncoder(tuple(f"word{i}" for i in range(KNOWN_TOKENS)), settings.letter_buckets)
+    encoder = TokenEncoder(tuple(f"word{i}" for i in range(KNOWN_TOKENS)), SETTINGS.letter_buckets)
     export_steps(Checkpoint(TokenStep(shape).eval(), LayerStep(shape).eval(), encoder, metadata), directory, 20)
     return OnnxPredictor(directory)
 
