@@ -30,12 +30,14 @@ def tables_of(section: Section) -> list[DataTable]:
 def test_a_token_is_as_long_as_its_layers_together(tables: Tables):
     figure = why_section(tables).figures[0]
     frame = tables["timeline"].rows.filter(pl.col("policy") == OURS)
-    waited, computed = frame["stall_ms"].sum(), frame["compute_ms"].sum()
+    waited, computed = float(frame["stall_ms"].sum()), float(frame["compute_ms"].sum())
     assert sum(row["value"] for row in data_of(figure)) == pytest.approx(waited + computed)
     assert figure.title.startswith(percent(waited / (waited + computed), 0))
     assert len(figure.table.rows) == frame["position"].n_unique() == 14
     third = frame.filter(pl.col("position") == 3)
-    sums = [number(third[name].sum()) for name in ("compute_ms", "stall_ms", "demand_loads", "prefetches_in_time")]
+    sums = [
+        number(float(third[name].sum())) for name in ("compute_ms", "stall_ms", "demand_loads", "prefetches_in_time")
+    ]
     assert list(figure.table.rows[3][2:6]) == sums
     assert figure.table.rows[3][:2] == ("3", "\u2423word3")
 
@@ -52,7 +54,7 @@ def test_the_other_policies_stand_beside_ours_on_the_same_prompt(tables: Tables)
     (beside,) = [table for table in tables_of(why_section(tables)) if table.caption.startswith("The same prompt")]
     assert [row[0] for row in beside.rows] == ["Predictor prefetch + LRU", "LRU"]
     lru = tables["timeline"].rows.filter(pl.col("policy") == "lru")
-    assert beside.rows[1][3:5] == (number(lru["stall_ms"].sum()), number(lru["demand_loads"].sum()))
+    assert beside.rows[1][3:5] == (number(float(lru["stall_ms"].sum())), number(float(lru["demand_loads"].sum())))
 
 
 def test_a_very_long_prompt_is_cut_and_says_so(tables: Tables):

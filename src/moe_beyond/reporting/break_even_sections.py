@@ -109,8 +109,8 @@ def break_even_sentence(tables: Tables, split: str, device: str, capacity: int) 
 
 
 def _ours(frame: pl.DataFrame, tables: Tables) -> list[str]:
-    named = frame["policy"].unique(maintain_order=True).to_list()
-    return [tables.learned_policy] if tables.learned_policy in named else [n for n in named if is_learned(n)][:1]
+    ours, named = tables.learned_policy, frame["policy"].unique(maintain_order=True).to_list()
+    return [ours] if ours is not None and ours in named else [name for name in named if is_learned(name)][:1]
 
 
 def _limits(tables: Tables) -> list[Block]:

@@ -46,7 +46,7 @@ def explorer(tables: Tables, splits: list[str], fraction: float) -> Explorer:
     """The explorer's data and its first state: the last of `splits` at the capacity nearest to `fraction`."""
     clock = Clock.read(tables["timing"].frame)
     replay = tables["replay"].rows
-    entries = []
+    entries: list[dict[str, Any]] = []
     for split in splits:
         capacities = replay.filter(pl.col("split") == split)["capacity_experts"].unique().sort().to_list()
         start = capacities.index(nearest_capacity(replay, split, fraction))

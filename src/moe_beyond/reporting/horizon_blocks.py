@@ -39,9 +39,9 @@ def horizon_table(tables: Tables, split: str, ours: str) -> DataTable | None:
     """Recall of ours at every horizon and what it gains over the token step; None where the split was not scored."""
     found = []
     for horizon in tables.horizons:
-        rows = overall(tables["quality"].rows, split, horizon).filter(pl.col("predictor") == ours)
-        if not rows.is_empty():
-            found.append((horizon, rows.row(0, named=True)))
+        ours_there = overall(tables["quality"].rows, split, horizon).filter(pl.col("predictor") == ours)
+        if not ours_there.is_empty():
+            found.append((horizon, ours_there.row(0, named=True)))
     if not found:
         return None
     base = found[0][1]["recall_at_k"]

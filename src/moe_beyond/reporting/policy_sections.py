@@ -50,7 +50,7 @@ def overview(tables: Tables, split: str, fraction: float, policies: list[str]) -
     caption = f"{label(split)}, {number(rows[0].capacity_experts)} experts{size}" + (
         f"; fastest on {label(first)} first" if first else "; most hits first"
     )
-    columns = ("Policy", "Kind", "Hit rate", "95 % interval", "MiB per token")
+    columns: tuple[str, ...] = ("Policy", "Kind", "Hit rate", "95 % interval", "MiB per token")
     columns += tuple(f"{label(device)}, ms per token" for device in devices)
     columns += ("Router weight given up",) if tables.lossy else ()
     cells = tuple(

@@ -63,8 +63,8 @@ def _timeline(tables: Tables) -> list[Block]:
 
 
 def _tokens(per_token: pl.DataFrame, where: str, source: str) -> Figure:
-    total = float(per_token["compute_ms"].sum() + per_token["stall_ms"].sum())
     waited = float(per_token["stall_ms"].sum())
+    total = waited + float(per_token["compute_ms"].sum())
     worst = per_token.sort("stall_ms", descending=True).head(_WORST_TOKENS)
     named = listed(
         [
@@ -87,7 +87,7 @@ def _tokens(per_token: pl.DataFrame, where: str, source: str) -> Figure:
         )
         for row in per_token.iter_rows(named=True)
     )
-    columns = ("Token", "Text", "Computing, ms", "Waiting, ms", "Loads on demand")
+    columns: tuple[str, ...] = ("Token", "Text", "Computing, ms", "Waiting, ms", "Loads on demand")
     columns += ("Prefetches in time", "late", "useless", "Evicted")
     data = DataTable(f"Token by token: {where}", columns, rows, source)
     chart = why_plots.tokens(per_token)
@@ -113,7 +113,15 @@ def _layers(events: pl.DataFrame, where: str, source: str) -> Figure:
         )
         for row in by_layer.iter_rows(named=True)
     )
-    columns = ("Layer", "Computing, ms", "Waiting, ms", "Loads on demand", "Prefetches in time", "late", "useless")
+    columns: tuple[str, ...] = (
+        "Layer",
+        "Computing, ms",
+        "Waiting, ms",
+        "Loads on demand",
+        "Prefetches in time",
+        "late",
+        "useless",
+    )
     data = DataTable(f"Layer by layer, all tokens: {where}", (*columns, "Evicted"), rows, source)
     title = f"Which layer waits for experts: {where}"
     return Figure("timeline_layers", title, alt, why_plots.layers(events), data, wide=True)
@@ -125,10 +133,17 @@ def _steps(events: pl.DataFrame, where: str, source: str) -> Steps:
     for (position,), part in events.group_by("position", maintain_order=True):
         waited = float(part["stall_ms"].sum())
         waits.append(waited)
-        labels.append(f"Token {number(int(position))}, {_text(part['token_text'][0])}: waited {number(waited)} ms")  # type: ignore[call-overload]
+        labels.append(f"Token {number(int(position))}, {_text(part['token_text'][0])}: waited {number(waited)} ms")
         bodies.append(tuple(_event(row) for row in part.iter_rows(named=True)))
     worst = waits.index(max(waits))
-    columns = ("Layer", "Starts at, ms", "Computing, ms", "Waiting, ms", "Loads on demand", "Prefetches in time")
+    columns: tuple[str, ...] = (
+        "Layer",
+        "Starts at, ms",
+        "Computing, ms",
+        "Waiting, ms",
+        "Loads on demand",
+        "Prefetches in time",
+    )
     columns += ("late", "useless", "Evicted", "Probability given to what was waited for")
     first = DataTable(labels[worst], columns, bodies[worst], source, wide=True)
     return Steps(f"Token by token, layer by layer: {where}", tuple(labels), tuple(bodies), first, worst)
@@ -161,7 +176,15 @@ def _policies_beside(frame: pl.DataFrame, shown: pl.DataFrame, source: str) -> l
         )
         for row in sums.sort("device", pl.col("compute_ms") + pl.col("stall_ms")).iter_rows(named=True)
     )
-    columns = ("Policy", "Device", "All, ms", "Waiting, ms", "Loads on demand", "Prefetches in time", "late")
+    columns: tuple[str, ...] = (
+        "Policy",
+        "Device",
+        "All, ms",
+        "Waiting, ms",
+        "Loads on demand",
+        "Prefetches in time",
+        "late",
+    )
     columns += ("useless", "Evicted")
     return [DataTable("The same prompt under every replayed policy", columns, rows, source, wide=True)]
 
