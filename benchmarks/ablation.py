@@ -35,7 +35,7 @@ _CSV, _TABLE = _ROOT / "docs" / "ablation.csv", _ROOT / "docs" / "ablation.md"
 _REFERENCE = "reference"
 _SIZE = Size(width=384, depth=1, heads=8)
 _SETTINGS = TrainSettings(
-    precision="bf16-mixed", letter_buckets=8192, horizon=2, reach=10, layer_width=192, patience=100
+    precision="bf16-mixed", letter_buckets=8192, horizon=2, reach=10, layer_width=192, layer_hidden=384, patience=100
 )
 _SCORES = ("recall_at_k", "ahead_1", "ahead_2")
 
@@ -98,8 +98,9 @@ VARIANTS = (
     Variant("input: a layer's experts by id, not in the router's order", by_id=True),
     Variant("layer step: reach 2", {"reach": 2}),
     Variant("layer step: reach 25, every later layer", {"reach": 25}),
-    Variant("layer step: width 64", {"layer_width": 64}),
-    Variant("layer step: width 384", {"layer_width": 384}),
+    Variant("layer step: width 64", {"layer_width": 64, "layer_hidden": 128}),
+    Variant("layer step: width 384", {"layer_width": 384, "layer_hidden": 768}),
+    Variant("layer step: width 448, hidden 224", {"layer_width": 448, "layer_hidden": 224}),
     Variant("layer step: half the weight in the loss", {"layer_loss_weight": 0.5}),
     Variant("layer step: twice the weight in the loss", {"layer_loss_weight": 2.0}),
     Variant("token step: width 192", size={"width": 192}),

@@ -229,6 +229,7 @@ def network_shape(train: Trace, encoder: TokenEncoder, size: Size, settings: Tra
         horizon=settings.horizon,
         reach=max(settings.reach, settings.horizon),
         layer_width=settings.layer_width,
+        layer_hidden=settings.layer_hidden,
     )
 
 

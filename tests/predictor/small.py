@@ -4,7 +4,14 @@ from moe_beyond.predictor.network import NetworkShape
 from moe_beyond.predictor.settings import TrainSettings
 
 SETTINGS = TrainSettings(
-    batch_size=8, window=8, letter_buckets=64, learning_rate=0.01, dropout=0.0, layer_width=16, embedding_width=16
+    batch_size=8,
+    window=8,
+    letter_buckets=64,
+    learning_rate=0.01,
+    dropout=0.0,
+    layer_width=16,
+    layer_hidden=16,
+    embedding_width=16,
 )
 SHAPE = NetworkShape(
     num_layers=3,
@@ -20,4 +27,5 @@ SHAPE = NetworkShape(
     horizon=2,
     reach=2,
     layer_width=12,
+    layer_hidden=20,
 )

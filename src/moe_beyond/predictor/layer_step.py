@@ -32,7 +32,9 @@ class LayerStep(nn.Module):
         self.slot_weight = nn.Parameter(torch.ones(layers, shape.top_k))
         self.layer_embedding = nn.Parameter(torch.zeros(layers, width))
         self.norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, shape.layer_hidden), nn.ReLU(), nn.Linear(shape.layer_hidden, width)
+        )
         self.head = nn.Parameter(torch.zeros(layers, width, shape.horizon * experts))
         # how far to trust the token step's logits, by layer known and horizon
         self.trust = nn.Parameter(torch.ones(layers, shape.horizon))

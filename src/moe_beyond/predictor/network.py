@@ -36,6 +36,7 @@ class NetworkShape:
         horizon: Layers ahead that the layer step answers for.
         reach: Layers ahead to which an expert of a layer speaks directly; at least `horizon`.
         layer_width: Width of the layer step.
+        layer_hidden: Hidden units of its small network.
     """
 
     num_layers: int
@@ -51,6 +52,7 @@ class NetworkShape:
     horizon: int
     reach: int
     layer_width: int
+    layer_hidden: int
 
     def as_dict(self) -> dict[str, int]:
         """For checkpoints and ONNX metadata."""
@@ -179,7 +181,7 @@ class TokenStep(nn.Module):
             return torch.as_tensor(self.letter_embedding(letters_BTG).sum(dim=2))
         # the same, several times faster both ways; not for ONNX
         sums = functional.embedding_bag(letters_BTG.flatten(0, 1), self.letter_embedding.weight, mode="sum")
-        return sums.unflatten(0, letters_BTG.shape[:2])
+        return torch.as_tensor(sums.unflatten(0, letters_BTG.shape[:2]))
 
 
 def one_hot_routing(experts_BTLK: Tensor, num_experts: int) -> Tensor:

@@ -41,8 +41,10 @@ class TrainSettings(Settings):
     """Layers ahead that the layer step answers for, each horizon apart."""
     reach: int = Field(default=6, ge=1)
     """Layers ahead to which an expert of a layer speaks directly; at least the horizon."""
-    layer_width: int = Field(default=64, ge=8)
-    """Width of the layer step."""
+    layer_width: int = Field(default=128, ge=8)
+    """Width of the layer step: what it can keep of the experts so far."""
+    layer_hidden: int = Field(default=64, ge=8)
+    """Hidden units of the small network that reads this; more say little and cost time at every layer."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -74,7 +76,7 @@ class SearchSpace(Settings):
     depth: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
     """Number of transformer blocks."""
     heads: tuple[int, ...] = Field(default=(2, 4, 8), min_length=1)
-    train: dict[str, tuple[bool | int | float | str, ...]] = {"window": (32, 64)}
+    train: dict[str, tuple[bool | int | float | str, ...]] = Field(default={"window": (32, 64)})
     """Parameters of `train` to search beside the size, with the values to try: what is chosen is trained with."""
 
     @model_validator(mode="after")
