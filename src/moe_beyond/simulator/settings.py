@@ -39,7 +39,7 @@ class SimulateSettings(Settings):
     give the same tables on every machine, and not below what export measures on one thread: 0.07 to 0.1 ms."""
     layer_latency_ms: float = Field(default=0.05, ge=0)
     """Time of a layer step's answer, charged between router and experts of every layer but a token's last."""
-    predictor_latencies_ms: tuple[float, ...] = (0.0, 0.5, 2.0)
+    predictor_latencies_ms: tuple[float, ...] = (0.5, 2.0)
     """Other times of the token step's answer that predicting policies are timed with, for the page to offer."""
     bandwidths_gb_per_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
     """Links between which it is sought from where on prefetching pays, at the headline capacity; empty: none."""
