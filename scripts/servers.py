@@ -93,8 +93,21 @@ class Servers:
         if not _listens(self.postgres_port):
             options = f"-p {self.postgres_port} -k {data} -c listen_addresses=127.0.0.1"
             log = ["-l", str(data / "server.log")]
-            self._postgres("pg_ctl", "-D", str(data), "-w", "-t", "60", *log, "-o", options, "start")
+            command = ("pg_ctl", "-D", str(data), "-w", "-t", "60", *log, "-o", options, "start")
+            # after a crash it refuses until the last of its former processes has ended
+            deadline = time.monotonic() + (60.0 if (data / "postmaster.pid").exists() else 0.0)
+            while not self._started(command, deadline):
+                time.sleep(1.0)
         self._make_databases()
+
+    def _started(self, command: tuple[str, ...], deadline: float) -> bool:
+        try:
+            self._postgres(*command)
+        except CannotStartError:
+            if time.monotonic() > deadline:
+                raise
+            return False
+        return True
 
     def start_mlflow(self) -> None:
         """Start MLflow's server alone; its tables are made before, once, as its workers would each try to."""
@@ -125,7 +138,7 @@ class Servers:
         """Stop both; what they hold stays."""
         self._end_mlflow(signal.SIGTERM, grace_s=10.0)
         data = self.folder / "postgres"
-        if (data / "postmaster.pid").exists():
+        if _listens(self.postgres_port):
             self._postgres("pg_ctl", "-D", str(data), "-w", "-m", "fast", "stop")
 
     def kill_mlflow(self) -> None:
