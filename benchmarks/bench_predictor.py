@@ -35,7 +35,7 @@ from moe_beyond.traces.schema import TraceMetadata
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K, KNOWN_TOKENS = 26, 64, 6, 8000
 WIDTH, DEPTH, HEADS = 512, 1, 8
-SETTINGS = TrainSettings(letter_buckets=8192, reach=10, layer_width=448, layer_hidden=224)
+SETTINGS = TrainSettings(letter_buckets=8192, reach=10, layer_width=192, layer_hidden=384)
 """The size that `make deepseek` trains."""
 TOKEN_STEP_SPEEDUP, LAYER_STEP_SHARE = 20, 0.1
 ROUNDS = 3
