@@ -42,7 +42,7 @@ gpt-oss: $(VENV)/.ok  ## ... gpt-oss-20b: decode traces, divided by prompt
 LARGE = -S train.precision=$(PRECISION) -S train.epochs=12 -S train.patience=12 -S train.letter_buckets=8192 \
 	-S train.reach=10 -S train.layer_width=192 -S train.layer_hidden=384 -S train.dropout=0.25 -S train.token_dropout=0.1 \
 	-S train.history_dropout=0.15 -S train.weight_decay=0.03 \
-	-S 'tune.space.width=[384,512]' -S 'tune.space.depth=[1]' -S 'tune.space.heads=[8]' -S 'tune.space.train.window=[64]'
+	-S 'tune.space.width=[512]' -S 'tune.space.depth=[1,2]' -S 'tune.space.heads=[8]' -S 'tune.space.train.window=[64]'
 # and its test splits have thirty times as many layer steps: fewer sizes, latencies and links are timed
 LARGE += -S 'simulate.timed_capacities=[0.05,0.1,0.2]' -S 'simulate.predictor_latencies_ms=[0.5]' \
 	-S 'simulate.bandwidths_gb_per_s=[1.0,4.0,16.0,64.0]'
