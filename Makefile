@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench golden ui servers servers-stop lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench golden ui servers servers-stop retrain rollback lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list

@@ -16,11 +16,20 @@ from pydantic.fields import FieldInfo
 
 from moe_beyond.config import Params
 from moe_beyond.files import replacing
+from moe_beyond.reporting.choice import headline_standouts
 from moe_beyond.reporting.names import label
+from moe_beyond.reporting.tables import read_tables
 from moe_beyond.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-PREDICTORS = ("predictor", "token unigram", "previous token", "popularity")
+PREDICTORS = (
+    ("predictor", "1"),
+    ("predictor", "token"),
+    ("token unigram", "token"),
+    ("previous token", "token"),
+    ("popularity", "token"),
+)
+"""Predictors of the README's table, with how far ahead each answers."""
 
 
 def parameters() -> str:
@@ -76,22 +85,23 @@ def measured() -> str:
     lines = ["| predictor | recall@6, same domain | recall@6, other domain (95 % interval) |", "| --- | --- | --- |"]
     table = pl.read_csv(ROOT / "reports/export/quality.csv", schema_overrides={"layer": pl.String})
     overall = table.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))
-    if "horizon" in overall.columns:  # what it says ahead of the token, not a layer ahead
-        overall = overall.filter(pl.col("horizon") == "token")
-    for name in PREDICTORS:
-        rows = {row["split"]: row for row in overall.filter(pl.col("predictor") == name).iter_rows(named=True)}
+    for name, horizon in PREDICTORS:
+        of = (pl.col("predictor") == name) & (pl.col("horizon") == horizon)
+        rows = {row["split"]: row for row in overall.filter(of).iter_rows(named=True)}
         near, far = rows["test_in_domain"], rows[split]
         interval = f"{far['recall_low']:.1%} to {far['recall_high']:.1%}"
         cells = f"{near['recall_at_k']:.1%} | {far['recall_at_k']:.1%} ({interval})"
-        lines.append(f"| {name} | {cells} |")
+        when = "ahead of the token" if horizon == "token" else "ahead of each layer"
+        lines.append(f"| {name}, {when} | {cells} |")
     lines += ["", "| policy | hit rate, other domain | MiB moved per token |", "| --- | --- | --- |"]
-    policies = {name: row for name, row in replay[split].items() if isinstance(row, dict)}
+    few = headline_standouts(read_tables(ROOT), split, replay["headline_capacity"])
+    policies = {name: row for name, row in replay[split].items() if name in few}
     for name, row in sorted(policies.items(), key=lambda item: -item[1]["hit_rate"]):
         lines.append(f"| {label(name)} | {row['hit_rate']:.1%} | {row['mib_per_token']:.3f} |")
     lines += [
         "",
         f"The cache holds {replay[split]['capacity_experts']} experts ({replay['headline_capacity']:.0%} of the "
-        f"model). The predictor has {read('train')['parameters'] / 1e6:.1f} M parameters and takes "
+        f"model); all {len(read_tables(ROOT).policies)} policies are on the page. The predictor has {read('train')['parameters'] / 1e6:.1f} M parameters and takes "
         f"{quality['latency_ms']:.2f} ms a token on one thread.",
     ]
     return "\n".join(lines)
