@@ -98,11 +98,14 @@ def measured() -> str:
     policies = {name: row for name, row in replay[split].items() if name in few}
     for name, row in sorted(policies.items(), key=lambda item: -item[1]["hit_rate"]):
         lines.append(f"| {label(name)} | {row['hit_rate']:.1%} | {row['mib_per_token']:.3f} |")
+    latency = f"{quality['latency_ms']:.2f} ms a token"
+    if "layer_latency_ms" in quality:
+        latency += f" and {quality['layer_latency_ms']:.3f} ms a layer"
     lines += [
         "",
         f"The cache holds {replay[split]['capacity_experts']} experts ({replay['headline_capacity']:.0%} of the "
-        f"model); all {len(read_tables(ROOT).policies)} policies are on the page. The predictor has {read('train')['parameters'] / 1e6:.1f} M parameters and takes "
-        f"{quality['latency_ms']:.2f} ms a token on one thread.",
+        f"model); all {len(read_tables(ROOT).policies)} policies are on the page. The predictor has "
+        f"{read('train')['parameters'] / 1e6:.1f} M parameters and takes {latency} on one thread.",
     ]
     return "\n".join(lines)
 
