@@ -19,11 +19,11 @@ from mlflow.tracking import MlflowClient
 from tests.test_end_to_end import ROOT, TINY, call, stages_run
 
 NAME = "moe-beyond.moe-beyond-reference.laptop_nvme"
-# one trial and one replay: the gate is what is tried here
+# one trial, and as few capacities as make a curve: the gate is what is tried here
 SMALLEST = TINY | {
     "tune.trials": 1,
     "tune.space.width": "[32]",
-    "simulate.capacities": "[0.5]",
+    "simulate.capacities": "[0.25,0.5]",
     "simulate.devices": "[laptop_nvme]",
     "publish.capacity": 0.5,
     "publish.bootstrap_samples": 200,
