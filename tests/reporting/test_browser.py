@@ -71,7 +71,7 @@ def test_the_explorer_is_painted_within_a_second(visit: Go, project: Path):
             "new Promise(done => new PerformanceObserver(list => done(list.getEntriesByName('text-paint')"
             ".find(entry => entry.identifier === 'explorer').renderTime)).observe({type: 'element', buffered: true}))"
         )
-        assert visited.page.locator(".controls").is_visible()
+        assert visited.page.locator(".controls").first.is_visible()
         ready: float = visited.run("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
         return max(first, ready)
 
@@ -156,7 +156,7 @@ def test_paper_gets_all_charts_in_light_colours_and_whole_even_from_a_dark_page(
     ink = "[...document.querySelectorAll('.chart svg text')].map(text => getComputedStyle(text).fill)"
     assert set(visited.run(ink)) <= {"rgb(28, 36, 48)", "rgb(90, 100, 114)"}
     # what the controls were set to is said in words, and the numbers stand below
-    assert visited.page.locator(".controls").is_hidden()
+    assert not any(form.is_visible() for form in visited.page.locator(".controls").all())
     said = visited.page.locator("#explore .caption").inner_text()
     assert said.startswith("Another domain at 48 experts, 15.0\u00a0%")
     assert len(visited.rows("#explore")) >= 5
@@ -178,4 +178,4 @@ def test_without_scripts_the_tables_still_stand(visit: Go, project: Path):
     visited = visit(project / "reports" / "index.html", scripts=False)
     assert visited.page.locator("#explore tbody tr").count() == 5
     assert "they need JavaScript" in visited.page.locator("noscript").first.inner_text()
-    assert visited.page.locator(".controls").is_hidden()
+    assert not any(form.is_visible() for form in visited.page.locator(".controls").all())
