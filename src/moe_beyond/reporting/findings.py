@@ -180,7 +180,8 @@ def _bytes_finding(result: Contest, demand: CacheRow, where: str, source: str) -
 def _lost_capacities(tables: Tables, result: Contest) -> list[Finding]:
     rows = tables["replay"].rows.filter(pl.col("split") == result.split)
     mine = rows.filter(pl.col("policy") == result.ours.policy).select("capacity_experts", mine="hit_rate")
-    rivals = [name for name in tables.policies if not is_learned(name) and not is_bound(name)]
+    honest = [name for name in tables.policies if not is_bound(name) and name not in tables.lossy]
+    rivals = [name for name in honest if not is_learned(name)]
     best = rows.filter(pl.col("policy").is_in(rivals)).group_by("capacity_experts").agg(pl.col("hit_rate").max())
     lost = best.join(mine, on="capacity_experts").filter(pl.col("hit_rate") > pl.col("mine")).sort("capacity_experts")
     if lost.is_empty():
@@ -212,7 +213,8 @@ def timing_findings(tables: Tables) -> list[Finding]:
     if frame is None or split is None or tables.learned_policy is None:
         return []
     found = []
-    buildable = [name for name in frame["policy"].unique().to_list() if not is_bound(name)]
+    names = frame["policy"].unique().to_list()
+    buildable = [name for name in names if not is_bound(name) and name not in tables.lossy]
     ours = pl.col("policy").is_in([name for name in buildable if is_learned(name)])
     rows = frame.filter((pl.col("split") == split) & pl.col("policy").is_in(buildable))
     for (device,), part in rows.group_by("device", maintain_order=True):

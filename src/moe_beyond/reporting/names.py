@@ -129,6 +129,16 @@ def is_published(name: str) -> bool:
     return name in _PUBLISHED
 
 
+def needs_another_router(name: str) -> bool:
+    """True for a policy that works only with a model trained to choose experts a layer earlier."""
+    return name == "pre_gated"
+
+
+def asks_by_layer(policy: str) -> bool:
+    """True for a policy that the predictor's layer step drives."""
+    return is_learned(policy) and "_layer_" in policy
+
+
 def is_bound(policy: str) -> bool:
     """True for a replay that knows the future and so cannot be built."""
     return policy.startswith(("belady", "clairvoyant", "oracle"))

@@ -9,7 +9,7 @@ import polars as pl
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Folded, Passage, Section
 from moe_beyond.reporting.choice import headline_standouts, kind
 from moe_beyond.reporting.headline import CacheRow, cache_rows, nearest_capacity, split_label
-from moe_beyond.reporting.names import is_bound, label
+from moe_beyond.reporting.names import is_bound, label, needs_another_router
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, interval, mib, number, percent
 
@@ -107,6 +107,11 @@ def _notes(tables: Tables) -> list[Block]:
             "fewer bits. The weight given up is the share of the router's weight that no expert of its choice computed "
             "at full precision. What that costs in answers is not measured here, so no lossy policy counts as a winner."
         )
+    said += [
+        f"{label(policy)} needs a model trained to choose experts a layer earlier, so it counts with them."
+        for policy in tables.policies
+        if needs_another_router(policy)
+    ]
     left_out = tables["left_out"].frame
     reasons: tuple[str, ...] = ()
     if left_out is not None:

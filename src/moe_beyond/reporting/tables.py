@@ -12,7 +12,7 @@ import polars as pl
 
 from moe_beyond.config import flatten
 from moe_beyond.errors import InputError
-from moe_beyond.reporting.names import is_bound, is_learned, ordered
+from moe_beyond.reporting.names import asks_by_layer, is_bound, is_learned, needs_another_router, ordered
 
 Kind = Literal["number", "text"]
 N: Kind = "number"
@@ -266,11 +266,12 @@ class Tables:
 
     @cached_property
     def lossy(self) -> set[str]:
-        """Policies that anywhere did with less than the router wanted: their answers are not the model's."""
+        """Policies whose answers are not the model's: did with less than the router wanted, or need another router."""
         replay = self.csv["replay"]
+        retrained = {name for name in self.policies if needs_another_router(name)}
         if not replay.has("mass_given_up"):
-            return set()
-        return set(replay.rows.filter(pl.col("mass_given_up") > 0)["policy"].to_list())
+            return retrained
+        return retrained | set(replay.rows.filter(pl.col("mass_given_up") > 0)["policy"].to_list())
 
     @cached_property
     def predictors(self) -> list[str]:
@@ -324,10 +325,12 @@ class Tables:
 
     @property
     def learned_policy(self) -> str | None:
-        """The replayed policy that the trained predictor drives: the first that gives up nothing, whoever wins."""
-        return next(
-            (name for name in self.policies if is_learned(name) and not is_bound(name) and name not in self.lossy), None
-        )
+        """The replayed policy that the trained predictor drives with all that it can say, whoever wins.
+
+        The first that gives up nothing; one that asks ahead of each layer goes before one that asks for tokens alone.
+        """
+        ours = [name for name in self.policies if is_learned(name) and not is_bound(name) and name not in self.lossy]
+        return min(ours, key=lambda name: not asks_by_layer(name), default=None)
 
     @property
     def learned_predictor(self) -> str | None:
