@@ -48,9 +48,9 @@ def _by_bandwidth(tables: Tables) -> list[Block]:
 
 
 def _bandwidth_figure(tables: Tables, device: str, split: str, rows: pl.DataFrame) -> Figure:
-    policies = _few(rows)
-    rows = rows.filter(pl.col("policy").is_in(policies))
     marks = break_even_rows(tables, split, device)
+    policies = _few(tables, rows, {row["against"] for row in marks})
+    rows = rows.filter(pl.col("policy").is_in(policies))
     crossings = {row["bandwidth_gb_per_s"]: row["pays"] for row in marks if row["bandwidth_gb_per_s"] is not None}
     table = wide_table(
         rows.with_columns(bandwidth=pl.col("bandwidth_gb_per_s").map_elements(number, pl.String)),
@@ -77,13 +77,17 @@ def _bandwidth_figure(tables: Tables, device: str, split: str, rows: pl.DataFram
     return Figure(name, title, alt, chart, table, legend=legend(policies))
 
 
-def _few(rows: pl.DataFrame) -> list[str]:
-    """Ours and the best others at the middle bandwidth: more lines could not be told apart."""
+def _few(tables: Tables, rows: pl.DataFrame, rivals: set[str]) -> list[str]:
+    """Ours, whom it is held against, LRU, and the best others without the predictor at the middle bandwidth.
+
+    The predictor's other policies lie so near to ours that no eye could tell them apart.
+    """
     middle = rows["bandwidth_gb_per_s"].unique().sort()
     at = rows.filter(pl.col("bandwidth_gb_per_s") == middle[len(middle) // 2]).sort("ms_per_token", "policy")
-    names = at["policy"].to_list()
-    learned = [name for name in names if is_learned(name)]
-    return ordered([*learned, *[name for name in names if name not in learned]][:_LINES])
+    ours = _ours(rows, tables)
+    others = [name for name in at["policy"].to_list() if not is_learned(name)]
+    first = [name for name in others if name in rivals or name == "lru"]
+    return ordered([*ours, *first, *[name for name in others if name not in first]][:_LINES])
 
 
 def break_even_rows(tables: Tables, split: str, device: str = "") -> list[dict[str, Any]]:
