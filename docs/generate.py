@@ -94,8 +94,10 @@ def measured() -> str:
         when = "ahead of the token" if horizon == "token" else "ahead of each layer"
         lines.append(f"| {name}, {when} | {cells} |")
     lines += ["", "| policy | hit rate, other domain | MiB moved per token |", "| --- | --- | --- |"]
-    few = headline_standouts(read_tables(ROOT), split, replay["headline_capacity"])
-    policies = {name: row for name, row in replay[split].items() if name in few}
+    tables = read_tables(ROOT)
+    few = headline_standouts(tables, split, replay["headline_capacity"])
+    # what answers otherwise than the model belongs where its price can be told beside it
+    policies = {name: row for name, row in replay[split].items() if name in few and name not in tables.lossy}
     for name, row in sorted(policies.items(), key=lambda item: -item[1]["hit_rate"]):
         lines.append(f"| {label(name)} | {row['hit_rate']:.1%} | {row['mib_per_token']:.3f} |")
     latency = f"{quality['latency_ms']:.2f} ms a token"
@@ -104,7 +106,7 @@ def measured() -> str:
     lines += [
         "",
         f"The cache holds {replay[split]['capacity_experts']} experts ({replay['headline_capacity']:.0%} of the "
-        f"model); all {len(read_tables(ROOT).policies)} policies are on the page. The predictor has "
+        f"model); all {len(tables.policies)} policies are on the page. The predictor has "
         f"{read('train')['parameters'] / 1e6:.1f} M parameters and takes {latency} on one thread.",
     ]
     return "\n".join(lines)
