@@ -15,10 +15,13 @@ import polars as pl
 from pydantic.fields import FieldInfo
 
 from moe_beyond.config import Params
+from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.reporting.choice import headline_standouts
+from moe_beyond.reporting.headline import contest, hardest_split, split_label
 from moe_beyond.reporting.names import label
 from moe_beyond.reporting.tables import read_tables
+from moe_beyond.reporting.verdict import races
 from moe_beyond.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -112,9 +115,46 @@ def measured() -> str:
     return "\n".join(lines)
 
 
-def read(stage: str) -> dict[str, Any]:
+def real_model(root: Path) -> str:
+    """Recall and time per token of a run on published traces, on the split that the page's first sentence speaks of."""
+    tables = read_tables(root)
+    split = hardest_split(tables)
+    fraction = read("simulate", root)["headline_capacity"]
+    result = None if split is None else contest(tables, split, fraction)
+    times = tables.times
+    if split is None or result is None or times is None:
+        raise InputError(f"{root}/reports: no timed replay of a predictor; run `make published` again")
+    quality = tables["quality"].rows.filter(
+        (pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") == "all")
+    )
+
+    def recall(predictor: str, horizon: str) -> str:
+        row = quality.filter((pl.col("predictor") == predictor) & (pl.col("horizon") == horizon)).row(0, named=True)
+        return f"{row['recall_at_k']:.1%} ({row['recall_low']:.1%} to {row['recall_high']:.1%})"
+
+    lru = times.filter((pl.col("split") == split) & (pl.col("policy") == "lru"))
+    lru = lru.filter(pl.col("capacity_experts") == result.ours.capacity_experts)
+    lru_ms = dict(lru.select("device", "ms_per_token").iter_rows())
+    name, where = tables.card["model_id"], split_label(split)
+    lines = [
+        f"**{name}**, {where}: recall@{tables.card['top_k']} {recall('predictor', '1')} ahead of each layer, "
+        f"{recall('predictor', 'token')} ahead of the token; token unigram {recall('token unigram', 'token')}.",
+        "",
+        f"| {result.ours.capacity_experts} experts ({fraction:.0%}), ms per token | LRU | best without the predictor "
+        "| ours |",
+        "| --- | --- | --- | --- |",
+    ]
+    for race in races(tables, result):
+        rival = f"{race.rival_ms:.1f} ({label(race.rival)})"
+        lines.append(
+            f"| {label(race.device)} | {lru_ms[race.device]:.1f} | {rival} | {race.ours_ms:.1f} ({label(race.ours)}) |"
+        )
+    return "\n".join(lines)
+
+
+def read(stage: str, root: Path = ROOT) -> dict[str, Any]:
     """A stage's metrics."""
-    metrics: dict[str, Any] = json.loads((ROOT / "reports" / stage / "metrics.json").read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads((root / "reports" / stage / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 
 
@@ -122,10 +162,20 @@ def main() -> None:
     """Write all of it."""
     write(ROOT / "docs/parameters.md", parameters())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.compile(r"(<!-- measured -->).*?(<!-- /measured -->)", re.DOTALL)
-    write(ROOT / "README.md", block.sub(lambda m: f"{m[1]}\n{measured()}\n{m[2]}", readme))
+    readme = filled(readme, "measured", measured())
+    for name in ("deepseek", "gpt-oss"):
+        root = ROOT / "build" / name
+        if (root / "reports/simulate/timing.csv").exists():  # `make published` was run here
+            readme = filled(readme, f"measured {name}", real_model(root))
+    write(ROOT / "README.md", readme)
     with replacing(ROOT / "docs/images/hit_rate.png") as temporary:
         shutil.copy(ROOT / "reports/figures/hit_rate_test_out_of_domain.png", temporary)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """The text with the block between two comments of that name replaced."""
+    block = re.compile(rf"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
+    return block.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
 
 
 def write(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ def test_repeated_routing_is_that_of_the_strings_last_time_in_the_prompt():
     repeated = repeated_routing(trace, codes)
     found = 0
     for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
-        last = {}
+        last: dict[int, int] = {}
         for t in range(start, end):
             expected = trace.experts_TLK[last[codes[t]]] if codes[t] in last else trace.metadata.num_experts
             assert (repeated[t] == expected).all()

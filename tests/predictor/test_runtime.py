@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -84,7 +85,7 @@ def test_the_graphs_take_prompts_and_tokens_in_batches(exported, validation_trac
     prompts = [validation_trace.select(np.array([p])) for p in (0, 1)]
     features = [token_features(prompt, predictor.encoder) for prompt in prompts]
     keys, values = predictor.empty_state()
-    inputs = {
+    inputs: dict[str, Any] = {
         "tokens": np.stack([x.tokens_T[:5] for x in features]),
         "letters": np.stack([x.letters_TG[:5] for x in features]),
         "previous_experts": np.stack([x.previous_TLM[:5] for x in features]),

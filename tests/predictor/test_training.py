@@ -129,7 +129,7 @@ def test_the_layer_step_learns_what_the_token_step_cannot_know(tmp_path):
         experts_TLK = np.repeat(first_TK[:, None].astype(trace.experts_TLK.dtype), 3, axis=1)
         traces.append(replace(trace, experts_TLK=experts_TLK))
     settings = SETTINGS.model_copy(update={"learning_rate": 0.03, "horizon": 2, "patience": 40})
-    result = fit(*traces, Size(16, 1, 2), settings, epochs=40, seed=0, scratch=tmp_path)
+    result = fit(traces[0], traces[1], Size(16, 1, 2), settings, epochs=40, seed=0, scratch=tmp_path)
     best = result.metrics()
     # one of three layers ahead of which nothing is known; two of three at two layers ahead
     assert best["validation_recall_at_k_ahead_1"] > best["validation_recall_at_k"] + 0.3
