@@ -138,7 +138,7 @@ def real_model(root: Path) -> str:
     name, where = tables.card["model_id"], split_label(split)
     lines = [
         f"**{name}**, {where}: recall@{tables.card['top_k']} {recall('predictor', '1')} ahead of each layer, "
-        f"{recall('predictor', 'token')} ahead of the token; token unigram {recall('token unigram', 'token')}.",
+        f"{recall('predictor', 'token')} ahead of the token; token unigram {recall('token_unigram', 'token')}.",
         "",
         f"| {result.ours.capacity_experts} experts ({fraction:.0%}), ms per token | LRU | best without the predictor "
         "| ours |",

@@ -109,8 +109,18 @@ def test_the_papers_sentence_takes_the_side_of_the_numbers(tables: Tables, ours:
     assert ("intervals overlap" in text) != apart
     (finding,) = published_findings(altered)
     assert finding.tone == ("neutral" if not apart else "good" if ours > 0.728 else "bad")
-    assert f"our predictor hits {percent(ours)}; the predictions that the paper's authors published hit 72.8" in (
-        finding.text
+    asked = f"our predictor, asked ahead of each token, hits {percent(ours)}"
+    assert f"{asked}; the predictions that the paper's authors published hit 72.8" in finding.text
+
+
+def test_a_layer_step_meets_the_paper_where_it_can_answer(tables: Tables):
+    rows = tables["published_protocol"].rows.with_columns(horizon=pl.lit("token"))
+    ahead = rows.filter(pl.col("predictor") == "predictor").with_columns(horizon=pl.lit("1"), hit_rate=pl.lit(0.99))
+    both = with_table(tables, "published_protocol", pl.concat([rows, ahead]))
+    text = paper_sentence(both, "test_out_of_domain")
+    assert "asked ahead of each layer, hits more than the published predictions at 3 of 3 capacities: 99.0" in text
+    assert "asked ahead of each token" in paper_sentence(
+        with_table(tables, "published_protocol", rows), "test_out_of_domain"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from moe_beyond.reporting.headline import CacheRow, cache_rows, nearest_capacity
-from moe_beyond.reporting.names import is_bound, is_learned, is_published, ordered
+from moe_beyond.reporting.names import is_bound, is_learned, is_published, needs_another_router, ordered
 from moe_beyond.reporting.tables import Tables
 
 FEW = "few"
@@ -44,7 +44,8 @@ def kind(row: CacheRow, lossy: set[str]) -> str:
     found = groups(row, lossy)
     if "bound" in found:
         return "bound"
-    return ("fetches ahead" if "prefetch" in found else "on demand") + (", lossy" if "lossy" in found else "")
+    price = ", another router" if needs_another_router(row.policy) else ", lossy" if "lossy" in found else ""
+    return ("fetches ahead" if "prefetch" in found else "on demand") + price
 
 
 def standouts(rows: list[CacheRow], ours: str | None, lossy: set[str], fastest: Iterable[str] = ()) -> list[str]:

@@ -14,6 +14,7 @@ from moe_beyond.reporting.headline import (
     CacheRow,
     Contest,
     Score,
+    asked_by_layer,
     beside_published,
     by_layer,
     contest,
@@ -122,12 +123,14 @@ def published_findings(tables: Tables) -> list[Finding]:
     if table.frame is None:
         return []
     found = []
+    asked = "layer" if asked_by_layer(tables) else "token"
     for split in table.frame["split"].unique(maintain_order=True).to_list():
         for row in beside_published(tables, split).head(1).iter_rows(named=True):
             gain = row["hit_rate"] - row["hit_rate_paper"]
             text = (
                 f"Under the paper's own protocol, at {number(row['capacity_experts'])} experts on "
-                f"{split_label(split)}, our predictor hits {percent(row['hit_rate'])}; the predictions that the "
+                f"{split_label(split)}, our predictor, asked ahead of each {asked}, hits {percent(row['hit_rate'])}; "
+                "the predictions that the "
                 f"paper's authors published hit {percent(row['hit_rate_paper'])} ({points(gain)})."
             )
             tone: Tone = "neutral"

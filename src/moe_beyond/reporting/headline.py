@@ -77,6 +77,10 @@ def scores(tables: Tables, split: str) -> list[Score]:
     ]
 
 
+_LAYER = "1"
+"""Horizon of a step that is asked one layer ahead."""
+
+
 def at_horizon(quality: pl.DataFrame, horizon: str = TOKEN) -> pl.DataFrame:
     """Rows of predictors asked at that step; a table without the column knows the token step alone."""
     return quality.filter(pl.col("horizon") == horizon) if "horizon" in quality.columns else quality
@@ -154,14 +158,22 @@ def contest(tables: Tables, split: str, fraction: float) -> Contest | None:
 def beside_published(tables: Tables, split: str) -> pl.DataFrame:
     """Ours beside the published predictions under the paper's protocol, a row a capacity of one split.
 
+    The protocol lets a prediction come ahead of each layer, so ours is asked there where it can answer.
+
     Returns:
         Columns of published_protocol.csv for ours, with the ending `_paper` for theirs; no rows where one is missing.
     """
-    rows = at_horizon(tables["published_protocol"].rows).filter(pl.col("split") == split)
+    rows = tables["published_protocol"].rows.filter(pl.col("split") == split)
     learned = [name for name in rows["predictor"].unique().to_list() if is_learned(name)]
-    ours = rows.filter(pl.col("predictor").is_in(learned))
-    theirs = rows.filter(pl.col("predictor") == "published_predictions")
+    ours = at_horizon(rows, _LAYER if asked_by_layer(tables) else TOKEN).filter(pl.col("predictor").is_in(learned))
+    theirs = at_horizon(rows).filter(pl.col("predictor") == "published_predictions")
     return ours.join(theirs, on="capacity_experts", suffix="_paper").sort("capacity_experts")
+
+
+def asked_by_layer(tables: Tables) -> bool:
+    """True where ours answered the paper's protocol ahead of each layer, not of each token alone."""
+    rows = tables["published_protocol"].rows
+    return "horizon" in rows.columns and _LAYER in rows["horizon"].to_list()
 
 
 def hardest_split(tables: Tables) -> str | None:

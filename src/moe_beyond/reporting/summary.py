@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_beyond.reporting.findings import Finding, findings
-from moe_beyond.reporting.headline import beside_published, contest, hardest_split, recall_name, scores, split_label
+from moe_beyond.reporting.headline import (
+    asked_by_layer,
+    beside_published,
+    contest,
+    hardest_split,
+    recall_name,
+    scores,
+    split_label,
+)
 from moe_beyond.reporting.names import is_learned, label, sees_the_future
 from moe_beyond.reporting.predictor_sections import deployed_size
 from moe_beyond.reporting.tables import Tables
@@ -128,7 +136,8 @@ def _paper_tile(tables: Tables) -> list[Tile]:
             note = (
                 f"{interval(row['low'], row['high'])} against {percent(row['hit_rate_paper'])} "
                 f"{interval(row['low_paper'], row['high_paper'])} with the published predictions, "
-                f"{number(row['capacity_experts'])} experts"
+                f"{number(row['capacity_experts'])} experts; asked ahead of each "
+                f"{'layer' if asked_by_layer(tables) else 'token'}"
             )
             return [Tile("Hit rate, the paper's protocol", percent(row["hit_rate"]), note, table.path)]
     return []
