@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
-from moe_beyond.reporting.headline import asked_by_layer, beside_published, recall_name, split_label
+from moe_beyond.reporting.headline import asked_ahead_of, beside_published, recall_name, split_label
 from moe_beyond.reporting.names import label, ordered
 from moe_beyond.reporting.tables import TOKEN, Tables
 from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
@@ -159,7 +159,7 @@ def paper_sentence(tables: Tables, split: str) -> str:
     more = both.filter(pl.col("hit_rate") > pl.col("hit_rate_paper")).height
     return (
         f"On {split_label(split)} our predictor, asked ahead of each "
-        f"{'layer' if asked_by_layer(tables) else 'token'}, hits more than the published predictions at {more} of "
+        f"{asked_ahead_of(tables)}, hits more than the published predictions at {more} of "
         f"{both.height} capacities: {listed(said)}."
     )
 

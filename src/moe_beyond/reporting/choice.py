@@ -86,7 +86,7 @@ def fastest(tables: Tables, split: str, capacity: int) -> Mapping[str, str]:
     found: dict[str, tuple[float, str]] = {}
     for row in tables.times.iter_rows(named=True):
         name = row["policy"]
-        if row["split"] != split or row["capacity_experts"] != capacity or is_bound(name) or name in tables.lossy:
+        if row["split"] != split or row["capacity_experts"] != capacity or not tables.can_win(name):
             continue
         found[row["device"]] = min(found.get(row["device"], (float("inf"), "")), (row["ms_per_token"], name))
     return {device: name for device, (_, name) in found.items()}

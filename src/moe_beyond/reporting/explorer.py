@@ -11,7 +11,7 @@ from moe_beyond.reporting.break_even_sections import break_even_sentence
 from moe_beyond.reporting.choice import FEW, GROUPS, groups, standouts
 from moe_beyond.reporting.clock import Clock
 from moe_beyond.reporting.headline import CacheRow, cache_rows, nearest_capacity
-from moe_beyond.reporting.names import is_bound, label, looks
+from moe_beyond.reporting.names import label, looks
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, interval, mib, number, percent
 
@@ -74,7 +74,7 @@ def _state(tables: Tables, clock: Clock, split: str, capacity: int) -> dict[str,
     """One position of the slider: a row a policy, best hit rate first, its times by device and latency."""
     styles = looks(tables.policies)
     rows = _best_first(tables, split, capacity)
-    honest = [row.policy for row in rows if not is_bound(row.policy) and row.policy not in tables.lossy]
+    honest = [row.policy for row in rows if tables.can_win(row.policy)]
     few = standouts(rows, tables.learned_policy, tables.lossy, clock.winners(split, capacity, honest))
     return {
         "label": _capacity_text(rows[0], tables.expert_mib),

@@ -14,7 +14,7 @@ from moe_beyond.reporting.headline import (
     CacheRow,
     Contest,
     Score,
-    asked_by_layer,
+    asked_ahead_of,
     beside_published,
     by_layer,
     contest,
@@ -23,7 +23,7 @@ from moe_beyond.reporting.headline import (
     scores,
     split_label,
 )
-from moe_beyond.reporting.names import is_bound, is_learned, label, sees_the_future
+from moe_beyond.reporting.names import is_learned, label, sees_the_future
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, listed, mib, number, percent, points
 
@@ -123,7 +123,7 @@ def published_findings(tables: Tables) -> list[Finding]:
     if table.frame is None:
         return []
     found = []
-    asked = "layer" if asked_by_layer(tables) else "token"
+    asked = asked_ahead_of(tables)
     for split in table.frame["split"].unique(maintain_order=True).to_list():
         for row in beside_published(tables, split).head(1).iter_rows(named=True):
             gain = row["hit_rate"] - row["hit_rate_paper"]
@@ -183,8 +183,7 @@ def _bytes_finding(result: Contest, demand: CacheRow, where: str, source: str) -
 def _lost_capacities(tables: Tables, result: Contest) -> list[Finding]:
     rows = tables["replay"].rows.filter(pl.col("split") == result.split)
     mine = rows.filter(pl.col("policy") == result.ours.policy).select("capacity_experts", mine="hit_rate")
-    honest = [name for name in tables.policies if not is_bound(name) and name not in tables.lossy]
-    rivals = [name for name in honest if not is_learned(name)]
+    rivals = [name for name in tables.policies if tables.can_win(name) and not is_learned(name)]
     best = rows.filter(pl.col("policy").is_in(rivals)).group_by("capacity_experts").agg(pl.col("hit_rate").max())
     lost = best.join(mine, on="capacity_experts").filter(pl.col("hit_rate") > pl.col("mine")).sort("capacity_experts")
     if lost.is_empty():
@@ -217,7 +216,7 @@ def timing_findings(tables: Tables) -> list[Finding]:
         return []
     found = []
     names = frame["policy"].unique().to_list()
-    buildable = [name for name in names if not is_bound(name) and name not in tables.lossy]
+    buildable = [name for name in names if tables.can_win(name)]
     ours = pl.col("policy").is_in([name for name in buildable if is_learned(name)])
     rows = frame.filter((pl.col("split") == split) & pl.col("policy").is_in(buildable))
     for (device,), part in rows.group_by("device", maintain_order=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
@@ -141,7 +142,7 @@ def contest(tables: Tables, split: str, fraction: float) -> Contest | None:
         return None
     rows = cache_rows(tables, split, nearest_capacity(frame, split, fraction))
     ours = [row for row in rows if row.policy == tables.learned_policy]
-    honest = [row for row in rows if row.policy not in tables.lossy and not is_bound(row.policy)]
+    honest = [row for row in rows if tables.can_win(row.policy)]
     rivals = [row for row in honest if not is_learned(row.policy)]
     if not ours or not rivals:
         return None
@@ -165,15 +166,17 @@ def beside_published(tables: Tables, split: str) -> pl.DataFrame:
     """
     rows = tables["published_protocol"].rows.filter(pl.col("split") == split)
     learned = [name for name in rows["predictor"].unique().to_list() if is_learned(name)]
-    ours = at_horizon(rows, _LAYER if asked_by_layer(tables) else TOKEN).filter(pl.col("predictor").is_in(learned))
+    ours = at_horizon(rows, _LAYER if asked_ahead_of(tables) == "layer" else TOKEN).filter(
+        pl.col("predictor").is_in(learned)
+    )
     theirs = at_horizon(rows).filter(pl.col("predictor") == "published_predictions")
     return ours.join(theirs, on="capacity_experts", suffix="_paper").sort("capacity_experts")
 
 
-def asked_by_layer(tables: Tables) -> bool:
-    """True where ours answered the paper's protocol ahead of each layer, not of each token alone."""
+def asked_ahead_of(tables: Tables) -> Literal["layer", "token"]:
+    """Ahead of what ours answered the paper's protocol: of each layer where it can, else of each token."""
     rows = tables["published_protocol"].rows
-    return "horizon" in rows.columns and _LAYER in rows["horizon"].to_list()
+    return "layer" if "horizon" in rows.columns and _LAYER in rows["horizon"].to_list() else "token"
 
 
 def hardest_split(tables: Tables) -> str | None:

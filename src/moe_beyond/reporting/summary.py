@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_beyond.reporting.findings import Finding, findings
 from moe_beyond.reporting.headline import (
-    asked_by_layer,
+    asked_ahead_of,
     beside_published,
     contest,
     hardest_split,
@@ -137,7 +137,7 @@ def _paper_tile(tables: Tables) -> list[Tile]:
                 f"{interval(row['low'], row['high'])} against {percent(row['hit_rate_paper'])} "
                 f"{interval(row['low_paper'], row['high_paper'])} with the published predictions, "
                 f"{number(row['capacity_experts'])} experts; asked ahead of each "
-                f"{'layer' if asked_by_layer(tables) else 'token'}"
+                f"{asked_ahead_of(tables)}"
             )
             return [Tile("Hit rate, the paper's protocol", percent(row["hit_rate"]), note, table.path)]
     return []

@@ -273,6 +273,10 @@ class Tables:
             return retrained
         return retrained | set(replay.rows.filter(pl.col("mass_given_up") > 0)["policy"].to_list())
 
+    def can_win(self, policy: str) -> bool:
+        """True for a policy that can be built and answers as the model does."""
+        return not is_bound(policy) and policy not in self.lossy
+
     @cached_property
     def predictors(self) -> list[str]:
         """Scored predictors, ours first."""
@@ -329,7 +333,7 @@ class Tables:
 
         The first that gives up nothing; one that asks ahead of each layer goes before one that asks for tokens alone.
         """
-        ours = [name for name in self.policies if is_learned(name) and not is_bound(name) and name not in self.lossy]
+        ours = [name for name in self.policies if is_learned(name) and self.can_win(name)]
         return min(ours, key=lambda name: not asks_by_layer(name), default=None)
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from moe_beyond.reporting.headline import Contest, contest, hardest_split, split_label
-from moe_beyond.reporting.names import is_bound, is_learned, label
+from moe_beyond.reporting.names import is_learned, label
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import interval, listed, number, percent
 
@@ -75,8 +75,7 @@ def races(tables: Tables, result: Contest) -> list[Race]:
     )
     found = []
     for (device,), part in rows.sort("ms_per_token", "policy").group_by("device", maintain_order=True):
-        honest = [row for row in part.iter_rows(named=True) if not is_bound(row["policy"])]
-        honest = [row for row in honest if row["policy"] not in tables.lossy]
+        honest = [row for row in part.iter_rows(named=True) if tables.can_win(row["policy"])]
         ours = next((row for row in honest if is_learned(row["policy"])), None)
         rival = next((row for row in honest if not is_learned(row["policy"])), None)
         if ours is not None and rival is not None:
