@@ -97,6 +97,16 @@ def test_a_stage_reads_only_sections_it_declares(stage):
     assert used <= declared
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvcs_run_cache_takes_every_stage(stage):
+    """It leaves out, without a word, a stage with an out that is neither metric nor plot and not in DVC's cache."""
+    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage].get("outs", [])
+    assert outs
+    for out in outs:
+        options = {} if isinstance(out, str) else next(iter(out.values()))
+        assert options.get("cache", True), out
+
+
 def test_tuning_and_training_cannot_see_a_test_split():
     for stage in ("tune", "train"):
         deps = read_stage(ROOT / "dvc.yaml", stage).deps
