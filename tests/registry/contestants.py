@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moe_beyond.registry.contest import Metric, Ratio, Score
+from moe_beyond.registry.contest import Latency, Metric, Ratio, Score
 
 
 def drawn_score(name="challenger", *, faster=0.0, hits=0.5, latency_ms=0.1, worse_abroad=0.0, prompts=40, seed=3):
@@ -16,5 +16,6 @@ def drawn_score(name="challenger", *, faster=0.0, hits=0.5, latency_ms=0.1, wors
             "ms_per_token": Ratio(tokens_P * rng.normal(10, 2, prompts) * (1 - faster), tokens_P),
             "hit_rate": Ratio(rate * tokens_P, tokens_P),
             "recall_at_k": Ratio(0.8 * tokens_P, tokens_P),
+            "layer_recall_at_k": Ratio(0.85 * tokens_P, tokens_P),
         }
-    return Score(name, None, latency_ms, splits)
+    return Score(name, None, Latency(latency_ms, latency_ms / 20), splits)

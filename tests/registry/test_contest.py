@@ -5,13 +5,14 @@ import pytest
 
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.registry.contest import Contestant, latencies_ms, score
+from moe_beyond.registry.contest import Contestant, Latency, latencies, score
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.settings import SimulateSettings
 from tests.traces_of_chance import chance_trace
 
 SETTINGS = PublishSettings(capacity=0.25, latency_repeats=10)
 SIMULATE = SimulateSettings()
+AT_ONCE = Latency(0.0, 0.0)
 
 
 class Fixed:
@@ -31,9 +32,9 @@ def knowing(trace):
 
 def test_foresight_beats_ignorance_and_is_charged_for_its_time():
     splits = {"test_in_domain": chance_trace(8, seed=5)}
-    foresight = score(Contestant("challenger", None, Fixed(knowing), 0.0), splits, SETTINGS, SIMULATE)
-    slow = score(Contestant("challenger", None, Fixed(knowing), 2.0), splits, SETTINGS, SIMULATE)
-    ignorant = score(Contestant("champion", "1", Fixed(lambda t: 1 - knowing(t)), 0.0), splits, SETTINGS, SIMULATE)
+    foresight = score(Contestant("challenger", None, Fixed(knowing), AT_ONCE), splits, SETTINGS, SIMULATE)
+    slow = score(Contestant("challenger", None, Fixed(knowing), Latency(2.0, 0.0)), splits, SETTINGS, SIMULATE)
+    ignorant = score(Contestant("champion", "1", Fixed(lambda t: 1 - knowing(t)), AT_ONCE), splits, SETTINGS, SIMULATE)
     ms = [s.pooled("ms_per_token").value for s in (foresight, ignorant, slow)]
     assert ms[0] < ms[1]
     assert foresight.pooled("recall_at_k").value == 1
@@ -42,9 +43,51 @@ def test_foresight_beats_ignorance_and_is_charged_for_its_time():
     assert 0 < ms[2] - ms[0] <= 2.0 + 1e-9
 
 
+def nothing(trace):
+    return np.zeros_like(knowing(trace))
+
+
+class Layered(Fixed):
+    """Expects nothing ahead of a token, and of the layers after each router what it is told."""
+
+    def __init__(self, answer):
+        super().__init__(nothing)
+        self.layer_probabilities_HTLE = lambda trace: answer(trace)[None]
+
+
+def test_the_layer_step_is_judged_too_and_charged_for_every_layer():
+    splits = {"test_in_domain": chance_trace(8, seed=5)}
+    only_probable = SIMULATE.model_copy(update={"prefetch_threshold": 0.5})
+    token_alone, both, slow = (
+        score(Contestant("challenger", None, predictor, latency), splits, SETTINGS, only_probable)
+        for predictor, latency in (
+            (Fixed(nothing), AT_ONCE),
+            (Layered(knowing), AT_ONCE),
+            (Layered(knowing), Latency(0.0, 0.5)),
+        )
+    )
+    assert both.pooled("hit_rate").value > token_alone.pooled("hit_rate").value
+    assert both.pooled("ms_per_token").value < min(
+        token_alone.pooled("ms_per_token").value, slow.pooled("ms_per_token").value
+    )
+    assert both.pooled("recall_at_k").value == token_alone.pooled("recall_at_k").value
+    assert both.pooled("layer_recall_at_k").value == 1
+
+
+def test_several_prompts_at_once_are_replayed_as_in_the_simulate_stage():
+    splits = {"test_in_domain": chance_trace(8, seed=5)}
+    foresight = Contestant("challenger", None, Layered(knowing), AT_ONCE)
+    alone, together = (
+        score(foresight, splits, SETTINGS, SIMULATE.model_copy(update={"batch": batch})) for batch in (1, 4)
+    )
+    # what several tokens of a step share is loaded once
+    assert together.pooled("ms_per_token").value != alone.pooled("ms_per_token").value
+    assert together.pooled("ms_per_token").bottom_P.sum() == alone.pooled("ms_per_token").bottom_P.sum()
+
+
 def test_tokens_of_all_prompts_are_counted_once():
     trace = chance_trace(8, seed=5)
-    found = score(Contestant("challenger", None, Fixed(knowing), 0.0), {"a": trace, "b": trace}, SETTINGS, SIMULATE)
+    found = score(Contestant("challenger", None, Fixed(knowing), AT_ONCE), {"a": trace, "b": trace}, SETTINGS, SIMULATE)
     decoded = trace.num_tokens - trace.num_prefill_P.sum()
     assert found.pooled("ms_per_token").bottom_P.sum() == 2 * decoded
     assert found.pooled("ms_per_token").value == pytest.approx(found.splits["a"]["ms_per_token"].value)
@@ -55,11 +98,11 @@ def test_prefill_alone_has_no_decoded_tokens_to_time():
     trace = chance_trace(4)
     prefill = replace(trace, num_prefill_P=np.diff(trace.prompt_offsets).astype(np.int32))
     with pytest.raises(InputError, match=r"set simulate\.prefill to token_by_token"):
-        score(Contestant("challenger", None, Fixed(knowing), 0.0), {"a": prefill}, SETTINGS, SIMULATE)
+        score(Contestant("challenger", None, Fixed(knowing), AT_ONCE), {"a": prefill}, SETTINGS, SIMULATE)
 
 
 def test_latencies_are_measured_in_turns(exported):
     predictor = OnnxPredictor(exported[0])
-    times = latencies_ms([predictor, predictor], 10)
+    times = latencies([predictor, predictor], 10)
     assert len(times) == 2
-    assert 0 < min(times) <= max(times) < 50
+    assert all(0 < time.layer_ms < time.token_ms < 50 for time in times)

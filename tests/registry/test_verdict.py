@@ -84,7 +84,7 @@ def test_a_champion_without_a_single_hit_gives_no_share_to_gain():
 def test_the_table_and_the_metrics_hold_both_sides_and_every_split():
     scores = [drawn_score(faster=0.02), drawn_score("champion")]
     rows = table(scores, SETTINGS, 1)
-    assert rows.group_by("contestant").len()["len"].to_list() == [10, 10]
+    assert rows.group_by("contestant").len()["len"].to_list() == [14, 14]
     all_rows = rows.filter((pl.col("split") == "all") & (pl.col("metric") == "ms_per_token"))
     assert (all_rows["low"] < all_rows["value"]).all()
     found = metrics(judge(scores[0], scores[1], SETTINGS, 1), scores)

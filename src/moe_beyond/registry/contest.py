@@ -1,6 +1,7 @@
 """Challenger and champion on the same test traces: what each prompt costs and hits with either of them.
 
-Both prefetch over a plain LRU cache, which any engine has: what differs is the predictors' doing alone.
+Both prefetch over a plain LRU cache, which any engine has, by the token step and then by the layer step, as they are
+used: what differs is the predictors' doing alone.
 
 Shape suffixes: P prompts, S steps, T tokens, L MoE layers, E experts.
 """
@@ -21,8 +22,8 @@ from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.experiment import capacity_experts
+from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.experiment import asked_for, capacity_experts
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.prefetch import Prefetch
 from moe_beyond.simulator.results import MIB
@@ -30,7 +31,7 @@ from moe_beyond.simulator.settings import SimulateSettings
 from moe_beyond.simulator.timing import TimedReplay, Workload, timed_sweep
 from moe_beyond.traces.schema import Trace
 
-Metric = Literal["ms_per_token", "hit_rate", "recall_at_k"]
+Metric = Literal["ms_per_token", "hit_rate", "recall_at_k", "layer_recall_at_k"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LOWER_IS_BETTER: frozenset[Metric] = frozenset({"ms_per_token"})
 _ROUNDS = 3
@@ -55,6 +56,19 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Median times on one thread, on this machine.
+
+    Attributes:
+        token_ms: Of a token step.
+        layer_ms: Of the layer step of one layer.
+    """
+
+    token_ms: float
+    layer_ms: float
+
+
+@dataclass(frozen=True)
 class Contestant:
     """A predictor that takes part.
 
@@ -62,13 +76,13 @@ class Contestant:
         name: `challenger` or `champion`.
         version: In the registry; None where it has none yet.
         predictor: Answers for the traces.
-        latency_ms: Median time of its token step on one thread, from `latencies_ms`.
+        latency: From `latencies`; charged to every token and layer.
     """
 
     name: str
     version: str | None
     predictor: Predictor
-    latency_ms: float
+    latency: Latency
 
 
 @dataclass(frozen=True)
@@ -78,13 +92,13 @@ class Score:
     Attributes:
         name: `challenger` or `champion`.
         version: In the registry; None where it has none yet.
-        latency_ms: Median time of a token step on one thread, on this machine.
+        latency: Of the predictor.
         splits: Metrics of each split by name.
     """
 
     name: str
     version: str | None
-    latency_ms: float
+    latency: Latency
     splits: Mapping[str, Mapping[Metric, Ratio]]
 
     def pooled(self, metric: Metric) -> Ratio:
@@ -106,24 +120,30 @@ def score(
     """Replay every split with a predictor's prefetching.
 
     Args:
-        contestant: The predictor and its latency, which is charged to every token.
+        contestant: The predictor. One without a layer step prefetches by its token step alone.
         splits: Test traces by name, of the predictor's model.
         settings: Device, capacity, metric.
-        simulate: How prefill, widths and expert sizes are replayed, as in the simulate stage.
+        simulate: How prefill, batches, widths and expert sizes are replayed, as in the simulate stage.
 
     Raises:
         InputError: The predictor is of another model, or the metric has nothing to count.
     """
     measured = {}
     for split, trace in splits.items():
-        probabilities_TLE = contestant.predictor.probabilities_TLE(trace)
-        timed = _replay(trace, probabilities_TLE, contestant.latency_ms * settings.latency_factor, settings, simulate)
+        token_TLE = contestant.predictor.probabilities_TLE(trace)
+        layers_HTLE = None
+        if hasattr(contestant.predictor, "layer_probabilities_HTLE"):
+            layers_HTLE = contestant.predictor.layer_probabilities_HTLE(trace)
+        events = asked_for(trace, simulate)
+        timed = _replay(events, (token_TLE, layers_HTLE), contestant.latency, settings, simulate)
+        decoded_P = timed.replay.tokens_PF[:, 1].astype(float)
         measured[split] = {
-            "ms_per_token": _decode_ms(trace, timed, simulate),
+            "ms_per_token": Ratio(events.by_prompt(timed.step_ms_S), decoded_P),
             "hit_rate": Ratio(timed.replay.hits_P.astype(float), timed.replay.accesses_P.astype(float)),
-            "recall_at_k": _recall(trace, probabilities_TLE),
+            "recall_at_k": _recall(trace, token_TLE),
+            "layer_recall_at_k": _recall(trace, token_TLE if layers_HTLE is None else layers_HTLE[0]),
         }
-    result = Score(contestant.name, contestant.version, contestant.latency_ms, measured)  # type: ignore[arg-type]  # keys are the metrics' names
+    result = Score(contestant.name, contestant.version, contestant.latency, measured)  # type: ignore[arg-type]  # keys are the metrics' names
     if result.pooled(settings.metric).bottom_P.sum() == 0:
         raise InputError(
             f"publish.metric: {settings.metric} counts decoded tokens and the test traces have none; set "
@@ -132,33 +152,35 @@ def score(
     return result
 
 
-def latencies_ms(predictors: Sequence[OnnxPredictor], repeats: int) -> list[float]:
-    """Median token step of each, in turns so that a busy machine slows all of them; the quietest of three rounds."""
-    rounds = [[predictor.latency_ms(repeats) for predictor in predictors] for _ in range(_ROUNDS)]
-    return [min(times) for times in zip(*rounds, strict=True)]
+def latencies(predictors: Sequence[OnnxPredictor], repeats: int) -> list[Latency]:
+    """Median times of each, in turns so that a busy machine slows all of them; the quietest of three rounds."""
+    rounds = [[(p.latency_ms(repeats), p.layer_latency_ms(repeats)) for p in predictors] for _ in range(_ROUNDS)]
+    return [Latency(*map(min, zip(*times, strict=True))) for times in zip(*rounds, strict=True)]
 
 
 def _replay(
-    trace: Trace,
-    probabilities_TLE: npt.NDArray[np.float32],
-    predictor_ms: float,
+    events: Events,
+    answers: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None],
+    latency: Latency,
     settings: PublishSettings,
     simulate: SimulateSettings,
 ) -> TimedReplay:
-    events = events_of(trace, simulate.prefill)
+    meta, (token_TLE, layers_HTLE) = events.metadata, answers
+    policy = Prefetch(
+        "predictor",
+        events.by_step(token_TLE),
+        # a step of several prompts wants that many at most
+        simulate.prefetch_width or meta.top_k * simulate.batch,
+        Lru(),
+        simulate.prefetch_threshold,
+        None if layers_HTLE is None else events.by_step(layers_HTLE, axis=1),
+    )
     size = None if simulate.timed_expert_mib is None else round(simulate.timed_expert_mib * MIB)
-    workload = Workload.like_its_experts(events, predictor_ms, simulate.lookahead_layers, size)
-    width = simulate.prefetch_width or trace.metadata.top_k
-    policy = Prefetch("predictor", probabilities_TLE, width, Lru(), simulate.prefetch_threshold)
-    budget = Budget.slots(trace.metadata, capacity_experts(trace.metadata, settings.capacity))
+    token_ms, layer_ms = (ms * settings.latency_factor for ms in (latency.token_ms, latency.layer_ms))
+    workload = Workload.like_its_experts(events, token_ms, simulate.lookahead_layers, size, layer_ms)
+    budget = Budget.slots(meta, capacity_experts(meta, settings.capacity))
     devices = [load_device(settings.device)]
     return timed_sweep(events, policy, [budget], devices, workload, keep_warm=simulate.keep_warm)[0]
-
-
-def _decode_ms(trace: Trace, timed: TimedReplay, simulate: SimulateSettings) -> Ratio:
-    prompt_S = events_of(trace, simulate.prefill).prompt_S[timed.is_decode_S]
-    ms_P = np.bincount(prompt_S, timed.step_ms_S[timed.is_decode_S], trace.num_prompts)
-    return Ratio(ms_P.astype(float), np.bincount(prompt_S, minlength=trace.num_prompts).astype(float))
 
 
 def _recall(trace: Trace, probabilities_TLE: npt.NDArray[np.float32]) -> Ratio:

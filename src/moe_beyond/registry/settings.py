@@ -33,8 +33,9 @@ class PublishSettings(Settings):
     """Device that both are timed on, a file under simulator/devices."""
     capacity: float = Field(default=0.1, gt=0, le=1)
     """Cache of the replay, as a share of all routed experts of the model."""
-    metric: Literal["ms_per_token", "hit_rate", "recall_at_k"] = "ms_per_token"
-    """What the challenger must win by. Milliseconds are net: waiting, bytes and the predictor's own time count."""
+    metric: Literal["ms_per_token", "hit_rate", "recall_at_k", "layer_recall_at_k"] = "ms_per_token"
+    """What the challenger must win by. Milliseconds are net: waiting, bytes and the predictor's own time count. Recall
+    is the token step's, or the layer step's one layer ahead."""
     margin: float = Field(default=0.005, ge=0, lt=1)
     """The lower end of the improvement's 95 % interval must exceed this share of the champion's value."""
     max_worst_domain_loss: float = Field(default=0.01, ge=0, le=1)
@@ -42,9 +43,10 @@ class PublishSettings(Settings):
     max_latency_ms: float = Field(default=5.0, gt=0)
     """A predictor whose median token step takes longer on one thread is refused, as the first one too."""
     latency_factor: float = Field(default=1.0, gt=0)
-    """How many times slower than this machine the device runs the predictor; the product is charged to every token."""
+    """How many times slower than this machine the device runs the predictor; the products are charged to every token
+    and layer."""
     latency_repeats: int = Field(default=200, ge=10)
-    """Token steps behind each of three medians, taken in turns by both sides."""
+    """Steps behind each of three medians, taken in turns by both sides."""
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
     """Resamples of prompts, the same for both sides."""
     drift: DriftSettings = DriftSettings()

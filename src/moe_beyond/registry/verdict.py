@@ -79,9 +79,9 @@ def judge(challenger: Score, champion: Score | None, settings: PublishSettings, 
     """
     latency = Check(
         f"a token step takes at most {settings.max_latency_ms:g} ms",
-        challenger.latency_ms,
+        challenger.latency.token_ms,
         settings.max_latency_ms,
-        challenger.latency_ms <= settings.max_latency_ms,
+        challenger.latency.token_ms <= settings.max_latency_ms,
     )
     if champion is None:
         if latency.passed:
@@ -138,7 +138,8 @@ def table(scores: Sequence[Score], settings: PublishSettings, seed: int) -> pl.D
                     rows.append(
                         (score.name, score.version, split, metric, ratio.value, *_interval(ratio, settings, seed))
                     )
-        rows.append((score.name, score.version, "all", "latency_ms", score.latency_ms, None, None))
+        for name, ms in _latency(score).items():
+            rows.append((score.name, score.version, "all", name, ms, None, None))
     columns = ("contestant", "version", "split", "metric", "value", "low", "high")
     types = dict.fromkeys(columns, pl.String()) | dict.fromkeys(columns[4:], pl.Float64())
     return pl.DataFrame(rows, schema=types, orient="row")
@@ -154,7 +155,7 @@ def metrics(verdict: Verdict, scores: Sequence[Score]) -> dict[str, Any]:
         found[score.name] = {
             **{metric: ratio.value for metric, ratio in pooled.items() if ratio.bottom_P.sum() > 0},
             "worst_domain_hit_rate": score.worst_domain[1],
-            "latency_ms": score.latency_ms,
+            **_latency(score),
         }
     return found
 
@@ -164,6 +165,10 @@ def _worst_domain(challenger: Score, champion: Score, settings: PublishSettings)
     limit = theirs - settings.max_worst_domain_loss
     rule = f"the hit rate on the worst domain ({domain}) loses at most {settings.max_worst_domain_loss:.1%}"
     return Check(rule, mine, limit, mine >= limit)
+
+
+def _latency(score: Score) -> dict[str, float]:
+    return {"latency_ms": score.latency.token_ms, "layer_latency_ms": score.latency.layer_ms}
 
 
 def _failed(check: Check) -> str:

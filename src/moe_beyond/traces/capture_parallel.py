@@ -7,7 +7,10 @@ what a task reads and writes must lie where all of them find it.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
+import pickle
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -18,6 +21,7 @@ import joblib
 from moe_beyond.errors import InputError
 
 Result = TypeVar("Result")
+_PATIENCE_S = 10.0
 
 
 def run_tasks(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
@@ -31,15 +35,53 @@ def run_tasks(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]],
     Raises:
         InputError: The environment names a cluster whose package is not installed or that does not answer.
     """
-    with _cluster() as on_cluster:
+    if os.environ.get("RAY_ADDRESS") and not os.environ.get("DASK_SCHEDULER_ADDRESS"):
+        yield from _run_on_ray(function, tasks)
+        return
+    with _dask_cluster() as on_cluster:
         # all of a cluster, also for who leaves `workers` at 1
-        parallel = joblib.Parallel(n_jobs=-1 if on_cluster else workers, return_as="generator_unordered")
+        jobs = -1 if on_cluster else workers
+        # large arrays come as copies on write: by joblib's default they would be read-only, which compiled loops refuse
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", mmap_mode="c")
         yield from parallel(joblib.delayed(function)(*task) for task in tasks)
 
 
+def _run_on_ray(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+    """By Ray itself: its backend of joblib gives results only when all of them are there."""
+    ray = _import("ray", "RAY_ADDRESS")
+    address = os.environ["RAY_ADDRESS"]
+    try:
+        _require_answer(address)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    except OSError as error:
+        raise InputError(f"RAY_ADDRESS: {address} does not answer; start it or unset it") from error
+    remote = ray.remote(_call)
+    # two a processor: none waits for the next, and what tasks are told does not fill the cluster's memory
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    # pickled here: the arrays that Ray itself hands over are read-only, which compiled loops refuse
+    todo = (pickle.dumps((function, task)) for task in tasks)
+    under_way = [remote.remote(task) for task in itertools.islice(todo, most)]
+    while under_way:
+        done, under_way = ray.wait(under_way)
+        under_way += [remote.remote(task) for task in itertools.islice(todo, len(done))]
+        yield from ray.get(done)
+
+
+def _call(pickled: bytes) -> Any:
+    function, task = pickle.loads(pickled)  # noqa: S301 - our own, through the cluster that the user named
+    return function(*task)
+
+
+def _require_answer(address: str) -> None:
+    """Knock first: Ray tries for minutes. `auto` and the like name no host."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
+
+
 @contextmanager
-def _cluster() -> Iterator[bool]:
-    """Let joblib use the cluster that the environment names; yields whether there is one."""
+def _dask_cluster() -> Iterator[bool]:
+    """Let joblib use the Dask cluster that the environment names; yields whether there is one."""
     if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
         distributed = _import("distributed", "DASK_SCHEDULER_ADDRESS")
         try:
@@ -47,10 +89,6 @@ def _cluster() -> Iterator[bool]:
         except OSError as error:
             raise InputError(f"DASK_SCHEDULER_ADDRESS: {address} does not answer; start it or unset it") from error
         with client, joblib.parallel_config("dask"):
-            yield True
-    elif os.environ.get("RAY_ADDRESS"):
-        _import("ray.util.joblib", "RAY_ADDRESS").register_ray()
-        with joblib.parallel_config("ray"):
             yield True
     else:
         yield False

@@ -17,7 +17,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.files import replacing, write_json
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.bundle import mismatch, read_manifest
-from moe_beyond.registry.contest import Contestant, Score, latencies_ms, score
+from moe_beyond.registry.contest import Contestant, Score, latencies, score
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.registry.verdict import Verdict, judge, metrics, table
 from moe_beyond.simulator.settings import SimulateSettings
@@ -124,8 +124,8 @@ def decide(
     if champion is not None and number != str(champion.version):
         rival, obstacle = _open_champion(registry, champion, gate)
     predictors = [mine] if rival is None else [mine, rival]
-    latencies = latencies_ms(predictors, gate.settings.latency_repeats)
-    names = zip(("challenger", "champion"), (number, _number(champion)), predictors, latencies, strict=False)
+    times = latencies(predictors, gate.settings.latency_repeats)
+    names = zip(("challenger", "champion"), (number, _number(champion)), predictors, times, strict=False)
     scores = tuple(score(Contestant(*found), gate.splits, gate.settings, gate.simulate) for found in names)
     if champion is not None and number == str(champion.version):
         return Decision(Verdict("unchanged", (f"this very predictor is the champion, version {number}",)), scores)

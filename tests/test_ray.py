@@ -1,0 +1,65 @@
+"""Shards and replays on a Ray cluster of two workers on this machine, which is joined by its address as any other."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from moe_beyond.simulator.experiment import replay_splits
+from moe_beyond.simulator.tables import replay_table, timing_table
+from moe_beyond.traces.capture_parallel import run_tasks
+from moe_beyond.traces.capture_shards import capture
+from tests.simulator.test_experiment import SETTINGS, Drawn, drawn
+from tests.traces.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Its address, in the environment for as long as the tests run."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
+        paths = {"PYTHONPATH": str(Path(__file__).parents[1])}
+        context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
+        yield context.address_info["address"]
+        ray.shutdown()
+
+
+@pytest.fixture
+def on_cluster(cluster, monkeypatch):
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+
+
+def divide_by(number):
+    return 1 / number, os.getpid()
+
+
+def test_every_task_runs_once_in_another_process(on_cluster):
+    results = list(run_tasks(divide_by, [(number,) for number in range(1, 20)], workers=1))
+    assert sorted(share for share, _ in results) == sorted(1 / number for number in range(1, 20))
+    assert os.getpid() not in {process for _, process in results}
+
+
+def test_an_error_of_a_task_is_an_error_here(on_cluster):
+    with pytest.raises(ZeroDivisionError):
+        list(run_tasks(divide_by, [(1,), (0,)], workers=1))
+
+
+def test_shards_are_the_same_to_the_byte(tmp_path, on_cluster, monkeypatch):
+    model = save_tiny_model(tmp_path / "model")
+    capture(case_job(model), case_prompts(), tmp_path, tmp_path / "by_ray")
+    monkeypatch.delenv("RAY_ADDRESS")
+    capture(case_job(model), case_prompts(), tmp_path, tmp_path / "here")
+    assert file_bytes(tmp_path / "by_ray") == file_bytes(tmp_path / "here")
+
+
+def test_replays_count_and_time_the_same(on_cluster, monkeypatch):
+    splits = {"test_in_domain": drawn(1), "test_out_of_domain": drawn(2)}
+    by_ray = replay_splits(splits, drawn(3), [Drawn()], SETTINGS)
+    monkeypatch.delenv("RAY_ADDRESS")
+    here = replay_splits(splits, drawn(3), [Drawn()], SETTINGS)
+    assert replay_table(by_ray, SETTINGS, 7).equals(replay_table(here, SETTINGS, 7))
+    assert timing_table(by_ray, SETTINGS, 7).equals(timing_table(here, SETTINGS, 7))
