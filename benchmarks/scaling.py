@@ -1,6 +1,6 @@
 """What a second worker or process brings on this machine, by the wall clock: seconds with one, with two, and the ratio.
 
-    python benchmarks/scaling.py            # a search of eight trials, then a fit on data/splits
+    python benchmarks/scaling.py     # capture, search, fit and replay: on the outs of the last `make repro`
 
 It promises nothing, so `make bench` leaves it out: the ratio says how many free cores there are. Run it alone.
 """
@@ -15,16 +15,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 from moe_beyond.config import load_params
-from moe_beyond.predictor.settings import SearchSpace
 from moe_beyond.ranks import is_further_process
+from moe_beyond.reference.prompts import reference_job, reference_prompts
+from moe_beyond.simulator.experiment import replay_splits
 from moe_beyond.traces import store
+from moe_beyond.traces.capture_shards import capture
 from moe_beyond.training import Size, fit
+from moe_beyond.tuning import Inputs, StudyPlace, search
 
 ROOT = Path(__file__).parents[1]
-EPOCHS, PROMPTS, SIZE = 2, 200, Size(128, 2, 4)
+EPOCHS, SIZE = 6, Size(192, 2, 4)
 
 
 def main() -> None:
@@ -33,23 +34,44 @@ def main() -> None:
         fit_once(Path(sys.argv[1]), int(sys.argv[2]))
         return
     print(f"cores {os.cpu_count()}, load before {os.getloadavg()[0]:.2f}")
-    for name, timed in (("search", time_search), ("training", time_training)):
+    works = {"capture": time_capture, "search": time_search, "training": time_training, "replay": time_replay}
+    for name, timed in works.items():
         one, two = timed(1), timed(2)
         print(f"{name}: one {one:.1f} s, two {two:.1f} s, {one / two:.2f} times as fast")
 
 
-def time_search(workers: int) -> float:
-    """Seconds of a search in this many processes, their start included."""
-    # its trials are those of the tests, small: what is measured is how they share the machine
-    from moe_beyond.tuning import search  # noqa: PLC0415
-    from tests.tuning_case import FileLog, job  # noqa: PLC0415
-
-    space = SearchSpace(width=(32, 48, 64, 96), depth=(1, 2), heads=(2,), train={})
+def time_capture(workers: int) -> float:
+    """Seconds of tracing all prompts with the reference model, the start of processes included."""
+    params = load_params(ROOT / "params.yaml")
+    model = ROOT / "models/reference"
+    settings = params.extract.model_copy(update={"workers": workers, "shard_prompts": 50})
+    job, prompts = reference_job(model, settings, params.seed), reference_prompts(model, settings, params.seed)
     with tempfile.TemporaryDirectory() as folder:
-        log = FileLog(Path(folder) / "log")
-        made = job(  # type: ignore[no-untyped-call]
-            Path(folder) / "study", log, space=space, trials=8, epochs=3, workers=workers
-        )
+        started = time.perf_counter()
+        capture(job, prompts, Path(folder), Path(folder) / "traces")
+        return time.perf_counter() - started
+
+
+def time_replay(workers: int) -> float:
+    """Seconds of replaying the policies without a predictor on a test split, the start of processes included."""
+    settings = load_params(ROOT / "params.yaml").simulate.model_copy(update={"workers": workers})
+    train, test = (store.open_working(ROOT / "data/splits" / name) for name in ("train", "test_out_of_domain"))
+    started = time.perf_counter()
+    replay_splits({"test_out_of_domain": test}, train, [], settings)
+    return time.perf_counter() - started
+
+
+def time_search(workers: int) -> float:
+    """Seconds of the search of params.yaml in this many processes, their start included."""
+    # a record of trials that processes can share, without MLflow
+    from tests.tuning_case import FileLog  # noqa: PLC0415
+
+    params = load_params(ROOT / "params.yaml")
+    tune = params.tune.model_copy(update={"workers": workers})
+    inputs = Inputs(params.seed, tune, params.train, params.simulate, params.export.opset, params.traces.source)
+    with tempfile.TemporaryDirectory() as folder:
+        place = StudyPlace("scaling", None, Path(folder) / "study")
+        made = inputs.job(ROOT / "data/splits", place, FileLog(Path(folder) / "log"))
         started = time.perf_counter()
         search(made)
         return time.perf_counter() - started
@@ -65,12 +87,11 @@ def time_training(devices: int) -> float:
 
 
 def fit_once(folder: Path, devices: int) -> None:
-    """Fit on a part of the splits; each process of it runs this."""
+    """Fit on the splits; each process of it runs this."""
     settings = load_params(ROOT / "params.yaml").train
     strategy = "ddp" if devices > 1 else "auto"
     settings = settings.model_copy(update={"devices": devices, "strategy": strategy})
     train = store.open_working(ROOT / "data/splits/train")
-    train = train.select(np.arange(min(PROMPTS, train.num_prompts)))
     validation = store.open_working(ROOT / "data/splits/validation")
     fit(train, validation, SIZE, settings, epochs=EPOCHS, seed=1, scratch=folder / "scratch")
     if not is_further_process():
