@@ -6,7 +6,7 @@ import pytest
 
 from moe_beyond.comparison.page import write_page
 from moe_beyond.comparison.retraining import write_report
-from moe_beyond.comparison.states import State, revision, workspace
+from moe_beyond.comparison.states import State, revision, shortened, workspace
 from moe_beyond.comparison.tables import Cell, curves, differing_params, document, headline
 from moe_beyond.errors import InputError
 
@@ -44,6 +44,8 @@ def test_only_parameters_that_differ_are_shown_and_absence_is_a_difference():
 def test_headline_numbers_carry_their_intervals_and_what_a_state_lacks_stays_empty():
     bare = State("bare", "", {}, {}, {}, {"replay": "gone"})
     rows = {row.metric: row.cells for row in headline([state("a"), bare])}
+    titles = [row.title for row in headline([state("a"), bare])]
+    assert "hit rate, Same domain, Predictor prefetch + LRU" in titles
     cell = rows["hit rate, test_in_domain, predictor_prefetch_lru"][0]
     assert cell is not None
     assert (cell.value, cell.low, cell.high) == pytest.approx((0.072, 0.062, 0.082))
@@ -53,6 +55,14 @@ def test_headline_numbers_carry_their_intervals_and_what_a_state_lacks_stays_emp
     found = document([state("a"), bare])
     assert found["headline"]["train/parameters"] == {"a": {"value": 1000.0, "low": None, "high": None}, "bare": None}
     json.dumps(found, allow_nan=False)
+
+
+def test_versions_of_one_registered_model_go_by_what_tells_them_apart():
+    several = shortened([state("team.model@2"), state("team.model@champion")])
+    assert [s.name for s in several] == ["version 2", "champion"]
+    assert several[0].about == "team.model, about team.model@2"
+    mixed = [state("team.model@2"), state("other@2"), state("HEAD")]
+    assert shortened(mixed) == mixed
 
 
 def test_the_page_overlays_every_state_and_stands_alone(tmp_path):

@@ -25,7 +25,11 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
     for words in ("chance", "| test_in_domain | 80.0% | 70.0% | 20.0% |", "changes that were not committed", "**go**"):
         assert words in card
     advice = json.loads((tmp_path / "bundle/advice.json").read_text())
-    assert [row["policy"] for row in advice["policies"]] == ["predictor_prefetch_lru", "lru"]
+    # a row a policy, at the latency nearest to the predictor's own; no bound
+    assert [row["policy"] for row in advice["policies"]] == ["mote", "predictor_prefetch_lru", "lru"]
+    # what computes something else is fast and no rival
+    assert "| predictor_prefetch_lru | 8 | 60% |" in card
+    assert "mote" not in card
 
 
 def test_a_device_that_was_not_timed_is_said_on_the_card(tmp_path, exported):

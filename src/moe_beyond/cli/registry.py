@@ -25,6 +25,7 @@ def compare(
 ) -> None:
     """Set states of the pipeline side by side: parameters that differ, headline numbers, hit-rate curves."""
     from moe_beyond.comparison.page import print_tables, write_page  # noqa: PLC0415
+    from moe_beyond.comparison.states import shortened  # noqa: PLC0415
     from moe_beyond.comparison.tables import document  # noqa: PLC0415
     from moe_beyond.errors import InputError  # noqa: PLC0415
     from moe_beyond.tracking.states import find_states  # noqa: PLC0415
@@ -33,11 +34,11 @@ def compare(
         if len(set(states)) < 2:
             raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
         found = find_states(Path.cwd(), list(dict.fromkeys(states)))
-        write_page(page, found)
+        write_page(page, shortened(found))
         if as_json:
             show({**document(found), "page": str(page)}, as_json)
         else:
-            print_tables(found, page)
+            print_tables(shortened(found), page)
 
 
 @app.command()

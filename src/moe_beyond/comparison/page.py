@@ -9,7 +9,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from moe_beyond.comparison.charts import overlay, shown_policies, svg
 from moe_beyond.comparison.states import State
@@ -63,12 +63,20 @@ def print_tables(states: Sequence[State], page: Path) -> None:
         console.print(f"{state.name}: {state.about}")
         for reason in state.missing.values():
             console.print(f"  not there: {reason}")
-    differing = Table("parameter", *names, title="Parameters that differ", title_justify="left")
+    differing = Table(
+        Column("parameter", overflow="fold"), *names, title="Parameters that differ", title_justify="left"
+    )
     for key, values in differing_params(states):
         differing.add_row(key, *(MISSING if value is None else value for value in values))
-    numbers = Table("number", *names, title="Headline, with 95 % intervals by prompt", title_justify="left")
+    # what a row is of must be readable in a narrow terminal too
+    numbers = Table(
+        Column("number", overflow="fold", min_width=24),
+        *names,
+        title="Headline, with 95 % intervals by prompt",
+        title_justify="left",
+    )
     for row in headline(states):
-        numbers.add_row(row.metric, *(MISSING if cell is None else cell.text for cell in row.cells))
+        numbers.add_row(row.title, *(MISSING if cell is None else cell.text for cell in row.cells))
     console.print(differing if differing.row_count else "No parameter differs.")
     console.print(numbers)
     console.print(f"The curves: {page}")

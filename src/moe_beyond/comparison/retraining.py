@@ -80,7 +80,7 @@ def difference_lines(before: State, now: State) -> list[str]:
         lines += ["", f"| parameter | {before.name} | now |", "| --- | --- | --- |", *rows]
     else:
         lines += ["", "No parameter differs."]
-    rows = [f"| {row.metric} | {_text(row.cells[0])} | {_text(row.cells[1])} | {_change(row.cells)} |"
+    rows = [f"| {row.title} | {_text(row.cells[0])} | {_text(row.cells[1])} | {_change(row.cells)} |"
             for row in headline([before, now])]  # fmt: skip
     lines += ["", f"| number (95 % interval) | {before.name} | now | change |", "| --- | --- | --- | --- |", *rows]
     lines += [f"- not there in {state.name}: {why}" for state in (before, now) for why in state.missing.values()]

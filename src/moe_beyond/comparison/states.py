@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,19 @@ def revision(root: Path, name: str) -> State:
 
     subject = commit.message.splitlines()[0] if isinstance(commit.message, str) else ""
     return _state(name, f"commit {commit.hexsha[:7]}, {subject}", from_git, from_dvc)
+
+
+def shortened(states: Sequence[State]) -> list[State]:
+    """States of one registered model, `NAME@1` and `NAME@champion`, by what tells them apart; others as they are."""
+    models = {state.name.rpartition("@")[0] for state in states}
+    if len(models) > 1 or "" in models:
+        return list(states)
+    (model,) = models
+    words = [state.name.removeprefix(f"{model}@") for state in states]
+    short = [f"version {word}" if word.isdigit() else word for word in words]
+    return [
+        replace(state, name=name, about=f"{model}, {state.about}") for state, name in zip(states, short, strict=True)
+    ]
 
 
 def as_text(params: dict[str, Any]) -> dict[str, str]:

@@ -9,8 +9,10 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.comparison.states import State
+from moe_beyond.reporting.names import label
 
 BOUND, LRU = "belady", "lru"
+_GATE = "gate"
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A number of every state; None where a state does not have it."""
+    """A number of every state.
 
-    metric: str
+    Attributes:
+        parts: What it is, then of which split and policy, by their identifiers.
+        cells: Each state's; None where it does not have it.
+    """
+
+    parts: tuple[str, ...]
     cells: tuple[Cell | None, ...]
+
+    @property
+    def metric(self) -> str:
+        """Its identifier."""
+        return ", ".join(self.parts)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        what, *of = self.parts
+        return self.metric if what == _GATE else ", ".join([what, *map(label, of)])
 
 
 def differing_params(states: Sequence[State]) -> list[tuple[str, tuple[str | None, ...]]]:
@@ -49,8 +67,8 @@ def headline(states: Sequence[State]) -> list[Row]:
     Rows come in the order of their first appearance over the states.
     """
     found = [_headline(state) for state in states]
-    names = dict.fromkeys(name for cells in found for name in cells)
-    return [Row(name, tuple(cells.get(name) for cells in found)) for name in names]
+    names = dict.fromkeys(parts for cells in found for parts in cells)
+    return [Row(parts, tuple(cells.get(parts) for cells in found)) for parts in names]
 
 
 def curves(states: Sequence[State]) -> pl.DataFrame:
@@ -90,29 +108,29 @@ def _names(states: Sequence[State]) -> list[str]:
     return [state.name for state in states]
 
 
-def _headline(state: State) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {}
+def _headline(state: State) -> dict[tuple[str, ...], Cell]:
+    cells: dict[tuple[str, ...], Cell] = {}
     quality, replay, gate = (state.tables.get(name) for name in ("quality", "replay", "gate"))
     if quality is not None:
         whole = quality.filter(
             (pl.col("phase") == "all") & (pl.col("layer") == "all") & pl.col("split").str.starts_with("test")
         )
         for row in whole.filter(pl.col("predictor") == "predictor").iter_rows(named=True):
-            cells[f"recall@k, {row['split']}"] = Cell(row["recall_at_k"], row["recall_low"], row["recall_high"])
+            cells["recall@k", row["split"]] = Cell(row["recall_at_k"], row["recall_low"], row["recall_high"])
     if replay is not None:
         share = float(state.params.get("simulate.headline_capacity", "nan"))
         # a share becomes a whole number of experts: the replayed capacity nearest to it is the one that was meant
         nearest = min(replay["capacity_fraction"].unique().to_list(), key=lambda value: abs(value - share))
         for row in replay.filter(pl.col("capacity_fraction") == nearest).iter_rows(named=True):
             if row["policy"] in (LRU, BOUND) or row["policy"].startswith("predictor"):
-                name = f"hit rate, {row['split']}, {row['policy']}"
-                cells[name] = Cell(row["hit_rate"], row["hit_rate_low"], row["hit_rate_high"])
+                rate = Cell(row["hit_rate"], row["hit_rate_low"], row["hit_rate_high"])
+                cells["hit rate", row["split"], row["policy"]] = rate
     if gate is not None:
         for row in gate.filter((pl.col("contestant") == "challenger") & (pl.col("split") == "all")).iter_rows(
             named=True
         ):
-            cells[f"gate, {row['metric']}"] = Cell(row["value"], row["low"], row["high"])
+            cells[_GATE, row["metric"]] = Cell(row["value"], row["low"], row["high"])
     for key in ("train/parameters", "export/latency_ms", "export/size_bytes"):
         if key in state.metrics:
-            cells[key] = Cell(state.metrics[key])
+            cells[key,] = Cell(state.metrics[key])
     return cells

@@ -27,7 +27,7 @@ from moe_beyond.files import write_json
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.card import model_card
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.simulator.experiment import capacity_experts
+from moe_beyond.simulator.experiment import BOUNDS, capacity_experts
 from moe_beyond.traces.schema import SCHEMA_VERSION, TraceMetadata
 
 BUNDLE_VERSION = 1
@@ -131,21 +131,38 @@ def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) 
 def device_advice(reports: Path, metadata: TraceMetadata, settings: PublishSettings) -> dict[str, Any]:
     """The suitability card's verdict, and the replay's times on the gate's device nearest to its capacity.
 
-    `policies` is empty where the simulate stage did not time that device.
+    Times are those at the modelled latency nearest to the exported predictor's own. `policies` is empty where the
+    simulate stage did not time that device; bounds, which nobody can run, are left out.
     """
     card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))
-    timing = pl.read_csv(reports / "simulate" / "timing.csv").filter(pl.col("device") == settings.device)
-    wanted = capacity_experts(metadata, settings.capacity)
-    replayed = timing["capacity_experts"].unique().sort().to_list()
-    nearest = min(replayed, key=lambda capacity: abs(capacity - wanted), default=wanted)
+    latency_ms = json.loads((reports / "export" / "metrics.json").read_text(encoding="utf-8"))["latency_ms"]
+    timing = pl.read_csv(reports / "simulate" / "timing.csv").filter(
+        (pl.col("device") == settings.device) & ~pl.col("policy").is_in(BOUNDS)
+    )
+    capacity = _nearest(timing["capacity_experts"], capacity_experts(metadata, settings.capacity))
+    modelled_ms = _nearest(timing["predictor_ms"], latency_ms)
+    given_up = pl.read_csv(reports / "simulate" / "replay.csv").select(
+        "split", "policy", "capacity_experts", router_weight_given_up="mass_given_up"
+    )
     columns = ("split", "policy", "ms_per_token", "tokens_per_second", "fraction_of_bound", "break_even_latency_ms")
-    rows = timing.filter(pl.col("capacity_experts") == nearest).select(columns).sort("split", "ms_per_token")
+    rows = (
+        timing.filter((pl.col("capacity_experts") == capacity) & (pl.col("predictor_ms") == modelled_ms))
+        .join(given_up, on=["split", "policy", "capacity_experts"], how="left")
+        .select(*columns, "router_weight_given_up")
+        .sort("split", "ms_per_token")
+    )
     return {
         "suitability": {"verdict": card["verdict"], "reasons": card["reasons"]},
         "device": settings.device,
-        "capacity_experts": nearest,
+        "capacity_experts": capacity,
+        "predictor_ms": modelled_ms,
         "policies": rows.to_dicts(),
     }
+
+
+def _nearest(values: pl.Series, wanted: float) -> float:
+    """The value that is there and nearest to the one wanted; that one itself where there is none."""
+    return min(values.unique().sort().to_list(), key=lambda value: abs(value - wanted), default=wanted)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
