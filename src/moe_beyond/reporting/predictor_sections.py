@@ -280,7 +280,8 @@ def _quantisation(tables: Tables) -> list[Block]:
         for row in table.frame.iter_rows(named=True)
     )
     columns = ("Step", "Weights", "Size", "Latency, ms", "Validation recall@k", "Points lost", "Shipped in 8 bits")
-    return [DataTable("Eight-bit weights: what they save and what they lose", columns, rows, table.path)]
+    caption = "Eight-bit weights: what they save and what they lose"
+    return [DataTable(caption, columns, rows, table.path, wide=True)]
 
 
 def training_section(tables: Tables) -> Section:
