@@ -115,6 +115,8 @@ VARIANTS = (
     Variant("regularisation: no token hidden", {"token_dropout": 0.0}),
     Variant("regularisation: no history hidden", {"history_dropout": 0.0}),
     Variant("regularisation: weight decay 0.3", {"weight_decay": 0.3}),
+    # as many tokens a step as with a window of 16: tells the window from the number of steps
+    Variant("optimiser: batches of 4 windows", {"batch_size": 4}),
     Variant("optimiser: learning rate 0.0015", {"learning_rate": 0.0015}),
     Variant("optimiser: learning rate 0.006", {"learning_rate": 0.006}),
     Variant("arithmetic: 32 bits", {"precision": "32-true"}),
