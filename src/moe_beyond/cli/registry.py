@@ -34,11 +34,13 @@ def compare(
         if len(set(states)) < 2:
             raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
         found = find_states(Path.cwd(), list(dict.fromkeys(states)))
-        write_page(page, shortened(found))
+        # for people; JSON keeps the names that were asked for
+        shown = shortened(found)
+        write_page(page, shown)
         if as_json:
             show({**document(found), "page": str(page)}, as_json)
         else:
-            print_tables(shortened(found), page)
+            print_tables(shown, page)
 
 
 @app.command()
