@@ -1,5 +1,7 @@
 """Eviction by the predicted next use."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,9 +10,12 @@ from hypothesis import strategies as st
 from moe_beyond.simulator.bounds import Belady
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.loop import Times, just_in_time, run
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate, expected_wait
 from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, NUM_FEATURES, RANKS, SCORE, SECOND_SCORE
 from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.prefetch import Prefetch
+from moe_beyond.simulator.prepared import prepare
 from moe_beyond.simulator.replay import replay
 from tests.simulator.strategies import capacities_of, make_trace, traces
 
@@ -77,3 +82,21 @@ def test_knowing_the_token_beats_lru_where_layers_cycle():
     known = replay(events, policy, budget).total.hits
     assert replay(events, Lru(), budget).total.hits == 0
     assert 0.5 * replay(events, Belady(), budget).total.hits < known
+
+
+def test_what_is_fetched_for_a_layer_does_not_push_out_what_the_layer_may_use():
+    # two layers of three experts, one of each a token; the cache holds one of each layer
+    trace = make_trace(0, num_layers=2, num_experts=3, top_k=1, lengths=(2,), prefill=(0,))
+    trace = replace(trace, experts_TLK=np.zeros((2, 2, 1), np.uint8))
+    probabilities_TLE = np.full((2, 2, 3), 0.01, np.float32)
+    probabilities_TLE[:, 0, 0] = 0.9
+    # in the second layer the second token's most probable expert is another one, and what is resident nearly as likely
+    probabilities_TLE[0, 1, 0] = 0.9
+    probabilities_TLE[1, 1] = [0.45, 0.5, 0.01]
+    popularity_LE = np.full((2, 3), 0.2, np.float32)
+    policy = Prefetch("drawn", probabilities_TLE, 1, Anticipate("drawn", probabilities_TLE, popularity_LE, False))
+    events, budget = events_of(trace), Budget.slots(trace.metadata, 2)
+    # of the first layer, whose turn in this token has passed, one leaves for the prefetch
+    assert replay(events, policy, budget).total.hits == 4
+    prepared = prepare(events, policy, keep_warm=True)
+    assert run(prepared, just_in_time(prepared), budget, Times.none(prepared)).replay.total.hits == 4

@@ -77,7 +77,7 @@ Residents = npt.NDArray[np.int32]
 CountTable = npt.NDArray[np.int64]
 """[R, C]."""
 At = tuple[int, int, int, int]
-"""Where the replay stands: next access, step, layer, and the row of counts."""
+"""Where the replay stands: next access, step, last layer whose router has chosen in it, and the row of counts."""
 
 
 @compiled()

@@ -158,7 +158,7 @@ def replay(
         set_scores(features, scores_SM[0])
     scored_step = -1
     for event in range(len(step_N)):
-        step, layer, row = step_N[event], layer_N[event], row_N[event]
+        step, layer, row = step_N[event], int(layer_N[event]), row_N[event]
         if empties_N[event]:
             count_useless(experts, counts_RC)
             forget(features, experts, groups)
@@ -166,7 +166,8 @@ def replay(
             set_scores(features, scores_SM[step])
             scored_step = step
         ahead = prefetch_experts[prefetch_offsets_N[event] : prefetch_offsets_N[event + 1]]
-        at = (offsets_N[event], step, layer, row)
+        # the layer's own residents are still to have their turn
+        at = (offsets_N[event], step, layer - 1, row)
         _prefetch(rank, features, experts, groups, residents, counts_RC, ahead, 2 * event, at)
         # no place is given up before the event has ended, so every access is judged on what was there at its start
         stamp = 2 * event + 1

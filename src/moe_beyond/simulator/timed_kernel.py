@@ -166,22 +166,23 @@ def _work(
     remaining_ms: float,
     time_ms: float,
     event: int,
+    layer: int,
     at: At,
 ) -> float:
     """Let the link prefetch for `time_ms`; returns what remains of the prefetch under way."""
     while time_ms > 0:
         if link[LOADING] == _NOTHING:
-            layer = _most_wanted(experts, link, asked, asked_X, priorities_X, event, at[2])
-            if layer == _NOTHING:
+            wanted = _most_wanted(experts, link, asked, asked_X, priorities_X, event, layer)
+            if wanted == _NOTHING:
                 return remaining_ms
-            expert = asked_X[asked[HEAD, layer]]
+            expert = asked_X[asked[HEAD, wanted]]
             group = experts[GROUP, expert]
             limit = groups[BUDGET, group] - units_VM[0, expert]
             make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event, at)
             if groups[USED, group] > limit:
-                asked[BLOCKED, layer] = event
+                asked[BLOCKED, wanted] = event
                 continue
-            asked[HEAD, layer] += 1
+            asked[HEAD, wanted] += 1
             experts[BYTES_NOW, expert], experts[UNITS, expert] = weight_VM[0, expert], units_VM[0, expert]
             admit(features, experts, groups, residents, expert, at[3])
             counts_RC[at[3], PREFETCHES] += 1
@@ -333,7 +334,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     if len(scores_SM) == 1:
         set_scores(features, scores_SM[0])
     for event in range(num_events):
-        step, layer, row = step_N[event], layer_N[event], row_N[event]
+        step, layer, row = step_N[event], int(layer_N[event]), row_N[event]
         start, end = offsets_N[event], offsets_N[event + 1]
         evicted, wasted = counts_RC[row, EVICTIONS], groups[WASTED, 0]
         if empties_N[event]:
@@ -341,7 +342,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
             forget(features, experts, groups)
             _drop(experts, link)
             asked[HEAD] = asked[END]
-        at = (start, step, layer, row)
+        # until its router has chosen, the layer's own residents are still to have their turn
+        at = (start, step, layer - 1, row)
         wait_ms, expert_ms = 0.0, 0.0
         for part in range(4):
             if part == THINKING:
@@ -426,6 +428,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                     remaining_ms,
                     time_ms,
                     event,
+                    layer,
                     at,
                 )
         stall_N[event] = max(0.0, wait_ms - layer_think_ms_N[event])

@@ -57,8 +57,9 @@ Rank = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int32], int, int, int],
 """`rank(features_FM, residents, now, step, layer)`, compiled with `jit.RANK`, writes a rank for each resident into
 RANKS: the lowest leaves first, and none is infinite. All at once, because a call for each would cost the most.
 
-`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1; `step` and `layer` are those of
-the event. Ties leave least recently used first, then by lower id.
+`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1; `step` is that
+of the event, `layer` the last in it whose router has chosen, -1 before the first: what is fetched ahead of a layer must
+not push out that layer's residents as if their turn had passed. Ties leave least recently used first, then by lower id.
 """
 
 # What a demand function writes for a member of an event.
