@@ -20,7 +20,7 @@ from moe_beyond.files import replacing
 from moe_beyond.reporting.choice import headline_standouts
 from moe_beyond.reporting.headline import contest, hardest_split, split_label
 from moe_beyond.reporting.names import label
-from moe_beyond.reporting.tables import read_tables
+from moe_beyond.reporting.tables import Tables, read_tables
 from moe_beyond.reporting.verdict import races
 from moe_beyond.settings import Settings
 
@@ -149,7 +149,38 @@ def real_model(root: Path) -> str:
         lines.append(
             f"| {label(race.device)} | {lru_ms[race.device]:.1f} | {rival} | {race.ours_ms:.1f} ({label(race.ours)}) |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + papers_replay(tables, split))
+
+
+def papers_replay(tables: Tables, split: str) -> list[str]:
+    """The paper's prompts at a tenth of the model, in its cache and in ours; nothing where nothing was published."""
+    table = tables["published_cache"]
+    if table.frame is None:
+        return []
+    rows = table.frame.filter(pl.col("split") == split)
+    smallest = rows.filter(pl.col("capacity_experts") == pl.col("capacity_experts").min())
+    found = {(row["predictor"], row["cache"]): row for row in smallest.iter_rows(named=True)}
+
+    def cell(predictor: str, cache: str) -> str:
+        row = found[predictor, cache]
+        return f"{row['hit_rate']:.1%} ({row['low']:.1%} to {row['high']:.1%}), {row['mib_per_token']:,.0f} MiB a token"
+
+    size, gained = smallest["capacity_experts"][0], found["predictor", "anticipate"]
+    return [
+        "",
+        f"| hit rate in the paper's replay, {size} experts | its own LRU | LRU that only uses renew | eviction by "
+        "predicted next use |",
+        "| --- | --- | --- | --- |",
+        f"| the paper's predictions, which see the whole prompt | {cell('published_predictions', 'published')} | "
+        f"{cell('published_predictions', 'lru')} | |",
+        f"| ours, ahead of each layer | {cell('predictor', 'published')} | {cell('predictor', 'lru')} | "
+        f"{cell('predictor', 'anticipate')} |",
+        "",
+        f"At most {tables.card['top_k']} experts are fetched ahead of a layer in all of them. Against the paper's "
+        f"predictions in its own LRU, ours with its own eviction hits {100 * gained['gain']:+.1f} points "
+        f"({100 * gained['gain_low']:+.1f} to {100 * gained['gain_high']:+.1f}) and moves {gained['mib_change']:+,.0f} "
+        f"MiB a token ({gained['mib_change_low']:+,.0f} to {gained['mib_change_high']:+,.0f}).",
+    ]
 
 
 def read(stage: str, root: Path = ROOT) -> dict[str, Any]:

@@ -40,13 +40,20 @@ PROTOCOL = {
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """Sums over all fillings, by prompt."""
+class Counts:
+    """What a replay counts by prompt, of several fillings the mean.
 
-    hits_P: npt.NDArray[np.int64]
-    accesses_P: npt.NDArray[np.int64]
+    Attributes:
+        hits_P: Accesses that found their expert, float64.
+        accesses_P: Counted accesses, float64.
+        mib_P: MiB loaded meanwhile, predicted experts too, float64.
+        tokens_P: Counted tokens, float64.
+    """
+
+    hits_P: npt.NDArray[np.float64]
+    accesses_P: npt.NDArray[np.float64]
     mib_P: npt.NDArray[np.float64]
-    tokens_P: npt.NDArray[np.int64]
+    tokens_P: npt.NDArray[np.float64]
 
 
 def published_rows(
@@ -81,33 +88,40 @@ def published_rows(
     rows = []
     for share in PUBLISHED_SHARES:
         capacity = max(1, int(share * trace.metadata.num_model_experts))
-        ours = _counts(trace, named_TLK, capacity, seed)
-        hit_rate = _with_interval(ours.hits_P, ours.accesses_P, resamples, seed)
-        mib = _with_interval(ours.mib_P, ours.tokens_P, resamples, seed)
+        ours = published_counts(trace, named_TLK, capacity, seed)
+        hit_rate = with_interval(ours.hits_P, ours.accesses_P, resamples, seed)
+        mib = with_interval(ours.mib_P, ours.tokens_P, resamples, seed)
         gain: tuple[float | None, ...] = (None,) * 6
         if rival_TLM is not None:
-            theirs = _counts(trace, rival_TLM, capacity, seed)
+            theirs = published_counts(trace, rival_TLM, capacity, seed)
             gain = (
-                *_with_interval(ours.hits_P - theirs.hits_P, ours.accesses_P, resamples, seed),
-                *_with_interval(ours.mib_P - theirs.mib_P, ours.tokens_P, resamples, seed),
+                *with_interval(ours.hits_P - theirs.hits_P, ours.accesses_P, resamples, seed),
+                *with_interval(ours.mib_P - theirs.mib_P, ours.tokens_P, resamples, seed),
             )
         rows.append((capacity, hit_rate[0], recall, *hit_rate[1:], *mib, *gain))
     return pl.DataFrame(rows, PROTOCOL, orient="row")
 
 
-def _counts(trace: Trace, named_TLK: npt.NDArray[np.integer], capacity: int, seed: int) -> _Counts:
+def published_counts(trace: Trace, named_TLK: npt.NDArray[np.integer], capacity: int, seed: int) -> Counts:
+    """The paper's own replay, as the mean of `PUBLISHED_FILLINGS` fillings from `seed` on."""
     replays = [published_replay(trace, named_TLK, capacity, seed + i) for i in range(PUBLISHED_FILLINGS)]
-    accesses_P = np.sum([replay.accesses_P for replay in replays], axis=0)
-    return _Counts(
-        np.sum([replay.hits_P for replay in replays], axis=0),
+    accesses_P = replays[0].accesses_P.astype(np.float64)
+    return Counts(
+        np.mean([replay.hits_P for replay in replays], axis=0),
         accesses_P,
-        np.sum([replay.loaded_bytes_P for replay in replays], axis=0) / _MIB,
-        accesses_P // trace.metadata.token_cycle,
+        bytes_in_mib(np.mean([replay.loaded_bytes_P for replay in replays], axis=0)),
+        accesses_P / trace.metadata.token_cycle,
     )
 
 
-def _with_interval(
+def bytes_in_mib(bytes_P: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    """Bytes as MiB, float64."""
+    return np.asarray(bytes_P / _MIB, np.float64)
+
+
+def with_interval(
     numerator_P: npt.NDArray[np.number], denominator_P: npt.NDArray[np.number], resamples: int, seed: int
 ) -> tuple[float, float, float]:
+    """A ratio of sums over prompts, and its 95 % interval."""
     low, high = ratio_interval(numerator_P, denominator_P, resamples, seed)
     return float(numerator_P.sum() / denominator_P.sum()), low, high

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.reporting.beside_sections import models_section, paper_section, paper_sentence
+from moe_beyond.reporting.beside_sections import (
+    models_section,
+    other_caches_sentence,
+    paper_section,
+    paper_sentence,
+)
 from moe_beyond.reporting.blocks import Absent, DataTable, Passage, Section
 from moe_beyond.reporting.findings import published_findings
 from moe_beyond.reporting.tables import Table, Tables, read_tables
@@ -84,7 +89,7 @@ def test_one_model_alone_is_no_comparison(tables: Tables):
 
 
 def test_the_papers_protocol_shows_every_rate_with_its_interval(tables: Tables):
-    (table,) = tables_of(paper_section(tables))
+    table, _ = tables_of(paper_section(tables))
     assert table.columns == ("Predictor", "recall@6", "32 experts", "64 experts", "160 experts")
     assert [row[0] for row in table.rows] == ["Predictor", "Published predictions", "MoE-Infinity, one cluster"]
     assert table.rows[1][1:3] == ("72.5\u00a0%", "72.8\u00a0% [72.4,\u00a073.2]")
@@ -113,6 +118,35 @@ def test_the_papers_sentence_takes_the_side_of_the_numbers(tables: Tables, ours:
     assert f"{asked}; the predictions that the paper's authors published hit 72.8" in finding.text
 
 
+def test_the_papers_prompts_through_other_caches_show_bytes_beside_every_rate(tables: Tables):
+    _, table = tables_of(paper_section(tables))
+    sizes = ("32 experts", "64 experts", "160 experts")
+    headings = [heading for size in sizes for heading in (size, "MiB per token")]
+    assert table.columns == ("Predictor", "Cache", *headings)
+    assert [row[:2] for row in table.rows] == [
+        ("Predictor", "The paper's LRU"),
+        ("Predictor", "LRU that only uses renew"),
+        ("Predictor", "Eviction by predicted next use"),
+        ("Published predictions", "The paper's LRU"),
+        ("Published predictions", "LRU that only uses renew"),
+    ]
+    assert table.rows[2][2:4] == ("79.0\u00a0% [78.6,\u00a079.4]", "420")
+    assert table.source == "reports/simulate/published_cache.csv"
+
+
+def test_what_our_cache_gives_the_papers_predictions_is_said_beside_ours(tables: Tables):
+    rows = tables["published_cache"].rows
+    text = other_caches_sentence(rows)
+    assert text in words_of(paper_section(tables))
+    assert "our predictor at 32 experts hits 79.0\u00a0%: +6.2\u00a0points [+5.2, +7.2] against" in text
+    assert "with 124 MiB [114, 134] fewer a token" in text
+    assert "the paper's predictions, which know the rest of the prompt, hit 81.0\u00a0% where only uses renew" in text
+    more = rows.with_columns(mib_change=pl.lit(3.0), mib_change_low=pl.lit(-1.0), mib_change_high=pl.lit(7.0))
+    assert "with 3 MiB more a token" in other_caches_sentence(more)
+    for predictor in ("predictor", "published_predictions"):
+        assert other_caches_sentence(rows.filter(pl.col("predictor") != predictor)) == ""
+
+
 def test_a_layer_step_meets_the_paper_where_it_can_answer(tables: Tables):
     rows = tables["published_protocol"].rows.with_columns(horizon=pl.lit("token"))
     ahead = rows.filter(pl.col("predictor") == "predictor").with_columns(horizon=pl.lit("1"), hit_rate=pl.lit(0.99))
@@ -130,7 +164,8 @@ def test_without_both_sides_nothing_is_said_of_the_paper(tables: Tables):
         altered = with_table(tables, "published_protocol", rows.filter(pl.col("predictor") != name))
         assert paper_sentence(altered, "test_out_of_domain") == ""
         assert published_findings(altered) == []
-        assert [block.kind for block in paper_section(altered).blocks] == ["table"]
+        alone = with_table(altered, "published_cache", tables["published_cache"].rows.clear())
+        assert [block.kind for block in paper_section(alone).blocks] == ["table"]
     assert published_findings(with_table(tables, "published_protocol", None)) == []
 
 

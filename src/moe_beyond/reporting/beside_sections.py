@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
 from moe_beyond.reporting.headline import asked_ahead_of, beside_published, recall_name, split_label
 from moe_beyond.reporting.names import label, ordered
 from moe_beyond.reporting.tables import TOKEN, Tables
-from moe_beyond.reporting.text import MISSING, interval, listed, number, percent
+from moe_beyond.reporting.text import MISSING, interval, listed, number, percent, points, signed
 
 _SHAPE = {"num_layers": "MoE layers", "num_experts": "Experts in each", "top_k": "Top-k"}
 _SHARES = {
@@ -17,6 +19,11 @@ _SHARES = {
     "working_set_64_fraction": "Working set, 64 tokens",
     "static_skew": "Static skew",
     "temporal_locality": "Temporal locality",
+}
+_CACHES = {
+    "published": "The paper's LRU",
+    "lru": "LRU that only uses renew",
+    "anticipate": "Eviction by predicted next use",
 }
 _RATES = {"lru_hit_rate": "LRU", "static_popularity_hit_rate": "Static popularity", "belady_hit_rate": "Belady"}
 
@@ -131,6 +138,7 @@ def paper_section(tables: Tables) -> Section:
         if sentence := paper_sentence(tables, split):
             blocks.append(Passage(sentence))
         blocks.append(_paper_table(tables, part, split))
+        blocks += _other_caches(tables, split)
     return Section("paper", "The paper", title, lead, tuple(blocks))
 
 
@@ -179,3 +187,60 @@ def _paper_table(tables: Tables, part: pl.DataFrame, split: str) -> DataTable:
     headings = ("Predictor", recall_name(tables), *(f"{number(size)} experts" for size in sizes))
     caption = f"Hit rate under the paper's protocol with 95\u00a0% interval, {split_label(split)}"
     return DataTable(caption, headings, tuple(rows), tables["published_protocol"].path)
+
+
+def _other_caches(tables: Tables, split: str) -> list[Block]:
+    """The same prompts, counted by the same rules, through caches of ours."""
+    table = tables["published_cache"]
+    if table.frame is None:
+        return [] if table.empty else [Absent("The same prompts through other caches", table.absent)]
+    rows = table.frame.filter(pl.col("split") == split)
+    if rows.is_empty():
+        return []
+    sizes = rows["capacity_experts"].unique().sort().to_list()
+    cells = {(row["predictor"], row["cache"], row["capacity_experts"]): row for row in rows.iter_rows(named=True)}
+    lines = []
+    for name in ordered(rows["predictor"].to_list()):
+        for cache, words in _CACHES.items():
+            mine = [cells.get((name, cache, size)) for size in sizes]
+            if any(row is not None for row in mine):
+                lines.append((label(name), words, *(cell for row in mine for cell in _rate_and_bytes(row))))
+    headings = [heading for size in sizes for heading in (f"{number(size)} experts", "MiB per token")]
+    caption = f"The same prompts through other caches, hit rate with 95\u00a0% interval, {split_label(split)}"
+    blocks: list[Block] = [DataTable(caption, ("Predictor", "Cache", *headings), tuple(lines), table.path, wide=True)]
+    if sentence := other_caches_sentence(rows):
+        blocks.insert(0, Passage(sentence))
+    return blocks
+
+
+def _rate_and_bytes(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return MISSING, MISSING
+    rate = f"{percent(row['hit_rate'])} {interval(row['low'], row['high'])}".strip()
+    return rate, number(row["mib_per_token"])
+
+
+def other_caches_sentence(rows: pl.DataFrame) -> str:
+    """Ours through its own eviction against the paper's whole system at the smallest cache, and what the cache gives.
+
+    Args:
+        rows: Of published_cache.csv, one split; the sentence is empty where it lacks one of the two.
+    """
+    smallest = rows.filter(pl.col("capacity_experts") == pl.col("capacity_experts").min())
+    found = {(row["predictor"], row["cache"]): row for row in smallest.iter_rows(named=True)}
+    ours, theirs = found.get(("predictor", "anticipate")), found.get(("published_predictions", "lru"))
+    if ours is None or theirs is None:
+        return ""
+    moved = "fewer" if ours["mib_change"] < 0 else "more"
+    change = sorted(abs(ours[name]) for name in ("mib_change_low", "mib_change_high"))
+    same_side = ours["mib_change_low"] * ours["mib_change_high"] > 0
+    doubt = f" [{number(change[0])}, {number(change[1])}]" if same_side else ""
+    return (
+        "In the paper's cache a wrong prediction counts as a use and stays for a round of all layers. Through a cache "
+        "of ours, with as many slots and at most as many experts fetched ahead of a layer, our predictor at "
+        f"{number(ours['capacity_experts'])} experts hits {percent(ours['hit_rate'])}: {points(ours['gain'])} "
+        f"[{signed(ours['gain_low'], 1)}, {signed(ours['gain_high'], 1)}] against the paper's predictions in its own "
+        f"cache, with {number(abs(ours['mib_change']))} MiB{doubt} {moved} a token. Much of that is the cache's: the "
+        f"paper's predictions, which know the rest of the prompt, hit {percent(theirs['hit_rate'])} where only uses "
+        "renew an expert."
+    )
