@@ -119,6 +119,9 @@ VARIANTS = (
     Variant("optimiser: batches of 4 windows", {"batch_size": 4}),
     Variant("optimiser: learning rate 0.0015", {"learning_rate": 0.0015}),
     Variant("optimiser: learning rate 0.006", {"learning_rate": 0.006}),
+    Variant("distillation: one teacher, half the weight", {"teachers": 1}),
+    Variant("distillation: three teachers, half the weight", {"teachers": 3}),
+    Variant("distillation: three teachers, all the weight", {"teachers": 3, "teacher_weight": 1.0}),
     Variant("arithmetic: 32 bits", {"precision": "32-true"}),
 )
 

@@ -176,6 +176,7 @@ def fit(
     """
     require_disjoint(train, validation)
     train.metadata.require_same_model(validation.metadata, "validation split")
+    teachers = _fit_teachers(train, validation, size, settings, epochs=epochs, seed=seed, scratch=scratch)
     keep_freed_memory()
     lightning.seed_everything(seed, workers=True, verbose=False)
     encoder = TokenEncoder.fit(train, settings.min_token_count, settings.letter_buckets)
@@ -192,6 +193,7 @@ def fit(
         loss=settings.loss,
     )
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
+    module.learn_from([(teacher.network, teacher.layer_step) for teacher in teachers], settings.teacher_weight)
     data = RoutingData(
         train, validation, encoder, length=2 * settings.window, batch_size=settings.batch_size, seed=seed
     )
@@ -211,6 +213,20 @@ def fit(
     module.load_state_dict(state)
     checkpoint = Checkpoint(module.network.cpu().eval(), module.layer_step.cpu().eval(), encoder, train.metadata)
     return Fit(checkpoint, tuple(history.rows))
+
+
+def _fit_teachers(
+    train: Trace, validation: Trace, size: Size, settings: TrainSettings, *, epochs: int, seed: int, scratch: Path
+) -> list[Checkpoint]:
+    """Predictors of the seeds after this one, each fitted on its own; what an interruption left of them is resumed."""
+    alone = settings.model_copy(update={"teachers": 0})
+    teachers = []
+    for number in range(1, settings.teachers + 1):
+        log.info("teacher %d/%d", number, settings.teachers)
+        folder = scratch / f"teacher-{number}"
+        fitted = fit(train, validation, size, alone, epochs=epochs, seed=seed + number, scratch=folder)
+        teachers.append(fitted.checkpoint)
+    return teachers
 
 
 def network_shape(train: Trace, encoder: TokenEncoder, size: Size, settings: TrainSettings) -> NetworkShape:

@@ -3,11 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
 from moe_beyond.metrics import score
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
+from moe_beyond.predictor.settings import TrainSettings
 from moe_beyond.training import Size, fit, read_choice
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
@@ -50,6 +52,34 @@ def test_an_interrupted_fit_goes_on_and_keeps_its_history(train_trace, validatio
     assert steps == sorted(steps)
 
 
+def test_teachers_are_fitted_first_and_resumed_and_only_the_student_is_kept(train_trace, validation_trace, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(metrics, step):
+        raise StopError
+
+    settings = SETTINGS.model_copy(update={"teachers": 2, "teacher_weight": 1.0})
+    run = {"epochs": 3, "seed": 5}
+    with pytest.raises(StopError):
+        # what is logged is the student's alone
+        fit(train_trace, validation_trace, Size(16, 1, 2), settings, scratch=tmp_path, log_step=stop, **run)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("teacher-*/best*.ckpt")}
+    assert sorted(path.parent.name for path in before) == ["teacher-1", "teacher-2"]
+    student = fit(train_trace, validation_trace, Size(16, 1, 2), settings, scratch=tmp_path, **run)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    alone = fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, scratch=tmp_path / "alone", **run)
+    taught, untaught = (result.checkpoint.network.state_dict() for result in (student, alone))
+    assert taught.keys() == untaught.keys()
+    assert not all(torch.equal(taught[name], untaught[name]) for name in taught)
+    assert student.best_recall > alone.history[0]["validation_recall_at_k"]
+
+
+def test_teachers_without_probabilities_are_refused():
+    with pytest.raises(ValidationError, match="teachers need the loss bce, not softmax"):
+        TrainSettings(teachers=1, loss="softmax")
+
+
 def test_splits_that_share_a_prompt_are_refused(train_trace, tmp_path):
     with pytest.raises(InputError, match="'train0' is in two splits"):
         fit(train_trace, train_trace, Size(16, 1, 2), SETTINGS, epochs=1, seed=0, scratch=tmp_path)
@@ -63,7 +93,7 @@ def test_a_validation_trace_of_another_model_is_refused(train_trace, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(train_trace, validation_trace, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "moe_beyond.predictor.module.PredictorModule._loss", lambda self, logits, batch: logits.sum() * float("nan")
+        "moe_beyond.predictor.module.PredictorModule._loss", lambda self, logits, *_: logits.sum() * float("nan")
     )
     with pytest.raises(InputError, match="loss is nan at step 0"):
         fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, epochs=1, seed=0, scratch=tmp_path)

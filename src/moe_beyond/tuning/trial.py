@@ -113,8 +113,8 @@ def run_trial(job: Job, ledger: Ledger, claim: Claim) -> None:
 
 def _measure(job: Job, ledger: Ledger, claim: Claim, directory: Path, log: TrialRun) -> dict[str, Any]:
     size, settings = parts(claim.candidate, job.train_settings)
-    # trials run side by side; a trial has one device
-    settings = settings.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"})
+    # trials run side by side, so one has one device; what teachers add is alike for all sizes and dear
+    settings = settings.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "teachers": 0})
     fitted = fit(
         job.train,
         job.validation,
