@@ -33,14 +33,14 @@ repro: $(VENV)/.ok  ## Run the pipeline: what is up to date is not run again
 published: deepseek gpt-oss  ## The same pipeline on published traces of real models, in TRACES
 
 deepseek: $(VENV)/.ok  ## ... DeepSeek-V2-Lite: the paper's traces, puffin to train and webglm to test
-	$(call published,deepseek,moe-beyond-csv,puffin,$(call traces,webglm)) $(LARGE) -S simulate.prefill=token_by_token
+	$(call published,deepseek,moe-beyond-csv,puffin,$(call traces,webglm)) $(LARGE) -S train.epochs=20 -S simulate.prefill=token_by_token
 
 gpt-oss: $(VENV)/.ok  ## ... gpt-oss-20b: decode traces, divided by prompt
-	$(call published,gpt-oss,gpt-oss-fingerprint,gpt-oss-20b,null) $(LARGE)
+	$(call published,gpt-oss,gpt-oss-fingerprint,gpt-oss-20b,null) $(LARGE) -S train.epochs=30
 
 # a real model has more layers and its prompts rarer strings than the embedded one: a larger predictor, held back more,
 # in smaller steps (docs/ablation.md)
-LARGE = -S train.precision=$(PRECISION) -S train.batch_size=4 -S train.epochs=12 -S train.patience=12 -S train.letter_buckets=8192 \
+LARGE = -S train.precision=$(PRECISION) -S train.batch_size=4 -S train.patience=30 -S train.letter_buckets=8192 \
 	-S train.reach=10 -S train.layer_width=192 -S train.layer_hidden=384 -S train.dropout=0.25 -S train.token_dropout=0.1 \
 	-S train.history_dropout=0.15 -S train.weight_decay=0.03 \
 	-S 'tune.space.width=[512]' -S 'tune.space.depth=[1,2]' -S 'tune.space.heads=[8]' -S 'tune.space.train.window=[64]'
