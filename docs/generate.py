@@ -178,8 +178,8 @@ def papers_replay(tables: Tables, split: str) -> list[str]:
         "",
         f"At most {tables.card['top_k']} experts are fetched ahead of a layer in all of them. Against the paper's "
         f"predictions in its own LRU, ours with its own eviction hits {100 * gained['gain']:+.1f} points "
-        f"({100 * gained['gain_low']:+.1f} to {100 * gained['gain_high']:+.1f}) and moves {gained['mib_change']:+,.0f} "
-        f"MiB a token ({gained['mib_change_low']:+,.0f} to {gained['mib_change_high']:+,.0f}).",
+        f"({100 * gained['gain_low']:+.1f} to {100 * gained['gain_high']:+.1f}); the MiB moved a token change by "
+        f"{gained['mib_change']:+,.0f} ({gained['mib_change_low']:+,.0f} to {gained['mib_change_high']:+,.0f}).",
     ]
 
 
