@@ -122,15 +122,15 @@ def test_the_papers_prompts_through_other_caches_show_bytes_beside_every_rate(ta
     _, table = tables_of(paper_section(tables))
     sizes = ("32 experts", "64 experts", "160 experts")
     headings = [heading for size in sizes for heading in (size, "MiB per token")]
-    assert table.columns == ("Predictor", "Cache", *headings)
-    assert [row[:2] for row in table.rows] == [
-        ("Predictor", "The paper's LRU"),
-        ("Predictor", "LRU that only uses renew"),
-        ("Predictor", "Eviction by predicted next use"),
-        ("Published predictions", "The paper's LRU"),
-        ("Published predictions", "LRU that only uses renew"),
+    assert table.columns == ("Predictor, cache", *headings)
+    assert [row[0] for row in table.rows] == [
+        "Predictor, the paper's LRU",
+        "Predictor, LRU that only uses renew",
+        "Predictor, eviction by predicted next use",
+        "Published predictions, the paper's LRU",
+        "Published predictions, LRU that only uses renew",
     ]
-    assert table.rows[2][2:4] == ("79.0\u00a0% [78.6,\u00a079.4]", "420")
+    assert table.rows[2][1:3] == ("79.0\u00a0% [78.6,\u00a079.4]", "420")
     assert table.source == "reports/simulate/published_cache.csv"
 
 

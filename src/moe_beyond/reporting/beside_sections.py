@@ -21,9 +21,9 @@ _SHARES = {
     "temporal_locality": "Temporal locality",
 }
 _CACHES = {
-    "published": "The paper's LRU",
+    "published": "the paper's LRU",
     "lru": "LRU that only uses renew",
-    "anticipate": "Eviction by predicted next use",
+    "anticipate": "eviction by predicted next use",
 }
 _RATES = {"lru_hit_rate": "LRU", "static_popularity_hit_rate": "Static popularity", "belady_hit_rate": "Belady"}
 
@@ -204,10 +204,10 @@ def _other_caches(tables: Tables, split: str) -> list[Block]:
         for cache, words in _CACHES.items():
             mine = [cells.get((name, cache, size)) for size in sizes]
             if any(row is not None for row in mine):
-                lines.append((label(name), words, *(cell for row in mine for cell in _rate_and_bytes(row))))
+                lines.append((f"{label(name)}, {words}", *(cell for row in mine for cell in _rate_and_bytes(row))))
     headings = [heading for size in sizes for heading in (f"{number(size)} experts", "MiB per token")]
     caption = f"The same prompts through other caches, hit rate with 95\u00a0% interval, {split_label(split)}"
-    blocks: list[Block] = [DataTable(caption, ("Predictor", "Cache", *headings), tuple(lines), table.path, wide=True)]
+    blocks: list[Block] = [DataTable(caption, ("Predictor, cache", *headings), tuple(lines), table.path, wide=True)]
     if sentence := other_caches_sentence(rows):
         blocks.insert(0, Passage(sentence))
     return blocks
