@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_teachers_are_fitted_first_and_resumed_and_only_the_student_is_kept(trai
         raise StopError
 
     settings = SETTINGS.model_copy(update={"teachers": 2, "teacher_weight": 1.0})
-    run = {"epochs": 3, "seed": 5}
+    run: dict[str, Any] = {"epochs": 3, "seed": 5}
     with pytest.raises(StopError):
         # what is logged is the student's alone
         fit(train_trace, validation_trace, Size(16, 1, 2), settings, scratch=tmp_path, log_step=stop, **run)

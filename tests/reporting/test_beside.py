@@ -95,7 +95,7 @@ def test_the_papers_protocol_shows_every_rate_with_its_interval(tables: Tables):
     assert table.rows[1][1:3] == ("72.5\u00a0%", "72.8\u00a0% [72.4,\u00a073.2]")
     text = words_of(paper_section(tables))
     assert "hits more than the published predictions at 2 of 3 capacities" in text
-    assert "82.0\u00a0% against 81.6\u00a0% at 64 experts (intervals overlap)" in text
+    assert "82.0\u00a0% against 81.6\u00a0% at 64 experts (undecided)" in text
     assert "76.0\u00a0% against 72.8\u00a0% at 32 experts, " in text
 
 
@@ -111,11 +111,22 @@ def test_the_papers_sentence_takes_the_side_of_the_numbers(tables: Tables, ours:
     assert f"at {int(ours > 0.728)} of 1 capacities" in text
     theirs = rows.filter(pl.col("predictor") == "published_predictions").row(0, named=True)
     apart = ours - width > theirs["high"] or ours + width < theirs["low"]
-    assert ("intervals overlap" in text) != apart
+    assert ("undecided" in text) != apart
     (finding,) = published_findings(altered)
     assert finding.tone == ("neutral" if not apart else "good" if ours > 0.728 else "bad")
     asked = f"our predictor, asked ahead of each token, hits {percent(ours)}"
     assert f"{asked}; the predictions that the paper's authors published hit 72.8" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tone"), [(0.001, 0.01, "good"), (-0.001, 0.01, "neutral"), (-0.02, -0.01, "bad")]
+)
+def test_a_difference_paired_by_prompt_decides_where_there_is_one(tables: Tables, low: float, high: float, tone: str):
+    rows = tables["published_protocol"].rows.filter(pl.col("capacity_experts") == 32)
+    paired = with_table(tables, "published_protocol", rows.with_columns(gain_low=pl.lit(low), gain_high=pl.lit(high)))
+    (finding,) = published_findings(paired)
+    assert finding.tone == tone
+    assert ("undecided" in paper_sentence(paired, "test_out_of_domain")) == (tone == "neutral")
 
 
 def test_the_papers_prompts_through_other_caches_show_bytes_beside_every_rate(tables: Tables):

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.reporting.blocks import Absent, Block, DataTable, Passage, Section
-from moe_beyond.reporting.headline import asked_ahead_of, beside_published, recall_name, split_label
+from moe_beyond.reporting.headline import ahead_of_published, asked_ahead_of, beside_published, recall_name, split_label
 from moe_beyond.reporting.names import label, ordered
 from moe_beyond.reporting.tables import TOKEN, Tables
 from moe_beyond.reporting.text import MISSING, interval, listed, number, percent, points, signed
@@ -158,8 +158,7 @@ def paper_sentence(tables: Tables, split: str) -> str:
         return ""
     said = []
     for row in both.iter_rows(named=True):
-        apart = row["low"] > row["high_paper"] or row["high"] < row["low_paper"]
-        doubt = "" if apart else " (intervals overlap)"
+        doubt = "" if ahead_of_published(row) else " (undecided)"
         said.append(
             f"{percent(row['hit_rate'])} against {percent(row['hit_rate_paper'])} at "
             f"{number(row['capacity_experts'])} experts{doubt}"

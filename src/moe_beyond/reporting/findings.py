@@ -14,6 +14,7 @@ from moe_beyond.reporting.headline import (
     CacheRow,
     Contest,
     Score,
+    ahead_of_published,
     asked_ahead_of,
     beside_published,
     by_layer,
@@ -133,11 +134,8 @@ def published_findings(tables: Tables) -> list[Finding]:
                 "the predictions that the "
                 f"paper's authors published hit {percent(row['hit_rate_paper'])} ({points(gain)})."
             )
-            tone: Tone = "neutral"
-            if row["low"] > row["high_paper"]:
-                tone = "good"
-            elif row["high"] < row["low_paper"]:
-                tone = "bad"
+            tones: dict[int, Tone] = {1: "good", 0: "neutral", -1: "bad"}
+            tone = tones[ahead_of_published(row)]
             found.append(Finding(tone, text, table.path))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -171,6 +171,17 @@ def beside_published(tables: Tables, split: str) -> pl.DataFrame:
     )
     theirs = at_horizon(rows).filter(pl.col("predictor") == "published_predictions")
     return ours.join(theirs, on="capacity_experts", suffix="_paper").sort("capacity_experts")
+
+
+def ahead_of_published(row: dict[str, Any]) -> Literal[-1, 0, 1]:
+    """1 where ours hits more than the published predictions in a row of `beside_published`, -1 where less, else 0.
+
+    Decided by the difference paired by prompt, where the table has it; else by intervals that do not overlap.
+    """
+    low, high = row.get("gain_low"), row.get("gain_high")
+    if low is None or high is None:
+        low, high = row["low"] - row["high_paper"], row["high"] - row["low_paper"]
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def asked_ahead_of(tables: Tables) -> Literal["layer", "token"]:
