@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from moe_beyond.config import Params
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.reporting.beside_sections import smallest_caches
 from moe_beyond.reporting.choice import headline_standouts
 from moe_beyond.reporting.headline import contest, hardest_split, split_label
 from moe_beyond.reporting.names import label
@@ -157,19 +158,17 @@ def papers_replay(tables: Tables, split: str) -> list[str]:
     table = tables["published_cache"]
     if table.frame is None:
         return []
-    rows = table.frame.filter(pl.col("split") == split)
-    smallest = rows.filter(pl.col("capacity_experts") == pl.col("capacity_experts").min())
-    found = {(row["predictor"], row["cache"]): row for row in smallest.iter_rows(named=True)}
+    found = smallest_caches(table.frame.filter(pl.col("split") == split))
 
     def cell(predictor: str, cache: str) -> str:
         row = found[predictor, cache]
         return f"{row['hit_rate']:.1%} ({row['low']:.1%} to {row['high']:.1%}), {row['mib_per_token']:,.0f} MiB a token"
 
-    size, gained = smallest["capacity_experts"][0], found["predictor", "anticipate"]
+    gained = found["predictor", "anticipate"]
     return [
         "",
-        f"| hit rate in the paper's replay, {size} experts | its own LRU | LRU that only uses renew | eviction by "
-        "predicted next use |",
+        f"| hit rate in the paper's replay, {gained['capacity_experts']} experts | its own LRU | "
+        "LRU that only uses renew | eviction by predicted next use |",
         "| --- | --- | --- | --- |",
         f"| the paper's predictions, which see the whole prompt | {cell('published_predictions', 'published')} | "
         f"{cell('published_predictions', 'lru')} | |",

@@ -24,19 +24,20 @@ import polars as pl
 
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.published_scores import (
+    PROTOCOL,
     PUBLISHED_SHARES,
     Counts,
     bytes_in_mib,
+    figures,
     published_counts,
-    with_interval,
 )
 from moe_beyond.simulator.budget import Budget
 from moe_beyond.simulator.cache import PREFETCH_BYTES
 from moe_beyond.simulator.events import Events, events_of
 from moe_beyond.simulator.experiment import answers_of
+from moe_beyond.simulator.plans import Lessons
 from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.prefetch import Prefetch
 from moe_beyond.simulator.published_protocol import WARM_UP_TOKENS, most_probable
 from moe_beyond.simulator.replay import replay
@@ -51,19 +52,7 @@ CACHES = {
     "split": pl.String,
     "predictor": pl.String,
     "cache": pl.String,
-    "capacity_experts": pl.Int64,
-    "hit_rate": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "mib_per_token": pl.Float64,
-    "mib_low": pl.Float64,
-    "mib_high": pl.Float64,
-    "gain": pl.Float64,
-    "gain_low": pl.Float64,
-    "gain_high": pl.Float64,
-    "mib_change": pl.Float64,
-    "mib_change_low": pl.Float64,
-    "mib_change_high": pl.Float64,
+    **{name: kind for name, kind in PROTOCOL.items() if name != "recall_at_k"},
 }
 
 
@@ -96,14 +85,7 @@ def rows_by_cache(
             found = {PUBLISHED: published_counts(trace, named_TLK, capacity, seed)}
             found |= {name: _counts(trace, events, policy, capacity) for name, policy in policies.items()}
             for cache, counts in found.items():
-                compared = (
-                    (counts.hits_P, paper.hits_P, counts.accesses_P),
-                    (counts.mib_P, paper.mib_P, counts.tokens_P),
-                )
-                own = [with_interval(mine, total, resamples, seed) for mine, _, total in compared]
-                against = [with_interval(mine - theirs, total, resamples, seed) for mine, theirs, total in compared]
-                figures = [figure for interval in (*own, *against) for figure in interval]
-                rows.append((split, predictor, cache, capacity, *figures))
+                rows.append((split, predictor, cache, capacity, *figures(counts, paper, resamples, seed)))
     return pl.DataFrame(rows, CACHES, orient="row")
 
 
@@ -112,9 +94,9 @@ def _contestants(
 ) -> Iterator[tuple[str, np.ndarray, dict[str, Policy]]]:
     """Name, experts named for the paper's cache, and policies by the name of who evicts."""
     meta, warm_T = trace.metadata, trace.positions_T < WARM_UP_TOKENS
-    popularity_M = StaticPopularity.fit(training).popularity_M / np.float32(training.num_tokens)
+    popularity_LE = Lessons(training).popularity_LE
     for predictor in predictors:
-        answers = answers_of(trace, events, predictor, popularity_M.reshape(meta.num_layers, -1), meta.top_k)
+        answers = answers_of(trace, events, predictor, popularity_LE, meta.top_k)
         layers, ahead_HTLE = answers.layers_HTLE is not None, answers.layers_HTLE
         named_TLK = most_probable(answers.probabilities_TLE if ahead_HTLE is None else ahead_HTLE[0], meta.top_k)
         counted = replace(

@@ -89,16 +89,9 @@ def published_rows(
     for share in PUBLISHED_SHARES:
         capacity = max(1, int(share * trace.metadata.num_model_experts))
         ours = published_counts(trace, named_TLK, capacity, seed)
-        hit_rate = with_interval(ours.hits_P, ours.accesses_P, resamples, seed)
-        mib = with_interval(ours.mib_P, ours.tokens_P, resamples, seed)
-        gain: tuple[float | None, ...] = (None,) * 6
-        if rival_TLM is not None:
-            theirs = published_counts(trace, rival_TLM, capacity, seed)
-            gain = (
-                *with_interval(ours.hits_P - theirs.hits_P, ours.accesses_P, resamples, seed),
-                *with_interval(ours.mib_P - theirs.mib_P, ours.tokens_P, resamples, seed),
-            )
-        rows.append((capacity, hit_rate[0], recall, *hit_rate[1:], *mib, *gain))
+        theirs = None if rival_TLM is None else published_counts(trace, rival_TLM, capacity, seed)
+        hit_rate, *others = figures(ours, theirs, resamples, seed)
+        rows.append((capacity, hit_rate, recall, *others))
     return pl.DataFrame(rows, PROTOCOL, orient="row")
 
 
@@ -112,6 +105,19 @@ def published_counts(trace: Trace, named_TLK: npt.NDArray[np.integer], capacity:
         bytes_in_mib(np.mean([replay.loaded_bytes_P for replay in replays], axis=0)),
         accesses_P / trace.metadata.token_cycle,
     )
+
+
+def figures(ours: Counts, theirs: Counts | None, resamples: int, seed: int) -> tuple[float | None, ...]:
+    """Hit rate and MiB a token, then how much they differ from another's, each with its interval; null without one."""
+
+    def both(hits_P: npt.NDArray[np.float64], mib_P: npt.NDArray[np.float64]) -> tuple[float, ...]:
+        hit_rate = with_interval(hits_P, ours.accesses_P, resamples, seed)
+        return *hit_rate, *with_interval(mib_P, ours.tokens_P, resamples, seed)
+
+    own = both(ours.hits_P, ours.mib_P)
+    if theirs is None:
+        return *own, *(None,) * 6
+    return *own, *both(ours.hits_P - theirs.hits_P, ours.mib_P - theirs.mib_P)
 
 
 def bytes_in_mib(bytes_P: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:

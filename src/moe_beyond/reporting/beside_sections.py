@@ -219,14 +219,19 @@ def _rate_and_bytes(row: dict[str, Any] | None) -> tuple[str, str]:
     return rate, number(row["mib_per_token"])
 
 
+def smallest_caches(rows: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of published_cache.csv, one split, at the smallest capacity, by predictor and cache."""
+    smallest = rows.filter(pl.col("capacity_experts") == pl.col("capacity_experts").min())
+    return {(row["predictor"], row["cache"]): row for row in smallest.iter_rows(named=True)}
+
+
 def other_caches_sentence(rows: pl.DataFrame) -> str:
     """Ours through its own eviction against the paper's whole system at the smallest cache, and what the cache gives.
 
     Args:
         rows: Of published_cache.csv, one split; the sentence is empty where it lacks one of the two.
     """
-    smallest = rows.filter(pl.col("capacity_experts") == pl.col("capacity_experts").min())
-    found = {(row["predictor"], row["cache"]): row for row in smallest.iter_rows(named=True)}
+    found = smallest_caches(rows)
     ours, theirs = found.get(("predictor", "anticipate")), found.get(("published_predictions", "lru"))
     if ours is None or theirs is None:
         return ""
