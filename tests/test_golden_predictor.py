@@ -56,16 +56,24 @@ def test_the_layer_step_beats_the_papers_predictor_in_the_papers_replay_and_move
     assert replayed["mib_change_high"] < 0
 
 
-@pytest.mark.xfail(reason="about 74 %: at 166 experts this rate is recall on a prompt's later tokens", strict=True)
-def test_the_layer_step_reaches_77_percent_in_the_papers_own_cache(replayed):
-    assert 100 * replayed["hit_rate"] >= 77
-
-
-def test_through_our_eviction_it_reaches_77_percent_with_as_many_slots_and_fewer_bytes(webglm, logits):
+@pytest.fixture(scope="module")
+def by_cache(webglm, logits):
+    """The same prompts at a tenth of the model, by predictor and cache."""
     training = store.open_working(PREDICTOR.parents[1] / "data" / "splits" / "train")
     rows = rows_by_cache("webglm", webglm, training, [OnnxPredictor(PREDICTOR)], resamples=1000, seed=7)
-    chosen = (pl.col("capacity_experts") == 166) & (pl.col("predictor") == "predictor")
-    ours = rows.filter(chosen & (pl.col("cache") == "anticipate")).row(0, named=True)
+    tenth = rows.filter(pl.col("capacity_experts") == 166)
+    return {(row["predictor"], row["cache"]): row for row in tenth.iter_rows(named=True)}
+
+
+# the first is the paper's replay, its LRU included, in which what is still expected is touched; without touches it is
+# 74 %, for at 166 experts that rate is recall on a prompt's later tokens
+@pytest.mark.parametrize("cache", ["published_touched", "lru", "anticipate"])
+def test_it_reaches_77_percent_with_as_many_slots_and_fetches_and_fewer_bytes(by_cache, cache):
+    ours = by_cache["predictor", cache]
     assert 100 * ours["low"] >= 77
     assert ours["gain_low"] > 0
     assert ours["mib_change_high"] < 0
+
+
+def test_touches_gain_nothing_for_names_without_a_probability(by_cache):
+    assert by_cache["published_predictions", "published_touched"]["gain_high"] < 0.001

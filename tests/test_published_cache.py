@@ -1,4 +1,4 @@
-"""The paper's rules of counting, through its own cache and through ours."""
+"""The paper's rules of counting, through its own cache, with touches and without, and through ours."""
 
 from dataclasses import replace
 
@@ -9,13 +9,15 @@ from polars.testing import assert_frame_equal
 
 from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.published_cache import CACHES, rows_by_cache
-from moe_beyond.published_scores import published_rows
+from moe_beyond.published_scores import published_counts, published_rows
 from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.published_protocol import most_probable
 from tests.simulator import slow_cache
 from tests.traces_of_chance import chance_trace
 
 SMALL = 10
 """Experts of the smallest cache: a tenth of 3 layers of 36."""
+HALF = 54
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +63,10 @@ def test_every_predictor_meets_every_cache_it_can_drive(trace, training):
     assert rows["capacity_experts"].unique().sort().to_list() == [10, 21, 54]
     each = rows.filter(pl.col("capacity_experts") == SMALL).select("predictor", "cache").rows()
     assert each == [
-        *(("token_unigram", cache) for cache in ("published", "lru", "anticipate")),
-        *(("seer", cache) for cache in ("published", "lru", "anticipate")),
+        *(("token_unigram", cache) for cache in ("published", "published_touched", "lru", "anticipate")),
+        *(("seer", cache) for cache in ("published", "published_touched", "lru", "anticipate")),
         # eviction by predicted next use needs probabilities, and none were published
-        *(("published_predictions", cache) for cache in ("published", "lru")),
+        *(("published_predictions", cache) for cache in ("published", "published_touched", "lru")),
     ]
 
 
@@ -105,7 +107,40 @@ def test_what_is_known_a_layer_ahead_is_there(trace, training):
         found = one(rows, "seer", cache)
         # of the first of three layers nothing is known
         assert 2 / 3 <= found["hit_rate"] < 1
-    assert one(rows, "seer", "published", 54)["hit_rate"] >= 2 / 3
+    assert one(rows, "seer", "published", HALF)["hit_rate"] >= 2 / 3
+
+
+def test_the_nearest_answer_says_what_is_touched_of_a_layer(trace, training):
+    """Of a layer's own row and the one before it the layer step says, of layers farther ahead the token step."""
+    truth_TLE = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
+    np.put_along_axis(truth_TLE, trace.experts_TLK.astype(np.int64), 1, axis=2)
+
+    class Sure(KnowsEachLayer):
+        horizon = 2
+
+        def probabilities_TLE(self, trace):
+            return 0.03 * truth_TLE
+
+        def layer_probabilities_HTLE(self, trace):
+            return np.stack([0.02 * (1 - truth_TLE), 0.029 * truth_TLE])
+
+    class NeverSure(Sure):
+        def probabilities_TLE(self, trace):
+            return 0.029 * truth_TLE
+
+    expected_DTLE = np.zeros((3, *truth_TLE.shape), np.bool_)
+    expected_DTLE[2] = truth_TLE > 0
+    named_TLK = most_probable(1 - truth_TLE, trace.metadata.top_k)
+    by_hand = published_counts(trace, named_TLK, HALF, 3, expected_DTLE)
+
+    def hit_rates(predictor):
+        rows = rows_of(trace, training, predictor)
+        return [one(rows, "seer", cache, HALF)["hit_rate"] for cache in ("published", "published_touched")]
+
+    plain, touched = hit_rates(Sure())
+    assert touched == by_hand.hits_P.sum() / by_hand.accesses_P.sum()
+    assert touched > plain
+    assert hit_rates(NeverSure()) == [plain, plain]
 
 
 def test_eviction_by_next_use_loads_less_than_lru_where_words_decide(trace, training):

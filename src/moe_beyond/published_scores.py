@@ -95,9 +95,18 @@ def published_rows(
     return pl.DataFrame(rows, PROTOCOL, orient="row")
 
 
-def published_counts(trace: Trace, named_TLK: npt.NDArray[np.integer], capacity: int, seed: int) -> Counts:
-    """The paper's own replay, as the mean of `PUBLISHED_FILLINGS` fillings from `seed` on."""
-    replays = [published_replay(trace, named_TLK, capacity, seed + i) for i in range(PUBLISHED_FILLINGS)]
+def published_counts(
+    trace: Trace,
+    named_TLK: npt.NDArray[np.integer],
+    capacity: int,
+    seed: int,
+    expected_DTLE: npt.NDArray[np.bool_] | None = None,
+) -> Counts:
+    """The paper's own replay, as the mean of `PUBLISHED_FILLINGS` fillings from `seed` on; see `published_replay`."""
+    replays = [
+        published_replay(trace, named_TLK, capacity, seed + i, expected_DTLE=expected_DTLE)
+        for i in range(PUBLISHED_FILLINGS)
+    ]
     accesses_P = replays[0].accesses_P.astype(np.float64)
     return Counts(
         np.mean([replay.hits_P for replay in replays], axis=0),

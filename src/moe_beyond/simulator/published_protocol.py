@@ -4,10 +4,15 @@ An LRU over (layer, expert), filled at random at the start of each prompt. Rows 
 of the first ten tokens, and the one after them, only touch their experts. From that row on, a row first touches its
 predicted experts and then its own, in the router's order; only the latter are counted. One by one, not as an event.
 
+Ours beside it: before a row fetches what is predicted for it, residents that are still expected of the token may be
+touched too. In this LRU a touch is the one means to say that an expert is worth keeping; of a resident it loads
+nothing.
+
 Loading costs nothing and takes no time here, and touching a prediction always makes it resident: predicting all experts
 of a layer would score 100 %. The rates of `replay` are the ones to decide by; these compare with the paper.
 
-Shape suffixes: T tokens, L MoE layers, K experts per token, P prompts, M experts of the model.
+Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, K experts per token, P prompts, M experts of the
+model, D distances in layers.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.jit import compiled
-from moe_beyond.simulator.recency import empty_list, touch
+from moe_beyond.simulator.recency import RecencyList, empty_list, resident, touch
 from moe_beyond.traces.schema import Trace
 
 WARM_UP_TOKENS = 10
@@ -52,7 +57,12 @@ class PublishedReplay:
 
 
 def published_replay(
-    trace: Trace, predicted_TLK: npt.NDArray[np.integer], capacity_experts: int, seed: int
+    trace: Trace,
+    predicted_TLK: npt.NDArray[np.integer],
+    capacity_experts: int,
+    seed: int,
+    *,
+    expected_DTLE: npt.NDArray[np.bool_] | None = None,
 ) -> PublishedReplay:
     """Replay a trace under the paper's protocol.
 
@@ -61,9 +71,13 @@ def published_replay(
         predicted_TLK: The predictor's experts for each token and layer, [T, L, any number].
         capacity_experts: Slots of the cache.
         seed: Of the random filling.
+        expected_DTLE: bool; experts that a layer is expected to use, as known before the row that is d layers ahead of
+            it, d being 0 for its own row; the last entry is for longer distances too. Before each counted row the
+            residents among them are touched, from the token's last layer to the row's own. None: none, as published.
 
     Raises:
-        InputError: The capacity is not between 1 and the experts of the model, or the predictions are of another trace.
+        InputError: The capacity is not between 1 and the experts of the model, or the predictions, or what is
+            expected, are of another trace.
     """
     meta = trace.metadata
     if not 1 <= capacity_experts <= meta.num_model_experts:
@@ -76,6 +90,13 @@ def published_replay(
             f"predictions have shape {predicted_TLK.shape}, the trace has {trace.num_tokens} tokens and "
             f"{meta.num_layers} layers; predict for this trace"
         )
+    if expected_DTLE is None:
+        expected_DTLE = np.zeros((0, trace.num_tokens, meta.num_layers, meta.num_experts), np.bool_)
+    elif not len(expected_DTLE) or expected_DTLE.shape[1:] != (trace.num_tokens, meta.num_layers, meta.num_experts):
+        raise InputError(
+            f"expected experts have shape {expected_DTLE.shape}, the trace has {trace.num_tokens} tokens, "
+            f"{meta.num_layers} layers and {meta.num_experts} experts; predict for this trace"
+        )
     draw = np.random.default_rng(seed)
     fill_PC = np.stack(
         [
@@ -87,9 +108,9 @@ def published_replay(
     counts = _replay(
         np.asarray(trace.experts_TLK),
         np.asarray(predicted_TLK),
+        expected_DTLE,
         trace.prompt_offsets,
         fill_PC,
-        meta.num_experts,
         expert_bytes_L,
     )
     return PublishedReplay(capacity_experts, *counts)
@@ -125,13 +146,13 @@ def crippled_moe_infinity(history: Trace, tokens: int) -> npt.NDArray[np.int64]:
 def _replay(  # noqa: PLR0917 - compiled code is called by position
     experts_TLK: Any,
     predicted_TLK: Any,
+    expected_DTLE: Any,
     prompt_offsets: npt.NDArray[np.int64],
     fill_PC: npt.NDArray[np.int32],
-    num_experts: int,
     expert_bytes_L: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     num_prompts, capacity = fill_PC.shape
-    num_layers = experts_TLK.shape[1]
+    num_layers, num_experts = expected_DTLE.shape[2:]
     hits_P, accesses_P = np.zeros(num_prompts, np.int64), np.zeros(num_prompts, np.int64)
     loaded_bytes_P = np.zeros(num_prompts, np.int64)
     first_counted = WARM_UP_TOKENS * num_layers
@@ -147,6 +168,7 @@ def _replay(  # noqa: PLR0917 - compiled code is called by position
                 for expert in experts_TLK[token, layer]:
                     touch(residents, base + expert, capacity)
             if row >= first_counted:
+                _touch_expected(residents, expected_DTLE, token, layer, capacity)
                 for expert in predicted_TLK[token, layer]:
                     if not touch(residents, base + expert, capacity):
                         loaded_bytes_P[prompt] += expert_bytes_L[layer]
@@ -157,3 +179,17 @@ def _replay(  # noqa: PLR0917 - compiled code is called by position
                     if not hit:
                         loaded_bytes_P[prompt] += expert_bytes_L[layer]
     return hits_P, accesses_P, loaded_bytes_P
+
+
+@compiled()
+def _touch_expected(residents: RecencyList, expected_DTLE: Any, token: int, layer: int, capacity: int) -> None:
+    """Make the residents that the token still needs the most recent ones, of the nearest layer last."""
+    num_distances, _, num_layers, num_experts = expected_DTLE.shape
+    if num_distances == 0:
+        return
+    for distance in range(num_layers - 1 - layer, -1, -1):
+        known = min(distance, num_distances - 1)
+        base = (layer + distance) * num_experts
+        for expert in range(num_experts):
+            if expected_DTLE[known, token, layer + distance, expert] and resident(residents, base + expert):
+                touch(residents, base + expert, capacity)

@@ -34,11 +34,17 @@ def empty_list(num_model_experts: int) -> RecencyList:
 
 
 @compiled()
+def resident(residents: RecencyList, expert: int) -> bool:
+    """Whether a touch of `expert` would hit."""
+    return bool(residents.newer[expert] != _ABSENT)
+
+
+@compiled()
 def touch(residents: RecencyList, expert: int, capacity: int) -> bool:
     """Make `expert` the most recent, the oldest leaves when there are more than `capacity`. Returns whether it hit."""
     newer, older = residents.newer, residents.older
     ends = len(newer) - 1
-    hit = newer[expert] != _ABSENT
+    hit = resident(residents, expert)
     if hit:
         newer[older[expert]] = newer[expert]
         older[newer[expert]] = older[expert]
@@ -54,7 +60,7 @@ def touch(residents: RecencyList, expert: int, capacity: int) -> bool:
     older[expert] = newest
     newer[expert] = ends
     older[ends] = expert
-    return bool(hit)
+    return hit
 
 
 @compiled()
