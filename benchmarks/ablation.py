@@ -1,6 +1,7 @@
 """What each part of the predictor is worth: fits it with one thing changed at a time, and writes docs/ablation.md.
 
-    python benchmarks/ablation.py [--splits build/deepseek/data/splits] [--prompts 300] [--epochs 4] [--only NAME ...]
+    python benchmarks/ablation.py [--splits build/deepseek/data/splits] [--esft ../shared/traces/esft.tar.xz]
+        [--prompts 300] [--epochs 4] [--only NAME ...]
 
 Each fit learns from the same prompts of the training split and is scored on the whole validation split; no test split
 is read. What is measured already, in docs/ablation.csv, is not measured again, so that an interrupted run goes on;
@@ -26,8 +27,8 @@ from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.files import replacing
 from moe_beyond.predictor.settings import TrainSettings
-from moe_beyond.traces import store
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces import importers, store
+from moe_beyond.traces.schema import TokenTexts, Trace, concatenate
 from moe_beyond.training import Size, fit
 
 _ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ class Variant:
         size: Width, depth or heads.
         blank: Takes something away from the inputs, given the number of experts.
         by_id: Each layer's experts in the order of their ids instead of the router's.
+        esft: ESFT's sequences in training beside the prompts: routing of the same architecture, no token strings.
         seed: Of the fit.
     """
 
@@ -60,6 +62,7 @@ class Variant:
     size: dict[str, int] = field(default_factory=dict)
     blank: Blank | None = None
     by_id: bool = False
+    esft: bool = False
     seed: int = 7
 
 
@@ -96,6 +99,9 @@ VARIANTS = (
     Variant("input: no routing of the token before", blank=_without_previous),
     Variant("input: no routing of the string's last time", blank=_without_repeated),
     Variant("input: a layer's experts by id, not in the router's order", by_id=True),
+    Variant("data: ESFT's sequences too, routing without strings", esft=True),
+    # about as many steps as the reference: tells the data from the number of steps
+    Variant("data: ESFT's sequences too, half the epochs", {"epochs": 2}, esft=True),
     Variant("layer step: reach 2", {"reach": 2}),
     Variant("layer step: reach 25, every later layer", {"reach": 25}),
     Variant("layer step: width 64", {"layer_width": 64, "layer_hidden": 128}),
@@ -130,6 +136,7 @@ def main() -> None:
     """Fit what is not in the CSV yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=Path, default=_ROOT / "build/deepseek/data/splits")
+    parser.add_argument("--esft", type=Path, default=_ROOT / "../shared/traces/esft.tar.xz")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--only", nargs="*", help="names of variants")
@@ -141,7 +148,8 @@ def main() -> None:
     for variant in VARIANTS:
         wanted = not options.only or variant.name in options.only
         if wanted and variant.name not in {row["variant"] for row in rows}:
-            rows.append(measure(variant, train, validation, options.epochs))
+            learned = concatenate([train, _without_texts(options.esft)]) if variant.esft else train
+            rows.append(measure(variant, learned, validation, options.epochs))
             with replacing(_CSV) as temporary:
                 pl.DataFrame(rows).write_csv(temporary)
             print(rows[-1], flush=True)
@@ -157,7 +165,9 @@ def measure(variant: Variant, train: Trace, validation: Trace, epochs: int) -> d
     start = time.perf_counter()
     with _blanked(variant.blank), tempfile.TemporaryDirectory() as scratch:
         size = replace(_SIZE, **variant.size)
-        result = fit(train, validation, size, settings, epochs=epochs, seed=variant.seed, scratch=Path(scratch))
+        result = fit(
+            train, validation, size, settings, epochs=settings.epochs, seed=variant.seed, scratch=Path(scratch)
+        )
     best = result.metrics()
     return {
         "variant": variant.name,
@@ -167,9 +177,15 @@ def measure(variant: Variant, train: Trace, validation: Trace, epochs: int) -> d
         "parameters": best["parameters"] + best["layer_step_parameters"],
         "train_prompts": train.num_prompts,
         "train_tokens": train.num_tokens,
-        "epochs": epochs,
+        "epochs": settings.epochs,
         "minutes": (time.perf_counter() - start) / 60,
     }
+
+
+def _without_texts(archive: Path) -> Trace:
+    """ESFT's sequences; their experts are listed as in the prompts' traces, the one of least weight last."""
+    trace = importers.read("esft", archive)
+    return replace(trace, token_texts=TokenTexts(np.zeros(trace.num_tokens, np.int32), ("",)))
 
 
 def _by_id(trace: Trace) -> Trace:
