@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -15,6 +18,7 @@ from moe_beyond.tracking.client import PatientClient, answers, is_away
 from moe_beyond.tracking.spool import Spool
 
 DEFAULT_EXPERIMENT = "moe-beyond"
+_SQLITE_FILE = "sqlite:///"
 
 
 # how mlflow monitors, migrates and guesses is of no interest to who runs a stage
@@ -55,13 +59,15 @@ def connect(root: Path) -> PatientClient:
     if not there and not uri.startswith("http"):
         # mlflow opens a database when it makes a client, so there is nothing that could wait for it
         raise InputError(f"MLFLOW_TRACKING_URI: {uri} does not answer; start it or unset it")
-    client = PatientClient(uri, Spool(main_root(root), uri), name)
+    with _alone(uri):
+        client = PatientClient(uri, Spool(main_root(root), uri), name)
     if not there:
         client.give_up_for_now("nothing listens there")
         return client
     try:
-        client.experiment_id()
-        mlflow.set_experiment(name)
+        with _alone(uri):
+            client.experiment_id()
+            mlflow.set_experiment(name)
     except (MlflowException, RequestException) as error:
         if not is_away(error):
             reason = " ".join(str(error).split())[:200]
@@ -70,6 +76,21 @@ def connect(root: Path) -> PatientClient:
         return client
     client.flush()
     return client
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold the right to create a local database and what is in it; a killed process loses it.
+
+    MLflow fills a new SQLite file in many steps, and two processes that start together stumble over each other.
+    """
+    path = Path(uri.removeprefix(_SQLITE_FILE))
+    if not uri.startswith(_SQLITE_FILE) or not path.parent.is_dir():
+        yield
+        return
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def resend(root: Path) -> dict[str, int]:
