@@ -25,6 +25,7 @@ from moe_beyond.tracking.client import PatientClient
 from moe_beyond.tracking.connection import connect
 from moe_beyond.tracking.entries import log_metrics, log_params
 from moe_beyond.tracking.system import system_metrics
+from moe_beyond.tracking.unended import ending_what_was_killed
 
 LIBRARIES = ("torch", "lightning", "transformers", "optuna", "mlflow", "dvc", "onnx", "onnxruntime", "numpy", "numba")
 
@@ -70,8 +71,9 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
     """Open the run of a stage; on success log its outs and write its receipt.
 
     An InputError ends the process with status 1 and one line on standard error; any other exception passes. In both
-    cases the run is marked as failed and no receipt is written. MLflow may go away meanwhile: see `client.py`. The run
-    is not mlflow's active one; what needs that (`mlflow.<flavour>.log_model`) opens `mlflow.start_run(run_id=...)`.
+    cases the run is marked as failed and no receipt is written; the run of a killed process is ended by the next one.
+    MLflow may go away meanwhile: see `client.py`. The run is not mlflow's active one; what needs that
+    (`mlflow.<flavour>.log_model`) opens `mlflow.start_run(run_id=...)`.
 
     Args:
         stage: Name in dvc.yaml.
@@ -84,27 +86,35 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
         params = load_params(root / "params.yaml")
         declared = read_stage(root / "dvc.yaml", stage)
         client = connect(root)
-        run_id = client.create_run(run_name=stage, tags=context_tags(stage, root)).info.run_id
-        run = StageRun(stage, params, root, run_id, declared, client)
-        status = RunStatus.FAILED
-        try:
-            with system_metrics(client, run_id):
-                log_params(client, run_id, stage_params(params, declared))
-                _log_datasets(run)
+        with ending_what_was_killed(client, root, stage) as note:
+            run_id = client.create_run(run_name=stage, tags=context_tags(stage, root)).info.run_id
+            note(run_id)
+            with _ended(StageRun(stage, params, root, run_id, declared, client)) as run:
                 yield run
-                _require_outs(run)
-                _write_receipt(run)
-                log_outs(client, run_id, root, declared)
-            status = RunStatus.FINISHED
-        finally:
-            client.set_terminated(run_id, RunStatus.to_string(status))
-            client.flush(patient=True)
     except BaseException as error:
         restore_outs(root, stage)
         if not isinstance(error, InputError):
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
         raise SystemExit(1) from error
+
+
+@contextmanager
+def _ended(run: StageRun) -> Iterator[StageRun]:
+    """Log what goes in and, on success, what comes out; end the run either way."""
+    client, run_id, status = run.client, run.run_id, RunStatus.FAILED
+    try:
+        with system_metrics(client, run_id):
+            log_params(client, run_id, stage_params(run.params, run.declared))
+            _log_datasets(run)
+            yield run
+            _require_outs(run)
+            _write_receipt(run)
+            log_outs(client, run_id, run.root, run.declared)
+        status = RunStatus.FINISHED
+    finally:
+        client.set_terminated(run_id, RunStatus.to_string(status))
+        client.flush(patient=True)
 
 
 def stage_params(params: Params, declared: DvcStage) -> dict[str, Any]:
