@@ -53,7 +53,7 @@ TOUCHED = "published_touched"
 """The same, in which residents that are still expected of the token are touched before each layer."""
 STILL_EXPECTED = 0.03
 """An expert of at least this probability counts as still expected; chosen on validation prompts of two models, among
-0.01 to 0.12: lower ones hit no more and move more bytes."""
+0.01 to 0.12: lower ones hit hardly more and move more bytes."""
 PUBLISHED_PREDICTIONS = "published_predictions"
 # nothing is fetched ahead of a token of the warm-up: its probabilities are set to 0
 _LEAST = 1e-6
