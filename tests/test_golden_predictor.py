@@ -75,5 +75,5 @@ def test_it_reaches_77_percent_with_as_many_slots_and_fetches_and_fewer_bytes(by
     assert ours["mib_change_high"] < 0
 
 
-def test_touches_gain_nothing_for_names_without_a_probability(by_cache):
+def test_touches_add_no_hits_to_names_without_a_probability(by_cache):
     assert by_cache["published_predictions", "published_touched"]["gain_high"] < 0.001
