@@ -1,7 +1,8 @@
-"""Outputs appear whole or not at all: write under a temporary name, then rename."""
+"""Outputs appear whole or not at all: write under a temporary name, then rename. And a lock between processes."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -36,6 +37,26 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[TextIO | None]:
+    """Hold a file that no other process holds meanwhile; a killed process loses it.
+
+    Args:
+        path: Created where it is missing; what it holds stays.
+        wait: Until the other process lets it go.
+
+    Yields:
+        The file, open to read and to append; None where another process holds it and nobody waits.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield file
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -32,8 +32,12 @@ def be_killed(project, stage):
     return ended.stdout.strip()
 
 
+def client(project):
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
 def status(project, run_id):
-    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_run(run_id).info.status
+    return client(project).get_run(run_id).info.status
 
 
 def run_split(project):
@@ -50,9 +54,9 @@ def test_the_next_run_of_a_stage_ends_the_killed_one(project):
     assert status(project, killed) == "KILLED"
     assert status(project, finished) == "FINISHED"
     assert status(project, of_another_stage) == "RUNNING"
-    ended_at = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_run(killed).info.end_time
+    ended_at = client(project).get_run(killed).info.end_time
     run_split(project)
-    assert MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_run(killed).info.end_time == ended_at
+    assert client(project).get_run(killed).info.end_time == ended_at
 
 
 def test_the_run_of_a_process_at_work_is_left_alone(project):
@@ -70,7 +74,7 @@ def test_the_run_of_a_process_at_work_is_left_alone(project):
 
 def test_a_killed_run_that_was_deleted_stops_nothing(project, caplog):
     killed = be_killed(project, "split")
-    MlflowClient(f"sqlite:///{project / 'mlflow.db'}").delete_run(killed)
+    client(project).delete_run(killed)
     assert status(project, run_split(project)) == "FINISHED"
     assert f"run {killed} was left open by a killed process and cannot be ended" in caplog.text
 
@@ -78,8 +82,6 @@ def test_a_killed_run_that_was_deleted_stops_nothing(project, caplog):
 def test_the_run_at_another_address_is_left_alone(project, monkeypatch):
     killed = be_killed(project, "split")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'other.db'}")
-    with stage_run("split") as run:
-        (project / "data/splits").mkdir(parents=True, exist_ok=True)
-        run.write_metrics({"prompts": 3})
+    run_split(project)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert status(project, killed) == "RUNNING"

@@ -233,19 +233,15 @@ def other_caches_sentence(rows: pl.DataFrame) -> str:
         rows: Of published_cache.csv, one split; the sentence is empty where it lacks a side.
     """
     found = smallest_caches(rows)
-    sides = [
-        found.get(place)
-        for place in (
-            ("predictor", "published_touched"),
-            ("published_predictions", "published_touched"),
-            ("predictor", "anticipate"),
-            ("published_predictions", "lru"),
-        )
-    ]
-    present = [row for row in sides if row is not None]
-    if len(present) < len(sides):
+    sides = (
+        ("predictor", "published_touched"),
+        ("published_predictions", "published_touched"),
+        ("predictor", "anticipate"),
+        ("published_predictions", "lru"),
+    )
+    if not found.keys() >= set(sides):
         return ""
-    touched, theirs_touched, ours, theirs = present
+    touched, theirs_touched, ours, theirs = (found[side] for side in sides)
     return (
         "In the paper's cache a wrong prediction counts as a use and stays for a round of all layers. In the same "
         f"replay, its LRU included, our predictor at {number(touched['capacity_experts'])} experts hits "

@@ -36,9 +36,15 @@ LOCAL = "local-"
 """How the id of a run starts that was opened while MLflow was away."""
 KEY_TAG = "moe_beyond.key"
 PROBE_S, PAUSE_S = 5.0, 5.0
+_SQLITE_FILE = "sqlite:///"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 # the server is not there, or its database is not there; anything else is an answer
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "SERVICE_UNDER_MAINTENANCE", "DEADLINE_EXCEEDED")
+
+
+def local_database(uri: str) -> Path | None:
+    """The file of a local database; None where the URI names something else."""
+    return Path(uri.removeprefix(_SQLITE_FILE)) if uri.startswith(_SQLITE_FILE) else None
 
 
 def answers(uri: str) -> bool:
@@ -192,8 +198,8 @@ class PatientClient(MlflowClient):
 
     def _create_experiment(self) -> str:
         # a server decides itself where artifacts go; beside a local database they lie in the project's root
-        home = Path(self.uri.removeprefix("sqlite:///")).parent
-        place = (home / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        database = local_database(self.uri)
+        place = None if database is None else (database.parent / "mlartifacts").as_uri()
         # the kind decides which pages MLflow shows first: runs and models, not chats
         return str(
             self.create_experiment(self.experiment, place, tags={"mlflow.experimentKind": "custom_model_development"})

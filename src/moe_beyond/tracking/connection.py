@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
 from moe_beyond.errors import InputError
-from moe_beyond.tracking.client import PatientClient, answers, is_away
+from moe_beyond.files import locked
+from moe_beyond.tracking.client import PatientClient, answers, is_away, local_database
 from moe_beyond.tracking.spool import Spool
 
 DEFAULT_EXPERIMENT = "moe-beyond"
-_SQLITE_FILE = "sqlite:///"
 
 
 # how mlflow monitors, migrates and guesses is of no interest to who runs a stage
@@ -61,19 +60,18 @@ def connect(root: Path) -> PatientClient:
         raise InputError(f"MLFLOW_TRACKING_URI: {uri} does not answer; start it or unset it")
     with _alone(uri):
         client = PatientClient(uri, Spool(main_root(root), uri), name)
-    if not there:
-        client.give_up_for_now("nothing listens there")
-        return client
-    try:
-        with _alone(uri):
+        if not there:
+            client.give_up_for_now("nothing listens there")
+            return client
+        try:
             client.experiment_id()
             mlflow.set_experiment(name)
-    except (MlflowException, RequestException) as error:
-        if not is_away(error):
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"MLFLOW_TRACKING_URI: {uri} refuses ({reason}); correct it or unset it") from error
-        client.give_up_for_now(str(error))
-        return client
+        except (MlflowException, RequestException) as error:
+            if not is_away(error):
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"MLFLOW_TRACKING_URI: {uri} refuses ({reason}); correct it or unset it") from error
+            client.give_up_for_now(str(error))
+            return client
     client.flush()
     return client
 
@@ -84,12 +82,11 @@ def _alone(uri: str) -> Iterator[None]:
 
     MLflow fills a new SQLite file in many steps, and two processes that start together stumble over each other.
     """
-    path = Path(uri.removeprefix(_SQLITE_FILE))
-    if not uri.startswith(_SQLITE_FILE) or not path.parent.is_dir():
+    path = local_database(uri)
+    if path is None or not path.parent.is_dir():
         yield
         return
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path.with_name(f"{path.name}.lock")):
         yield
 
 

@@ -7,7 +7,6 @@ which changes nothing (`client.py` says why).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_beyond.files import replacing, write_json
+from moe_beyond.files import locked, replacing, write_json
 
 FOLDER = ".mlflow-unsent"
 _RECORD = "*.json"
@@ -102,13 +101,8 @@ class Spool:
     def taking(self) -> Iterator[bool]:
         """Hold the right to send; yields False where another process holds it. A killed process loses it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with locked(self.folder / "lock", wait=False) as file:
+            yield file is not None
 
     def resolve(self, run_id: str) -> str | None:
         """MLflow's id of a run that was opened while MLflow was away; None while it has none."""

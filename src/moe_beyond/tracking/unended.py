@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
+from moe_beyond.files import locked
 from moe_beyond.tracking.client import PatientClient
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,8 @@ def ending_what_was_killed(client: PatientClient, root: Path, stage: str) -> Ite
     """
     path = root / ".scratch" / "runs" / stage
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with locked(path, wait=False) as file:
+        if file is None:
             yield lambda run_id: None
             return
         file.seek(0)

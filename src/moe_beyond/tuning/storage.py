@@ -5,7 +5,6 @@ PostgreSQL may go away for minutes: every call waits for it (`patiently`).
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -23,6 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from moe_beyond.errors import InputError
+from moe_beyond.files import locked
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -101,8 +101,7 @@ class StudyPlace:
 
     @contextmanager
     def _file_turn(self) -> Iterator[None]:
-        with (self.folder / "turn").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.folder / "turn"):
             yield
 
 
