@@ -23,13 +23,14 @@ from unittest.mock import patch
 import numpy as np
 import polars as pl
 
+from moe_beyond import formats as importers
 from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.files import replacing
-from moe_beyond.predictor.settings import TrainSettings
-from moe_beyond.traces import importers, store
+from moe_beyond.traces import store
 from moe_beyond.traces.schema import TokenTexts, Trace, concatenate
-from moe_beyond.training import Size, fit
+from moe_beyond.training.fit import Size, fit
+from moe_beyond.training.settings import TrainSettings
 
 _ROOT = Path(__file__).parents[1]
 _CSV, _TABLE = _ROOT / "docs" / "ablation.csv", _ROOT / "docs" / "ablation.md"
@@ -202,7 +203,7 @@ def _blanked(blank: Blank | None) -> Any:
     def see_less(trace: Trace, encoder: TokenEncoder) -> Features:
         return blank(token_features(trace, encoder), trace.metadata.num_experts)
 
-    return patch("moe_beyond.data.datamodule.token_features", see_less)
+    return patch("moe_beyond.training.datamodule.token_features", see_less)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

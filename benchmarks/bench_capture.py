@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_beyond.reference import corpus
-from moe_beyond.reference import model as reference_model
-from moe_beyond.reference.settings import ReferenceSettings
+from moe_beyond.capture.discovery import moe_layers
+from moe_beyond.capture.generation import route_batch, run_batch
+from moe_beyond.capture.hooks import RoutingRecorder
+from moe_beyond.capture.prompts import EncodedPrompt
+from moe_beyond.capture.reference import corpus
+from moe_beyond.capture.reference import model as reference_model
+from moe_beyond.capture.reference.settings import ReferenceSettings
+from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.threads import torch_threads
-from moe_beyond.traces.capture import RoutingRecorder
-from moe_beyond.traces.capture_discovery import moe_layers
-from moe_beyond.traces.capture_generation import route_batch, run_batch
-from moe_beyond.traces.capture_prompts import EncodedPrompt
-from moe_beyond.traces.settings import ExtractSettings
 
 MOST = 1.10
 PAIRS, PROMPTS, PROMPT_TOKENS, DECODE_TOKENS = 31, 16, 64, 16

@@ -24,14 +24,15 @@ import onnxruntime as ort
 import torch
 
 from moe_beyond.data.tokens import MAX_NGRAMS, TokenEncoder
+from moe_beyond.paper.network import PublishedNetwork, PublishedShape
 from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.layer_step import LayerStep
-from moe_beyond.predictor.network import NetworkShape, TokenStep
+from moe_beyond.predictor.network import TokenStep
 from moe_beyond.predictor.onnx import export_steps, write_graph
-from moe_beyond.predictor.published import PublishedNetwork, PublishedShape
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.predictor.settings import TrainSettings
+from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.training.settings import TrainSettings
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K, KNOWN_TOKENS = 26, 64, 6, 8000
 WIDTH, DEPTH, HEADS = 512, 1, 8
@@ -49,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         predictor, published = ours(Path(folder)), theirs(Path(folder) / "published.onnx")
         rounds = [
-            (predictor.latency_ms(repeats), predictor.layer_latency_ms(10 * repeats), seconds(published) * 1e3)
+            (predictor.token_step_ms(repeats), predictor.layer_step_ms(10 * repeats), seconds(published) * 1e3)
             for _ in range(ROUNDS)
         ]
     token_ms, layer_ms, published_ms = (statistics.median(column) for column in zip(*rounds, strict=True))

@@ -22,15 +22,15 @@ import libcachesim as lcs
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator import curves
-from moe_beyond.simulator.bounds import Belady, belady_hits
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import Events, events_of
+from moe_beyond import formats as importers
+from moe_beyond.paper.protocol import published_replay
+from moe_beyond.paper.recency import lru_hits
+from moe_beyond.simulator.bounds import curves
+from moe_beyond.simulator.bounds.belady import Belady, belady_hits
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.published_protocol import published_replay
-from moe_beyond.simulator.recency import lru_hits
-from moe_beyond.simulator.replay import replay
-from moe_beyond.traces import importers
+from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 26, 64, 6

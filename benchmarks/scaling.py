@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from moe_beyond.config import load_params
-from moe_beyond.ranks import is_further_process
-from moe_beyond.reference.prompts import reference_job, reference_prompts
-from moe_beyond.simulator.experiment import replay_splits
+from moe_beyond.capture.reference.prompts import reference_job, reference_prompts
+from moe_beyond.capture.shards import capture
+from moe_beyond.params import load_params
+from moe_beyond.simulator.study.experiment import replay_splits
 from moe_beyond.traces import store
-from moe_beyond.traces.capture_shards import capture
-from moe_beyond.training import Size, fit
+from moe_beyond.training.distributed import is_further_process
+from moe_beyond.training.fit import Size, fit
 from moe_beyond.tuning import Inputs, StudyPlace, search
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def time_search(workers: int) -> float:
 
     params = load_params(ROOT / "params.yaml")
     tune = params.tune.model_copy(update={"workers": workers})
-    inputs = Inputs(params.seed, tune, params.train, params.simulate, params.export.opset, params.traces.source)
+    inputs = Inputs(params.seed, tune, params.train, params.replay, params.export.opset)
     with tempfile.TemporaryDirectory() as folder:
         place = StudyPlace("scaling", None, Path(folder) / "study")
         made = inputs.job(ROOT / "data/splits", place, FileLog(Path(folder) / "log"))

@@ -14,13 +14,13 @@ from typing import Any
 import polars as pl
 from pydantic.fields import FieldInfo
 
-from moe_beyond.config import Params
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.reporting.beside_sections import smallest_caches
+from moe_beyond.params import Params
 from moe_beyond.reporting.choice import headline_standouts
 from moe_beyond.reporting.headline import contest, hardest_split, split_label
 from moe_beyond.reporting.names import label
+from moe_beyond.reporting.sections.beside import smallest_caches
 from moe_beyond.reporting.tables import Tables, read_tables
 from moe_beyond.reporting.verdict import races
 from moe_beyond.settings import Settings

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import optuna
 
-from moe_beyond.config import load_params
-from moe_beyond.dvcfile import content_md5, read_stage
 from moe_beyond.errors import InputError
-from moe_beyond.scratch import scratch_path
+from moe_beyond.files import folder_digest, scratch_path
+from moe_beyond.params import load_params
 from moe_beyond.tracking import ChildRuns
+from moe_beyond.tracking.dvc import read_stage
 from moe_beyond.tuning import Inputs, place_of, work
 
 
@@ -30,10 +30,8 @@ def main() -> None:
     root = Path.cwd()
     try:
         params, declared = load_params(root / "params.yaml"), read_stage(root / "dvc.yaml", "tune")
-        inputs = Inputs(
-            params.seed, params.tune, params.train, params.simulate, params.export.opset, params.traces.source
-        )
-        key = inputs.key(content_md5(root / path) for path in declared.deps)
+        inputs = Inputs(params.seed, params.tune, params.train, params.replay, params.export.opset)
+        key = inputs.key(folder_digest(root / path) for path in declared.deps)
         scratch = scratch_path(root, "tune", key)
         scratch.mkdir(parents=True, exist_ok=True)
         place = place_of(params.tune.storage, f"moe-beyond-{key}", scratch)

@@ -1,40 +1,44 @@
-"""Exports the predictor to ONNX, holds it to torch's answers, times it, and scores it on every split."""
+"""Exports the predictor to ONNX, checks parity with PyTorch, times it, and scores it on every split."""
 
+from dataclasses import asdict
 from pathlib import Path
 
-from moe_beyond.data.splitting import SPLITS
-from moe_beyond.evaluation import evaluate
-from moe_beyond.files import replacing
+from moe_beyond.data.splitting import GATE, SPLITS
+from moe_beyond.evaluation.evaluate import evaluate
+from moe_beyond.files import write_json, write_tables
+from moe_beyond.paper.network import load_variants
+from moe_beyond.paper.scores import protocol_table
 from moe_beyond.predictor.checkpoint import load_checkpoint
-from moe_beyond.predictor.published import load_variants
 from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.predictor.settings import ExportSettings
 from moe_beyond.predictor.shipping import export_predictor
+from moe_beyond.settings import Seed, Settings
 from moe_beyond.traces import store
-from moe_beyond.tracking import stage_run
 
-CHECKPOINT = Path("models/checkpoint")
-PUBLISHED = Path("models/published")
-PREDICTOR = Path("models/predictor")
 DATA = Path("data/splits")
+REPORTS = Path("reports/export")
 
 
-def main() -> None:
-    with stage_run("export") as run:
-        settings = run.params.export
-        splits = {name: store.open_working(DATA / name) for name in SPLITS if store.has_working(DATA / name)}
-        shipped = export_predictor(load_checkpoint(CHECKPOINT), PREDICTOR, splits["validation"], settings)
-        evaluation = evaluate(
-            OnnxPredictor(PREDICTOR),
-            splits,
-            settings.bootstrap_resamples,
-            run.params.seed,
-            others=load_variants(PUBLISHED),
-        )
-        for name, table in {**evaluation.tables(), "quantisation": shipped.quantisation}.items():
-            with replacing(run.reports / f"{name}.csv") as temporary:
-                table.write_csv(temporary)
-        run.write_metrics(shipped.metrics | evaluation.metrics())
+class Params(Settings):
+    seed: Seed
+    export: ExportSettings = ExportSettings()
 
 
-if __name__ == "__main__":
-    main()
+def main(root: Path, params: Params) -> None:
+    settings, seed, directory = params.export, params.seed, root / "models/predictor"
+    scored = {name: root / DATA / name for name in SPLITS if not name.startswith(GATE)}
+    splits = {name: store.open_working(path) for name, path in scored.items() if store.has_working(path)}
+    fitted_on = {name: splits[name] for name in ("train", "validation")}
+    exported = export_predictor(load_checkpoint(root / "models/checkpoint"), directory, fitted_on, settings)
+    predictor, resamples = OnnxPredictor(directory), settings.bootstrap_resamples
+    evaluation = evaluate(predictor, splits, resamples, seed, others=load_variants(root / "models/published"))
+    tables = {
+        "quality": evaluation.quality,
+        "calibration": evaluation.calibration,
+        "published_protocol": protocol_table(predictor, splits, resamples, seed),
+    }
+    write_tables(root / REPORTS / "tables", tables)
+    write_json(root / REPORTS / "metrics.json", exported.metrics | evaluation.metrics())
+    write_json(
+        root / REPORTS / "latency.json", {"measured": asdict(exported.measured), "charged": asdict(exported.charged)}
+    )

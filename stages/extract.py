@@ -3,19 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from moe_beyond.config import Params
-from moe_beyond.files import replacing
-from moe_beyond.reference.prompts import reference_job, reference_prompts
-from moe_beyond.traces import importers, store
-from moe_beyond.traces.capture_shards import CaptureCounts, capture
-from moe_beyond.traces.capture_sources import transformers_job, transformers_prompts
-from moe_beyond.tracking import stage_run
+from moe_beyond import formats
+from moe_beyond.capture.reference.prompts import reference_job, reference_prompts
+from moe_beyond.capture.settings import ExtractSettings, TracesSettings
+from moe_beyond.capture.shards import CaptureCounts, capture
+from moe_beyond.capture.sources import transformers_job, transformers_prompts
+from moe_beyond.files import replacing, write_json
+from moe_beyond.settings import Seed, Settings
+from moe_beyond.traces import store
 
 
-def main() -> None:
-    with stage_run("extract") as run:
-        make = {"reference": from_reference, "transformers": from_transformers, "import": from_published}
-        run.write_metrics(make[run.params.traces.source](run.params, run.root, run.root / "data" / "traces"))
+class Params(Settings):
+    seed: Seed
+    traces: TracesSettings
+    extract: ExtractSettings = ExtractSettings()
+
+
+def main(root: Path, params: Params) -> None:
+    make = {"reference": from_reference, "transformers": from_transformers, "import": from_published}
+    metrics = make[params.traces.source](params, root, root / "data" / "traces")
+    write_json(root / "reports/extract/metrics.json", metrics)
 
 
 def from_reference(params: Params, root: Path, output: Path) -> dict[str, Any]:
@@ -39,12 +46,8 @@ def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
         temporary.mkdir()
         for name, path, held_out in parts:
             if path is not None:
-                trace = importers.read(source.format, root / path, held_out=held_out, privacy=privacy)
+                trace = formats.read(source.format, root / path, held_out=held_out, privacy=privacy)
                 store.write_parquet(trace, temporary / f"{name}.parquet")
         # read as one: both must be of one model, with distinct prompts
         whole = store.read_parquet(temporary)
     return CaptureCounts.of(whole).metrics()
-
-
-if __name__ == "__main__":
-    main()

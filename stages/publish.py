@@ -4,17 +4,18 @@ import tempfile
 from pathlib import Path
 
 from moe_beyond.data.splitting import SPLITS
-from moe_beyond.drift.report import measure
-from moe_beyond.drift.window import Window
-from moe_beyond.dvcfile import content_md5
+from moe_beyond.files import folder_digest
+from moe_beyond.params import load_params
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.bundle import Origin, registered_name, write_bundle
+from moe_beyond.registry.drift.report import measure
+from moe_beyond.registry.drift.window import Window
+from moe_beyond.registry.publishing import Gate, publish
+from moe_beyond.registry.registry import Registry
 from moe_beyond.traces import store
 from moe_beyond.tracking import pipeline_run, stage_run
 from moe_beyond.tracking.asking import must_answer
-from moe_beyond.tracking.publishing import Gate, publish
 from moe_beyond.tracking.receipts import receipts
-from moe_beyond.tracking.registry import Registry
 from moe_beyond.tracking.stage import git_tags
 
 DATA = Path("data/splits")
@@ -30,10 +31,8 @@ SHOWN = [
 
 def main() -> None:
     # the registry decides who is champion: without it there is nothing to publish to
-    with stage_run("publish") as run, must_answer(run.client.uri):
-        params, settings, simulate = run.params, run.params.publish, run.params.simulate
-        if run.params.traces.source != "reference":
-            simulate = simulate.model_copy(update={"timed_expert_mib": None})
+    with stage_run("publish", load_params) as run, must_answer(run.client.uri):
+        params, settings, simulate = run.params, run.params.publish, run.params.replay
         # a source without a held-out domain leaves that split's folder empty
         present = [name for name in SPLITS if name.startswith("test") and any((run.root / DATA / name).iterdir())]
         splits = {name: store.open_working(run.root / DATA / name) for name in present}
@@ -41,7 +40,7 @@ def main() -> None:
         near = splits.get("test_in_domain", splits[present[0]])
         measured = measure(near, OnnxPredictor(PREDICTOR), settings.capacity, simulate, prefetch=True)
         digests = {
-            path: content_md5(run.root / path) for path in run.declared.deps if path.startswith(("data", "models"))
+            path: folder_digest(run.root / path) for path in run.declared.deps if path.startswith(("data", "models"))
         }
         origin = Origin(digests, git_tags(run.root), receipts(run.root), params.seed)
         with tempfile.TemporaryDirectory() as folder, pipeline_run(run, SHOWN) as pipeline_id:

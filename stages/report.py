@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from moe_beyond.config import Params, flatten
+from moe_beyond.params import Params, load_params
 from moe_beyond.reporting.page import render_report
+from moe_beyond.settings import flatten
 from moe_beyond.tracking import stage_run
 from moe_beyond.tracking.stage import context_tags
 
@@ -11,7 +12,7 @@ CODE = ("git.commit", "git.dirty", "dvc_exp_name", "mlflow_run")
 
 
 def main() -> None:
-    with stage_run("report") as run:
+    with stage_run("report", load_params) as run:
         render_report(
             run.root,
             run.params.report,

@@ -4,55 +4,38 @@ from pathlib import Path
 
 import polars as pl
 
-from moe_beyond.config import load_params
-from moe_beyond.dvcfile import content_md5
-from moe_beyond.files import replacing
+from moe_beyond.files import fingerprint, folder_digest, replacing, scratch_folder, scratch_path, write_json
+from moe_beyond.paper.training import fit_variants
 from moe_beyond.predictor.checkpoint import save_checkpoint
-from moe_beyond.published_training import fit_variants
-from moe_beyond.ranks import is_further_process
-from moe_beyond.scratch import fingerprint, scratch_folder, scratch_path
+from moe_beyond.settings import Seed, Settings
 from moe_beyond.traces import store
-from moe_beyond.tracking import stage_run
-from moe_beyond.training import fit, read_choice
+from moe_beyond.training.distributed import is_further_process
+from moe_beyond.training.fit import fit, read_choice
+from moe_beyond.training.settings import TrainSettings
 
 FOLDERS = Path("data/splits/train"), Path("data/splits/validation")
 BEST = Path("reports/tune/best.yaml")
-CHECKPOINT = Path("models/checkpoint")
-PUBLISHED = Path("models/published")
+REPORTS = Path("reports/train")
 
 
-def main() -> None:
-    with stage_run("train") as run:
-        params = run.params
-        size, settings = read_choice(BEST, params.train)
-        train, validation = (store.open_working(folder) for folder in FOLDERS)
-        key = fingerprint(params.seed, settings, size, *map(content_md5, FOLDERS))
-        with scratch_folder(run.root, "train", key) as scratch:
-            result = fit(
-                train,
-                validation,
-                size,
-                settings,
-                epochs=settings.epochs,
-                seed=params.seed,
-                scratch=scratch,
-                log_step=run.log_step_metrics,
-            )
-            save_checkpoint(result.checkpoint, CHECKPOINT)
-            fit_variants(train, validation, params.train, seed=params.seed, scratch=scratch, directory=PUBLISHED)
-            with replacing(run.reports / "history.csv") as temporary:
-                pl.DataFrame(result.history).write_csv(temporary)
-            run.write_metrics(result.metrics())
+class Params(Settings):
+    seed: Seed
+    train: TrainSettings = TrainSettings()
 
 
-def help_training() -> None:
-    """Take part in the fit that the first process started, and leave the rest to it."""
-    params = load_params(Path("params.yaml"))
-    size, settings = read_choice(BEST, params.train)
-    train, validation = (store.open_working(folder) for folder in FOLDERS)
-    scratch = scratch_path(Path.cwd(), "train", fingerprint(params.seed, settings, size, *map(content_md5, FOLDERS)))
-    fit(train, validation, size, settings, epochs=settings.epochs, seed=params.seed, scratch=scratch)
-
-
-if __name__ == "__main__":
-    help_training() if is_further_process() else main()
+def main(root: Path, params: Params) -> None:
+    size, settings = read_choice(root / BEST, params.train)
+    train, validation = (store.open_working(root / folder) for folder in FOLDERS)
+    key = fingerprint(params.seed, settings, size, *(folder_digest(root / folder) for folder in FOLDERS))
+    scratch = scratch_path(root, "train", key)
+    if is_further_process():  # it takes part in the fit that the first process started, and leaves the rest to it
+        fit(train, validation, size, settings, epochs=settings.epochs, seed=params.seed, scratch=scratch)
+        return
+    with scratch_folder(root, "train", key) as scratch:
+        result = fit(train, validation, size, settings, epochs=settings.epochs, seed=params.seed, scratch=scratch)
+        save_checkpoint(result.checkpoint, root / "models/checkpoint")
+        published = root / "models/published"
+        fit_variants(train, validation, params.train, seed=params.seed, scratch=scratch, directory=published)
+        with replacing(root / REPORTS / "history.csv") as temporary:
+            pl.DataFrame(result.history).write_csv(temporary)
+        write_json(root / REPORTS / "metrics.json", result.metrics())

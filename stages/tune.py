@@ -4,9 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from moe_beyond.dvcfile import content_md5
-from moe_beyond.files import replacing
-from moe_beyond.scratch import scratch_folder
+from moe_beyond.files import folder_digest, replacing, scratch_folder
+from moe_beyond.params import load_params
 from moe_beyond.tracking import stage_run
 from moe_beyond.tuning import Inputs, place_of, search
 
@@ -14,13 +13,11 @@ SPLITS = Path("data/splits")
 
 
 def main() -> None:
-    with stage_run("tune") as run:
+    with stage_run("tune", load_params) as run:
         params = run.params
-        inputs = Inputs(
-            params.seed, params.tune, params.train, params.simulate, params.export.opset, params.traces.source
-        )
+        inputs = Inputs(params.seed, params.tune, params.train, params.replay, params.export.opset)
         # data and code: a study of other code is another study
-        key = inputs.key(content_md5(run.root / path) for path in run.declared.deps)
+        key = inputs.key(folder_digest(run.root / path) for path in run.declared.deps)
         with scratch_folder(run.root, "tune", key) as scratch:
             place = place_of(params.tune.storage, f"moe-beyond-{key}", scratch)
             result, trial_runs = search(inputs.job(run.root / SPLITS, place, run.children))

@@ -31,7 +31,7 @@ def validation_trace():
 @pytest.fixture(scope="session")
 def fitted(train_trace, validation_trace, tmp_path_factory):
     """A predictor trained for a second."""
-    from moe_beyond.training import Size, fit  # noqa: PLC0415
+    from moe_beyond.training.fit import Size, fit  # noqa: PLC0415
     from tests.predictor.small import SETTINGS  # noqa: PLC0415
 
     scratch = tmp_path_factory.mktemp("scratch")
@@ -39,11 +39,12 @@ def fitted(train_trace, validation_trace, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(fitted, validation_trace, tmp_path_factory):
-    """A predictor directory, and what its export measured."""
+def exported(fitted, train_trace, validation_trace, tmp_path_factory):
+    """A predictor directory, and what is known of it."""
     from moe_beyond.predictor.settings import ExportSettings  # noqa: PLC0415
     from moe_beyond.predictor.shipping import export_predictor  # noqa: PLC0415
 
     directory = tmp_path_factory.mktemp("models") / "predictor"
     settings = ExportSettings(parity_tokens=60, latency_repeats=10)
-    return directory, export_predictor(fitted.checkpoint, directory, validation_trace, settings).metrics
+    fitted_on = {"train": train_trace, "validation": validation_trace}
+    return directory, export_predictor(fitted.checkpoint, directory, fitted_on, settings)

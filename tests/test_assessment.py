@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond.assessment import assess, cards_table, every_nth_prompt, in_domain, other_cards
+from moe_beyond import formats as importers
+from moe_beyond.assess.assessment import assess, cards_table, every_nth_prompt, in_domain, other_cards
+from moe_beyond.assess.settings import AssessSettings, OtherTrace
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers, store
+from moe_beyond.traces import store
 from moe_beyond.traces.schema import concatenate
-from moe_beyond.traces.settings import AssessSettings, OtherTrace
 from tests.traces.random_traces import random_trace, trace_of
 from tests.traces_of_chance import chance_trace
 

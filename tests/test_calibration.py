@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond import calibration
-from moe_beyond.calibration import EDGES, reliability
-from moe_beyond.metrics import hits_at_k
+from moe_beyond.evaluation.reliability import EDGES, Reliability
 
 
 def drawn(seed: int, *, tokens: int = 40, layers: int = 3, experts: int = 12, top_k: int = 2, levels: int = 0):
@@ -22,11 +20,9 @@ def drawn(seed: int, *, tokens: int = 40, layers: int = 3, experts: int = 12, to
 @given(seed=st.integers(0, 10_000), levels=st.integers(0, 6), experts=st.integers(2, 12))
 def test_counts_equal_a_loop_over_every_statement(seed: int, levels: int, experts: int):
     scores, ids = drawn(seed, tokens=6, experts=experts, levels=levels)
-    result = reliability(scores, ids)
+    result = Reliability.of(scores, ids)
     count, true, total = np.zeros(13, int), np.zeros(13, int), np.zeros(13)
-    ranks = np.zeros(experts, int)
     for token, layer in np.ndindex(scores.shape[:2]):
-        order = sorted(range(experts), key=lambda e: (-scores[token, layer, e], e))
         for expert in range(experts):
             probability = scores[token, layer, expert]
             place = max(b for b in range(13) if probability >= np.float32(EDGES[b]))
@@ -34,44 +30,21 @@ def test_counts_equal_a_loop_over_every_statement(seed: int, levels: int, expert
             total[place] += probability
             if expert in ids[token, layer]:
                 true[place] += 1
-                ranks[order.index(expert)] += 1
     assert result.count_B.tolist() == count.tolist()
     assert result.true_B.tolist() == true.tolist()
     assert result.sum_B == pytest.approx(total)
-    assert result.true_by_rank_E.tolist() == ranks.tolist()
 
 
 @given(seed=st.integers(0, 10_000), cut=st.integers(0, 40), levels=st.sampled_from([0, 4]))
 def test_parts_add_up_to_the_whole(seed: int, cut: int, levels: int):
     scores, ids = drawn(seed, levels=levels)
-    whole, parts = reliability(scores, ids), reliability(scores[:cut], ids[:cut]) + reliability(scores[cut:], ids[cut:])
+    whole, parts = (
+        Reliability.of(scores, ids),
+        Reliability.of(scores[:cut], ids[:cut]) + Reliability.of(scores[cut:], ids[cut:]),
+    )
     assert parts.count_B.tolist() == whole.count_B.tolist()
     assert parts.true_B.tolist() == whole.true_B.tolist()
     assert parts.sum_B == pytest.approx(whole.sum_B)
-    assert parts.true_by_rank_E.tolist() == whole.true_by_rank_E.tolist()
-
-
-def test_small_slices_change_nothing(monkeypatch: pytest.MonkeyPatch):
-    scores, ids = drawn(1)
-    whole = reliability(scores, ids)
-    monkeypatch.setattr(calibration, "_SLICE_COMPARISONS", 100)
-    sliced = reliability(scores, ids)
-    assert sliced.count_B.tolist() == whole.count_B.tolist()
-    assert sliced.true_by_rank_E.tolist() == whole.true_by_rank_E.tolist()
-
-
-@given(seed=st.integers(0, 10_000), top_k=st.integers(1, 4), levels=st.sampled_from([0, 3]))
-def test_coverage_rises_and_at_width_k_is_recall_at_k(seed: int, top_k: int, levels: int):
-    scores, ids = drawn(seed, top_k=top_k, levels=levels)
-    coverage = reliability(scores, ids).coverage(top_k)
-    assert coverage["width"].to_list() == list(range(1, min(12, 4 * top_k) + 1))
-    assert coverage["recall"].is_sorted()
-    assert coverage["recall"][top_k - 1] == pytest.approx(hits_at_k(scores, ids).sum() / ids.size)
-
-
-def test_naming_every_expert_covers_all():
-    scores, ids = drawn(3, experts=4)
-    assert reliability(scores, ids).coverage(2)["recall"][-1] == 1.0
 
 
 def test_true_probabilities_are_calibrated_and_boasted_ones_are_not():
@@ -79,9 +52,9 @@ def test_true_probabilities_are_calibrated_and_boasted_ones_are_not():
     honest = rng.random((20_000, 1, 2), np.float32)
     honest[..., 1] = 1 - honest[..., 0]  # one of two experts is chosen, the first with its stated probability
     ids = (rng.random((20_000, 1, 1)) >= honest[..., :1]).astype(np.uint8)
-    assert reliability(honest, ids).calibration_error < 0.02
+    assert Reliability.of(honest, ids).calibration_error < 0.02
     boast = np.where(honest > 0.5, np.float32(0.99), np.float32(0.01))
-    result = reliability(boast, ids)
+    result = Reliability.of(boast, ids)
     # half of the statements say 0.99 and three quarters of those come true
     assert result.calibration_error == pytest.approx(0.24, abs=0.01)
     assert result.bins()["bin_low"].to_list() == [0.01, 0.9]
@@ -89,7 +62,7 @@ def test_true_probabilities_are_calibrated_and_boasted_ones_are_not():
 
 def test_the_error_follows_from_the_table():
     scores, ids = drawn(5)
-    result = reliability(scores, ids)
+    result = Reliability.of(scores, ids)
     bins = result.bins()
     assert bins["count"].sum() == scores.size
     assert bins["bin_low"].to_list() == list(EDGES[:-1])

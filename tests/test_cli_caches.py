@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_beyond.cli import app
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import LayerLru
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces import store
 from tests.traces_of_chance import chance_trace
 

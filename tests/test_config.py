@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_beyond.config import Params, flatten, load_params, parse_params
 from moe_beyond.errors import InputError
+from moe_beyond.params import Params, load_params, parse_params
+from moe_beyond.settings import flatten
 
 ROOT = Path(__file__).parents[1]
 

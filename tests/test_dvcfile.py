@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-from moe_beyond.dvcfile import content_md5, read_stage, restore_outs
 from moe_beyond.errors import InputError
+from moe_beyond.tracking.dvc import read_stage, restore_outs
+from moe_beyond.files import folder_digest
 
 
 def test_digests_equal_dvcs_own(tmp_path):
@@ -16,7 +17,7 @@ def test_digests_equal_dvcs_own(tmp_path):
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     subprocess.run([*dvc, "add", "-q", "data", "single.bin"], cwd=tmp_path, check=True)
     for name in ("data", "single.bin"):
-        assert f"md5: {content_md5(tmp_path / name)}" in (tmp_path / f"{name}.dvc").read_text()
+        assert f"md5: {folder_digest(tmp_path / name)}" in (tmp_path / f"{name}.dvc").read_text()
 
 
 def test_outs_metrics_and_plots_are_outs(tmp_path):

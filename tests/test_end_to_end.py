@@ -15,8 +15,8 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from moe_beyond.config import STAGES, flatten
-from moe_beyond.dvcfile import read_stage
+from moe_beyond.settings import STAGES, flatten
+from moe_beyond.tracking.dvc import read_stage
 
 ROOT = Path(__file__).parents[1]
 TINY = {

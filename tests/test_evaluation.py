@@ -7,15 +7,15 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from moe_beyond import metrics
-from moe_beyond.calibration import reliability
-from moe_beyond.evaluation import evaluate
-from moe_beyond.metrics import score
+from moe_beyond import formats as importers
+from moe_beyond.evaluation.evaluate import evaluate
+from moe_beyond.evaluation.reliability import Reliability
+from moe_beyond.evaluation.scores import score
+from moe_beyond.paper.protocol import published_replay
+from moe_beyond.paper.scores import PUBLISHED_FILLINGS, protocol_table, published_rows
+from moe_beyond.predictor import recall
+from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.baselines import Popularity, TokenUnigram
-from moe_beyond.predictor.scaling import Scaling
-from moe_beyond.published_scores import PUBLISHED_FILLINGS, published_rows
-from moe_beyond.simulator.published_protocol import published_replay
-from moe_beyond.traces import importers
 from tests.simulator.phone_traces import shared
 from tests.traces_of_chance import chance_trace
 
@@ -32,11 +32,10 @@ class TableOfTwoHorizons:
 
     name = "predictor"
 
-    def __init__(self, baseline, layers=3):
+    horizon = 2
+
+    def __init__(self, baseline):
         self.baseline = baseline
-        thresholds = {0.5: np.full(layers, 0.5), 0.9: np.full(layers, 0.1)}
-        self.scaling = Scaling(np.full(layers, 0.5), np.full(layers, -1.0), thresholds)
-        self.layer_scaling_H = [Scaling.identity(layers), self.scaling]
 
     def both_logits(self, trace):
         known = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
@@ -56,6 +55,10 @@ def evaluated(splits, resamples=20, **more):
     return evaluate(TableOfTwoHorizons(TokenUnigram.fit(splits["train"])), splits, resamples, seed=0, **more)
 
 
+def protocol(splits, resamples=20):
+    return protocol_table(TableOfTwoHorizons(TokenUnigram.fit(splits["train"])), splits, resamples, seed=0)
+
+
 def test_every_predictor_is_scored_on_every_split_and_ours_at_every_horizon():
     splits = {"train": chance_trace(30, seed=1), "test_in_domain": chance_trace(10, seed=2, name="t")}
     rival = replace(Popularity.fit(splits["train"]), name="published network, causal")
@@ -63,7 +66,7 @@ def test_every_predictor_is_scored_on_every_split_and_ours_at_every_horizon():
     assert set(result.quality["split"]) == set(splits)
     ours = result.quality.filter(pl.col("predictor") == "predictor")
     assert ours["horizon"].unique(maintain_order=True).to_list() == HORIZONS
-    baselines = {"token unigram", "popularity", "previous token", "MoE-Infinity", "crippled MoE-Infinity"}
+    baselines = {"token unigram", "popularity", "previous token", "MoE-Infinity", "one-cluster MoE-Infinity"}
     token = result.quality.filter(pl.col("horizon") == "token")
     assert set(token["predictor"]) == {"predictor", rival.name, *baselines}
     headline = result.metrics()
@@ -76,73 +79,29 @@ def test_every_predictor_is_scored_on_every_split_and_ours_at_every_horizon():
     assert by_layer["layer"].unique(maintain_order=True).to_list() == ["1", "2", "3"]
 
 
-def test_calibration_of_test_splits_before_and_after_agrees_with_the_counts():
+def test_calibration_of_test_splits_agrees_with_the_counts():
     splits = chance_splits()
     test = splits["test_out_of_domain"]
     result = evaluated(splits)
-    assert set(result.calibration["split"]) == set(result.width["split"]) == {"test_out_of_domain"}
-    ours = TableOfTwoHorizons(TokenUnigram.fit(splits["train"]))
-    logits, _ = ours.both_logits(test)
-    before = reliability(Scaling.identity(3).probabilities(logits), test.experts_TLK)
-    after = reliability(ours.scaling.probabilities(logits), test.experts_TLK)
-    bins = after.bins()
-    assert_frame_equal(result.calibration.select(bins.columns), bins)
-    same_bins = before.bins().filter(pl.col("bin_low").is_in(bins["bin_low"].to_list()))
-    assert result.calibration["count_before"].drop_nulls().to_list() == same_bins["count"].to_list()
-    metrics_ = result.metrics()
-    assert metrics_["calibration_error"] == {"test_out_of_domain": pytest.approx(after.calibration_error)}
-    assert metrics_["calibration_error_before"] == {"test_out_of_domain": pytest.approx(before.calibration_error)}
-    table = result.calibration_by_layer
-    assert table["horizon"].unique(maintain_order=True).to_list() == HORIZONS
-    second = table.filter((pl.col("horizon") == "token") & (pl.col("layer") == "2")).row(0, named=True)
-    alone = reliability(ours.scaling.probabilities(logits)[:, 1:2], test.experts_TLK[:, 1:2])
-    assert second["error"] == pytest.approx(alone.calibration_error)
-    assert second["statements"] == test.num_tokens * 16
-    whole = table.filter((pl.col("horizon") == "token") & (pl.col("layer") == "all")).row(0, named=True)
-    assert whole["error"] == pytest.approx(after.calibration_error)
-
-
-def test_width_is_recall_by_number_named_with_a_column_a_horizon():
-    result = evaluated(chance_splits())
-    assert result.width["width"].to_list() == list(range(1, 9))
-    at_k = result.width.filter(pl.col("width") == 2).row(0, named=True)
-    headline = result.metrics()
-    assert at_k["recall"] == pytest.approx(headline["recall_at_k"]["test_out_of_domain"]["predictor"])
-    for horizon in ("1", "2"):
-        expected = headline["layer_recall_at_k"]["test_out_of_domain"][f"ahead_{horizon}"]
-        assert at_k[f"recall_ahead_{horizon}"] == pytest.approx(expected)
-
-
-def test_prefetch_sets_are_counted_by_threshold():
-    splits = chance_splits()
-    test = splits["test_out_of_domain"]
-    ours = TableOfTwoHorizons(TokenUnigram.fit(splits["train"]))
-    table = evaluated(splits).prefetch_sets
-    # the identity scaling of one layer ahead states no coverage
-    assert table["horizon"].unique(maintain_order=True).to_list() == ["token", "2"]
-    probabilities = ours.scaling.probabilities(ours.both_logits(test)[0])
-    true = np.take_along_axis(probabilities, test.experts_TLK.astype(int), axis=2)
-    for stated, threshold in ((0.5, 0.5), (0.9, 0.1)):
-        part = table.filter((pl.col("horizon") == "token") & (pl.col("stated_coverage") == stated))
-        whole = part.filter(pl.col("layer") == "all").row(0, named=True)
-        assert whole["coverage"] == pytest.approx((true >= np.float32(threshold)).mean())
-        assert whole["experts_per_layer"] == pytest.approx((probabilities >= np.float32(threshold)).sum(2).mean())
-        assert whole["low"] <= whole["coverage"] <= whole["high"]
-        third = part.filter(pl.col("layer") == "3").row(0, named=True)
-        assert third["coverage"] == pytest.approx((true[:, 2] >= np.float32(threshold)).mean())
+    logits, _ = TableOfTwoHorizons(TokenUnigram.fit(splits["train"])).both_logits(test)
+    counted = Reliability.of(sigmoid(logits), test.experts_TLK)
+    assert set(result.calibration["split"]) == {"test_out_of_domain"}
+    assert_frame_equal(result.calibration.drop("split"), counted.bins())
+    error = {"test_out_of_domain": pytest.approx(counted.calibration_error)}
+    assert result.metrics()["calibration_error"] == error
 
 
 def test_the_answer_does_not_depend_on_how_prompts_are_grouped(monkeypatch: pytest.MonkeyPatch):
     splits = chance_splits(published=True)
     whole = evaluated(splits)
-    monkeypatch.setattr(metrics, "_CHUNK_VALUES", 1)  # a group a prompt
+    monkeypatch.setattr(recall, "_CHUNK_VALUES", 1)  # a group a prompt
     parts = evaluated(splits)
-    for name, table in whole.tables().items():
-        assert_frame_equal(parts.tables()[name], table)
+    assert_frame_equal(parts.quality, whole.quality)
+    assert_frame_equal(parts.calibration, whole.calibration)
 
 
 def test_without_published_predictions_the_protocols_table_has_only_its_header():
-    header, *rows = evaluated(chance_splits()).published_protocol.write_csv().splitlines()
+    header, *rows = protocol(chance_splits()).write_csv().splitlines()
     assert header.startswith("split,predictor,horizon,capacity_experts,hit_rate,recall_at_k,low,high,mib_per_token")
     assert not rows
 
@@ -150,13 +109,13 @@ def test_without_published_predictions_the_protocols_table_has_only_its_header()
 def test_the_published_protocol_compares_ours_at_every_horizon_over_ten_fillings():
     splits = chance_splits(published=True)
     test = splits["test_out_of_domain"]
-    table = evaluated(splits, resamples=50).published_protocol
+    table = protocol(splits, resamples=50)
     assert table.group_by("predictor", "horizon", maintain_order=True).len().rows() == [
         ("predictor", "token", 3),
         ("predictor", "1", 3),
         ("predictor", "2", 3),
         ("published predictions", "token", 3),
-        ("crippled MoE-Infinity", "token", 3),
+        ("one-cluster MoE-Infinity", "token", 3),
     ]
     assert table["capacity_experts"].unique().sort().to_list() == [4, 9, 24]
     sure = table.filter((pl.col("predictor") == "predictor") & (pl.col("horizon") == "1"))
@@ -195,5 +154,5 @@ def test_the_papers_predictor_scores_what_the_paper_published():
 
 
 def test_it_needs_no_torch():
-    code = "import sys, moe_beyond.evaluation; sys.exit('torch' in sys.modules)"
+    code = "import sys, moe_beyond.evaluation.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond.metrics import hits_at_k
+from moe_beyond import formats as importers
+from moe_beyond.paper.caches import rows_by_cache
+from moe_beyond.paper.scores import published_rows
 from moe_beyond.predictor.graph_file import FORMAT_VERSION, STEPS, graph_file
+from moe_beyond.predictor.recall import hits_at_k, most_probable
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.published_cache import rows_by_cache
-from moe_beyond.published_scores import published_rows
-from moe_beyond.simulator.published_protocol import most_probable
-from moe_beyond.traces import importers, store
+from moe_beyond.traces import store
 from tests.simulator.phone_traces import shared
 
 PREDICTOR = Path(__file__).parents[1] / "build" / "deepseek" / "models" / "predictor"

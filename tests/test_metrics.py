@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score
 
-from moe_beyond.metrics import Quality, groups, hits_at_k, quality_rows, ratio_interval, score
+from moe_beyond.evaluation.scores import Quality, quality_rows, score
+from moe_beyond.intervals import Ratio, Resamples
 from moe_beyond.predictor.baselines import Popularity
+from moe_beyond.predictor.recall import groups, hits_at_k
 from tests.traces_of_chance import chance_trace
 
 
@@ -68,14 +70,14 @@ def test_interval_encloses_the_estimate_and_shrinks_with_more_prompts():
     for prompts in (10, 1000):
         accesses = rng.integers(50, 100, prompts)
         hits = rng.binomial(accesses, 0.6)
-        low, high = ratio_interval(hits, accesses, 500, seed=0)
-        assert low <= hits.sum() / accesses.sum() <= high
-        widths.append(high - low)
+        found = Resamples.draw(prompts, 500, seed=0).ratio(Ratio(hits, accesses))
+        assert found.low <= found.value <= found.high
+        widths.append(found.high - found.low)
     assert widths[1] < widths[0] / 3
 
 
 def test_groups_cover_every_prompt_once(monkeypatch):
-    monkeypatch.setattr("moe_beyond.metrics._CHUNK_VALUES", 48 * 50)  # 50 tokens
+    monkeypatch.setattr("moe_beyond.predictor.recall._CHUNK_VALUES", 48 * 50)  # 50 tokens
     trace = chance_trace(30)
     parts = list(groups(trace))
     assert len(parts) > 5

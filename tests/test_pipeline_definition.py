@@ -6,19 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_beyond.config import STAGES
-from moe_beyond.dvcfile import read_stage
+from moe_beyond.settings import STAGES
+from moe_beyond.tracking.dvc import read_stage
 
 ROOT = Path(__file__).parents[1]
 SHARED_SECTIONS = {"seed", "traces"}
 # how runs are tracked and parameters parsed does not change what a stage computes
 NO_DEPENDENCY = {
     "moe_beyond",
-    "moe_beyond.config",
-    "moe_beyond.dvcfile",
+    "moe_beyond.params",
+    "moe_beyond.tracking.dvc",
     "moe_beyond.errors",
     "moe_beyond.files",
-    "moe_beyond.scratch",
     "moe_beyond.settings",
     "moe_beyond.tracking",
 }

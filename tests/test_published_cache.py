@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from moe_beyond.paper.caches import CACHES, rows_by_cache
+from moe_beyond.paper.scores import published_counts, published_rows
 from moe_beyond.predictor.baselines import TokenUnigram
-from moe_beyond.published_cache import CACHES, rows_by_cache
-from moe_beyond.published_scores import published_counts, published_rows
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.published_protocol import most_probable
+from moe_beyond.predictor.recall import most_probable
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator import slow_cache
 from tests.traces_of_chance import chance_trace
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_beyond.simulator.experiment import replay_splits
-from moe_beyond.simulator.tables import replay_table, timing_table
-from moe_beyond.traces.capture_parallel import run_tasks
-from moe_beyond.traces.capture_shards import capture
+from moe_beyond.capture.shards import capture
+from moe_beyond.parallel import run_tasks
+from moe_beyond.simulator.study.experiment import replay_splits
+from moe_beyond.simulator.study.tables import replay_table, timing_table
 from tests.simulator.test_experiment import SETTINGS, Drawn, drawn
 from tests.traces.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
 

@@ -7,13 +7,14 @@ import pytest
 from optuna.trial import TrialState
 
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.settings import SearchSpace, TrainSettings, TuneSettings
-from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.training import Size
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.training.fit import Size
+from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning import choose, search, work
 from moe_beyond.tuning.choice import MEASURED
 from moe_beyond.tuning.ledger import Claim, Ledger
 from moe_beyond.tuning.payoff import bench_of
+from moe_beyond.tuning.settings import SearchSpace, TuneSettings
 from moe_beyond.tuning.space import all_candidates, no_larger, parts
 from moe_beyond.tuning.storage import place_of
 from tests.predictor.small import SETTINGS

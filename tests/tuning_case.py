@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_beyond.predictor.settings import SearchSpace, TuneSettings
-from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.tuning import Inputs, StudyPlace
+from moe_beyond.tuning.settings import SearchSpace, TuneSettings
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 
@@ -28,7 +28,7 @@ def tune_settings(**changes):
 
 
 def job(folder, trial_log, url=None, name="study", train=SETTINGS, **changes):
-    inputs = Inputs(3, tune_settings(**changes), train, SimulateSettings(), 20, "reference")
+    inputs = Inputs(3, tune_settings(**changes), train, SimulateSettings(), 20)
     traces = chance_trace(20, seed=1, name="t"), chance_trace(5, seed=2, name="v")
     return inputs.job_on(*traces, StudyPlace(name, url, Path(folder)), trial_log)
 

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from moe_beyond.predictor.settings import SearchSpace
 from moe_beyond.tuning import trial as trial_module
 from moe_beyond.tuning import work
 from moe_beyond.tuning.choice import MEASURED
+from moe_beyond.tuning.settings import SearchSpace
 from tests.tuning_case import FileLog, job
 
 EPOCHS, EPOCH_S, CANDIDATES = 4, 0.25, 8

@@ -17,20 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.golden.recordings import PhoneRun, phone_run, toy
-from moe_beyond.simulator.bounds import BeladyForced
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.calibrate import fit_token_time
-from moe_beyond.simulator.policies.base import Policy
+from moe_beyond import formats as importers
+from moe_beyond.devices.calibrate import fit_token_time
+from moe_beyond.paper.protocol import WARM_UP_TOKENS, published_replay
+from moe_beyond.predictor.baselines import OneClusterMoeInfinity
+from moe_beyond.predictor.recall import most_probable
+from moe_beyond.simulator.bounds.belady import BeladyForced
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies.on_demand import LayerLfu, LayerLru, Lfu, Lru
-from moe_beyond.simulator.published_protocol import (
-    BASELINE_PROMPTS,
-    WARM_UP_TOKENS,
-    crippled_moe_infinity,
-    published_replay,
-)
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.results import MIB
-from moe_beyond.traces import importers
 from moe_beyond.traces.schema import Trace
 
 # the project's names; its engine loads what it uses, so its Belady may not bypass
@@ -190,9 +187,14 @@ def paper_baseline(traces: Path, num_tokens: int) -> npt.NDArray[np.integer]:
     """What the paper's form of MoE-Infinity names: an average of the first nine training prompts by number."""
     with tempfile.TemporaryDirectory() as folder, tarfile.open(traces / "puffin.tar.xz") as archive:
         numbered = {int(found[1]): file for file in archive if (found := re.search(r"prompt_(\d+)_", file.name))}
-        archive.extractall(folder, [numbered[n] for n in sorted(numbered)[:BASELINE_PROMPTS]], filter="data")
+        archive.extractall(
+            folder, [numbered[n] for n in sorted(numbered)[: OneClusterMoeInfinity.PROMPTS]], filter="data"
+        )
         history = importers.read("moe-beyond-csv", Path(folder))
-    return crippled_moe_infinity(history, num_tokens)
+    # the prediction is the same for every token
+    one_TLE = OneClusterMoeInfinity.fit(history).probabilities_TLE(history)[:1]
+    named_TLK = most_probable(one_TLE, history.metadata.top_k)
+    return np.broadcast_to(named_TLK, (num_tokens, *named_TLK.shape[1:]))
 
 
 def importer_checks(traces: Path) -> Iterator[Check]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import TraceMetadata
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"

@@ -4,11 +4,10 @@ import subprocess
 import polars as pl
 import pytest
 
-from moe_beyond.comparison.page import write_page
-from moe_beyond.comparison.retraining import write_report
-from moe_beyond.comparison.states import State, revision, shortened, workspace
-from moe_beyond.comparison.tables import Cell, curves, differing_params, document, headline
 from moe_beyond.errors import InputError
+from moe_beyond.registry.revisions import State, revision, shortened, workspace
+from moe_beyond.reporting.compare import Cell, differing_params, document, headline
+from moe_beyond.reporting.retraining import write_report
 
 
 def replay(rate):
@@ -63,27 +62,6 @@ def test_versions_of_one_registered_model_go_by_what_tells_them_apart():
     assert several[0].about == "team.model, about team.model@2"
     mixed = [state("team.model@2"), state("other@2"), state("HEAD")]
     assert shortened(mixed) == mixed
-
-
-def test_the_page_overlays_every_state_and_stands_alone(tmp_path):
-    states = [state("one <b>"), state("two", 0.6, seed="8")]
-    write_page(tmp_path / "page.html", states)
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 4  # two splits, light and dark
-    assert "one &lt;b&gt;" in page
-    assert "<b>" not in page
-    assert "7.2\u00a0%" in page
-    assert "5.4\u00a0%" in page
-    for outside in ("<script", "src=", "@import", 'href="http'):
-        assert outside not in page
-    write_page(tmp_path / "again.html", states)
-    assert (tmp_path / "again.html").read_text() == page
-
-
-def test_a_page_without_any_replay_says_so(tmp_path):
-    write_page(tmp_path / "page.html", [State(name, "", {}, {}, {}, {"replay": "gone"}) for name in "ab"])
-    assert "None of these states has its replay at hand" in (tmp_path / "page.html").read_text()
-    assert curves([State("a", "", {}, {}, {}, {})]).height == 0
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from moe_beyond.data.datamodule import Collate, LengthBatches, RoutingData, WindowDataset
 from moe_beyond.data.features import token_features
 from moe_beyond.data.tokens import TokenEncoder
+from moe_beyond.training.datamodule import Collate, LengthBatches, RoutingData, WindowDataset
 from tests.traces_of_chance import chance_trace
 
 

@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from moe_beyond.drift.report import drift, measure
-from moe_beyond.drift.window import Measures, Window, read_counts, read_window, write_window
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.baselines import Popularity
+from moe_beyond.registry.drift.report import drift, measure
+from moe_beyond.registry.drift.window import Measures, Window, read_counts, read_window, write_window
 from moe_beyond.registry.settings import DriftSettings
-from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import SimulateSettings
 from tests.traces_of_chance import chance_trace
 
 SETTINGS = DriftSettings(chance_draws=50)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond.drift.stability import chance_psi, psi_L
+from moe_beyond.registry.drift.stability import chance_psi, psi_L
 
 
 def test_the_index_is_that_of_its_definition():

@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from moe_beyond.data import datamodule
-from moe_beyond.ranks import is_further_process
-from moe_beyond.training import Size, fit
+from moe_beyond.training import datamodule
+from moe_beyond.training.distributed import is_further_process
+from moe_beyond.training.fit import Size, fit
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 

@@ -1,7 +1,7 @@
 """Settings under which a predictor trains in a second, and a shape small enough to look at."""
 
-from moe_beyond.predictor.network import NetworkShape
-from moe_beyond.predictor.settings import TrainSettings
+from moe_beyond.predictor.shape import NetworkShape
+from moe_beyond.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
     batch_size=8,

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from moe_beyond.metrics import score
+from moe_beyond.evaluation.scores import score
 from moe_beyond.predictor.baselines import (
-    CrippledMoeInfinity,
     MoeInfinity,
+    OneClusterMoeInfinity,
     Popularity,
     PreviousToken,
     TokenUnigram,
     fit_baselines,
 )
-from moe_beyond.simulator.published_protocol import crippled_moe_infinity, most_probable
+from moe_beyond.predictor.recall import most_probable
 from tests.traces_of_chance import chance_trace
 
 
@@ -81,10 +81,16 @@ def test_moe_infinity_keeps_a_thousand_prompts_at_most(monkeypatch):
     assert len(MoeInfinity.fit(chance_trace(8)).share_NLE) == 5
 
 
-def test_the_crippled_form_is_the_papers_mean_of_nine_prompts():
+def test_the_one_cluster_form_is_the_papers_mean_of_nine_prompts():
     train, trace = chance_trace(30, seed=1), chance_trace(3, seed=2, name="t")
-    named = most_probable(CrippledMoeInfinity.fit(train).probabilities_TLE(trace), 2)
-    assert np.array_equal(named, crippled_moe_infinity(train.select(np.arange(9)), trace.num_tokens))
+    named = most_probable(OneClusterMoeInfinity.fit(train).probabilities_TLE(trace), 2)
+    counts_LE = np.stack(
+        [
+            np.bincount(layer_TK.ravel(), minlength=trace.metadata.num_experts)
+            for layer_TK in train.select(np.arange(9)).experts_TLK.transpose(1, 0, 2)
+        ]
+    )
+    assert np.array_equal(named[-1], np.argsort(-counts_LE, axis=1, kind="stable")[:, :2])
 
 
 @pytest.mark.parametrize("index", range(5))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from moe_beyond.predictor.losses import (
+from moe_beyond.training.losses import (
     LOSSES,
     binary_cross_entropy,
     ranking,

@@ -9,9 +9,11 @@ import pytest
 
 from moe_beyond.data.features import token_features
 from moe_beyond.errors import InputError
+from moe_beyond.predictor import latency
+from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.graph_file import METADATA_KEY, STEPS, GraphFile, graph_file
 from moe_beyond.predictor.onnx import describe, parity, require_parity, torch_logits
-from moe_beyond.predictor.runtime import GRAPH_FILE, OnnxPredictor
+from moe_beyond.predictor.runtime import GRAPH_FILE, TRAINING_PROMPTS, OnnxPredictor
 from moe_beyond.predictor.settings import ExportSettings
 from tests.traces_of_chance import chance_trace
 
@@ -24,23 +26,28 @@ def copied(exported, tmp_path):
     return tmp_path
 
 
-def test_export_measures_parity_latency_and_size_of_both_steps(exported):
-    directory, measured = exported
-    assert {path.name for path in directory.iterdir()} <= set(FILES)
-    for prefix, step in zip(("", "layer_"), STEPS, strict=True):
-        assert measured[f"{prefix}parity_max_abs_error"] < 1e-4
-        assert measured[f"{prefix}latency_ms"] > 0
-        assert measured[f"{prefix}size_bytes"] == (directory / graph_file(step)).stat().st_size
+def test_export_measures_parity_and_size_of_both_steps(exported):
+    directory, found = exported
+    assert {path.name for path in directory.iterdir()} <= {*FILES, latency.FILE, TRAINING_PROMPTS}
+    for step in STEPS:
+        assert found.metrics[f"{step}_parity_error"] < 1e-4
+        assert found.metrics[f"{step}_bytes"] == (directory / graph_file(step)).stat().st_size
 
 
-def test_batch_and_stream_give_torchs_answers_through_the_calibration(exported, fitted, validation_trace):
+def test_what_is_charged_travels_with_the_predictor_and_is_never_below_what_was_measured(exported, fitted):
+    directory, found = exported
+    charge = OnnxPredictor(directory).charge
+    assert charge == found.charged
+    line = latency.modelled(fitted.checkpoint.network.shape)
+    for name in ("token_step_ms", "layer_step_ms", "table_ms"):
+        assert getattr(charge, name) >= max(getattr(found.measured, name), getattr(line, name)) > 0
+
+
+def test_batch_and_stream_equal_pytorch(exported, fitted, validation_trace):
     predictor = OnnxPredictor(exported[0])
     prompt = validation_trace.select(np.array([3]))
     logits_TLE, logits_HTLE = torch_logits(fitted.checkpoint, prompt)
-    expected_TLE = predictor.scaling.probabilities(logits_TLE)
-    expected_HTLE = np.stack(
-        [scaling.probabilities(x) for scaling, x in zip(predictor.layer_scaling_H, logits_HTLE, strict=True)]
-    )
+    expected_TLE, expected_HTLE = sigmoid(logits_TLE), sigmoid(logits_HTLE)
     assert np.allclose(predictor.probabilities_TLE(prompt), expected_TLE, atol=1e-5)
     assert np.allclose(predictor.layer_probabilities_HTLE(prompt), expected_HTLE, atol=1e-5)
     stream, previous = predictor.stream(), None
@@ -163,13 +170,13 @@ def test_steps_that_do_not_belong_together_are_refused(exported, tmp_path):
     path = copied(exported, tmp_path) / graph_file("layer_step")
     describe(path, GraphFile(path, "layer_step", 1).description | {"fit": "another"})
     with pytest.raises(InputError, match=r"from another fit than token_step\.onnx"):
-        OnnxPredictor(tmp_path).layer_scaling_H  # noqa: B018 - opens the layer step
+        OnnxPredictor(tmp_path).layer_step_ms(1)
     path.write_bytes((tmp_path / GRAPH_FILE).read_bytes())
     with pytest.raises(InputError, match="holds the token_step, expected the layer_step"):
-        OnnxPredictor(tmp_path).layer_scaling_H  # noqa: B018
+        OnnxPredictor(tmp_path).layer_step_ms(1)
     path.unlink()
     with pytest.raises(InputError, match=r"layer_step.onnx: no such file; run the export stage first"):
-        OnnxPredictor(tmp_path).stream().predictor.layer_scaling_H  # noqa: B018
+        OnnxPredictor(tmp_path).layer_step_ms(1)
 
 
 def test_a_trace_of_another_model_is_refused(exported):
@@ -226,7 +233,7 @@ def test_the_files_say_nothing_of_the_machine_and_all_that_a_runtime_needs(expor
             assert not node.metadata_props
             assert not node.doc_string
         description = GraphFile(exported[0] / file, FILES[file], 1).description
-        assert {"layer_numbers", "num_experts", "top_k", "horizon", "window", "features", "scaling"} <= set(description)
+        assert {"layer_numbers", "num_experts", "top_k", "horizon", "window", "features"} <= set(description)
 
 
 def test_a_decode_loop_over_both_steps_runs_without_torch(exported):

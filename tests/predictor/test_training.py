@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
-from moe_beyond.metrics import score
+from moe_beyond.evaluation.scores import score
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
-from moe_beyond.predictor.settings import TrainSettings
-from moe_beyond.training import Size, fit, read_choice
+from moe_beyond.training.fit import Size, fit, read_choice
+from moe_beyond.training.settings import TrainSettings
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 
@@ -94,7 +94,7 @@ def test_a_validation_trace_of_another_model_is_refused(train_trace, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(train_trace, validation_trace, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "moe_beyond.predictor.module.PredictorModule._loss", lambda self, logits, *_: logits.sum() * float("nan")
+        "moe_beyond.training.module.PredictorModule._loss", lambda self, logits, *_: logits.sum() * float("nan")
     )
     with pytest.raises(InputError, match="loss is nan at step 0"):
         fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, epochs=1, seed=0, scratch=tmp_path)

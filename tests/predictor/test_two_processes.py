@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_beyond.data.datamodule import LengthBatches
 from moe_beyond.errors import InputError
-from moe_beyond.ranks import is_further_process
+from moe_beyond.training.datamodule import LengthBatches
+from moe_beyond.training.distributed import is_further_process
 from tests.predictor.ddp_case import EPOCHS
 
 ROOT = Path(__file__).parents[2]

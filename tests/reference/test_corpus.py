@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_beyond.reference import corpus
-from moe_beyond.reference.corpus import Document
+from moe_beyond.capture.reference import corpus
+from moe_beyond.capture.reference.corpus import Document
 
 SOURCE = '''"""A module.
 

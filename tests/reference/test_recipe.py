@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from moe_beyond.capture.models import ModelSource, load
+from moe_beyond.capture.reference import recipe
+from moe_beyond.capture.reference.corpus import Document
+from moe_beyond.capture.reference.model import train_tokenizer
+from moe_beyond.capture.reference.prompts import reference_job, reference_prompts, windows
+from moe_beyond.capture.settings import ExtractSettings
+from moe_beyond.capture.shards import capture
 from moe_beyond.errors import InputError
-from moe_beyond.reference import recipe
-from moe_beyond.reference.corpus import Document
-from moe_beyond.reference.model import train_tokenizer
-from moe_beyond.reference.prompts import reference_job, reference_prompts, windows
 from moe_beyond.traces import store
-from moe_beyond.traces.capture_models import ModelSource, load
-from moe_beyond.traces.capture_shards import capture
-from moe_beyond.traces.settings import ExtractSettings
 from tests.reference.test_training import TEXT, TINY
 
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond.capture.reference import model as reference_model
+from moe_beyond.capture.reference import training
+from moe_beyond.capture.reference.corpus import Document
+from moe_beyond.capture.reference.evaluation import expert_load, load_summary
+from moe_beyond.capture.reference.settings import ReferenceSettings
 from moe_beyond.errors import InputError
-from moe_beyond.reference import model as reference_model
-from moe_beyond.reference import training
-from moe_beyond.reference.corpus import Document
-from moe_beyond.reference.evaluation import expert_load, load_summary
-from moe_beyond.reference.settings import ReferenceSettings
 from moe_beyond.threads import torch_threads
 
 TINY = ReferenceSettings(

@@ -5,8 +5,8 @@ import shutil
 
 import polars as pl
 
-from moe_beyond.drift.window import Measures, Window
 from moe_beyond.registry.bundle import Origin, write_bundle
+from moe_beyond.registry.drift.window import Measures, Window
 from moe_beyond.registry.settings import PublishSettings
 
 RECALL = {"predictor": 0.8, "token_unigram": 0.7, "popularity": 0.2, "previous_token": 0.3}

@@ -7,7 +7,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.contest import Contestant, Latency, latencies, score
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import SimulateSettings
 from tests.traces_of_chance import chance_trace
 
 SETTINGS = PublishSettings(capacity=0.25, latency_repeats=10)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond.traces.pair_tables import pair_tables
+from moe_beyond.assess.pair_tables import pair_tables
 from tests.reporting.example_more import (
     ablation_table,
     bandwidth_tables,
@@ -385,7 +385,7 @@ def published_table() -> pl.DataFrame:
     rates = {
         "predictor": [0.76, 0.82, 0.90],
         "published predictions": [0.728, 0.816, 0.91],
-        "crippled MoE-Infinity": [0.168, 0.392, 0.711],
+        "one-cluster MoE-Infinity": [0.168, 0.392, 0.711],
     }
     rows = [
         (SPLITS[1], name, capacity, rate, recall, rate - 0.004, rate + 0.004)

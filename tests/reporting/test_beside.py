@@ -8,22 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.reporting.beside_sections import (
-    models_section,
-    other_caches_sentence,
-    paper_section,
-    paper_sentence,
-)
 from moe_beyond.reporting.blocks import Absent, DataTable, Passage, Section
 from moe_beyond.reporting.findings import published_findings
+from moe_beyond.reporting.sections.beside import models_section, other_caches_sentence, paper_section, paper_sentence
+from moe_beyond.reporting.sections.trust import calibration_errors, calibration_sentence, trust_section, width_sentence
 from moe_beyond.reporting.tables import Table, Tables, read_tables
 from moe_beyond.reporting.text import percent
-from moe_beyond.reporting.trust_sections import (
-    calibration_errors,
-    calibration_sentence,
-    trust_section,
-    width_sentence,
-)
 
 
 def with_table(tables: Tables, name: str, frame: pl.DataFrame | None, absent: str = "it was not written") -> Tables:

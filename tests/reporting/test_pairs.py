@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from moe_beyond.assess.pair_tables import PairTables, pair_tables
 from moe_beyond.reporting.blocks import Absent, Figure
+from moe_beyond.reporting.figures.pairs import together
 from moe_beyond.reporting.page import chart_spec
-from moe_beyond.reporting.pair_plots import together
-from moe_beyond.reporting.pair_sections import pairs_section
+from moe_beyond.reporting.sections.pair import pairs_section
 from moe_beyond.reporting.tables import Tables, read_tables
 from moe_beyond.reporting.text import number, percent
-from moe_beyond.traces.pair_tables import PairTables, pair_tables
 from tests.traces.random_traces import random_trace
 
 

@@ -9,18 +9,18 @@ import polars as pl
 import pytest
 from PIL import Image  # matplotlib, which mlflow needs, brings it
 
-from moe_beyond.reporting import plots, theme
 from moe_beyond.reporting.blocks import Figure
-from moe_beyond.reporting.break_even_sections import break_even_section
-from moe_beyond.reporting.cache_sections import cache_section
-from moe_beyond.reporting.contest_sections import timing_section
-from moe_beyond.reporting.model_sections import model_section
+from moe_beyond.reporting.figures import plots, theme
 from moe_beyond.reporting.page import chart_spec, figure_svg, svg_png
-from moe_beyond.reporting.pair_sections import pairs_section
-from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
+from moe_beyond.reporting.sections.break_even import break_even_section
+from moe_beyond.reporting.sections.cache import cache_section
+from moe_beyond.reporting.sections.contest import timing_section
+from moe_beyond.reporting.sections.model import model_section
+from moe_beyond.reporting.sections.pair import pairs_section
+from moe_beyond.reporting.sections.predictor import predictor_section, search_section, training_section
+from moe_beyond.reporting.sections.trust import trust_section
+from moe_beyond.reporting.sections.why import why_section
 from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.trust_sections import trust_section
-from moe_beyond.reporting.why_sections import why_section
 
 
 def all_figures(tables: Tables) -> dict[str, Figure]:

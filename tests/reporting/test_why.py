@@ -8,14 +8,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from moe_beyond.reporting.ablation_sections import ablation_section
 from moe_beyond.reporting.blocks import Absent, DataTable, Figure, Folded, Passage, Section
-from moe_beyond.reporting.break_even_sections import break_even_section
 from moe_beyond.reporting.clock import Clock
 from moe_beyond.reporting.page import chart_spec
+from moe_beyond.reporting.sections.ablation import ablation_section
+from moe_beyond.reporting.sections.break_even import break_even_section
+from moe_beyond.reporting.sections.why import why_section
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import number, percent
-from moe_beyond.reporting.why_sections import why_section
 from tests.reporting.test_findings import OURS, with_table
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from moe_beyond.params import load_params
 from moe_beyond.tracking import stage_run
 from moe_beyond.tracking.connection import resend
 from tests.tracking.test_stage import run_split
@@ -46,7 +47,7 @@ def test_a_stage_logs_to_the_server_and_its_artifacts_come_back(team, servers, t
 
 @pytest.mark.parametrize("victim", ["mlflow", "postgres"])
 def test_a_server_killed_in_the_middle_of_a_stage_misses_nothing(team, servers, victim):
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         (team / "data/splits").mkdir()
         for step in range(9):
             if step == 3:

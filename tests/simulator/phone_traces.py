@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.golden.recordings import TRACES, PhoneRun, phone_run
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.schedule.events import Events
 
 
 def shared(*parts: str) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.schedule.events import Events
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.schedule.events import Events
 
 SKIPS, STANDS_IN, LOADS = "skip", "stand in", "at most"
 Decision = tuple[str, int]

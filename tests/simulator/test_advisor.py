@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moe_beyond.advisor.advice import document
+from moe_beyond.advisor.advisor import LEAST_PROMPTS, USUAL, Advisor, Question, advise
+from moe_beyond.advisor.plans import Fetch, Plan, Room
+from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.advice import document
-from moe_beyond.simulator.advisor import LEAST_PROMPTS, USUAL, Advisor, Question, advise
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.intervals import Interval
-from moe_beyond.simulator.plans import Fetch, Plan, Room
+from moe_beyond.intervals import Interval
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.timing import Workload, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.timing import Workload, timed_replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
 PROMPTS = 16

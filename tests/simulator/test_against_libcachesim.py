@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.bounds import BeladyForced, belady_hits
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.curves import lru_curve
-from moe_beyond.simulator.events import Events, events_of
+from moe_beyond import formats as importers
+from moe_beyond.paper.recency import lru_hits
+from moe_beyond.simulator.bounds.belady import BeladyForced, belady_hits
+from moe_beyond.simulator.bounds.curves import lru_curve
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Fifo, LfuResident, Lru
-from moe_beyond.simulator.recency import lru_hits
-from moe_beyond.simulator.replay import replay
-from moe_beyond.traces import importers
+from moe_beyond.simulator.schedule.events import Events, events_of
 from tests.simulator.phone_traces import shared
 from tests.simulator.strategies import make_trace
 

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.bounds import Belady
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.loop import Times, just_in_time, run
+from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.loop import Times, just_in_time, run
+from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, NUM_FEATURES, RANKS, SCORE, SECOND_SCORE
+from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate, expected_wait
-from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, NUM_FEATURES, RANKS, SCORE, SECOND_SCORE
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.prepared import prepare
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import capacities_of, make_trace, traces
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.budget import Budget
+from moe_beyond.simulator.engine.budget import Budget
 from tests.simulator.strategies import make_trace
 
 META = make_trace(0, num_layers=3, num_experts=5, expert_bytes=(100, 300, 200)).metadata

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond.devices.calibrate import fit_token_time
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.calibrate import fit_token_time
 
 
 @given(computing=st.floats(1, 100), per_gb=st.floats(1, 1000), seed=st.integers(0, 99))

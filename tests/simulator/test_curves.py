@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.bounds import Belady
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.curves import belady_curve, lru_curve
-from moe_beyond.simulator.events import Events, events_of
+from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.bounds.curves import belady_curve, lru_curve
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import sweep
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.replay import sweep
+from moe_beyond.simulator.schedule.events import Events, events_of
 from tests.simulator.strategies import make_trace, traces
 
 CURVES = {"lru": (lru_curve, Lru()), "belady": (belady_curve, Belady())}

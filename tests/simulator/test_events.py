@@ -1,7 +1,7 @@
 import numpy as np
 from hypothesis import given
 
-from moe_beyond.simulator.events import NEVER, Events, events_of
+from moe_beyond.simulator.schedule.events import NEVER, Events, events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace, traces
 

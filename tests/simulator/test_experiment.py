@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.break_even import break_even_table, by_bandwidth_table, crossings
-from moe_beyond.simulator.experiment import replay_splits
-from moe_beyond.simulator.grid import Timed
-from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.simulator.tables import (
+from moe_beyond.simulator.study.break_even import break_even_table, by_bandwidth_table, crossings
+from moe_beyond.simulator.study.experiment import replay_splits
+from moe_beyond.simulator.study.grid import Timed
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.simulator.study.tables import (
     ablation_table,
     all_tables,
     comparison_table,
@@ -22,7 +22,7 @@ from moe_beyond.simulator.tables import (
     timeline_tables,
     timing_table,
 )
-from moe_beyond.simulator.timeline import COSTLIEST, TIMELINE
+from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.golden.checks import FAMILIES, Check
-from moe_beyond.simulator.published_protocol import published_replay
-from moe_beyond.traces import importers
+from moe_beyond import formats as importers
+from moe_beyond.paper.protocol import published_replay
 from tests.simulator.phone_traces import shared
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks.golden.checks import PHONES, missed_bytes_S
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.calibrate import fit_token_time
-from moe_beyond.simulator.device import load_device
+from moe_beyond.devices.calibrate import fit_token_time
+from moe_beyond.devices.device import load_device
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.results import MIB
 from tests.simulator.phone_traces import recording
 
 

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import Events, events_of
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.timing import Workload, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.timing import Workload, timed_replay
+from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, traces

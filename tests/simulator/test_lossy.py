@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
+from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import FULL, SKIP, ChangedDemand
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.timing import Workload, timed_replay
 from moe_beyond.simulator.jit import DEMAND, compiled
-from moe_beyond.simulator.policies.base import FULL, SKIP, ChangedDemand
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.timing import Workload, timed_replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator import slow_lossy
 from tests.simulator.strategies import make_trace, traces
 

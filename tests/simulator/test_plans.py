@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from moe_beyond.advisor.plans import ANTICIPATE, Answers, Fetch, Lessons, Plan, Room, budget_of, parse_plan, policy_of
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.plans import ANTICIPATE, Answers, Fetch, Lessons, Plan, Room, budget_of, parse_plan, policy_of
+from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.split import fit_split, layer_curves_LD
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
 TRACE = make_trace(3, num_layers=3, num_experts=6, lengths=(9, 8, 7, 6), prefill=(3, 0, 2, 0))

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from moe_beyond.simulator.bounds import Belady
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import Device
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import Prefetches
+from moe_beyond.devices.device import Device
+from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Prefetches
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.timing import Workload, bound_ms, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.prefetches import before, when_routed
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.timing import Workload, bound_ms, timed_replay
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from tests.simulator import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, traces
 

@@ -7,12 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.published_protocol import (
-    WARM_UP_TOKENS,
-    crippled_moe_infinity,
-    most_probable,
-    published_replay,
-)
+from moe_beyond.paper.protocol import WARM_UP_TOKENS, published_replay
+from moe_beyond.predictor.recall import most_probable
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace
 
@@ -88,15 +84,6 @@ def test_a_touch_loads_nothing_and_keeps_what_the_token_still_needs():
     # an expert a miss, and nothing beside
     missed = touched.accesses_P - touched.hits_P
     assert touched.loaded_bytes_P.tolist() == (missed * trace.metadata.expert_bytes[0]).tolist()
-
-
-def test_the_baseline_repeats_each_layers_most_used_experts():
-    trace = make_trace(1, num_layers=2, lengths=(30, 30), prefill=(30, 30))
-    answer = crippled_moe_infinity(trace, tokens=4)
-    assert answer.shape == (4, 2, 2)
-    for layer in range(2):
-        counts = np.bincount(trace.experts_TLK[:, layer].ravel(), minlength=5)
-        assert sorted(counts[answer[3, layer]]) == sorted(counts)[-2:]
 
 
 def test_predictions_of_another_trace_are_refused():

@@ -2,9 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from moe_beyond.devices.device import dump_device, known_devices, load_device
+from moe_beyond.devices.recording import calibrate
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.device import dump_device, known_devices, load_device
-from moe_beyond.simulator.recording import calibrate
 from tests.simulator.phone_traces import shared
 
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.bounds import Belady, BeladyForced
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.replay import replay, sweep
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru, Random
+from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
-from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.replay import replay, sweep
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, traces

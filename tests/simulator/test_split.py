@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import LayerLru
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.split import fit_split, layer_curves_LD
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace, traces
 

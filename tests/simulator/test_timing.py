@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond.devices.device import Device, known_devices, load_device
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.bounds import Belady
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import Device, known_devices, load_device
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.timing import Workload, bound_ms, compute_ms, time_on_demand, timed_replay
 from moe_beyond.simulator.policies.anticipate import Anticipate
-from moe_beyond.simulator.policies.base import Policy
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.replay import replay
-from moe_beyond.simulator.timing import Workload, bound_ms, compute_ms, time_on_demand, timed_replay
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import capacities_of, make_trace, traces
 

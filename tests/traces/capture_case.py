@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from moe_beyond.reference.corpus import Document
-from moe_beyond.reference.model import train_tokenizer
-from moe_beyond.traces.capture_models import ModelSource
-from moe_beyond.traces.capture_prompts import EncodedPrompt
-from moe_beyond.traces.capture_shards import CaptureJob, capture
-from moe_beyond.traces.settings import ExtractSettings
+from moe_beyond.capture.models import ModelSource
+from moe_beyond.capture.prompts import EncodedPrompt
+from moe_beyond.capture.reference.corpus import Document
+from moe_beyond.capture.reference.model import train_tokenizer
+from moe_beyond.capture.settings import ExtractSettings
+from moe_beyond.capture.shards import CaptureJob, capture
 from tests.traces.tiny_models import tiny_model
 
 NUM_PROMPTS = 24

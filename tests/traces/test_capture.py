@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from moe_beyond.capture.discovery import moe_layers
+from moe_beyond.capture.generation import SeededSampler, real_columns, route_batch
+from moe_beyond.capture.hooks import RoutingRecorder, by_falling_weight
+from moe_beyond.capture.prompts import EncodedPrompt, pad
+from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.errors import InputError
-from moe_beyond.traces.capture import RoutingRecorder, by_falling_weight
-from moe_beyond.traces.capture_discovery import moe_layers
-from moe_beyond.traces.capture_generation import SeededSampler, real_columns, route_batch
-from moe_beyond.traces.capture_prompts import EncodedPrompt, pad
-from moe_beyond.traces.settings import ExtractSettings
 from tests.traces.tiny_models import tiny_model
 
 

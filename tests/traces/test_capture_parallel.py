@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces.capture_parallel import run_tasks
+from moe_beyond.parallel import run_tasks
 
 
 def place(number):

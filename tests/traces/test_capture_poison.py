@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from moe_beyond.traces.capture import RoutingRecorder
-from moe_beyond.traces.capture_discovery import moe_layers
-from moe_beyond.traces.capture_generation import route_batch
-from moe_beyond.traces.capture_prompts import EncodedPrompt, pad
-from moe_beyond.traces.settings import ExtractSettings
+from moe_beyond.capture.discovery import moe_layers
+from moe_beyond.capture.generation import route_batch
+from moe_beyond.capture.hooks import RoutingRecorder
+from moe_beyond.capture.prompts import EncodedPrompt, pad
+from moe_beyond.capture.settings import ExtractSettings
 from tests.traces.tiny_models import ARCHITECTURES, tiny_model
 
 LENGTHS = (5, 9, 2)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_beyond.capture.models import load
+from moe_beyond.capture.prompts import EncodedPrompt
+from moe_beyond.capture.shards import CaptureCounts, capture, capture_key, gate_inputs_path
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
-from moe_beyond.traces.capture_models import load
-from moe_beyond.traces.capture_prompts import EncodedPrompt
-from moe_beyond.traces.capture_shards import CaptureCounts, capture, capture_key, gate_inputs_path
 from tests.traces.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
 
 
@@ -72,7 +72,7 @@ def processes():
     """Starts processes from one that has the imports done, so that a kill meets the capture and not the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["moe_beyond.traces.capture_shards", "transformers.models.deepseek_v2.modeling_deepseek_v2"]
+        ["moe_beyond.capture.shards", "transformers.models.deepseek_v2.modeling_deepseek_v2"]
     )
     return context
 

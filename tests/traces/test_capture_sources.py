@@ -5,12 +5,12 @@ import json
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from moe_beyond.capture.models import ModelSource, load
+from moe_beyond.capture.settings import ExtractSettings, TransformersSource
+from moe_beyond.capture.shards import capture
+from moe_beyond.capture.sources import transformers_job, transformers_prompts
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
-from moe_beyond.traces.capture_models import ModelSource, load
-from moe_beyond.traces.capture_shards import capture
-from moe_beyond.traces.capture_sources import transformers_job, transformers_prompts
-from moe_beyond.traces.settings import ExtractSettings, TransformersSource
 from tests.traces.capture_case import save_tiny_model, tiny_tokenizer
 
 
@@ -108,7 +108,7 @@ def test_the_revision_of_a_folder_names_its_weights(model, tmp_path):
 
 
 def test_other_devices_need_a_package_that_is_named(model, monkeypatch):
-    monkeypatch.setattr("moe_beyond.traces.capture_models.find_spec", lambda _name: None)
+    monkeypatch.setattr("moe_beyond.capture.models.find_spec", lambda _name: None)
     message = refusal(ModelSource(str(model), device_map="auto"))
     assert message.startswith("traces.transformers.device_map: 'auto' needs the package accelerate")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_beyond.traces.card import HitCurve, judge, overlap_shares, static_popularity_curve
-from moe_beyond.traces.settings import AssessSettings
+from moe_beyond.assess.card import HitCurve, judge, overlap_shares, static_popularity_curve
+from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.traces.statistics import layer_statistics
 from tests.traces.random_traces import random_trace, trace_of
 

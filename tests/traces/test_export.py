@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from moe_beyond import formats as importers
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers, store
+from moe_beyond.formats.export import _SHARD_TOKENS, dataset_card, export
+from moe_beyond.traces import store
 from moe_beyond.traces.describe import describe, describe_path
-from moe_beyond.traces.export import _SHARD_TOKENS, dataset_card, export
 from moe_beyond.traces.schema import TokenTexts
 from tests.traces.random_traces import random_trace
 from tests.traces.test_store import assert_same, full_trace
@@ -75,7 +76,7 @@ def test_the_card_s_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_long_trace_becomes_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _SHARD_TOKENS > 1000
-    monkeypatch.setattr("moe_beyond.traces.export._SHARD_TOKENS", 10)
+    monkeypatch.setattr("moe_beyond.formats.export._SHARD_TOKENS", 10)
     trace = random_trace([4] * 10)
     export("hub", trace, tmp_path / "set")
     files = sorted((tmp_path / "set").glob("*.parquet"))

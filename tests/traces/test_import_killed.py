@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_beyond.traces.export import export
+from moe_beyond.formats.export import export
 from moe_beyond.traces.schema import TokenTexts
 from tests.traces.random_traces import random_trace
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond.traces.pair_tables import MOST_EXPERTS, pair_tables
-from moe_beyond.traces.pairs import bits_by_chance, coactivation, transitions
+from moe_beyond.assess.pair_tables import MOST_EXPERTS, pair_tables
+from moe_beyond.assess.pairs import bits_by_chance, coactivation, transitions
 from moe_beyond.traces.schema import Trace
 from tests.traces.random_traces import random_trace, trace_of
 

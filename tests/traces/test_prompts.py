@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond.capture.prompts import EncodedPrompt, Prompt, encode, pad, read_prompts
 from moe_beyond.errors import InputError
-from moe_beyond.traces.capture_prompts import EncodedPrompt, Prompt, encode, pad, read_prompts
 from tests.traces.capture_case import tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "data" / "raw" / "prompts.jsonl"

@@ -1,11 +1,15 @@
 import json
 
+from moe_beyond.params import load_params
 from moe_beyond.tracking import pipeline_run, stage_run
 from tests.tracking.test_stage import all_runs, artifacts, client, run_split
 
 
 def run_report(project):
-    with stage_run("report") as run, pipeline_run(run, ["reports/index.html", "data/splits"]) as pipeline_id:
+    with (
+        stage_run("report", load_params) as run,
+        pipeline_run(run, ["reports/index.html", "data/splits"]) as pipeline_id,
+    ):
         (project / "reports/index.html").write_text("<p>page</p>")
     return run.run_id, pipeline_id
 
@@ -47,7 +51,7 @@ def test_outs_fetched_from_elsewhere_are_logged_once_more(project):
 def test_a_report_that_fails_marks_the_pipelines_run_failed(project):
     run_split(project)
     try:
-        with stage_run("report") as run, pipeline_run(run, []):
+        with stage_run("report", load_params) as run, pipeline_run(run, []):
             raise OSError
     except OSError:
         pass

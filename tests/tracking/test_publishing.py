@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from moe_beyond.errors import InputError
+from moe_beyond.params import load_params
 from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.registry.publishing import Gate, carry_out, publish
+from moe_beyond.registry.registry import Registry
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.tracking import stage_run
 from moe_beyond.tracking.asking import must_answer
-from moe_beyond.tracking.publishing import Gate, carry_out, publish
-from moe_beyond.tracking.registry import Registry
 from tests.registry.bundles import small_bundle, small_project
 from tests.traces_of_chance import chance_trace
 
@@ -40,7 +41,7 @@ def run_publish(project, folder, trace=None, settings=SETTINGS):
     """The publish stage's dealings, on a bundle of models/predictor; returns verdict.json."""
     trace = trace or chance_trace(12, seed=5)
     small_bundle(folder, project, trace)
-    with stage_run("publish") as run:
+    with stage_run("publish", load_params) as run:
         gate = Gate({"test_in_domain": trace}, settings, SimulateSettings(), 1)
         publish(run, Registry(run.client, NAME), folder, gate, "p" * 32)()
     return json.loads((project / "reports/publish/verdict.json").read_text())
@@ -155,7 +156,7 @@ def test_before_a_merge_the_gate_judges_and_the_verdict_is_carried_out_after(pro
 
 def test_a_registry_that_is_not_there_is_one_line(project, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(SystemExit), stage_run("publish") as run, must_answer(run.client.uri):
+    with pytest.raises(SystemExit), stage_run("publish", load_params) as run, must_answer(run.client.uri):
         pytest.fail("nothing can be published")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert lines == [

@@ -9,6 +9,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from moe_beyond.params import load_params
 from moe_beyond.tracking import client as client_module
 from moe_beyond.tracking import pipeline_run, stage_run
 from moe_beyond.tracking.client import PatientClient, answers
@@ -55,7 +56,7 @@ def points(project, run_id, name):
 
 
 def test_a_server_that_is_away_for_a_while_misses_nothing_and_gets_nothing_twice(project, outage, caplog):
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         (project / "data/splits").mkdir()
         for step in range(6):
             outage["on"] = 2 <= step < 4
@@ -94,7 +95,7 @@ def test_the_pipelines_run_finds_a_stage_that_ran_while_the_server_was_away(proj
     outage["on"] = True
     run_split(project)
     outage["on"] = False
-    with stage_run("report") as run, pipeline_run(run, []) as pipeline_id:
+    with stage_run("report", load_params) as run, pipeline_run(run, []) as pipeline_id:
         (project / "reports/index.html").write_text("<p>page</p>")
     named = client(project).get_run(pipeline_id).data.tags["run.split"]
     assert client(project).get_run(named).data.metrics["recall"] == 0.5
@@ -104,7 +105,7 @@ def test_the_pipelines_run_finds_a_stage_that_ran_while_the_server_was_away(proj
 
 def test_trials_of_a_search_are_sent_later_below_their_stage(project, outage):
     outage["on"] = True
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         with run.children("trial-0", {"width": 8}) as log_step:
             log_step({"recall": 0.25}, 3)
         (project / "data/splits").mkdir()
@@ -130,7 +131,7 @@ def test_a_process_killed_after_sending_and_before_noting_it_sends_again_without
 
 def test_what_mlflow_refuses_is_set_aside_and_named_and_the_rest_goes_on(project, outage, caplog):
     outage["on"] = True
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         (project / "data/splits").mkdir()
         run.client.set_tag(run.run_id, "x" * 300, "a name that MLflow does not take")
         run.write_metrics({"recall": 0.5})
@@ -166,7 +167,7 @@ def test_a_server_that_hangs_is_said_within_half_a_minute(project, caplog, monke
 
 def test_a_database_that_does_not_answer_ends_the_stage(project, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://user@127.0.0.1:9/db")
-    with pytest.raises(SystemExit), stage_run("split"):
+    with pytest.raises(SystemExit), stage_run("split", load_params):
         pytest.fail("the stage must not start")
     assert "MLFLOW_TRACKING_URI: postgresql+psycopg2://user@127.0.0.1:9/db does not answer" in capsys.readouterr().err
 

@@ -3,9 +3,10 @@ import json
 import pytest
 from mlflow.tracking import MlflowClient
 
-from moe_beyond.dvcfile import content_md5
 from moe_beyond.errors import InputError
+from moe_beyond.params import load_params
 from moe_beyond.tracking import stage_run
+from moe_beyond.files import folder_digest
 
 
 def client(project):
@@ -26,7 +27,7 @@ def artifacts(project, run_id, path=None):
 
 
 def run_split(project, recall=0.5):
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         (project / "data/splits/train").mkdir(parents=True, exist_ok=True)
         (project / "data/splits/train/x.npy").write_bytes(b"x")
         run.log_step_metrics({"loss": 2.0}, step=1)
@@ -47,7 +48,7 @@ def test_a_run_holds_params_metrics_data_sets_artifacts_and_versions(project):
     assert [point.value for point in client(project).get_metric_history(run_id, "loss")] == [2.0, 1.0]
     dataset = run.inputs.dataset_inputs[0].dataset
     assert dataset.name == "data.traces"
-    assert dataset.digest == content_md5(project / "data/traces")[:36]
+    assert dataset.digest == folder_digest(project / "data/traces")[:36]
     assert run.data.tags["version.torch"].startswith("2.")
     assert set(artifacts(project, run_id)) == {
         "data/splits/train/x.npy",
@@ -65,7 +66,7 @@ def test_the_file_and_mlflow_hold_the_same_numbers_and_the_receipt_names_the_run
 
 
 def test_bad_input_is_one_line_a_failed_run_and_no_receipt(project, capsys):
-    with pytest.raises(SystemExit) as caught, stage_run("split"):
+    with pytest.raises(SystemExit) as caught, stage_run("split", load_params):
         raise InputError("prompts.jsonl: line 3: no 'prompt'; add it")
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: prompts.jsonl: line 3: no 'prompt'; add it\n"
@@ -74,21 +75,21 @@ def test_bad_input_is_one_line_a_failed_run_and_no_receipt(project, capsys):
 
 
 def test_a_crash_is_a_failed_run_and_passes(project):
-    with pytest.raises(ZeroDivisionError), stage_run("split"):
+    with pytest.raises(ZeroDivisionError), stage_run("split", load_params):
         raise ZeroDivisionError
     assert [run.info.status for run in all_runs(project)] == ["FAILED"]
 
 
 def test_a_bad_parameter_ends_before_any_run(project, capsys):
     (project / "params.yaml").write_text("split: {test_fraction: 2}\n")
-    with pytest.raises(SystemExit), stage_run("split"):
+    with pytest.raises(SystemExit), stage_run("split", load_params):
         pytest.fail("the stage must not start")
     assert "split.test_fraction" in capsys.readouterr().err
     assert not (project / "mlflow.db").exists()
 
 
 def test_an_out_that_was_not_written_is_named(project, capsys):
-    with pytest.raises(SystemExit), stage_run("split") as run:
+    with pytest.raises(SystemExit), stage_run("split", load_params) as run:
         run.write_metrics({"recall": 1.0})
     assert "data/splits: the stage did not write this out" in capsys.readouterr().err
     assert [run.info.status for run in all_runs(project)] == ["FAILED"]
@@ -96,7 +97,7 @@ def test_an_out_that_was_not_written_is_named(project, capsys):
 
 
 def test_trials_are_child_runs(project):
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         with run.children("trial-0", {"width": 8}) as log_step:
             log_step({"recall": 0.25}, 3)
         with pytest.raises(KeyError), run.children("trial-1", {"width": 9}):

@@ -6,19 +6,20 @@ import sys
 
 from mlflow.tracking import MlflowClient
 
+from moe_beyond.params import load_params
 from moe_beyond.tracking import stage_run
 
 BE_KILLED = """
 import os, signal, sys
 from moe_beyond.tracking import stage_run
-with stage_run(sys.argv[1]) as run:
+with stage_run(sys.argv[1], load_params) as run:
     print(run.run_id, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 STAY = """
 import sys
 from moe_beyond.tracking import stage_run
-with stage_run("split") as run:
+with stage_run("split", load_params) as run:
     print(run.run_id, flush=True)
     sys.stdin.readline()
 """
@@ -41,7 +42,7 @@ def status(project, run_id):
 
 
 def run_split(project):
-    with stage_run("split") as run:
+    with stage_run("split", load_params) as run:
         (project / "data/splits").mkdir(parents=True, exist_ok=True)
         run.write_metrics({"prompts": 3})
     return run.run_id

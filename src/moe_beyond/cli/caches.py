@@ -11,8 +11,8 @@ from moe_beyond.cli.common import RESAMPLES, AsJson, TracePath, app, one_line_er
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
+    from moe_beyond.advisor.plans import Room
     from moe_beyond.predictor.runtime import OnnxPredictor
-    from moe_beyond.simulator.plans import Room
 
 LATENCY_REPEATS = 100
 Capacity = Annotated[int | None, typer.Option(help="Experts that the cache holds.")]
@@ -60,8 +60,8 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Replay a trace through one cache: hits, bytes, and with a device the time."""
-    from moe_beyond.simulator.device import load_device  # noqa: PLC0415
-    from moe_beyond.simulator.single import Setup, replay_one  # noqa: PLC0415
+    from moe_beyond.advisor.single import Setup, replay_one  # noqa: PLC0415
+    from moe_beyond.devices.device import load_device  # noqa: PLC0415
 
     with one_line_errors():
         room = _room(capacity, budget_mib)
@@ -79,8 +79,8 @@ def replay(
             keep_warm=not cold,
             sequential=sequential,
             device=where,
-            predictor_ms=token_ms,
-            layer_predictor_ms=layer_ms,
+            token_step_ms=token_ms,
+            layer_step_ms=layer_ms,
             lookahead=lookahead,
             samples=RESAMPLES,
             seed=seed,
@@ -113,12 +113,12 @@ def advise(
     """Say which policy, split over layers and prefetch decode fastest on a device, and what more memory would buy."""
     from rich.console import Console  # noqa: PLC0415
 
-    from moe_beyond.cli.advice_screen import print_advice  # noqa: PLC0415
-    from moe_beyond.simulator.advice import document  # noqa: PLC0415
-    from moe_beyond.simulator.advisor import Question  # noqa: PLC0415
-    from moe_beyond.simulator.advisor import advise as answer  # noqa: PLC0415
-    from moe_beyond.simulator.device import load_device  # noqa: PLC0415
-    from moe_beyond.simulator.results import MIB  # noqa: PLC0415
+    from moe_beyond.advisor.advice import document  # noqa: PLC0415
+    from moe_beyond.advisor.advisor import Question  # noqa: PLC0415
+    from moe_beyond.advisor.advisor import advise as answer  # noqa: PLC0415
+    from moe_beyond.advisor.screen import print_advice  # noqa: PLC0415
+    from moe_beyond.devices.device import load_device  # noqa: PLC0415
+    from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
         room, where, model = _room(capacity, budget_mib), load_device(device), _open(predictor)
@@ -126,8 +126,8 @@ def advise(
         question = Question(
             device=where,
             room=room,
-            predictor_ms=token_ms,
-            layer_predictor_ms=layer_ms,
+            token_step_ms=token_ms,
+            layer_step_ms=layer_ms,
             lookahead=lookahead,
             batch=batch,
             dense_bytes=None if dense_mib is None else round(dense_mib * MIB),
@@ -152,10 +152,10 @@ def calibrate_device(
     as_json: AsJson = False,
 ) -> None:
     """Fit a device to a recording of the engine that will run on it."""
+    from moe_beyond.devices.device import dump_device  # noqa: PLC0415
+    from moe_beyond.devices.recording import calibrate  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
-    from moe_beyond.simulator.device import dump_device  # noqa: PLC0415
-    from moe_beyond.simulator.recording import calibrate  # noqa: PLC0415
-    from moe_beyond.simulator.results import MIB  # noqa: PLC0415
+    from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
         if out.suffix not in (".yaml", ".yml"):
@@ -173,8 +173,8 @@ def calibrate_device(
 
 
 def _room(capacity: int | None, budget_mib: float | None) -> Room:
-    from moe_beyond.simulator.plans import Room  # noqa: PLC0415
-    from moe_beyond.simulator.results import MIB  # noqa: PLC0415
+    from moe_beyond.advisor.plans import Room  # noqa: PLC0415
+    from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     if capacity is not None and budget_mib is None:
         return Room(capacity)
@@ -195,5 +195,6 @@ def _latencies(model: OnnxPredictor | None, token_ms: float | None, layer_ms: fl
     """As told, or measured on this machine, one thread."""
     if model is None:
         return token_ms or 0.0, layer_ms or 0.0
-    token = model.latency_ms(LATENCY_REPEATS) if token_ms is None else token_ms
-    return token, model.layer_latency_ms(LATENCY_REPEATS) if layer_ms is None else layer_ms
+    charge = model.charge
+    token = charge.token_step_ms if token_ms is None else token_ms
+    return token, charge.layer_step_ms if layer_ms is None else layer_ms

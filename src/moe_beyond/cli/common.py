@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from moe_beyond.config import flatten
 from moe_beyond.errors import InputError
+from moe_beyond.settings import flatten
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 

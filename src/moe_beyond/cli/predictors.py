@@ -22,10 +22,14 @@ def score(
     """Score a predictor on a trace: recall by horizon, phase and layer; hit rates under the paper's own protocol."""
     import numpy as np  # noqa: PLC0415
 
-    from moe_beyond.metrics import groups, hits_at_k, quality_rows  # noqa: PLC0415
+    from moe_beyond.evaluation.scores import quality_rows  # noqa: PLC0415
+    from moe_beyond.paper.scores import published_rows  # noqa: PLC0415
+    from moe_beyond.predictor.recall import (  # noqa: PLC0415
+        groups,
+        hits_at_k,
+        most_probable,
+    )
     from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
-    from moe_beyond.published_scores import published_rows  # noqa: PLC0415
-    from moe_beyond.simulator.published_protocol import most_probable  # noqa: PLC0415
 
     with one_line_errors():
         routing, model = read_trace(trace), OnnxPredictor(predictor)

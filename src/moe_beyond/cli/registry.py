@@ -20,15 +20,13 @@ def compare(
         list[str],
         typer.Argument(help="MLflow run ids, champion, NAME@champion, NAME@VERSION, git revisions, workspace."),
     ],
-    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/comparison.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Set states of the pipeline side by side: parameters that differ, headline numbers, hit-rate curves."""
-    from moe_beyond.comparison.page import print_tables, write_page  # noqa: PLC0415
-    from moe_beyond.comparison.states import shortened  # noqa: PLC0415
-    from moe_beyond.comparison.tables import document  # noqa: PLC0415
+    """Set states of the pipeline side by side: parameters that differ, headline numbers."""
     from moe_beyond.errors import InputError  # noqa: PLC0415
-    from moe_beyond.tracking.states import find_states  # noqa: PLC0415
+    from moe_beyond.registry.revisions import shortened  # noqa: PLC0415
+    from moe_beyond.registry.states import find_states  # noqa: PLC0415
+    from moe_beyond.reporting.compare import document, print_tables  # noqa: PLC0415
 
     with one_line_errors():
         if len(set(states)) < 2:
@@ -36,11 +34,10 @@ def compare(
         found = find_states(Path.cwd(), list(dict.fromkeys(states)))
         # for people; JSON keeps the names that were asked for
         shown = shortened(found)
-        write_page(page, shown)
         if as_json:
-            show({**document(found), "page": str(page)}, as_json)
+            show(document(found), as_json)
         else:
-            print_tables(shown, page)
+            print_tables(shown)
 
 
 @app.command()
@@ -53,12 +50,14 @@ def drift(
     as_json: AsJson = False,
 ) -> None:
     """Say whether new traces still look like those a predictor learned from; exit status 3 where they do not."""
-    from moe_beyond.config import load_params  # noqa: PLC0415
-    from moe_beyond.tracking.drifting import check_drift  # noqa: PLC0415
+    from moe_beyond.params import load_params  # noqa: PLC0415
+    from moe_beyond.registry.drift.check import check_drift  # noqa: PLC0415
 
     with one_line_errors():
         root = Path.cwd()
-        report = check_drift(root, trace, against, load_params(root / "params.yaml"), log=log)
+        params = load_params(root / "params.yaml")
+        simulate = params.simulate.of_source(params.traces.source)
+        report = check_drift(root, trace, against, params.publish, simulate, seed=params.seed, log=log)
         show(report.document(), as_json)
     if report.drifted:
         raise typer.Exit(DRIFTED)
@@ -71,9 +70,9 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the champion before this one the champion again. Clients that load NAME@champion get it at once."""
+    from moe_beyond.registry.registry import Registry  # noqa: PLC0415
+    from moe_beyond.registry.states import only_model  # noqa: PLC0415
     from moe_beyond.tracking.asking import asking  # noqa: PLC0415
-    from moe_beyond.tracking.registry import Registry  # noqa: PLC0415
-    from moe_beyond.tracking.states import only_model  # noqa: PLC0415
 
     with one_line_errors(), asking(Path.cwd()) as client:
         registry = Registry(client, name or only_model(client))
@@ -89,9 +88,9 @@ def promote(
     import json  # noqa: PLC0415
 
     from moe_beyond.errors import InputError  # noqa: PLC0415
+    from moe_beyond.registry.publishing import carry_out  # noqa: PLC0415
+    from moe_beyond.registry.registry import Registry  # noqa: PLC0415
     from moe_beyond.tracking.asking import asking  # noqa: PLC0415
-    from moe_beyond.tracking.publishing import carry_out  # noqa: PLC0415
-    from moe_beyond.tracking.registry import Registry  # noqa: PLC0415
 
     with one_line_errors(), asking(Path.cwd()) as client:
         if not verdict.exists():
@@ -107,7 +106,7 @@ def retrain_report(
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("reports/retrain.md"),
 ) -> None:
     """Write what a retraining came to: the gate's verdict, what changed against a revision, and the curves."""
-    from moe_beyond.comparison.retraining import write_report  # noqa: PLC0415
+    from moe_beyond.reporting.retraining import write_report  # noqa: PLC0415
 
     with one_line_errors():
         write_report(Path.cwd(), base, out)

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from moe_beyond.cli.common import AsJson, TracePath, app, one_line_errors, read_trace, show
-from moe_beyond.config import Params
+from moe_beyond.formats import FORMATS as IMPORT_FORMATS
+from moe_beyond.formats.export import FORMATS as EXPORT_FORMATS
+from moe_beyond.params import Params
 from moe_beyond.traces import store
-from moe_beyond.traces.export import FORMATS as EXPORT_FORMATS
-from moe_beyond.traces.importers import FORMATS as IMPORT_FORMATS
 
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")]
 
@@ -31,7 +31,7 @@ def import_traces(
     as_json: AsJson = False,
 ) -> None:
     """Read published traces, check them, and write them as Parquet."""
-    from moe_beyond.traces import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
+    from moe_beyond import formats as importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
     from moe_beyond.traces.describe import describe_path  # noqa: PLC0415
 
     with one_line_errors():
@@ -46,7 +46,7 @@ def export_traces(
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
 ) -> None:
     """Write traces for others: a dataset folder for the Hub, or the paper's CSVs."""
-    from moe_beyond.traces.export import export  # noqa: PLC0415
+    from moe_beyond.formats.export import export  # noqa: PLC0415
 
     with one_line_errors():
         export(format, read_trace(trace), out)
@@ -64,7 +64,7 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
 @app.command()
 def assess(trace: TracePath, as_json: AsJson = False) -> None:
     """Say from a trace alone whether offloading the model's experts pays."""
-    from moe_beyond.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
 
     with one_line_errors():
         card = judge(read_trace(trace), Params().assess).card

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,33 @@ def fingerprints(trace: Trace) -> list[str]:
     else:
         content = token_codes_T(trace).astype("<u8")
     return [_digest(content[a:b]) for a, b in _bounds(trace)]
+
+
+def training_marks(traces: Iterable[Trace]) -> list[str]:
+    """What tells later whether a prompt took part in a fit: digests of whole prompts and of their prefills, sorted."""
+    return sorted({mark for trace in traces for marks in _marks_P(trace) for mark in marks})
+
+
+def seen_prompts(trace: Trace, marks: Collection[str]) -> list[str]:
+    """Ids of the prompts of a trace that took part in a fit, as `training_marks` of that fit tells.
+
+    The same prompt decoded to another text counts as seen.
+    """
+    known = set(marks)
+    return [name for name, own in zip(trace.prompt_ids, _marks_P(trace), strict=True) if known & own]
+
+
+def _marks_P(trace: Trace) -> list[set[str]]:
+    whole_P = fingerprints(trace)
+    if trace.token_texts is None and trace.token_ids_T is None:
+        return [{mark} for mark in whole_P]
+    codes_T = token_codes_T(trace).astype("<u8")
+    marks = []
+    for whole, (start, end), prefill in zip(whole_P, _bounds(trace), trace.num_prefill_P.tolist(), strict=True):
+        # of a prompt with an answer the prompt alone is known too; a single token would match too much
+        own = {_digest(codes_T[start : start + prefill])} if 1 < prefill < end - start else set()
+        marks.append({whole} | own)
+    return marks
 
 
 def group_prompts(trace: Trace, settings: SplitSettings) -> npt.NDArray[np.int64]:

@@ -10,11 +10,15 @@ from moe_beyond.settings import Settings
 
 
 class SplitSettings(Settings):
-    """How prompts are divided. Held-out domains are test data whatever stands here."""
+    """How prompts are divided. Held-out domains are never trained on."""
 
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Expected share of the groups of in-domain prompts; a hash of the content decides, so the share is not exact."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    gate_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """For the gate alone, which chooses between predictors: no reported figure comes from these prompts."""
+    gate_held_out_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Of the groups of a held-out domain, for the gate too; 0 leaves all of them to the test."""
     near_duplicate_jaccard: float = Field(default=0.7, ge=0.5, le=1)
     """Prompts whose sets of shingles are at least this similar land on one side; below 0.5 many would be missed."""
     shingle_tokens: int = Field(default=5, ge=1, le=64)
@@ -25,6 +29,8 @@ class SplitSettings(Settings):
 
     @model_validator(mode="after")
     def _train_is_left(self) -> Self:
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction + test_fraction leave nothing to train on; keep their sum below 1")
+        if self.validation_fraction + self.test_fraction + self.gate_fraction >= 1:
+            raise ValueError(
+                "validation_fraction, test_fraction and gate_fraction leave nothing to train on; keep their sum below 1"
+            )
         return self

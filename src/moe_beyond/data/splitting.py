@@ -1,4 +1,4 @@
-"""Train, validation and test by distinct prompt, and what contamination was found on the way.
+"""Train, validation, gate and test by distinct prompt, and what contamination was found on the way.
 
 Shape suffixes: P prompts.
 """
@@ -6,6 +6,7 @@ Shape suffixes: P prompts.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from moe_beyond.data.settings import SplitSettings
 from moe_beyond.errors import InputError
 from moe_beyond.traces.schema import Trace, concatenate
 
-SPLITS = ("train", "validation", "test_in_domain", "test_out_of_domain")
-"""Names of the splits; `test_out_of_domain` is absent where a trace has no held-out domain."""
+SPLITS = ("train", "validation", "gate_in_domain", "gate_out_of_domain", "test_in_domain", "test_out_of_domain")
+"""Names of the splits; those out of domain are absent where a trace has no held-out domain."""
+TEST, GATE = "test_", "gate_"
+"""How the names begin of the splits that figures are reported on, and of those that choose the champion."""
 EXCLUDED = "excluded"
 """Mark of a prompt in no split: an exact duplicate, or an in-domain prompt that a held-out domain repeats."""
 
@@ -75,10 +78,10 @@ def split_prompts(trace: Trace, settings: SplitSettings) -> Split:
 
     Near duplicates stay together. A hash of a group's content decides its side, so that a prompt lands on the same
     side whatever the order of files, and whatever else is there unless that joins its group to another. A group that
-    reaches into a held-out domain gives its held-out members to `test_out_of_domain`; the others are excluded.
+    reaches into a held-out domain gives its held-out members to a split out of domain; the others are excluded.
 
     Raises:
-        InputError: Fewer than three groups of in-domain prompts: not enough for train, validation and test.
+        InputError: Fewer than four groups of in-domain prompts: not enough for train, validation, gate and test.
     """
     marks = fingerprints(trace)
     group_P = group_prompts(trace, settings)
@@ -88,11 +91,13 @@ def split_prompts(trace: Trace, settings: SplitSettings) -> Split:
     held_out = {group for group, prompts in members.items() if trace.held_out_P[prompts].any()}
     keys = {group: _position(marks, prompts) for group, prompts in members.items() if group not in held_out}
     sides = _choose_sides(keys, settings)
+    outside = {group: _position(marks, members[group]) for group in held_out}
+    sides |= _choose_held_out_sides(outside, settings)
 
     assignment = []
     seen: set[str] = set()
     for p, group in enumerate(group_P.tolist()):
-        side = sides.get(group, "test_out_of_domain" if trace.held_out_P[p] else EXCLUDED)
+        side = EXCLUDED if group in held_out and not trace.held_out_P[p] else sides[group]
         if side != EXCLUDED and settings.exact_duplicates == "one":
             side = EXCLUDED if marks[p] in seen else side
             seen.add(marks[p])
@@ -108,17 +113,19 @@ def _position(marks: list[str], prompts: list[int]) -> float:
 
 
 def _choose_sides(keys: dict[int, float], settings: SplitSettings) -> dict[int, str]:
-    """The side of each group: [0, test) is test, the next stretch validation, the rest train."""
-    if len(keys) < 3:
+    """The side of each in-domain group: [0, test) is test, then come validation, the gate, and train."""
+    if len(keys) < 4:
         raise InputError(
-            f"split: {len(keys)} distinct in-domain prompts; train, validation and test need one each: "
+            f"split: {len(keys)} distinct in-domain prompts; train, validation, gate and test need one each: "
             "trace more prompts that differ"
         )
-    edges = {
-        "test_in_domain": (0.0, settings.test_fraction),
-        "validation": (settings.test_fraction, settings.test_fraction + settings.validation_fraction),
-        "train": (settings.test_fraction + settings.validation_fraction, 1.0),
+    shares = {
+        "test_in_domain": settings.test_fraction,
+        "validation": settings.validation_fraction,
+        "gate_in_domain": settings.gate_fraction,
     }
+    ends = list(itertools.accumulate(shares.values()))
+    edges = dict(zip((*shares, "train"), itertools.pairwise((0.0, *ends, 1.0)), strict=True))
     sides = {
         group: next(name for name, (low, high) in edges.items() if low <= key < high) for group, key in keys.items()
     }
@@ -128,6 +135,15 @@ def _choose_sides(keys: dict[int, float], settings: SplitSettings) -> dict[int, 
             counts = Counter(sides.values())
             spare = [group for group in keys if counts[sides[group]] > 1]
             sides[min(spare, key=lambda group: (max(low - keys[group], keys[group] - high), keys[group]))] = name
+    return sides
+
+
+def _choose_held_out_sides(keys: dict[int, float], settings: SplitSettings) -> dict[int, str]:
+    """The side of each group of a held-out domain; the test keeps one at least."""
+    share = settings.gate_held_out_fraction
+    sides = {group: "gate_out_of_domain" if key < share else "test_out_of_domain" for group, key in keys.items()}
+    if sides and "test_out_of_domain" not in sides.values():
+        sides[max(keys, key=lambda group: keys[group])] = "test_out_of_domain"
     return sides
 
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from moe_beyond.traces.schema import Trace
 
+Floats = npt.NDArray[np.float32]
+
 
 class Predictor(Protocol):
     """Says, ahead of each token, which experts the token will use in every layer.
@@ -25,7 +27,7 @@ class Predictor(Protocol):
         """Name in tables and plots."""
 
     def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
-        """Probability in [0, 1] (or an uncalibrated score in the same order) of each expert, float32 [T, L, E].
+        """Probability in [0, 1] (or a score in the same order) of each expert, float32 [T, L, E].
 
         Prompts are independent of each other: no state passes from one to the next.
         """
@@ -44,3 +46,8 @@ class LayerPredictor(Predictor, Protocol):
         Entry [h, t, l] is the answer for layer l given the token and what this token's router chose in layers
         0 to l - h - 1: row 0 is one layer ahead. Where l < h + 1 nothing is known yet, and it is the token step's.
         """
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Logistic function, without overflow, float32."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)

@@ -22,7 +22,7 @@ Precision = Literal["fp32", "int8"]
 STEPS: tuple[Step, ...] = ("token_step", "layer_step")
 
 METADATA_KEY = "moe_beyond"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def graph_file(step: Step, precision: Precision = "fp32") -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_beyond.predictor.network import NetworkShape
+from moe_beyond.predictor.shape import NetworkShape
 
 
 class LayerStep(nn.Module):

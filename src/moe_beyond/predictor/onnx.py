@@ -24,12 +24,12 @@ from torch.export import Dim
 from moe_beyond.data.features import token_features
 from moe_beyond.data.tokens import MAX_NGRAMS
 from moe_beyond.errors import InputError
+from moe_beyond.predictor.base import Floats
 from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.graph_file import FORMAT_VERSION, METADATA_KEY, Step, graph_file
-from moe_beyond.predictor.network import NetworkShape
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.predictor.scaling import Floats, Scaling
 from moe_beyond.predictor.settings import ExportSettings
+from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import Trace
 
 _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S = 2, 3, 5  # all different and above 1, or torch.export fixes an axis
@@ -59,7 +59,6 @@ def export_token_step(checkpoint: Checkpoint, path: Path, opset: int) -> None:
     own = {
         "letter_buckets": checkpoint.encoder.letter_buckets,
         "known_tokens": checkpoint.encoder.known,
-        "scaling": Scaling.identity(shape.num_layers).as_dict(),
     }
     describe(path, _description(checkpoint, "token_step") | own)
 
@@ -73,8 +72,7 @@ def export_layer_step(checkpoint: Checkpoint, path: Path, opset: int) -> None:
     outputs = ["logits", "new_context", "new_evidence"]
     inputs = layer_inputs(shape, _EXAMPLE_B)
     write_graph(checkpoint.layer_step, inputs, path, axes=axes, input_names=names, output_names=outputs, opset=opset)
-    identity = Scaling.identity(shape.num_layers).as_dict()
-    describe(path, _description(checkpoint, "layer_step") | {"scaling": [identity] * shape.horizon})
+    describe(path, _description(checkpoint, "layer_step"))
 
 
 def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
@@ -95,7 +93,7 @@ def require_parity(
         settings: Tolerance, and how many tokens.
 
     Returns:
-        parity_max_abs_error and layer_parity_max_abs_error, of logits.
+        token_step_parity_error and layer_step_parity_error, of logits.
 
     Raises:
         InputError: A logit differs by more than the tolerance.
@@ -107,7 +105,7 @@ def require_parity(
                 f"params.yaml: export.parity_tolerance: a logit of the ONNX {step} differs from torch by {error:.2e}, "
                 f"more than {settings.parity_tolerance:.0e}; do not ship this graph"
             )
-    return {"parity_max_abs_error": token_error, "layer_parity_max_abs_error": layer_error}
+    return {"token_step_parity_error": token_error, "layer_step_parity_error": layer_error}
 
 
 def example_inputs(shape: NetworkShape, batch: int, tokens: int, state: int) -> tuple[Tensor, ...]:

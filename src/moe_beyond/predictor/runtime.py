@@ -6,9 +6,6 @@ D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R i
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.data.duplicates import seen_prompts
 from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
+from moe_beyond.predictor.base import Floats, sigmoid
 from moe_beyond.predictor.graph_file import GraphFile, Precision, graph_file, require_pair
-from moe_beyond.predictor.scaling import Floats, Scaling
+from moe_beyond.predictor.latency import Latency, median_ms, read_charge
 from moe_beyond.predictor.stream import LayerState, Stream
 from moe_beyond.traces.schema import ExpertIds, Trace
 
 GRAPH_FILE = graph_file("token_step")
-_WARM_UP_RUNS = 10
+TRAINING_PROMPTS = "training_prompts.txt"
+"""In a predictor directory: digests of the prompts that it was fitted on, a line each (`data.duplicates`)."""
 _BATCH_TOKENS = 1024
 """Tokens whose layer steps run at once: more would leave the processor's caches."""
 
@@ -43,7 +43,6 @@ class OnnxPredictor:
         horizon: How many layers ahead the layer step answers.
         window: Tokens that the token step looks back over.
         encoder: Turns token strings into inputs.
-        scaling: Logits of the token step into calibrated probabilities.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class OnnxPredictor:
         self.window: int = description["window"]
         self._depth, self._width = description["depth"], description["width"]
         self.encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
-        self.scaling = Scaling.from_dict(description["scaling"])
 
     @property
     def name(self) -> str:
@@ -90,11 +88,6 @@ class OnnxPredictor:
         layer = GraphFile(file, "layer_step", self._threads)
         require_pair(self._token, layer)
         return layer
-
-    @cached_property
-    def layer_scaling_H(self) -> list[Scaling]:
-        """Logits of the layer step into calibrated probabilities, one for each horizon."""
-        return [Scaling.from_dict(description) for description in self._layer.description["scaling"]]
 
     def stream(self) -> Stream:
         """Start a prompt."""
@@ -147,12 +140,12 @@ class OnnxPredictor:
         return self._token_step(trace)[0]
 
     def probabilities_TLE(self, trace: Trace) -> Floats:
-        """Calibrated probability of each expert ahead of each token, float32 [T, L, E].
+        """Probability of each expert ahead of each token, float32 [T, L, E].
 
         Raises:
             InputError: The trace's layers, experts or top-k are not those the predictor was trained for.
         """
-        return self.scaling.probabilities(self.logits_TLE(trace))
+        return sigmoid(self.logits_TLE(trace))
 
     def layer_logits_HTLE(self, trace: Trace) -> Floats:
         """The layer step's logits, float32 [H, T, L, E]; the token step's where nothing of the token is known yet."""
@@ -169,29 +162,43 @@ class OnnxPredictor:
         return logits_TLE, answer_HTLE
 
     def layer_probabilities_HTLE(self, trace: Trace) -> Floats:
-        """Calibrated probability of each expert at each horizon, float32 [H, T, L, E], as `LayerPredictor` says."""
-        answer_HTLE = self.layer_logits_HTLE(trace)
-        for h, scaling in enumerate(self.layer_scaling_H):
-            answer_HTLE[h] = scaling.probabilities(answer_HTLE[h])
-        return answer_HTLE
+        """Probability of each expert at each horizon, float32 [H, T, L, E], as `LayerPredictor` says."""
+        return sigmoid(self.layer_logits_HTLE(trace))
 
-    def latency_ms(self, repeats: int) -> float:
+    @cached_property
+    def charge(self) -> Latency:
+        """What is charged for its steps wherever a time is shown. Raises InputError as `latency.read_charge`."""
+        return read_charge(self._directory)
+
+    def refuse_training_prompts(self, trace: Trace) -> None:
+        """Raise InputError where the predictor was fitted on prompts of this trace, which would flatter it."""
+        path = self._directory / TRAINING_PROMPTS
+        if not path.exists():
+            raise InputError(f"{path}: no such file; export the predictor again")
+        seen = seen_prompts(trace, path.read_text(encoding="utf-8").split())
+        if seen:
+            raise InputError(
+                f"{len(seen)} of {trace.num_prompts} prompts ({seen[0]!r} for one) took part in the fit of "
+                f"{self._directory}; give other prompts, or go on with --allow-training-prompts"
+            )
+
+    def token_step_ms(self, repeats: int) -> float:
         """Median milliseconds of a single-token step with a full state, after warm-up, on this session's threads."""
         draw = np.random.default_rng(0)
         state = draw.standard_normal((1, self._depth, self.window - 1, self._width), np.float32)
         _, letters_TG = self.encoder.encode([" example"])
         previous_TLM = draw.integers(0, self.num_experts, (1, self.num_layers, 2 * self.top_k))
         features = Features(np.zeros(1, np.int64), letters_TG, previous_TLM)
-        return _median_ms(lambda: self.run(features, state, state), repeats)
+        return median_ms(lambda: self.run(features, state, state), repeats)
 
-    def layer_latency_ms(self, repeats: int) -> float:
-        """Median milliseconds of the layer step of one layer of one token, as `latency_ms`."""
+    def layer_step_ms(self, repeats: int) -> float:
+        """Median milliseconds of the layer step of one layer of one token, as `token_step_ms`."""
         draw = np.random.default_rng(0)
         logits_BLE = draw.standard_normal((1, self.num_layers, self.num_experts), np.float32)
         context_BW = draw.standard_normal((1, self._token.description["layer_width"]), np.float32)
         state = self.layer_state(logits_BLE, context_BW)
         experts_BK = draw.integers(0, self.num_experts, (1, self.top_k))
-        return _median_ms(lambda: self.run_layer(0, experts_BK, state), repeats)
+        return median_ms(lambda: self.run_layer(0, experts_BK, state), repeats)
 
     def _token_step(self, trace: Trace) -> tuple[Floats, Floats]:
         """Logits [T, L, E] and contexts [T, W] of every token."""
@@ -222,13 +229,3 @@ class OnnxPredictor:
                 f"{self.path}: made for {len(mine[0])} layers, {mine[1]} experts, top-{mine[2]} ({self.model_id}); the "
                 f"trace has {len(theirs[0])} layers, {theirs[1]} experts, top-{theirs[2]} ({meta.model_id})"
             )
-
-
-def _median_ms(work: Callable[[], object], repeats: int) -> float:
-    times = []
-    for repeat in range(repeats + _WARM_UP_RUNS):
-        start = time.perf_counter()
-        work()
-        if repeat >= _WARM_UP_RUNS:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3

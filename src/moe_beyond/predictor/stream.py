@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from moe_beyond.data.features import Features
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.scaling import Floats
+from moe_beyond.predictor.base import Floats, sigmoid
 
 if TYPE_CHECKING:
     from moe_beyond.predictor.runtime import OnnxPredictor
@@ -67,7 +67,7 @@ class Stream:
                 self._routed_LK[self._last_token] = previous_LK
         self._last_token = token
         previous_LM = np.concatenate([previous_LK, self._routed_LK.get(token, none_LK)], axis=1)
-        return predictor.scaling.probabilities(self.step_logits(tokens_T[0], letters_TG[0], previous_LM))
+        return sigmoid(self.step_logits(tokens_T[0], letters_TG[0], previous_LM))
 
     def layer_step(self, layer: int, experts_K: npt.ArrayLike) -> Floats:
         """Probability of each expert for the next layers of this token, after the router of a layer chose.
@@ -85,10 +85,9 @@ class Stream:
         predictor = self.predictor
         experts_1K = _checked(experts_K, (predictor.top_k,), predictor.num_experts, f"routing of layer {layer}")[None]
         logits_HE = self.layer_logits(layer, experts_1K)
-        answer_HE = np.zeros_like(logits_HE)
-        for h, scaling in enumerate(predictor.layer_scaling_H[: predictor.num_layers - 1 - layer]):
-            answer_HE[h] = scaling.layer(layer + 1 + h).probabilities(logits_HE[h : h + 1])[0]
-        return answer_HE
+        probabilities_HE = sigmoid(logits_HE)
+        probabilities_HE[predictor.num_layers - 1 - layer :] = 0
+        return probabilities_HE
 
     def step_logits(self, token: Any, letters_G: npt.NDArray[np.int64], previous_LM: npt.NDArray[np.int64]) -> Floats:
         """Logits float32 [L, E] for features that are encoded already."""

@@ -3,7 +3,7 @@
 README.md       model card
 bundle.json     whose model, which layers and experts, how a token becomes numbers, digests of all data
 predictor/      the ONNX graphs
-calibration.csv, width.csv, quality.csv    how far its probabilities can be trusted, what each width covers
+calibration.csv, quality.csv    how far its probabilities can be trusted, recall by split, horizon and layer
 advice.json     is the model worth offloading, and every policy's time on the device at the gate's capacity
 metrics.json    metrics of every stage
 window.npz, window.json    what drift is measured against
@@ -21,19 +21,18 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.data.tokens import MAX_NGRAMS, NGRAM_SIZES
-from moe_beyond.drift.window import Measures, Window, write_window
 from moe_beyond.errors import InputError
 from moe_beyond.files import write_json
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.card import model_card
+from moe_beyond.registry.drift.window import Measures, Window, write_window
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.simulator.experiment import BOUNDS, capacity_experts
 from moe_beyond.traces.schema import SCHEMA_VERSION, TraceMetadata
 
 BUNDLE_VERSION = 1
 """Version of this folder's layout; a reader refuses a newer one."""
 
-_TABLES = ("calibration.csv", "width.csv", "quality.csv")
+_TABLES = ("calibration", "quality")
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,9 @@ def write_bundle(  # noqa: PLR0917 - all of it goes into the bundle
     folder.mkdir(parents=True)
     shutil.copytree(root / "models" / "predictor", folder / "predictor")
     for name in _TABLES:
-        shutil.copy(root / "reports" / "export" / name, folder / name)
+        pl.read_parquet(root / "reports" / "export" / "tables" / f"{name}.parquet").write_csv(folder / f"{name}.csv")
     manifest = describe(OnnxPredictor(folder / "predictor"), metadata, origin)
-    advice = device_advice(root / "reports", metadata, settings)
+    advice = device_advice(root / "reports", settings)
     metrics = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((root / "reports").glob("*/metrics.json"))
@@ -128,41 +127,24 @@ def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) 
     }
 
 
-def device_advice(reports: Path, metadata: TraceMetadata, settings: PublishSettings) -> dict[str, Any]:
-    """The suitability card's verdict, and the replay's times on the gate's device nearest to its capacity.
+def device_advice(reports: Path, settings: PublishSettings) -> dict[str, Any]:
+    """The suitability card's verdict, and what each policy takes on the gate's device nearest to its capacity.
 
-    Times are those at the modelled latency nearest to the exported predictor's own. `policies` is empty where the
-    simulate stage did not time that device; bounds, which nobody can run, are left out.
+    `policies` is empty where the simulate stage did not time that device; bounds, which nobody can run, are missing.
+    Every time has the charged latency of its predictor beside it.
     """
     card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))
-    latency_ms = json.loads((reports / "export" / "metrics.json").read_text(encoding="utf-8"))["latency_ms"]
-    timing = pl.read_csv(reports / "simulate" / "timing.csv").filter(
-        (pl.col("device") == settings.device) & ~pl.col("policy").is_in(BOUNDS)
-    )
-    capacity = _nearest(timing["capacity_experts"], capacity_experts(metadata, settings.capacity))
-    modelled_ms = _nearest(timing["predictor_ms"], latency_ms)
-    given_up = pl.read_csv(reports / "simulate" / "replay.csv").select(
-        "split", "policy", "capacity_experts", router_weight_given_up="mass_given_up"
-    )
-    columns = ("split", "policy", "ms_per_token", "tokens_per_second", "fraction_of_bound", "break_even_latency_ms")
-    rows = (
-        timing.filter((pl.col("capacity_experts") == capacity) & (pl.col("predictor_ms") == modelled_ms))
-        .join(given_up, on=["split", "policy", "capacity_experts"], how="left")
-        .select(*columns, "router_weight_given_up")
-        .sort("split", "ms_per_token")
-    )
+    rows = pl.read_parquet(reports / "simulate" / "tables" / "on_device.parquet")
+    rows = rows.filter((pl.col("device") == settings.device) & ~pl.col("bound"))
+    nearest = (pl.col("capacity_fraction") - settings.capacity).abs()
+    rows = rows.filter(nearest == nearest.min()).sort("split", "ms_per_token")
+    columns = ("split", "policy", "title", "lossy", "ms_per_token", "tokens_per_second", "hit_rate", "mib_per_token")
     return {
         "suitability": {"verdict": card["verdict"], "reasons": card["reasons"]},
         "device": settings.device,
-        "capacity_experts": capacity,
-        "predictor_ms": modelled_ms,
-        "policies": rows.to_dicts(),
+        "capacity_experts": rows["capacity_experts"][0] if rows.height else None,
+        "policies": rows.select(*columns, "gap_closed", "token_step_ms", "layer_step_ms").to_dicts(),
     }
-
-
-def _nearest(values: pl.Series, wanted: float) -> float:
-    """The value that is there and nearest to the one wanted; that one itself where there is none."""
-    return min(values.unique().sort().to_list(), key=lambda value: abs(value - wanted), default=wanted)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_beyond.drift.window import Measures
+from moe_beyond.registry.drift.window import Measures
 
 
 def model_card(manifest: dict[str, Any], advice: dict[str, Any], metrics: dict[str, Any], measures: Measures) -> str:
@@ -65,10 +65,15 @@ def _policies(advice: dict[str, Any]) -> list[str]:
     split = advice["policies"][0]["split"]
     of_split = [row for row in advice["policies"] if row["split"] == split]
     # a policy that computes with fewer or other experts answers differently: it is no rival in time alone
-    lossless = [row for row in of_split if not row["router_weight_given_up"]]
+    lossless = [row for row in of_split if not row["lossy"]]
     title = (
         f"Fastest on {advice['device']} with {advice['capacity_experts']} experts in the cache, {split}, of the "
         "policies that change no answer:"
     )
-    rows = [f"| {row['policy']} | {row['ms_per_token']:.3g} | {row['fraction_of_bound']:.0%} |" for row in lossless[:5]]
-    return [title, "", "| policy | ms per token | of the clairvoyant bound |", "| --- | --- | --- |", *rows]
+    rows = [
+        f"| {row['title']} | {row['ms_per_token']:.3g} | {row['hit_rate']:.1%} | {row['token_step_ms']:g} and "
+        f"{row['layer_step_ms']:g} |"
+        for row in lossless[:5]
+    ]
+    heading = "| policy | ms per token | hit rate there | charged for the predictor, ms a token and a layer |"
+    return [title, "", heading, "| --- | --- | --- | --- |", *rows]

@@ -1,9 +1,9 @@
-"""Challenger and champion on the same test traces: what each prompt costs and hits with either of them.
+"""Challenger and champion on the same prompts of the gate: what each prompt costs and hits with either of them.
 
 Both prefetch over a plain LRU cache, which any engine has, by the token step and then by the layer step, as they are
 used: what differs is the predictors' doing alone.
 
-Shape suffixes: P prompts, S steps, T tokens, L MoE layers, E experts.
+Shape suffixes: P prompts, T tokens, L MoE layers, E experts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
-from moe_beyond.metrics import hits_at_k
+from moe_beyond.intervals import Ratio
 from moe_beyond.predictor.base import Predictor
+from moe_beyond.predictor.latency import Latency
+from moe_beyond.predictor.recall import hits_at_k
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import Events
-from moe_beyond.simulator.experiment import asked_for, capacity_experts
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.results import MIB
-from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.simulator.timing import TimedReplay, Workload, timed_sweep
+from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.simulator.study.study import capacity_experts, case_of
 from moe_beyond.traces.schema import Trace
 
 Metric = Literal["ms_per_token", "hit_rate", "recall_at_k", "layer_recall_at_k"]
@@ -38,45 +38,14 @@ _ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A metric as two sums over each prompt, so that any resample of prompts has its own value.
-
-    Attributes:
-        top_P: Numerator of each prompt, float64: milliseconds, hits.
-        bottom_P: Denominator of each prompt, float64: decoded tokens, accesses.
-    """
-
-    top_P: npt.NDArray[np.float64]
-    bottom_P: npt.NDArray[np.float64]
-
-    @property
-    def value(self) -> float:
-        """The metric over all prompts."""
-        return float(self.top_P.sum() / self.bottom_P.sum())
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median times on one thread, on this machine.
-
-    Attributes:
-        token_ms: Of a token step.
-        layer_ms: Of the layer step of one layer.
-    """
-
-    token_ms: float
-    layer_ms: float
-
-
-@dataclass(frozen=True)
 class Contestant:
     """A predictor that takes part.
 
     Attributes:
         name: `challenger` or `champion`.
         version: In the registry; None where it has none yet.
-        predictor: Answers for the traces.
-        latency: From `latencies`; charged to every token and layer.
+        predictor: Predicts for the traces.
+        latency: Charged to every token and layer, before the device's slowdown.
     """
 
     name: str
@@ -87,12 +56,12 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Score:
-    """One contestant on every test split.
+    """One contestant on every split of the gate.
 
     Attributes:
         name: `challenger` or `champion`.
         version: In the registry; None where it has none yet.
-        latency: Of the predictor.
+        latency: As charged on the device.
         splits: Metrics of each split by name.
     """
 
@@ -104,7 +73,9 @@ class Score:
     def pooled(self, metric: Metric) -> Ratio:
         """A metric over the prompts of all splits."""
         parts = [split[metric] for split in self.splits.values()]
-        return Ratio(np.concatenate([p.top_P for p in parts]), np.concatenate([p.bottom_P for p in parts]))
+        return Ratio(
+            np.concatenate([part.numerator_P for part in parts]), np.concatenate([part.denominator_P for part in parts])
+        )
 
     @property
     def worst_domain(self) -> tuple[str, float]:
@@ -121,70 +92,57 @@ def score(
 
     Args:
         contestant: The predictor. One without a layer step prefetches by its token step alone.
-        splits: Test traces by name, of the predictor's model.
+        splits: Traces by name, of the predictor's model.
         settings: Device, capacity, metric.
         simulate: How prefill, batches, widths and expert sizes are replayed, as in the simulate stage.
 
     Raises:
         InputError: The predictor is of another model, or the metric has nothing to count.
     """
-    measured = {}
+    measured, device = {}, load_device(settings.device)
     for split, trace in splits.items():
-        token_TLE = contestant.predictor.probabilities_TLE(trace)
-        layers_HTLE = None
-        if hasattr(contestant.predictor, "layer_probabilities_HTLE"):
-            layers_HTLE = contestant.predictor.layer_probabilities_HTLE(trace)
-        events = asked_for(trace, simulate)
-        timed = _replay(events, (token_TLE, layers_HTLE), contestant.latency, settings, simulate)
-        decoded_P = timed.replay.tokens_PF[:, 1].astype(float)
+        case, charge = case_of(trace, simulate), contestant.latency
+        said = Predictions(contestant.predictor, trace, case.events, charge.token_step_ms, charge.layer_step_ms)
+        width = prefetch_width(trace.metadata, simulate.batch, simulate.prefetch_width)
+        policy = said.prefetch(Lru(), width, simulate.prefetch_threshold, layers=said.has_layer_step)
+        budget = Budget.slots(trace.metadata, capacity_experts(trace.metadata, settings.capacity))
+        timed = timed_replay(case.events, policy, budget, device, case.workload, keep_warm=simulate.keep_warm)
         measured[split] = {
-            "ms_per_token": Ratio(events.by_prompt(timed.step_ms_S), decoded_P),
-            "hit_rate": Ratio(timed.replay.hits_P.astype(float), timed.replay.accesses_P.astype(float)),
-            "recall_at_k": _recall(trace, token_TLE),
-            "layer_recall_at_k": _recall(trace, token_TLE if layers_HTLE is None else layers_HTLE[0]),
+            "ms_per_token": timed.time,
+            "hit_rate": timed.hits if timed.hits.counts else timed.replay.hit_ratio,
+            "recall_at_k": _recall(trace, contestant.predictor.probabilities_TLE(trace)),
+            "layer_recall_at_k": _recall(trace, _one_layer_ahead(contestant.predictor, trace)),
         }
-    result = Score(contestant.name, contestant.version, contestant.latency, measured)  # type: ignore[arg-type]  # keys are the metrics' names
-    if result.pooled(settings.metric).bottom_P.sum() == 0:
+    charged = contestant.latency.times(device.predictor_slowdown)
+    result = Score(contestant.name, contestant.version, charged, measured)  # type: ignore[arg-type]  # keys are the metrics' names
+    if not result.pooled(settings.metric).counts:
         raise InputError(
-            f"publish.metric: {settings.metric} counts decoded tokens and the test traces have none; set "
+            f"publish.metric: {settings.metric} counts decoded tokens and the gate's traces have none; set "
             "simulate.prefill to token_by_token, or the metric to hit_rate"
         )
     return result
 
 
 def latencies(predictors: Sequence[OnnxPredictor], repeats: int) -> list[Latency]:
-    """Median times of each, in turns so that a busy machine slows all of them; the quietest of three rounds."""
-    rounds = [[(p.latency_ms(repeats), p.layer_latency_ms(repeats)) for p in predictors] for _ in range(_ROUNDS)]
-    return [Latency(*map(min, zip(*times, strict=True))) for times in zip(*rounds, strict=True)]
+    """What is charged for each: as its bundle says, or what it takes here where that is more.
+
+    Measured in turns, so that a busy machine slows all of them; the quietest of three rounds.
+    """
+    rounds = [[(one.token_step_ms(repeats), one.layer_step_ms(repeats)) for one in predictors] for _ in range(_ROUNDS)]
+    measured = [tuple(map(min, zip(*times, strict=True))) for times in zip(*rounds, strict=True)]
+    return [
+        Latency(max(one.charge.token_step_ms, token_ms), max(one.charge.layer_step_ms, layer_ms), one.charge.table_ms)
+        for one, (token_ms, layer_ms) in zip(predictors, measured, strict=True)
+    ]
 
 
-def _replay(
-    events: Events,
-    answers: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None],
-    latency: Latency,
-    settings: PublishSettings,
-    simulate: SimulateSettings,
-) -> TimedReplay:
-    meta, (token_TLE, layers_HTLE) = events.metadata, answers
-    policy = Prefetch(
-        "predictor",
-        events.by_step(token_TLE),
-        # a step of several prompts wants that many at most
-        simulate.prefetch_width or meta.top_k * simulate.batch,
-        Lru(),
-        simulate.prefetch_threshold,
-        None if layers_HTLE is None else events.by_step(layers_HTLE, axis=1),
-    )
-    size = None if simulate.timed_expert_mib is None else round(simulate.timed_expert_mib * MIB)
-    token_ms, layer_ms = (ms * settings.latency_factor for ms in (latency.token_ms, latency.layer_ms))
-    workload = Workload.like_its_experts(events, token_ms, simulate.lookahead_layers, size, layer_ms)
-    budget = Budget.slots(meta, capacity_experts(meta, settings.capacity))
-    devices = [load_device(settings.device)]
-    return timed_sweep(events, policy, [budget], devices, workload, keep_warm=simulate.keep_warm)[0]
+def _one_layer_ahead(predictor: Predictor, trace: Trace) -> npt.NDArray[np.float32]:
+    layer_step = getattr(predictor, "layer_probabilities_HTLE", None)
+    return predictor.probabilities_TLE(trace) if layer_step is None else np.asarray(layer_step(trace)[0])
 
 
 def _recall(trace: Trace, probabilities_TLE: npt.NDArray[np.float32]) -> Ratio:
     prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
     hits_T = hits_at_k(probabilities_TLE, trace.experts_TLK).sum(axis=1, dtype=np.int64)
     accesses_P = np.diff(trace.prompt_offsets) * trace.metadata.token_cycle
-    return Ratio(np.bincount(prompt_T, hits_T, trace.num_prompts).astype(float), accesses_P.astype(float))
+    return Ratio(np.bincount(prompt_T, hits_T, trace.num_prompts), accesses_P)

@@ -30,7 +30,7 @@ class PublishSettings(Settings):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]+$")
     """Registered model in MLflow; null: `moe-beyond.<traced model>.<device>`, so that models never compete."""
     device: str = "laptop_nvme"
-    """Device that both are timed on, a file under simulator/devices."""
+    """Device that both are timed on, a file under devices/profiles."""
     capacity: float = Field(default=0.1, gt=0, le=1)
     """Cache of the replay, as a share of all routed experts of the model."""
     metric: Literal["ms_per_token", "hit_rate", "recall_at_k", "layer_recall_at_k"] = "ms_per_token"
@@ -41,10 +41,7 @@ class PublishSettings(Settings):
     max_worst_domain_loss: float = Field(default=0.01, ge=0, le=1)
     """The hit rate on the worst domain may fall this far below the champion's worst."""
     max_latency_ms: float = Field(default=5.0, gt=0)
-    """A predictor whose median token step takes longer on one thread is refused, as the first one too."""
-    latency_factor: float = Field(default=1.0, gt=0)
-    """How many times slower than this machine the device runs the predictor; the products are charged to every token
-    and layer."""
+    """A predictor whose token step is charged more on the device is refused, as the first one too."""
     latency_repeats: int = Field(default=200, ge=10)
     """Steps behind each of three medians, taken in turns by both sides."""
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)

@@ -9,16 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.errors import InputError
-from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Metric, Ratio, Score
+from moe_beyond.intervals import Interval, Ratio, Resamples
+from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Metric, Score
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.simulator.intervals import Interval, Resamples
-
-_TAIL = 0.025  # 95 % intervals
 
 Outcome = Literal["first", "promoted", "refused", "unchanged", "incomparable"]
 """`first`: there was no champion. `unchanged`: this very bundle is the champion. `incomparable`: the champion cannot be
@@ -79,9 +75,9 @@ def judge(challenger: Score, champion: Score | None, settings: PublishSettings, 
     """
     latency = Check(
         f"a token step takes at most {settings.max_latency_ms:g} ms",
-        challenger.latency.token_ms,
+        challenger.latency.token_step_ms,
         settings.max_latency_ms,
-        challenger.latency.token_ms <= settings.max_latency_ms,
+        challenger.latency.token_step_ms <= settings.max_latency_ms,
     )
     if champion is None:
         if latency.passed:
@@ -117,10 +113,8 @@ def improvement(challenger: Score, champion: Score, settings: PublishSettings, s
             "raise publish.capacity or choose another metric"
         )
     sign = -1 if settings.metric in LOWER_IS_BETTER else 1
-    weights_BP = Resamples.draw(len(mine.top_P), settings.bootstrap_samples, seed).weights_BP
-    values_B = sign * (_resampled(mine, weights_BP) / _resampled(theirs, weights_BP) - 1)
-    low, high = np.nanquantile(values_B, (_TAIL, 1 - _TAIL))
-    return Interval(sign * (mine.value / theirs.value - 1), float(low), float(high))
+    draws = Resamples.draw(len(mine.numerator_P), settings.bootstrap_samples, seed)
+    return draws.of(lambda own, other: sign * (own / other - 1), mine, theirs)
 
 
 def table(scores: Sequence[Score], settings: PublishSettings, seed: int) -> pl.DataFrame:
@@ -134,10 +128,10 @@ def table(scores: Sequence[Score], settings: PublishSettings, seed: int) -> pl.D
         parts["all"] = {metric: score.pooled(metric) for metric in METRICS}
         for split, metrics in parts.items():
             for metric, ratio in metrics.items():
-                if ratio.bottom_P.sum() > 0:
-                    rows.append(
-                        (score.name, score.version, split, metric, ratio.value, *_interval(ratio, settings, seed))
-                    )
+                if ratio.counts:
+                    draws = Resamples.draw(len(ratio.numerator_P), settings.bootstrap_samples, seed)
+                    found = draws.ratio(ratio)
+                    rows.append((score.name, score.version, split, metric, found.value, found.low, found.high))
         for name, ms in _latency(score).items():
             rows.append((score.name, score.version, "all", name, ms, None, None))
     columns = ("contestant", "version", "split", "metric", "value", "low", "high")
@@ -153,7 +147,7 @@ def metrics(verdict: Verdict, scores: Sequence[Score]) -> dict[str, Any]:
     for score in scores:
         pooled = {metric: score.pooled(metric) for metric in METRICS}
         found[score.name] = {
-            **{metric: ratio.value for metric, ratio in pooled.items() if ratio.bottom_P.sum() > 0},
+            **{metric: ratio.value for metric, ratio in pooled.items() if ratio.counts},
             "worst_domain_hit_rate": score.worst_domain[1],
             **_latency(score),
         }
@@ -168,22 +162,8 @@ def _worst_domain(challenger: Score, champion: Score, settings: PublishSettings)
 
 
 def _latency(score: Score) -> dict[str, float]:
-    return {"latency_ms": score.latency.token_ms, "layer_latency_ms": score.latency.layer_ms}
+    return {"token_step_ms": score.latency.token_step_ms, "layer_step_ms": score.latency.layer_step_ms}
 
 
 def _failed(check: Check) -> str:
     return f"fails: {check.rule} (found {check.value:.4g}, limit {check.limit:.4g})"
-
-
-def _interval(ratio: Ratio, settings: PublishSettings, seed: int) -> tuple[float, float]:
-    weights_BP = Resamples.draw(len(ratio.top_P), settings.bootstrap_samples, seed).weights_BP
-    low, high = np.nanquantile(_resampled(ratio, weights_BP), (_TAIL, 1 - _TAIL))
-    return float(low), float(high)
-
-
-def _resampled(ratio: Ratio, weights_BP: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    bottom_B = weights_BP @ ratio.bottom_P
-    # a resample of prompts that decoded nothing has no value
-    return np.asarray(
-        np.divide(weights_BP @ ratio.top_P, bottom_B, out=np.full(len(bottom_B), np.nan), where=bottom_B > 0)
-    )

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from moe_beyond.reporting.figures.plots import Chart
 from moe_beyond.reporting.names import Look
-from moe_beyond.reporting.plots import Chart
 from moe_beyond.reporting.text import number, percent
 
 

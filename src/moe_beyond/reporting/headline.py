@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from moe_beyond.config import flatten
 from moe_beyond.reporting.names import is_bound, is_learned, label, ordered
 from moe_beyond.reporting.tables import TOKEN, Tables, find
+from moe_beyond.settings import flatten
 
 
 @dataclass(frozen=True)

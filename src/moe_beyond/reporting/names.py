@@ -13,7 +13,7 @@ _LAYER_STEP = "_layer"  # prefetch by the layer step too, not by the token step 
 _PUBLISHED = {
     "moe_infinity": "MoE-Infinity",
     "moe_infinity_one_cluster": "MoE-Infinity, one cluster",
-    "crippled_MoE-Infinity": "MoE-Infinity, one cluster",
+    "one-cluster_MoE-Infinity": "MoE-Infinity, one cluster",
     "moe_beyond": "MoE-Beyond",
     "fine_moe": "FineMoE",
     "hobbit": "HOBBIT",

@@ -18,26 +18,26 @@ from markupsafe import Markup
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.reporting import theme
-from moe_beyond.reporting.ablation_sections import ablation_section
-from moe_beyond.reporting.beside_sections import models_section, paper_section
 from moe_beyond.reporting.blocks import Figure, Section
-from moe_beyond.reporting.break_even_sections import break_even_section
-from moe_beyond.reporting.cache_sections import cache_section
-from moe_beyond.reporting.contest_sections import comparison_section, timing_section
 from moe_beyond.reporting.dvc_tables import dvc_tables
-from moe_beyond.reporting.explorer import explorer_section
-from moe_beyond.reporting.model_sections import model_section
-from moe_beyond.reporting.pair_sections import pairs_section
-from moe_beyond.reporting.plots import Chart
-from moe_beyond.reporting.policy_sections import policies_section
-from moe_beyond.reporting.predictor_sections import predictor_section, search_section, training_section
-from moe_beyond.reporting.record_sections import data_section, method_section, run_section
+from moe_beyond.reporting.figures import theme
+from moe_beyond.reporting.figures.plots import Chart
+from moe_beyond.reporting.sections.ablation import ablation_section
+from moe_beyond.reporting.sections.beside import models_section, paper_section
+from moe_beyond.reporting.sections.break_even import break_even_section
+from moe_beyond.reporting.sections.cache import cache_section
+from moe_beyond.reporting.sections.contest import comparison_section, timing_section
+from moe_beyond.reporting.sections.explorer import explorer_section
+from moe_beyond.reporting.sections.model import model_section
+from moe_beyond.reporting.sections.pair import pairs_section
+from moe_beyond.reporting.sections.policy import policies_section
+from moe_beyond.reporting.sections.predictor import predictor_section, search_section, training_section
+from moe_beyond.reporting.sections.record import data_section, method_section, run_section
+from moe_beyond.reporting.sections.trust import trust_section
+from moe_beyond.reporting.sections.why import why_section
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.summary import summarise
 from moe_beyond.reporting.tables import Tables, read_tables
-from moe_beyond.reporting.trust_sections import trust_section
-from moe_beyond.reporting.why_sections import why_section
 
 _VEGA_LITE = "6.4"  # what Altair 6 writes
 _TEMPLATES = Path(__file__).with_name("templates")

@@ -17,7 +17,7 @@ from moe_beyond.reporting.headline import (
     split_label,
 )
 from moe_beyond.reporting.names import is_learned, label, sees_the_future
-from moe_beyond.reporting.predictor_sections import deployed_size
+from moe_beyond.reporting.sections.predictor import deployed_size
 from moe_beyond.reporting.tables import Tables
 from moe_beyond.reporting.text import MISSING, change, interval, listed, mib, number, percent
 from moe_beyond.reporting.verdict import Race, Verdict, races, verdict

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from moe_beyond.config import flatten
 from moe_beyond.errors import InputError
 from moe_beyond.reporting.names import asks_by_layer, is_bound, is_learned, needs_another_router, ordered
+from moe_beyond.settings import flatten
 
 Kind = Literal["number", "text"]
 N: Kind = "number"

@@ -20,14 +20,7 @@ from pydantic import ValidationError
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
-from moe_beyond.traces.schema import (
-    SCHEMA_VERSION,
-    Trace,
-    TraceMetadata,
-    concatenate,
-    expert_dtype,
-    validate,
-)
+from moe_beyond.traces.schema import SCHEMA_VERSION, Trace, TraceMetadata, concatenate, expert_dtype, validate
 from moe_beyond.traces.working import has_working, open_working, write_working
 
 __all__ = [

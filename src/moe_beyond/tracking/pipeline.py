@@ -10,27 +10,22 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
-from moe_beyond.config import STAGES, flatten
-from moe_beyond.dvcfile import read_stage
-from moe_beyond.scratch import fingerprint
+from moe_beyond.files import fingerprint
+from moe_beyond.settings import STAGES, flatten
 from moe_beyond.tracking.client import LOCAL, PatientClient, is_away
+from moe_beyond.tracking.dvc import read_stage
 from moe_beyond.tracking.entries import log_metrics, log_params
-from moe_beyond.tracking.stage import (
-    StageRun,
-    context_tags,
-    log_artifact,
-    log_outs,
-    stage_params,
-)
+from moe_beyond.tracking.stage import StageRun, context_tags, log_artifact, log_outs, stage_params
 
 
 @contextmanager
-def pipeline_run(run: StageRun, artifacts: Sequence[str]) -> Iterator[str]:
+def pipeline_run(run: StageRun[Any], artifacts: Sequence[str]) -> Iterator[str]:
     """Open the pipeline's run inside its last stage and yield its id; on success fill it.
 
     Args:
@@ -56,7 +51,7 @@ def pipeline_run(run: StageRun, artifacts: Sequence[str]) -> Iterator[str]:
         client.set_terminated(run_id, RunStatus.to_string(status))
 
 
-def stage_runs(run: StageRun) -> dict[str, str]:
+def stage_runs(run: StageRun[Any]) -> dict[str, str]:
     """Run id of every earlier stage, from the receipts beside their outs.
 
     A receipt can name a run that this MLflow does not have, where DVC fetched the outs from a remote. Then the stage's
@@ -108,7 +103,7 @@ def _exists(client: PatientClient, run_id: str) -> bool:
     return True
 
 
-def _mirror(run: StageRun, stage: str, original: str) -> str:
+def _mirror(run: StageRun[Any], stage: str, original: str) -> str:
     tags = {"moe_beyond.stage": stage, "restored": "true", "original_run_id": original}
     run_id: str = run.client.create_run(run_name=stage, tags=tags).info.run_id
     declared = read_stage(run.root / "dvc.yaml", stage)

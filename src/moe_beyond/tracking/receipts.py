@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moe_beyond.config import STAGES
+from moe_beyond.settings import STAGES
 
 
 def receipts(root: Path) -> dict[str, str]:

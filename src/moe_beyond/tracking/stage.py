@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import git
 from mlflow.entities import RunStatus
 from mlflow.tracking import MlflowClient
 
-from moe_beyond.config import Params, flatten, load_params
-from moe_beyond.dvcfile import DvcStage, content_md5, read_stage, restore_outs
 from moe_beyond.errors import InputError
-from moe_beyond.files import write_json
+from moe_beyond.files import folder_digest, write_json
+from moe_beyond.settings import Settings, flatten
 from moe_beyond.tracking.children import ChildRuns
 from moe_beyond.tracking.client import PatientClient
 from moe_beyond.tracking.connection import connect
+from moe_beyond.tracking.dvc import DvcStage, read_stage, restore_outs
 from moe_beyond.tracking.entries import log_metrics, log_params
 from moe_beyond.tracking.system import system_metrics
 from moe_beyond.tracking.unended import ending_what_was_killed
@@ -30,12 +30,15 @@ from moe_beyond.tracking.unended import ending_what_was_killed
 LIBRARIES = ("torch", "lightning", "transformers", "optuna", "mlflow", "dvc", "onnx", "onnxruntime", "numpy", "numba")
 
 
+Parameters = TypeVar("Parameters", bound=Settings)
+
+
 @dataclass(frozen=True)
-class StageRun:
+class StageRun(Generic[Parameters]):
     """An open run of a stage."""
 
     stage: str
-    params: Params
+    params: Parameters
     root: Path
     run_id: str
     declared: DvcStage
@@ -67,7 +70,9 @@ class StageRun:
 
 
 @contextmanager
-def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
+def stage_run(
+    stage: str, load: Callable[[Path], Parameters], root: Path | None = None
+) -> Iterator[StageRun[Parameters]]:
     """Open the run of a stage; on success log its outs and write its receipt.
 
     An InputError ends the process with status 1 and one line on standard error; any other exception passes. In both
@@ -77,13 +82,14 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
 
     Args:
         stage: Name in dvc.yaml.
+        load: Reads and checks params.yaml.
         root: Project's root; default the working directory, where DVC starts stages.
     """
     root = (root or Path.cwd()).resolve()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("moe_beyond").setLevel(logging.INFO)
     try:
-        params = load_params(root / "params.yaml")
+        params = load(root / "params.yaml")
         declared = read_stage(root / "dvc.yaml", stage)
         client = connect(root)
         with ending_what_was_killed(client, root, stage) as note:
@@ -100,7 +106,7 @@ def stage_run(stage: str, root: Path | None = None) -> Iterator[StageRun]:
 
 
 @contextmanager
-def _ended(run: StageRun) -> Iterator[StageRun]:
+def _ended(run: StageRun[Parameters]) -> Iterator[StageRun[Parameters]]:
     """Log what goes in and, on success, what comes out; end the run either way."""
     client, run_id, status = run.client, run.run_id, RunStatus.FAILED
     try:
@@ -117,7 +123,7 @@ def _ended(run: StageRun) -> Iterator[StageRun]:
         client.flush(patient=True)
 
 
-def stage_params(params: Params, declared: DvcStage) -> dict[str, Any]:
+def stage_params(params: Settings, declared: DvcStage) -> dict[str, Any]:
     """The parameters that dvc.yaml says the stage reads, flat, `train.learning_rate` and the like."""
     flat = flatten(params.model_dump(by_alias=True, mode="json"))
     wanted = declared.params
@@ -147,22 +153,22 @@ def git_tags(root: Path) -> dict[str, str]:
         return {}
 
 
-def _log_datasets(run: StageRun) -> None:
+def _log_datasets(run: StageRun[Any]) -> None:
     """Name the data that the stage reads, with DVC's digest, without copying it."""
     for path in run.declared.deps:
         if not path.startswith(("data/", "models/")) or not (run.root / path).exists():
             continue
-        run.client.log_data(run.run_id, run.root / path, path.replace("/", "."), content_md5(run.root / path))
+        run.client.log_data(run.run_id, run.root / path, path.replace("/", "."), folder_digest(run.root / path))
 
 
-def _require_outs(run: StageRun) -> None:
+def _require_outs(run: StageRun[Any]) -> None:
     """A receipt vouches for every out: all of them must be there first."""
     for out in run.declared.outs:
         if not (run.root / out).exists() and run.root / out != run.reports / "run.json":
             raise InputError(f"{out}: the stage did not write this out of dvc.yaml")
 
 
-def _write_receipt(run: StageRun) -> None:
+def _write_receipt(run: StageRun[Any]) -> None:
     write_json(run.reports / "run.json", {"stage": run.stage, "run_id": run.run_id})
 
 

@@ -10,8 +10,8 @@ import polars as pl
 from optuna.trial import FrozenTrial, TrialState
 
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.settings import TuneSettings
 from moe_beyond.tuning.ledger import is_tried
+from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.space import Candidate, choices
 
 MEASURED: dict[str, type[pl.DataType]] = {

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_beyond.predictor.settings import TrainSettings, TuneSettings
-from moe_beyond.scratch import fingerprint
-from moe_beyond.simulator.settings import SimulateSettings
+from moe_beyond.files import fingerprint
+from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
+from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning.payoff import bench_of
+from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.storage import StudyPlace
 from moe_beyond.tuning.trial import Job, TrialLog
 
@@ -30,7 +31,6 @@ class Inputs:
         train: Of every fit.
         simulate: How a cache is replayed.
         opset: Of the exported graphs that are timed.
-        source: Where the traces come from: the reference model's experts are weighed as `simulate` says.
     """
 
     seed: int
@@ -38,7 +38,6 @@ class Inputs:
     train: TrainSettings
     simulate: SimulateSettings
     opset: int
-    source: str
 
     def key(self, digests: Iterable[str]) -> str:
         """Fingerprint of the parameters and of the digests of data and code, in their order."""
@@ -46,7 +45,7 @@ class Inputs:
         if self.tune.warm_start is not None and Path(self.tune.warm_start).is_file():
             earlier = Path(self.tune.warm_start).read_text(encoding="utf-8")
         tune = self.tune.model_dump(exclude=_NO_MATTER)
-        return fingerprint(self.seed, tune, self.train, self.simulate, self.opset, self.source, earlier, *digests)
+        return fingerprint(self.seed, tune, self.train, self.simulate, self.opset, earlier, *digests)
 
     def job(self, splits: Path, place: StudyPlace, trial_log: TrialLog) -> Job:
         """What each worker gets.
@@ -66,10 +65,7 @@ class Inputs:
     def job_on(self, train: Trace, validation: Trace, place: StudyPlace, trial_log: TrialLog) -> Job:
         """As `job`, on traces that are open already; at most `tune.max_prompts` are trained on, drawn by the seed."""
         drawn = np.sort(np.random.default_rng(self.seed).permutation(train.num_prompts)[: self.tune.max_prompts])
-        simulate = self.simulate
-        if self.source != "reference":
-            simulate = simulate.model_copy(update={"timed_expert_mib": None})
-        bench = bench_of(validation, self.tune, simulate)
+        bench = bench_of(validation, self.tune, self.simulate)
         return Job(
             place, train.select(drawn), validation, self.tune, self.train, bench, self.opset, self.seed, trial_log
         )

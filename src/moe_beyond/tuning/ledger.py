@@ -22,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.settings import TuneSettings
+from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.space import Candidate, all_candidates, key_of, suggest
 from moe_beyond.tuning.storage import StudyPlace, patiently
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from moe_beyond.devices.device import load_device
+from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.base import LayerPredictor
-from moe_beyond.predictor.settings import TuneSettings
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.device import load_device
-from moe_beyond.simulator.events import Events, events_of
-from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.prefetch import Prefetch
-from moe_beyond.simulator.results import MIB
-from moe_beyond.simulator.settings import SimulateSettings
-from moe_beyond.simulator.timing import TimedReplay, Workload, timed_replay
+from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
+from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.simulator.study.study import first_tokens
 from moe_beyond.traces.schema import Trace
+from moe_beyond.tuning.settings import TuneSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Payoff:
     Attributes:
         use: `token_step`, or `both_steps` where asking the layer step too is faster.
         ms_per_token: Mean time of a decoded token.
-        hit_rate: Of decode and prefill together.
+        hit_rate: Of decoded tokens on the device.
     """
 
     use: str
@@ -57,7 +56,7 @@ class Bench:
 
     def on_demand_ms(self) -> float:
         """Milliseconds per token of LRU without any predictor: what a candidate must beat."""
-        return self._replay(Lru(), 0.0, 0.0).ms_per_token
+        return self._replay(Lru()).ms_per_token
 
     def payoff(self, predictor: LayerPredictor, token_step_ms: float, layer_step_ms: float) -> Payoff:
         """Replay with the predictor's prefetches, once by the token step alone and once by both.
@@ -67,22 +66,22 @@ class Bench:
             token_step_ms: Milliseconds of its token step.
             layer_step_ms: Milliseconds of its layer step, asked once a layer.
         """
-        width = self.settings.prefetch_width or self.trace.metadata.top_k
-        token_TLE = predictor.probabilities_TLE(self.trace)
+        events = self._events()
+        said = Predictions(predictor, self.trace, events, token_step_ms, layer_step_ms)
+        width = prefetch_width(self.trace.metadata, 1, self.settings.prefetch_width)
         outcomes = []
         for use in ("token_step", "both_steps"):
-            layers_HTLE = None if use == "token_step" else predictor.layer_probabilities_HTLE(self.trace)
-            policy = Prefetch("p", token_TLE, width, Lru(), self.settings.prefetch_threshold, layers_HTLE)
-            timed = self._replay(policy, token_step_ms, layer_step_ms)
-            outcomes.append(Payoff(use, timed.ms_per_token, timed.replay.total.hit_rate))
+            policy = said.prefetch(Lru(), width, self.settings.prefetch_threshold, layers=use == "both_steps")
+            timed = self._replay(policy)
+            outcomes.append(Payoff(use, timed.ms_per_token, timed.hits.value))
         return min(outcomes, key=lambda outcome: outcome.ms_per_token)
 
-    def _replay(self, policy: Policy, token_step_ms: float, layer_step_ms: float) -> TimedReplay:
-        events, settings, meta = self._events(), self.settings, self.trace.metadata
-        size = None if settings.timed_expert_mib is None else round(settings.timed_expert_mib * MIB)
-        workload = Workload.like_its_experts(events, token_step_ms, settings.lookahead_layers, size, layer_step_ms)
+    def _replay(self, policy: Policy) -> TimedReplay:
+        settings, meta = self.settings, self.trace.metadata
+        workload = Workload.of(meta, settings.lookahead_layers, expert_mib=settings.timed_expert_mib)
         slots = Budget.slots(meta, max(1, round(self.capacity * meta.num_model_experts)))
-        return timed_replay(events, policy, slots, load_device(self.device), workload, keep_warm=settings.keep_warm)
+        device = load_device(self.device)
+        return timed_replay(self._events(), policy, slots, device, workload, keep_warm=settings.keep_warm)
 
     def _events(self) -> Events:
         return events_of(self.trace, self.settings.prefill)
@@ -95,8 +94,7 @@ def bench_of(validation: Trace, tune: TuneSettings, settings: SimulateSettings) 
         InputError: Unknown device, or prompts that decode nothing.
     """
     load_device(tune.device)
-    enough = int(np.searchsorted(validation.prompt_offsets[1:], tune.replay_tokens)) + 1
-    trace = validation.select(np.arange(min(enough, validation.num_prompts)))
+    trace = first_tokens(validation, tune.replay_tokens)
     bench = Bench(trace, settings, tune.device, tune.capacity)
     if not bench._events().is_decode_S.any():
         raise InputError(

@@ -20,9 +20,9 @@ import optuna
 from optuna.trial import TrialState
 
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.settings import TuneSettings
 from moe_beyond.tuning.choice import Search, choose, trials_table
 from moe_beyond.tuning.ledger import MAX_DEATHS, Ledger, earlier_candidates, is_tried
+from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.storage import patiently
 from moe_beyond.tuning.trial import Job, run_trial
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from moe_beyond.predictor.settings import SearchSpace, TrainSettings
-from moe_beyond.training import Size
+from moe_beyond.training.fit import Size
+from moe_beyond.training.settings import TrainSettings
+from moe_beyond.tuning.settings import SearchSpace
 
 Candidate = dict[str, Any]
 """Width, depth, heads, and the searched parameters of `train`, by name."""

@@ -17,15 +17,17 @@ from typing import Any, Protocol
 from optuna.trial import TrialState
 
 from moe_beyond.errors import InputError
+from moe_beyond.files import fingerprint
+from moe_beyond.predictor.latency import modelled
 from moe_beyond.predictor.network import num_parameters
 from moe_beyond.predictor.onnx import export_steps
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.predictor.settings import TrainSettings, TuneSettings
-from moe_beyond.scratch import fingerprint
 from moe_beyond.traces.schema import Trace
-from moe_beyond.training import Fit, fit
+from moe_beyond.training.fit import Fit, fit
+from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning.ledger import Claim, Ledger, Row
 from moe_beyond.tuning.payoff import Bench
+from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.space import no_larger, parts
 from moe_beyond.tuning.storage import StudyPlace
 
@@ -171,8 +173,8 @@ def _cost(job: Job, fitted: Fit, directory: Path) -> dict[str, Any]:
     graphs.mkdir(parents=True)
     export_steps(fitted.checkpoint, graphs, job.opset)
     predictor = OnnxPredictor(graphs)
-    repeats = job.settings.latency_repeats
-    latency_ms, layer_latency_ms = predictor.latency_ms(repeats), predictor.layer_latency_ms(repeats)
+    latency = modelled(fitted.checkpoint.network.shape)
+    latency_ms, layer_latency_ms = latency.token_step_ms, latency.layer_step_ms
     payoff = job.bench.payoff(predictor, latency_ms, layer_latency_ms)
     metrics = fitted.metrics()
     return {

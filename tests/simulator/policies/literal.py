@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import Policy
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace, validate
 from tests.simulator.strategies import make_trace
 

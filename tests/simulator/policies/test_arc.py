@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.policy import Policy, Rank
 from moe_beyond.simulator.policies.arc import PARTS, adaptive_replacement
-from moe_beyond.simulator.policies.base import Policy, Rank
 from tests.simulator.policies.literal import literal, misses
 
 

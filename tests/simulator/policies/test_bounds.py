@@ -1,4 +1,4 @@
-from moe_beyond.simulator.bounds import Belady, BeladyForced
+from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from tests.simulator.policies.literal import literal, misses
 
 

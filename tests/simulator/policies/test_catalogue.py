@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.bounds import Belady
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.cache import ACCESSES, HITS
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.cache import ACCESSES, HITS
+from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.settings import PolicySettings
-from moe_beyond.simulator.prepared import prepare
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
 SMALL = PolicySettings(matrices=4, maps=8, speculative_loads=1)

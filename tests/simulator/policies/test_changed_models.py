@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.changed_models import Lexi, Mc, Mote, SeerMoe
 from moe_beyond.simulator.policies.on_demand import LayerLru
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.policies.literal import literal
 from tests.simulator.strategies import make_trace
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import FULL, LAYER, NUM_FEATURES, SCORE, SKIP, WEIGHT_SUM
+from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES, SCORE, SKIP, WEIGHT_SUM
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile, prefer_residents, skip_cold_misses
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.policies.literal import literal
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.events import events_of
 from moe_beyond.simulator.policies.fine_moe import DISTANCE, NOBODY, FineMoe
-from moe_beyond.simulator.prefetches import before, when_routed
+from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from tests.simulator.policies.literal import literal
 from tests.simulator.strategies import make_trace
 

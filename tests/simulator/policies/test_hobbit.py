@@ -1,19 +1,10 @@
 import numpy as np
 
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import (
-    FULL,
-    LAST_USE,
-    LAYER,
-    NUM_FEATURES,
-    RANKS,
-    SKIP,
-    USES,
-    USES_FULL,
-)
+from moe_beyond.simulator.engine.policy import FULL, LAST_USE, LAYER, NUM_FEATURES, RANKS, SKIP, USES, USES_FULL
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.hobbit import Hobbit, by_weight_above, four_grounds
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.policies.literal import literal
 
 TOKEN = [[0, 1, 2, 3]]

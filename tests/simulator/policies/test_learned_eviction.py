@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from moe_beyond.simulator.events import events_of
 from moe_beyond.simulator.policies.learned_eviction import LearnedEviction, training_rows
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.policies.literal import literal, misses
 
 

@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import LAYER, NUM_FEATURES, RANKS, SCORE, USES
+from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, SCORE, USES
 from moe_beyond.simulator.policies.counts import finished_PM, replayed_PM
 from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches, share_by_visits
 from moe_beyond.simulator.policies.visits import Visits
-from moe_beyond.simulator.prefetches import when_routed
-from moe_beyond.simulator.published_protocol import crippled_moe_infinity
+from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal
 from tests.simulator.strategies import make_trace
 
@@ -110,7 +109,9 @@ def test_moe_infinity_one_cluster():
     training = make_trace(5, num_layers=3, num_experts=8, lengths=(6,) * 12, prefill=(0,) * 12)
     policy = MoeInfinityOneCluster.fit(training)
     nine = training.select(np.arange(9))
-    np.testing.assert_array_equal(policy.experts_LK, crippled_moe_infinity(nine, 1)[0])
+    for layer in range(3):
+        counts_E = np.bincount(nine.experts_TLK[:, layer].ravel(), minlength=8)
+        np.testing.assert_array_equal(policy.experts_LK[layer], np.argsort(-counts_E, kind="stable")[:2])
     np.testing.assert_array_equal(finished_PM(nine).sum(), 9 * 6 * 3 * 2)
     events = events_of(make_trace(6, num_layers=3, num_experts=8, lengths=(4,), prefill=(2,)))
     asks = policy.prefetches(events)

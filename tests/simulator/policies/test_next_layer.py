@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.next_layer import Fate, MixtralOffloading, NextLayerMap
-from moe_beyond.simulator.prefetches import when_routed
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal
 from tests.simulator.strategies import make_trace
 

@@ -1,6 +1,6 @@
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.pre_gated import PreGated
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from moe_beyond.simulator.events import events_of
 from moe_beyond.simulator.policies.prompt_sets import EMoe, PreMoe
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.policies.literal import literal, misses
 
 FIRST, SECOND = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0], [3, 4, 5, 3, 4, 5, 3, 4, 5, 3]

@@ -2,10 +2,10 @@ import pickle
 
 import numpy as np
 
-from moe_beyond.simulator.events import events_of
-from moe_beyond.simulator.policies.base import FULL, LAYER, NUM_FEATURES
+from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES
+from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.substitution import Substitution
-from moe_beyond.simulator.replay import replay
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.policies.literal import literal
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond import formats as importers
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers
-from moe_beyond.traces.importers import bigmoe_route
+from moe_beyond.formats import bigmoe_route
 
 SHARED = Path(__file__).parents[4] / "shared" / "traces" / "bigmoe-on-edge"
 HEAD = [

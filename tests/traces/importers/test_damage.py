@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_beyond import formats as importers
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers
 
 CONFIG = {
     "num_hidden_layers": 3,

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond import formats as importers
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers
-from moe_beyond.traces.importers import llamacpp_csv, vllm_npz
-from moe_beyond.traces.importers.model_config import read_shape
+from moe_beyond.formats import llamacpp_csv, vllm_npz
+from moe_beyond.formats.model_config import read_shape
 
 # four layers, the first of them dense
 CONFIG: dict[str, Any] = {

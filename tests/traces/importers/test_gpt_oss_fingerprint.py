@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond import formats as importers
 from moe_beyond.errors import InputError
-from moe_beyond.traces import importers
-from moe_beyond.traces.importers import gpt_oss_fingerprint
+from moe_beyond.formats import gpt_oss_fingerprint
 
 SHARED = Path(__file__).parents[4] / "shared" / "traces"
 Document = dict[str, Any]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces.importers.sources import members, name_of, natural_order
+from moe_beyond.formats.sources import members, name_of, natural_order
 
 
 def _tar(path: Path, members_: dict[str, bytes], mode: str = "w:xz") -> Path:

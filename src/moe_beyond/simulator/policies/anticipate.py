@@ -13,15 +13,15 @@ Shape suffixes: T tokens, S steps, N events, A accesses, L MoE layers, E routed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, Rank, sentence
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, Rank
+from moe_beyond.simulator.schedule.events import Events
 
 PERSISTENCE = 0.3
 """How far this token's probability says what the next token's will be."""
@@ -88,21 +88,27 @@ class Anticipate(Policy):
 
     Attributes:
         predictor: Name of the predictor, for tables.
-        probabilities_TLE: The predictor's calibrated answer for the trace that is replayed.
+        probabilities_TLE: Its token step's probabilities for the trace that is replayed.
         popularity_LE: How often a token of the training split used each expert.
         bypass: Admission by the same rule: what an event has loaded is kept only if it is expected sooner than others.
+        token_step_ms: Charged for the predictor's token step.
     """
 
-    predictor: str
+    predictor: str = field()
     probabilities_TLE: npt.NDArray[np.float32]
     popularity_LE: npt.NDArray[np.float32]
     bypass: bool = True
-    predicts = True
+    token_step_ms: float = 0.0
 
     @property
     @override
     def name(self) -> str:  # type: ignore[override]
         return f"{self.predictor}_anticipate" if self.bypass else f"{self.predictor}_anticipate_forced"
+
+    @property
+    @override
+    def title(self) -> str:  # type: ignore[override]
+        return f"{sentence(self.predictor)}: eviction" + ("" if self.bypass else ", forced admission")
 
     @property
     @override

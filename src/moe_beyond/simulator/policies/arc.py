@@ -13,8 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import (
+from moe_beyond.simulator.engine.policy import (
     LAST_STEP,
     LAST_USE,
     LAYER,
@@ -24,6 +23,7 @@ from moe_beyond.simulator.policies.base import (
     USES,
     USES_RESIDENT,
 )
+from moe_beyond.simulator.jit import RANK, compiled
 
 # SCORE holds an expert's list; at a layer's first two experts also, in multiples of _FIELD, the border (how many seen
 # once may stay, in parts) and how many fit. SECOND_SCORE holds the last use as of the latest call, by which ghosts age.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.bounds import Belady, BeladyForced
-from moe_beyond.simulator.policies.base import Policy
+from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
+from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.policies.changed_models import Lexi, Mc, Mote, SeerMoe
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile
 from moe_beyond.simulator.policies.fine_moe import FineMoe

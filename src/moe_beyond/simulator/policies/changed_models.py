@@ -16,10 +16,10 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.events import Events
-from moe_beyond.simulator.policies.base import ChangedDemand, Policy, Rank
+from moe_beyond.simulator.engine.policy import ChangedDemand, Policy, Rank
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.policies.visits import Visits, require_shares
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
 _PRUNED = 0.25
@@ -90,6 +90,7 @@ class SeerMoe(_OverLayerLru):
 
     is_pruned_M: npt.NDArray[np.bool_]
     name = "seer_moe"
+    title = "SEER-MoE"
 
     @classmethod
     def fit(cls, training: Trace) -> SeerMoe:
@@ -121,6 +122,7 @@ class Lexi(_OverLayerLru):
 
     top_k_L: npt.NDArray[np.int64]
     name = "lexi"
+    title = "LExI"
     decides_by_token = True
 
     @classmethod
@@ -150,6 +152,7 @@ class Mote(_OverLayerLru):
     """
 
     name = "mote"
+    title = "MoTE"
 
     @override
     def changed_demand(self, events: Events) -> ChangedDemand:
@@ -172,6 +175,7 @@ class Mc(_OverLayerLru):
 
     bytes_share_M: npt.NDArray[np.float64]
     name = "mc"
+    title = "MC, fewer bits"
     decides_by_token = True
 
     @classmethod

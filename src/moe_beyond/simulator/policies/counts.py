@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
 

@@ -15,22 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.engine.policy import FULL, LAYER, SCORE, SKIP, WEIGHT_SUM, ChangedDemand, Demand, Policy, Rank
 from moe_beyond.simulator.jit import DEMAND, compiled
-from moe_beyond.simulator.policies.base import (
-    FULL,
-    LAYER,
-    SCORE,
-    SKIP,
-    WEIGHT_SUM,
-    ChangedDemand,
-    Demand,
-    Policy,
-    Rank,
-)
 from moe_beyond.simulator.policies.changed_models import place_A, training_shares_TLK
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.policies.visits import Visits, require_shares
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
 _COLD = 0.5
@@ -63,6 +53,7 @@ class DropCold(Policy):
     """
 
     name = "drop_cold"
+    title = "Drop-cold"
     needs_weights = True
 
     @property
@@ -139,6 +130,7 @@ class CachePrior(Policy):
     """
 
     name = "cache_prior"
+    title = "Cache-prior routing"
     needs_weights = True
     per_layer = True
 
@@ -180,6 +172,7 @@ class MoBile(Policy):
 
     upper_half_share: float
     name = "mobile"
+    title = "MoBiLE"
     decides_by_token = True
     needs_weights = True
     per_layer = True

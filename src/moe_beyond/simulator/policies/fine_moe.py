@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.engine.policy import RANKS, SCORE, USES, Policy, Prefetches, Rank
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import RANKS, SCORE, USES, Policy, Prefetches, Rank
 from moe_beyond.simulator.policies.visits import Visits, asks
-from moe_beyond.simulator.prefetches import before, when_routed
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.traces.schema import Trace
 
 DISTANCE = 6
@@ -66,6 +66,7 @@ class FineMoe(Policy):
     stored: Maps
     keys: Maps
     name = "fine_moe"
+    title = "FineMoE"
     lookahead = DISTANCE
 
     @classmethod

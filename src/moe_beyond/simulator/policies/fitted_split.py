@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.budget import Budget
-from moe_beyond.simulator.events import events_of
+from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
+from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.policies.on_demand import LayerLru
-from moe_beyond.simulator.split import fit_split, layer_curves_LD
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 
@@ -32,6 +32,7 @@ class LayerLruFitted(LayerLru):
 
     hits_LD: npt.NDArray[np.int64]
     name = "layer_lru_fitted"
+    title = "LRU per layer, fitted split"
 
     @classmethod
     def fit(cls, training: Trace) -> LayerLruFitted:

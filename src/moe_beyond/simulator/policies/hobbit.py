@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
-from moe_beyond.simulator.jit import DEMAND, RANK, compiled
-from moe_beyond.simulator.policies.base import (
+from moe_beyond.simulator.engine.policy import (
     FULL,
     LAST_USE,
     LAYER,
@@ -27,7 +25,9 @@ from moe_beyond.simulator.policies.base import (
     Prefetches,
     Rank,
 )
+from moe_beyond.simulator.jit import DEMAND, RANK, compiled
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
+from moe_beyond.simulator.schedule.events import Events
 
 _FULL_UP_TO, _LOW_UP_TO = 0.6, 0.9
 """Of a missing expert: the weight of those that the router ranks above it, up to which it is loaded at full and at low
@@ -96,6 +96,7 @@ class Hobbit(Policy):
 
     gate: NextLayerMap
     name = "hobbit"
+    title = "HOBBIT"
     lookahead = 1
     needs_weights = True
     precisions = (1.0, 0.25)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events, events_of
+from moe_beyond.simulator.engine.policy import LAST_STEP, RANKS, SCORE, SECOND_SCORE, Policy, Rank
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import LAST_STEP, RANKS, SCORE, SECOND_SCORE, Policy, Rank
+from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.traces.schema import Trace
 
 HORIZON_SHARE = 48 / 64
@@ -55,6 +55,7 @@ class LearnedEviction(Policy):
 
     distance_AB: npt.NDArray[np.float32]
     name = "learned_eviction"
+    title = "Learned eviction (FlashMoE)"
     per_layer = True
 
     @classmethod

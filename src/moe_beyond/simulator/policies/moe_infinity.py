@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.predictor.baselines import OneClusterMoeInfinity
+from moe_beyond.simulator.engine.policy import LAYER, RANKS, SCORE, USES, Policy, Prefetches, Rank
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import LAYER, RANKS, SCORE, USES, Policy, Prefetches, Rank
 from moe_beyond.simulator.policies.counts import by_layer_share, finished_PM, replayed_PM, shares_so_far
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.policies.visits import Visits, asks, best
-from moe_beyond.simulator.prefetches import before, when_routed
-from moe_beyond.simulator.published_protocol import BASELINE_PROMPTS
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.traces.schema import Trace
 
 _EPSILON = np.float32(1e-8)
@@ -59,6 +59,7 @@ class MoeInfinity(Policy):
 
     stored_GM: npt.NDArray[np.float32]
     name = "moe_infinity"
+    title = "MoE-Infinity"
     lookahead = ALL_LAYERS
 
     @classmethod
@@ -211,12 +212,15 @@ class MoeInfinityOneCluster(Policy):
 
     experts_LK: npt.NDArray[np.int64]
     name = "moe_infinity_one_cluster"
+    title = "MoE-Infinity, one cluster"
 
     @classmethod
     def fit(cls, training: Trace) -> MoeInfinityOneCluster:
         """Average the first nine prompts of the training split."""
         meta = training.metadata
-        counts_M = finished_PM(training.select(np.arange(min(BASELINE_PROMPTS, training.num_prompts)))).sum(axis=0)
+        counts_M = finished_PM(
+            training.select(np.arange(min(OneClusterMoeInfinity.PROMPTS, training.num_prompts)))
+        ).sum(axis=0)
         return cls(best(counts_M.reshape(meta.num_layers, meta.num_experts), meta.top_k))
 
     @property

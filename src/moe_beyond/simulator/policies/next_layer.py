@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.engine.policy import Policy, Prefetches, Rank
 from moe_beyond.simulator.jit import compiled
 from moe_beyond.simulator.policies.arc import adaptive_replacement
-from moe_beyond.simulator.policies.base import Policy, Prefetches, Rank
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.policies.visits import Visits, asks, best
-from moe_beyond.simulator.prefetches import when_routed
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.schedule.prefetches import when_routed
 from moe_beyond.traces.schema import Trace
 
 _RIDGE = 1.0
@@ -104,6 +104,7 @@ class MixtralOffloading(Policy):
     gate: NextLayerMap
     speculative_loads: int = 2
     name = "mixtral_offloading"
+    title = "Mixtral-offloading"
     per_layer = True
     lookahead = 1
 
@@ -130,6 +131,7 @@ class Fate(Policy):
 
     gate: NextLayerMap
     name = "fate"
+    title = "Fate"
     per_layer = True
     lookahead = 1
 

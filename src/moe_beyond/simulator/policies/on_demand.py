@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
-from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import (
+from moe_beyond.simulator.engine.policy import (
     ADMITTED,
     LAST_STEP,
     LAST_USE,
@@ -21,6 +19,8 @@ from moe_beyond.simulator.policies.base import (
     Policy,
     Rank,
 )
+from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.schedule.events import Events
 
 
 @compiled(RANK)
@@ -101,6 +101,7 @@ class Lru(Policy):
     """
 
     name = "lru"
+    title = "LRU"
 
     @property
     @override
@@ -112,6 +113,7 @@ class LayerLru(Lru):
     """Least recently used within each layer, slots dealt evenly: no layer pushes out another's experts."""
 
     name = "layer_lru"
+    title = "LRU per layer"
     per_layer = True
 
 
@@ -119,6 +121,7 @@ class Lfu(Policy):
     """Least frequently used of the whole model; counts survive an eviction, ties leave least recently used first."""
 
     name = "lfu"
+    title = "LFU"
 
     @property
     @override
@@ -130,6 +133,7 @@ class LfuResident(Policy):
     """Least frequently used, counts starting again at each admission: LFU as cache libraries build it."""
 
     name = "lfu_resident"
+    title = "LFU without history"
 
     @property
     @override
@@ -141,6 +145,7 @@ class LayerLfu(Lfu):
     """Least frequently used within each layer, slots dealt evenly."""
 
     name = "layer_lfu"
+    title = "LFU per layer"
     per_layer = True
 
 
@@ -148,6 +153,7 @@ class Fifo(Policy):
     """First in, first out."""
 
     name = "fifo"
+    title = "FIFO"
 
     @property
     @override
@@ -159,6 +165,7 @@ class Lfru(Policy):
     """Least frequently and recently used: frequency over age, as proposed for vLLM (its issue 37190)."""
 
     name = "lfru"
+    title = "LFRU"
 
     @property
     @override
@@ -170,6 +177,7 @@ class LeastStale(Policy):
     """Who was not touched in the present forward pass goes first, in order of admission (SpecMD, arXiv 2602.03921)."""
 
     name = "least_stale"
+    title = "Least-Stale"
 
     @property
     @override
@@ -187,6 +195,7 @@ class Random(Policy):
 
     seed: int = 0
     name = "random"
+    title = "Random"
 
     @property
     @override

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
-from moe_beyond.simulator.policies.base import Policy, Prefetches, Rank
+from moe_beyond.simulator.engine.policy import Policy, Prefetches, Rank
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.policies.visits import Visits
-from moe_beyond.simulator.prefetches import when_routed
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.schedule.prefetches import when_routed
 from moe_beyond.traces.schema import TraceMetadata
 
 
@@ -25,6 +25,8 @@ class PreGated(Policy):
     """
 
     name = "pre_gated"
+    title = "Pre-gated MoE"
+    needs_another_router = True
     lookahead = 1
 
     @property

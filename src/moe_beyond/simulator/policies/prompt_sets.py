@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
-from moe_beyond.simulator.policies.base import Policy, Rank
+from moe_beyond.simulator.engine.policy import Policy, Rank
 from moe_beyond.simulator.policies.counts import by_layer_share, finished_PM, replayed_PM
 from moe_beyond.simulator.policies.static import score
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
 _NEIGHBOURS = 10
@@ -42,6 +42,7 @@ class EMoe(Policy):
 
     shares_GM: npt.NDArray[np.float32]
     name = "emoe"
+    title = "eMoE"
     bypass = True
 
     @classmethod
@@ -84,6 +85,7 @@ class PreMoe(Policy):
     patterns_GM: npt.NDArray[np.float32]
     popularity_M: npt.NDArray[np.float32]
     name = "pre_moe"
+    title = "PreMoe"
     bypass = True
 
     @classmethod

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.events import Events
+from moe_beyond.simulator.engine.policy import RANKS, SCORE, Policy, Rank
 from moe_beyond.simulator.jit import RANK, compiled
-from moe_beyond.simulator.policies.base import RANKS, SCORE, Policy, Rank
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
 
@@ -36,6 +36,7 @@ class StaticPopularity(Policy):
 
     popularity_M: npt.NDArray[np.float32]
     name = "static_popularity"
+    title = "Static popularity"
     bypass = True
 
     @classmethod

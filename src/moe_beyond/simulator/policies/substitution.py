@@ -16,8 +16,8 @@ import numpy.typing as npt
 from numba import njit
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.policy import FULL, LAYER, RANKS, WEIGHT_SUM, Demand, Policy, Rank
 from moe_beyond.simulator.jit import DEMAND, RANK, compiled
-from moe_beyond.simulator.policies.base import FULL, LAYER, RANKS, WEIGHT_SUM, Demand, Policy, Rank
 from moe_beyond.traces.schema import Trace
 
 _LOW = 1.0
@@ -48,6 +48,7 @@ class Substitution(Policy):
 
     nearest_ME: npt.NDArray[np.int32]
     name = "substitution"
+    title = "Substitution (SMoE)"
     needs_weights = True
     per_layer = True
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.events import Events
 from moe_beyond.simulator.jit import compiled
-from moe_beyond.simulator.prefetches import Prefetches
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.schedule.prefetches import Prefetches
 
 
 @dataclass(frozen=True)

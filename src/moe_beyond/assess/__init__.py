@@ -1,0 +1,1 @@
+"""Is this model worth offloading? Answered from traces alone."""

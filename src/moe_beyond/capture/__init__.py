@@ -1,0 +1,1 @@
+"""Recording what a router decides, token by token and layer by layer, of any Mixture-of-Experts in transformers."""

@@ -1,0 +1,203 @@
+"""Runs prompts through a model, prefill and decode, and keeps the routing of real tokens only.
+
+Shape suffixes: B prompts of a batch, C columns of the padded batch, V vocabulary, T tokens of one prompt, L MoE layers,
+K experts per token, H hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from moe_beyond.capture.prompts import EncodedPrompt, PaddedBatch, pad
+from moe_beyond.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from moe_beyond.capture.hooks import Routing, RoutingRecorder
+    from moe_beyond.capture.settings import ExtractSettings
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """A prompt's tokens that were routed, and how.
+
+    Attributes:
+        prompt: What was given.
+        token_ids_T: The prompt's tokens and the decoded ones, int32. The last sampled token is not among them: the
+            model never read it.
+        experts_TLK: int32, experts in falling order of weight.
+        weights_TLK: float32.
+        gate_inputs_TLH: float16 or None.
+    """
+
+    prompt: EncodedPrompt
+    token_ids_T: npt.NDArray[np.int32]
+    experts_TLK: npt.NDArray[np.int32]
+    weights_TLK: npt.NDArray[np.float32]
+    gate_inputs_TLH: npt.NDArray[np.float16] | None
+
+
+class SeededSampler(LogitsProcessor):
+    """Draws each prompt's next token from a random stream of its own, and leaves generate() nothing else to choose.
+
+    A stream depends on the seed and the prompt's id, so the other prompts of a batch do not change what is drawn.
+    """
+
+    def __init__(self, prompt_ids: list[str], seed: int, temperature: float, top_p: float) -> None:
+        self._streams = [np.random.default_rng([seed, *_words(prompt_id)]) for prompt_id in prompt_ids]
+        self._temperature = temperature
+        self._warper = TopPLogitsWarper(top_p) if top_p < 1 else None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
+        """Scores that are 0 for the drawn token and minus infinity for all others, float32 [B, V]."""
+        logits_BV: torch.Tensor = scores.float() / self._temperature
+        if self._warper is not None:
+            logits_BV = self._warper(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, logits_BV))
+        cumulative_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
+        # open interval from above: a draw of the whole mass would point past the last token
+        draws = torch.tensor([[stream.random()] for stream in self._streams], dtype=torch.float64)
+        targets_B1 = draws.to(cumulative_BV.device) * cumulative_BV[:, -1:]
+        drawn_B1 = torch.searchsorted(cumulative_BV, targets_B1, right=True)
+        chosen_BV = torch.full_like(logits_BV, -torch.inf).scatter_(1, drawn_B1, 0.0)
+        return cast(torch.FloatTensor, chosen_BV)
+
+
+def _words(text: str) -> list[int]:
+    return [int(word) for word in np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)]
+
+
+def route_batch(
+    model: PreTrainedModel,
+    recorder: RoutingRecorder,
+    prompts: list[EncodedPrompt],
+    settings: ExtractSettings,
+    seed: int,
+) -> list[RoutedPrompt]:
+    """Prefill and decode `prompts` together.
+
+    Args:
+        model: In evaluation mode.
+        recorder: Entered, on `model`'s layers.
+        prompts: The batch.
+        settings: Number of tokens to decode and how to choose them.
+        seed: Of sampling.
+    """
+    batch, sequences_BC = run_batch(model, prompts, settings, seed)
+    columns = real_columns(batch, sequences_BC, end_ids(model))
+    return _separate(prompts, sequences_BC, recorder.take(len(prompts)), columns)
+
+
+def run_batch(
+    model: PreTrainedModel, prompts: list[EncodedPrompt], settings: ExtractSettings, seed: int
+) -> tuple[PaddedBatch, torch.Tensor]:
+    """Run the model over `prompts` as `route_batch` does, whether or not anything records it.
+
+    Returns:
+        The padded prompts, and the same with what was decoded after them, int64 [B, C].
+    """
+    pad_id = _pad_id(model)
+    with torch.inference_mode():
+        if settings.decode_tokens > 0:
+            batch = pad(prompts, pad_id, "left")
+            return batch, _generate(model, batch, prompts, settings, seed)
+        # right padding: positions count from each prompt's first token without any help
+        batch = pad(prompts, pad_id, "right")
+        model.base_model(
+            input_ids=batch.ids_BC.to(model.device), attention_mask=batch.mask_BC.to(model.device), use_cache=False
+        )
+        return batch, batch.ids_BC
+
+
+def require_context(model: PreTrainedModel, prompts: list[EncodedPrompt], decode_tokens: int) -> None:
+    """Raise InputError for a prompt that, with the tokens to decode, is longer than the model's context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for prompt in prompts:
+        length = len(prompt.token_ids) + decode_tokens
+        if context is not None and length > context:
+            raise InputError(
+                f"prompt {prompt.prompt_id!r} has {len(prompt.token_ids)} tokens, with {decode_tokens} to decode more "
+                f"than the model's context of {context}; shorten it or lower extract.decode_tokens"
+            )
+
+
+def _generate(
+    model: PreTrainedModel, batch: PaddedBatch, prompts: list[EncodedPrompt], settings: ExtractSettings, seed: int
+) -> torch.Tensor:
+    sampler = SeededSampler([prompt.prompt_id for prompt in prompts], seed, settings.temperature, settings.top_p)
+    config = GenerationConfig(
+        # one more than is routed: the last token is chosen but never read
+        max_new_tokens=settings.decode_tokens + 1,
+        do_sample=False,
+        eos_token_id=end_ids(model) or None,
+        pad_token_id=_pad_id(model),
+        use_cache=True,
+    )
+    network: Any = model  # transformers' stubs take generate() for a tensor
+    sequences_BC: torch.Tensor = network.generate(
+        input_ids=batch.ids_BC.to(model.device),
+        attention_mask=batch.mask_BC.to(model.device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([sampler] if settings.decoding == "sampled" else []),
+    )
+    return sequences_BC.cpu()
+
+
+def real_columns(batch: PaddedBatch, sequences_BC: torch.Tensor, ends: list[int]) -> list[npt.NDArray[np.int64]]:
+    """Columns of each row that hold routed tokens of the prompt: no padding, nothing from the last token on.
+
+    A row's last token is the end token where there is one, else the last that was generated; it is chosen, not read.
+    """
+    width = batch.ids_BC.shape[1]
+    columns = []
+    for row, mask_C in enumerate(batch.mask_BC):
+        prompt = mask_C.nonzero().flatten().numpy()
+        decoded = sequences_BC[row, width:].numpy()
+        stops = np.flatnonzero(np.isin(decoded, ends))
+        last = int(stops[0]) if len(stops) else max(len(decoded) - 1, 0)
+        columns.append(np.concatenate([prompt, width + np.arange(last)]))
+    return columns
+
+
+def end_ids(model: PreTrainedModel) -> list[int]:
+    """Token ids that end a text, as the model's generation config or else its config says."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = getattr(model.config.get_text_config(), "eos_token_id", None)
+    if ends is None:
+        return []
+    return [int(end) for end in ends] if isinstance(ends, list | tuple) else [int(ends)]
+
+
+def _pad_id(model: PreTrainedModel) -> int:
+    pad_id = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if pad_id is not None and pad_id >= 0:
+        return int(pad_id)
+    # any id will do: padding is masked and its routing dropped
+    return (end_ids(model) or [0])[0]
+
+
+def _separate(
+    prompts: list[EncodedPrompt], sequences_BC: torch.Tensor, routing: Routing, columns: list[npt.NDArray[np.int64]]
+) -> list[RoutedPrompt]:
+    routed = routing.experts_BCLK.shape[1]
+    if max(int(real[-1]) for real in columns) >= routed:
+        raise InputError(f"the model routed {routed} tokens of a sequence that is longer; it cannot be traced")
+    inputs = routing.gate_inputs_BCLH
+    return [
+        RoutedPrompt(
+            prompt=prompt,
+            token_ids_T=sequences_BC[row, real].numpy().astype(np.int32),
+            experts_TLK=routing.experts_BCLK[row, real].numpy(),
+            weights_TLK=routing.weights_BCLK[row, real].numpy(),
+            gate_inputs_TLH=None if inputs is None else inputs[row, real].numpy(),
+        )
+        for row, (prompt, real) in enumerate(zip(prompts, columns, strict=True))
+    ]

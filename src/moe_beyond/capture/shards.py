@@ -1,0 +1,231 @@
+"""Captures prompts shard by shard: bounded memory, progress, and an interrupted run goes on with the same bytes.
+
+A shard is a Parquet file of so many prompts. It is a function of its prompts, the model, the parameters and the seed,
+not of the shards before it; so finished ones can be kept, and several processes can each take some.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from moe_beyond.capture.discovery import MoELayer, moe_layers
+from moe_beyond.capture.generation import RoutedPrompt, require_context, route_batch
+from moe_beyond.capture.hooks import RoutingRecorder
+from moe_beyond.capture.models import LoadedModel, ModelSource, library_versions, load
+from moe_beyond.errors import InputError
+from moe_beyond.files import fingerprint, replacing, scratch_folder
+from moe_beyond.parallel import run_tasks
+from moe_beyond.threads import torch_threads
+from moe_beyond.traces import store
+from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata, expert_dtype, validate
+
+if TYPE_CHECKING:
+    from moe_beyond.capture.prompts import EncodedPrompt
+    from moe_beyond.capture.settings import ExtractSettings
+
+
+@dataclass(frozen=True)
+class CaptureJob:
+    """All that decides the bytes of a capture, but for the prompts.
+
+    Attributes:
+        model: What to load.
+        model_id: Its name in the trace.
+        source: Where the prompts come from, for the trace's metadata.
+        licence: Of the prompts.
+        settings: How to capture.
+        seed: Of sampling.
+        threads: Of torch; 1 is fastest for small models, None leaves torch's choice.
+    """
+
+    model: ModelSource
+    model_id: str
+    source: str
+    licence: str
+    settings: ExtractSettings
+    seed: int
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CaptureCounts:
+    """What was captured."""
+
+    prompts: int = 0
+    tokens: int = 0
+    decode_tokens: int = 0
+
+    def __add__(self, other: CaptureCounts) -> CaptureCounts:
+        return CaptureCounts(
+            self.prompts + other.prompts, self.tokens + other.tokens, self.decode_tokens + other.decode_tokens
+        )
+
+    @classmethod
+    def of(cls, trace: Trace) -> CaptureCounts:
+        """The counts of a trace."""
+        prefill = int(trace.num_prefill_P.sum())
+        return cls(trace.num_prompts, trace.num_tokens, trace.num_tokens - prefill)
+
+    def metrics(self) -> dict[str, int]:
+        """The counts by name, with prefill tokens."""
+        return asdict(self) | {"prefill_tokens": self.tokens - self.decode_tokens}
+
+
+def capture(job: CaptureJob, prompts: list[EncodedPrompt], root: Path, output: Path) -> CaptureCounts:
+    """Trace `prompts` into the Parquet files of `output`.
+
+    Args:
+        job: Model and parameters.
+        prompts: What to trace, in order; ids must be distinct.
+        root: The project's root. Shards of this very job and these prompts wait in its `.scratch` until all are done.
+        output: Replaced as a whole then.
+
+    Raises:
+        InputError: No prompts, or a model that cannot be traced.
+    """
+    if not prompts:
+        raise InputError("no prompts to trace; give at least one")
+    loaded = load(job.model)
+    require_context(loaded.model, prompts, job.settings.decode_tokens)
+    with scratch_folder(root, "extract", capture_key(job, prompts, loaded.revision)) as unfinished:
+        _remove_half_written(unfinished)
+        paths = _capture_missing(job, prompts, unfinished)
+        counts = sum((CaptureCounts.of(store.read_parquet(path)) for path in paths), CaptureCounts())
+        _remove_half_written(unfinished)
+        with replacing(output) as temporary:
+            # shutil, not rename: scratch and output may lie on different disks
+            shutil.move(unfinished, temporary)
+    return counts
+
+
+def capture_key(job: CaptureJob, prompts: list[EncodedPrompt], revision: str) -> str:
+    """Names the bytes that a capture will have. How many processes share the work does not matter."""
+    settings = job.settings.model_dump(exclude={"workers"})
+    return fingerprint(
+        asdict(job) | {"settings": settings}, [asdict(prompt) for prompt in prompts], revision, library_versions()
+    )
+
+
+def _capture_missing(job: CaptureJob, prompts: list[EncodedPrompt], folder: Path) -> list[Path]:
+    """Trace the shards that `folder` lacks; the paths of all."""
+    size = job.settings.shard_prompts
+    shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    paths = [folder / f"part-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
+    waiting = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
+    with _progress(job, shards, waiting) as advance:
+        if job.settings.workers == 1:
+            for shard, path in waiting:
+                _capture_shard(job, shard, path, advance)
+        else:
+            # absolute: the processes of a cluster start elsewhere
+            tasks = [(job, shard, path.resolve()) for shard, path in waiting]
+            for tokens in run_tasks(_capture_shard, tasks, job.settings.workers):
+                advance(tokens)
+    return paths
+
+
+def gate_inputs_path(shard: Path) -> Path:
+    """The array beside a shard with its gate inputs: float16 [tokens, layers, hidden size], in the shard's order."""
+    return shard.with_name(shard.name.replace("part-", "gate-inputs-")).with_suffix(".npy")
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what a killed process was writing; only a rename makes a shard."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+def _capture_shard(
+    job: CaptureJob, prompts: list[EncodedPrompt], path: Path, advance: Callable[[int], None] | None = None
+) -> int:
+    """Trace one shard and write it; the number of tokens."""
+    loaded = load(job.model)
+    layers = moe_layers(loaded.model)
+    size = job.settings.batch_prompts
+    routed: list[RoutedPrompt] = []
+    with torch_threads(job.threads), RoutingRecorder(layers, job.settings.gate_inputs) as recorder:
+        for start in range(0, len(prompts), size):
+            batch = route_batch(loaded.model, recorder, prompts[start : start + size], job.settings, job.seed)
+            routed.extend(batch)
+            if advance is not None:
+                advance(sum(len(prompt.token_ids_T) for prompt in batch))
+    trace = validate(_to_trace(job, loaded, layers, routed), job.model_id)
+    inputs = [prompt.gate_inputs_TLH for prompt in routed if prompt.gate_inputs_TLH is not None]
+    if inputs:
+        with replacing(gate_inputs_path(path)) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(inputs), allow_pickle=False)
+    # the Parquet file comes last: its presence means that the shard is complete
+    store.write_parquet(trace, path)
+    return trace.num_tokens
+
+
+def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], routed: list[RoutedPrompt]) -> Trace:
+    ids_TLK = np.concatenate([prompt.experts_TLK for prompt in routed])
+    ids_T = np.concatenate([prompt.token_ids_T for prompt in routed])
+    settings = job.settings
+    metadata = TraceMetadata(
+        model_id=job.model_id,
+        model_revision=loaded.revision,
+        layer_numbers=tuple(layer.number for layer in layers),
+        num_experts=layers[0].num_experts,
+        top_k=ids_TLK.shape[-1],
+        expert_bytes=tuple(layer.expert_bytes for layer in layers),
+        decoding=settings.decoding if settings.decode_tokens else "teacher-forced",
+        source=job.source,
+        licence=job.licence,
+    )
+    experts_TLK = cast(ExpertIds, ids_TLK.astype(expert_dtype(metadata.num_experts)))
+    texts = None
+    if settings.privacy == "text":
+        texts = TokenTexts.encode([str(text) for text in loaded.tokenizer.convert_ids_to_tokens(ids_T.tolist())])
+    return Trace(
+        metadata=metadata,
+        prompt_ids=tuple(prompt.prompt.prompt_id for prompt in routed),
+        domains=tuple(prompt.prompt.domain for prompt in routed),
+        held_out_P=np.array([prompt.prompt.held_out for prompt in routed]),
+        prompt_offsets=np.cumsum([0, *(len(prompt.token_ids_T) for prompt in routed)]).astype(np.int64),
+        num_prefill_P=np.array([len(prompt.prompt.token_ids) for prompt in routed], np.int32),
+        experts_TLK=experts_TLK,
+        weights_TLK=(
+            np.concatenate([prompt.weights_TLK for prompt in routed]).astype(np.float16) if settings.weights else None
+        ),
+        token_ids_T=None if settings.privacy == "routing" else ids_T,
+        token_texts=texts,
+    )
+
+
+@contextmanager
+def _progress(
+    job: CaptureJob,
+    shards: list[list[EncodedPrompt]],
+    waiting: list[tuple[list[EncodedPrompt], Path]],
+) -> Iterator[Callable[[int], None]]:
+    """A bar over tokens; yields the function that adds finished ones."""
+
+    def most_tokens(some: list[list[EncodedPrompt]]) -> int:
+        # early ends make it fewer
+        return sum(len(prompt.token_ids) + job.settings.decode_tokens for shard in some for prompt in shard)
+
+    total, left = most_tokens(shards), most_tokens([shard for shard, _ in waiting])
+    columns = (TextColumn("tracing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    started, done = time.monotonic(), 0
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        bar = progress.add_task("", total=total, completed=total - left)
+
+        def advance(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            rate = done / max(time.monotonic() - started, 1e-9)
+            progress.update(bar, advance=tokens, description=f"{rate:,.0f} tokens/s")
+
+        yield advance
+        progress.update(bar, completed=total)

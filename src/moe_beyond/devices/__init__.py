@@ -1,0 +1,1 @@
+"""What loading and computing take on a device: link, processor, memory."""

@@ -1,0 +1,100 @@
+"""What a device does in how much time: a small YAML each under `profiles/`, or anywhere. docs/devices.md tells how."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import Field, ValidationError
+
+from moe_beyond.errors import InputError
+from moe_beyond.settings import Settings
+
+MILLISECONDS = 1e3
+Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
+
+
+class Device(Settings):
+    """A link that experts come through, and a processor that uses them.
+
+    Decoding reads every weight it uses once, so the processor's time is bytes over the bandwidth of its own memory.
+    """
+
+    name: str = Field(min_length=1)
+    about: str = Field(min_length=1)
+    """What it stands for, and where the numbers come from."""
+    link_gb_per_s: float = Field(gt=0)
+    """Sustained bandwidth of the link, 10^9 bytes a second."""
+    setup_us: float = Field(ge=0)
+    """Time from a request to its first byte."""
+    lanes: int = Field(ge=1)
+    """Requests under way at once: they hide each other's setup, and share the bandwidth."""
+    memory_gb_per_s: float = Field(gt=0)
+    """Bandwidth at which the processor reads resident weights."""
+    layer_overhead_us: float = Field(ge=0)
+    """Time of a layer that does not depend on its weights: launches, routing, synchronisation."""
+    predictor_slowdown: float = Field(default=1.0, gt=0)
+    """How many times longer the predictor takes on this device's processor than on the one that export timed it on."""
+    predictor_slowdown_source: str = "assumed: as fast as the processor that export timed the predictor on"
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Fast memory for weights, of which the cache is a part; null where nobody has said."""
+
+    def transfer_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes."""
+        return num_bytes / (self.link_gb_per_s * 1e9) * MILLISECONDS + self.setup_us / self.lanes / 1e3
+
+    def read_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds in which the processor reads this many resident bytes."""
+        return num_bytes / (self.memory_gb_per_s * 1e9) * MILLISECONDS
+
+
+def known_devices() -> list[str]:
+    """Names of the devices that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _FOLDER.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_device(name: str) -> Device:
+    """A device of the package by its name, or of a YAML file by its path, which ends in .yaml or .yml.
+
+    Raises:
+        InputError: Unknown name, no such file, or a file that is not YAML or breaks the model.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        try:
+            return _parse(path.stem, path.read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{name}: not a readable file ({error}); see docs/devices.md") from error
+    if name not in known_devices():
+        raise InputError(
+            f"device {name!r} is unknown; known are {', '.join(known_devices())}; or give the path of a .yaml file"
+        )
+    return _parse(name, (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"devices/{name}.yaml")
+
+
+def dump_device(device: Device) -> str:
+    """The YAML of a device, as `load_device` reads it."""
+    return yaml.safe_dump(device.model_dump(exclude={"name"}, exclude_none=True), sort_keys=False, width=100)
+
+
+def _parse(name: str, text: str, where: str) -> Device:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected keys such as link_gb_per_s, found {type(raw).__name__}")
+    try:
+        return Device.model_validate({"name": name, **raw})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
+        raise InputError(f"{where}: {key}: {first['msg']}{found}; see docs/devices.md") from error
+
+
+_FOLDER = files("moe_beyond.devices") / "profiles"

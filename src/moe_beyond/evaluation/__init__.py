@@ -1,0 +1,1 @@
+"""Scores of predictors: recall at k, and how far their probabilities hold."""

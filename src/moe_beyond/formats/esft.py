@@ -1,0 +1,129 @@
+"""ESFT's expert scores: a file a layer, a line a sequence, ids and gate weights of all its tokens.
+
+`<task>/expert_weights_<layer>.txt`; a line has T * 6 expert ids, an empty column, and T * 6 gate weights, separated by
+tabs. There are no token strings, and every token is a prefill token of a given text.
+
+The files say nothing about the model; it is ESFT's DeepSeek-V2-Lite in bfloat16. Shape suffixes as in `schema`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.errors import InputError
+from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.traces.schema import Trace, TraceMetadata
+
+NUM_EXPERTS, TOP_K = 64, 6
+LAYER_NUMBERS = tuple(range(1, 27))
+# gate, up and down projection of a routed expert, hidden size 2048 x expert width 1408, two bytes a weight
+EXPERT_BYTES = 2 * 3 * 2048 * 1408
+
+METADATA = TraceMetadata(
+    model_id="deepseek-ai/ESFT-vanilla-lite",
+    layer_numbers=LAYER_NUMBERS,
+    num_experts=NUM_EXPERTS,
+    top_k=TOP_K,
+    expert_bytes=(EXPERT_BYTES,) * len(LAYER_NUMBERS),
+    decoding="teacher-forced",
+    source="https://github.com/deepseek-ai/ESFT (results/expert_scores)",
+    licence="MIT",
+)
+_Sequence = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]
+
+
+def read(source: Path, domain: str | None) -> Trace:
+    """Read a folder or archive of expert scores; `domain` defaults to the name of each task's folder.
+
+    Raises:
+        InputError: A rule of the format is broken; names file and row.
+    """
+    layers: dict[str, dict[int, list[_Sequence]]] = defaultdict(dict)
+    for name, stream in members(source, ".txt"):
+        path, where = PurePosixPath(name), locate(source, name)
+        match = re.fullmatch(r"expert_weights_([0-9]{1,4})\.txt", path.name)
+        if match is None:
+            raise InputError(f"{where}: unexpected name; expected expert_weights_<layer>.txt and nothing else")
+        layers[str(path.parent)][int(match[1])] = _read_layer(stream.read(), where)
+    experts: list[npt.NDArray[np.uint8]] = []
+    weights: list[npt.NDArray[np.float16]] = []
+    ids: list[str] = []
+    domains: list[str] = []
+    for folder in sorted(layers, key=natural_order):
+        task = PurePosixPath(folder).name or name_of(source)
+        sequences = _transpose(layers[folder], locate(source, folder))
+        experts += [expert for expert, _ in sequences]
+        weights += [weight for _, weight in sequences]
+        ids += [f"{task}/sequence_{number}" for number in range(len(sequences))]
+        domains += [domain or task] * len(sequences)
+    lengths = np.array([len(sequence) for sequence in experts])
+    return Trace(
+        metadata=METADATA,
+        prompt_ids=tuple(ids),
+        domains=tuple(domains),
+        held_out_P=np.zeros(len(ids), np.bool_),
+        prompt_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        num_prefill_P=lengths.astype(np.int32),
+        experts_TLK=np.concatenate(experts),
+        weights_TLK=np.concatenate(weights),
+    )
+
+
+def _transpose(by_layer: dict[int, list[_Sequence]], where: str) -> list[_Sequence]:
+    """From layers of sequences [T, K] to sequences [T, L, K]."""
+    if set(by_layer) != set(LAYER_NUMBERS):
+        odd = sorted(set(by_layer) ^ set(LAYER_NUMBERS))[0]
+        problem = "is missing" if odd in LAYER_NUMBERS else "is not a layer of the model"
+        raise InputError(f"{where}: expert_weights_{odd}.txt {problem}; expected layers 1 to {LAYER_NUMBERS[-1]}")
+    first = [len(experts) for experts, _ in by_layer[LAYER_NUMBERS[0]]]
+    for number in LAYER_NUMBERS:
+        lengths = [len(experts) for experts, _ in by_layer[number]]
+        if lengths != first:
+            row = next((i for i, pair in enumerate(zip(lengths, first, strict=False)) if pair[0] != pair[1]), None)
+            found = f"{len(lengths)} rows" if row is None else f"row {row + 1} with {lengths[row]} tokens"
+            wanted = len(first) if row is None else first[row]
+            raise InputError(
+                f"{where}: expert_weights_{number}.txt has {found}, layer {LAYER_NUMBERS[0]} has {wanted}; "
+                "every layer must list the same sequences"
+            )
+    stacks = zip(*(by_layer[number] for number in LAYER_NUMBERS), strict=True)
+    return [
+        (np.stack([experts for experts, _ in layers], axis=1), np.stack([weights for _, weights in layers], axis=1))
+        for layers in stacks
+    ]
+
+
+def _read_layer(data: bytes, where: str) -> list[_Sequence]:
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start} is not UTF-8; fetch the file again") from error
+    if not lines:
+        raise InputError(f"{where}: no rows; fetch the file again")
+    return [_read_line(line, f"{where}: row {row}") for row, line in enumerate(lines, start=1)]
+
+
+def _read_line(line: str, where: str) -> _Sequence:
+    cells = line.split("\t")
+    half = cells.index("") if "" in cells else len(cells)
+    ids, weights = cells[:half], [cell for cell in cells[half + 1 :] if cell]
+    if not ids or len(ids) % TOP_K or len(weights) != len(ids):
+        raise InputError(
+            f"{where}: {len(ids)} ids, {len(weights)} weights behind the empty column; expected {TOP_K} of each a token"
+        )
+    for cell in set(ids):
+        if not re.fullmatch("[0-9]{1,9}", cell) or int(cell) >= NUM_EXPERTS:
+            raise InputError(f"{where}: expert id {cell!r:.40}, the model has experts 0 to {NUM_EXPERTS - 1}")
+    try:
+        numbers = np.array(weights, np.float64)
+    except ValueError as error:
+        raise InputError(f"{where}: a gate weight is no number ({error}); fetch the file again") from error
+    if not ((numbers >= 0) & (numbers <= 1)).all():
+        odd = weights[int(np.argmin((numbers >= 0) & (numbers <= 1)))]
+        raise InputError(f"{where}: gate weight {odd!r:.40}, expected numbers from 0 to 1")
+    return np.array(ids, np.uint8).reshape(-1, TOP_K), numbers.astype(np.float16).reshape(-1, TOP_K)

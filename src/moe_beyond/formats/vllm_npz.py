@@ -1,0 +1,160 @@
+"""Routing that vLLM or SGLang returned (`--enable-return-routed-experts`), saved as an `.npz` a request.
+
+Arrays of a file, as the engines name them:
+
+- `routed_experts` [tokens, layers, top_k]: of prompt and answer together, or of the answer alone beside
+- `prompt_routed_experts` [tokens, layers, top_k], where the engine returns both apart;
+- `prompt_token_ids` and `token_ids`, both optional, the ids of prompt and answer. An engine never routes the last token
+  that it sampled, so there may be one id more than routed tokens.
+
+The model's `config.json` lies in the same folder. Engines give layers without experts a place that is all zeros in some
+versions and none in others; both are understood. Shape suffixes as in `schema`.
+"""
+
+from __future__ import annotations
+
+import math
+import tokenize
+import zipfile
+import zlib
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.errors import InputError
+from moe_beyond.formats.model_config import MoeShape, shape_beside
+from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.traces.schema import Trace, concatenate, empty_experts
+
+_NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
+_Arrays = dict[str, npt.NDArray[np.int64]]
+
+
+def read(source: Path, domain: str | None) -> Trace:
+    """Read the `.npz` files of a folder or archive, or one file with the config beside it.
+
+    Raises:
+        InputError: A rule of the format is broken; names file and array.
+    """
+    shape = shape_beside(source)
+    domain = domain or name_of(source)
+    traces: dict[str, Trace] = {}
+    for name, stream in members(source, ".npz"):
+        where = locate(source, name)
+        prompt_id = f"{domain}/{PurePosixPath(name).with_suffix('')}"
+        traces[name] = _request(_load(stream.read(), where), prompt_id, domain, shape, where)
+    return concatenate([traces[name] for name in sorted(traces, key=natural_order)])
+
+
+def _request(arrays: _Arrays, prompt_id: str, domain: str, shape: MoeShape, where: str) -> Trace:
+    parts = [arrays[name] for name in ("prompt_routed_experts", "routed_experts") if name in arrays]
+    for part in parts:
+        if part.ndim != 3 or part.shape[1:] != parts[0].shape[1:] or part.shape[2] != shape.top_k:
+            raise InputError(
+                f"{where}: routing of shape {part.shape}, expected tokens x layers x {shape.top_k} as config.json says"
+            )
+    ids_TLK = _moe_layers(np.concatenate(parts), shape, where)
+    if len(ids_TLK) == 0:
+        raise InputError(f"{where}: routing of no tokens; remove the file")
+    if not ((ids_TLK >= 0) & (ids_TLK < shape.num_experts)).all():
+        token, layer, _ = (int(i[0]) for i in np.nonzero((ids_TLK < 0) | (ids_TLK >= shape.num_experts)))
+        raise InputError(
+            f"{where}: token {token}, layer {shape.moe_layers[layer]}: experts {ids_TLK[token, layer].tolist()}, the "
+            f"model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost: turn KV offloading off"
+        )
+    experts_TLK = empty_experts(ids_TLK.shape, shape.num_experts)
+    experts_TLK[...] = ids_TLK
+    return Trace(
+        metadata=shape.metadata("routed_experts returned by vLLM or SGLang", "none stated", "sampled"),
+        prompt_ids=(prompt_id,),
+        domains=(domain,),
+        held_out_P=np.zeros(1, np.bool_),
+        prompt_offsets=np.array([0, len(ids_TLK)], np.int64),
+        num_prefill_P=np.array([_num_prefill(arrays, len(ids_TLK), where)], np.int32),
+        experts_TLK=experts_TLK,
+        token_ids_T=_token_ids(arrays, len(ids_TLK), where),
+    )
+
+
+def _num_prefill(arrays: _Arrays, num_tokens: int, where: str) -> int:
+    if "prompt_routed_experts" in arrays:
+        return len(arrays["prompt_routed_experts"])
+    if "prompt_token_ids" not in arrays:
+        raise InputError(
+            f"{where}: neither prompt_routed_experts nor prompt_token_ids; one must tell the prompt's length"
+        )
+    length = arrays["prompt_token_ids"].size
+    if length > num_tokens:
+        raise InputError(
+            f"{where}: {num_tokens} routed tokens for a prompt of {length}; routed_experts seems to hold the answer "
+            "alone, save prompt_routed_experts too"
+        )
+    return length
+
+
+def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.int32] | None:
+    if "prompt_token_ids" not in arrays or "token_ids" not in arrays:
+        return None
+    ids = np.concatenate([arrays["prompt_token_ids"], arrays["token_ids"]])
+    if ids.ndim != 1 or len(ids) - num_tokens not in (0, 1) or not ((ids >= 0) & (ids < 2**31)).all():
+        raise InputError(
+            f"{where}: token ids of shape {ids.shape} for {num_tokens} routed tokens; expected as many or one more"
+        )
+    return ids[:num_tokens].astype(np.int32)
+
+
+def _moe_layers(ids_TLK: npt.NDArray[np.int64], shape: MoeShape, where: str) -> npt.NDArray[np.int64]:
+    """The layers with experts, whether or not the engine gave the others a place."""
+    if ids_TLK.shape[1] == len(shape.moe_layers):
+        return ids_TLK
+    if ids_TLK.shape[1] == shape.num_layers:
+        return ids_TLK[:, list(shape.moe_layers)]
+    raise InputError(
+        f"{where}: {ids_TLK.shape[1]} layers, config.json has {shape.num_layers} of which {len(shape.moe_layers)} have "
+        "experts; expected one of these numbers"
+    )
+
+
+def _load(data: bytes, where: str) -> _Arrays:
+    """The known arrays of an .npz, without trusting the sizes that it claims and without unpickling anything."""
+    arrays = {name: _load_array(content, f"{where}: {name}") for name, content in _unzip(data, where).items()}
+    if "routed_experts" not in arrays:
+        raise InputError(f"{where}: no array 'routed_experts'; save what the engine returned with numpy.savez")
+    return arrays
+
+
+def _unzip(data: bytes, where: str) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            return {name: archive.read(f"{name}.npy") for name in _NAMES if f"{name}.npy" in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
+
+
+def _load_array(data: bytes, where: str) -> npt.NDArray[np.int64]:
+    stream = BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header: Any = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"format version {version}")
+        shape, fortran_order, dtype = read_header(stream)
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        raise InputError(f"{where}: not a NumPy array ({str(error).splitlines()[0]}); save it again") from error
+    if dtype.kind not in "iu" or fortran_order:
+        raise InputError(
+            f"{where}: {dtype} in {'Fortran' if fortran_order else 'C'} order, expected integers in C order"
+        )
+    content = data[stream.tell() :]
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+        raise InputError(
+            f"{where}: {len(content)} bytes for shape {shape} of {dtype}; the file is cut short, save it again"
+        )
+    return np.frombuffer(content, dtype).reshape(shape).astype(np.int64)

@@ -1,0 +1,100 @@
+"""How sure a figure is: 95 % intervals by resampling prompts, since tokens of one prompt depend on each other.
+
+The percentile bootstrap (Efron and Tibshirani 1993, chapter 13). The same draws serve every figure of a split, so that
+differences are paired by prompt.
+
+Shape suffixes: P prompts, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_TAIL = 0.025
+
+Amounts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A sum over prompts over another one, such as hits over accesses, or milliseconds over tokens.
+
+    Attributes:
+        numerator_P: int64 or float64.
+        denominator_P: int64 or float64, 0 where a prompt does not count.
+    """
+
+    numerator_P: Amounts
+    denominator_P: Amounts
+
+    @property
+    def value(self) -> float:
+        """Over all prompts; 0 where the denominator is."""
+        denominator = float(self.denominator_P.sum())
+        return float(self.numerator_P.sum()) / denominator if denominator else 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether any prompt counts."""
+        return bool(self.denominator_P.sum() > 0)
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """The same draws of prompts for every figure.
+
+    Attributes:
+        weights_BP: int64, how often resample b holds prompt p.
+    """
+
+    weights_BP: npt.NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, num_prompts: int, samples: int, seed: int) -> Resamples:
+        """`samples` times as many prompts as there are, with replacement."""
+        even_P = np.full(num_prompts, 1 / num_prompts)
+        return cls(np.random.default_rng(seed).multinomial(num_prompts, even_P, size=samples))
+
+    def ratio(self, ratio: Ratio) -> Interval:
+        """The ratio over all prompts with its interval; resamples in which no prompt counts are left out."""
+        return interval(ratio.value, self.ratios_B(ratio))
+
+    def difference(self, a: Ratio, b: Ratio) -> Interval:
+        """By how much `a` exceeds `b` on the same prompts."""
+        return self.of(lambda first, second: first - second, a, b)
+
+    def relative_change(self, a: Ratio, b: Ratio) -> Interval:
+        """By which share of `b` `a` exceeds it on the same prompts."""
+        return self.of(lambda first, second: first / second - 1, a, b)
+
+    def of(self, figure: Callable[..., Any], *ratios: Ratio) -> Interval:
+        """A figure worked out from ratios of the same prompts; `figure` takes their values, or arrays of them."""
+        return interval(float(figure(*(one.value for one in ratios))), figure(*map(self.ratios_B, ratios)))
+
+    def ratios_B(self, ratio: Ratio) -> npt.NDArray[np.float64]:
+        """The ratio in each resample, float64 [B]; not a number where no prompt counts."""
+        numerator_B, denominator_B = self.weights_BP @ ratio.numerator_P, self.weights_BP @ ratio.denominator_P
+        empty_B = np.full(len(self.weights_BP), np.nan)
+        return np.asarray(np.divide(numerator_B, denominator_B, out=empty_B, where=denominator_B > 0), np.float64)
+
+
+def interval(value: float, values_B: npt.NDArray[np.float64]) -> Interval:
+    """The value with the percentile interval of its resamples; the value itself where none of them counts."""
+    if np.isnan(values_B).all():
+        return Interval(value, value, value)
+    low, high = np.nanquantile(values_B, [_TAIL, 1 - _TAIL])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,140 @@
+"""How long the predictor's two steps take: what is charged for them wherever a time per token is shown.
+
+Times measured on one machine would make every table depend on that machine. What is charged is therefore arithmetic: a
+line in the numbers of operations, weights and layers of a step, fitted to measurements of many sizes (see
+`benchmarks/latency.py`, docs/latency.csv) and raised by more than its largest error. Export measures each exported
+graph beside it. Where that measurement is higher, as on a slower machine, the measurement is charged, rounded up to two
+digits: what is charged is never below what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+
+from moe_beyond.errors import InputError
+from moe_beyond.files import write_json
+from moe_beyond.predictor.shape import NetworkShape
+
+FILE = "latency.json"
+"""In a predictor directory: what is charged for its steps."""
+
+
+_TOKEN_STEP = (0.0252, 0.0169, 0.0491, 0.0909, 0.424)
+_LAYER_STEP = (0.0154, 0.0568, 0.829)
+_TABLE = (0.0015, 0.5)
+"""Milliseconds a unit of each term below: medians on one thread of an AMD EPYC core of the Zen 5 generation with
+onnxruntime 1.32. Largest errors over 44 sizes: -21 % and +20 % (token step), -17 % and +10 % (layer step)."""
+_ROUNDS, _WARM_UP_RUNS = 3, 10
+RAISED = 1.5
+"""What is charged as a multiple of the fitted line."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds on one thread.
+
+    Attributes:
+        token_step_ms: Of a token step, ahead of a token's first layer.
+        layer_step_ms: Of the layer step after one layer's router.
+        table_ms: Of looking up a token in a table of what each token used, the rival that counts.
+    """
+
+    token_step_ms: float
+    layer_step_ms: float
+    table_ms: float
+
+    def times(self, factor: float) -> Latency:
+        """The same on a processor that is so many times slower."""
+        return Latency(self.token_step_ms * factor, self.layer_step_ms * factor, self.table_ms * factor)
+
+
+def modelled(shape: NetworkShape) -> Latency:
+    """The charge by arithmetic alone: the same on every machine."""
+    lines = (
+        zip(_TOKEN_STEP, token_step_terms(shape), strict=True),
+        zip(_LAYER_STEP, layer_step_terms(shape), strict=True),
+        zip(_TABLE, (1.0, shape.num_layers * shape.num_experts / 1e6), strict=True),
+    )
+    return Latency(*(_round_up(RAISED * sum(ms * term for ms, term in line)) for line in lines))
+
+
+def charged(shape: NetworkShape, measured: Latency) -> Latency:
+    """The arithmetic charge, or where that is less what was measured, rounded up to two digits."""
+    line = modelled(shape)
+    return Latency(
+        max(line.token_step_ms, _round_up(measured.token_step_ms)),
+        max(line.layer_step_ms, _round_up(measured.layer_step_ms)),
+        max(line.table_ms, _round_up(measured.table_ms)),
+    )
+
+
+def token_step_terms(shape: NetworkShape) -> tuple[float, ...]:
+    """Constant, blocks, millions of weights, of those the ones beyond 4 million, millions of values in the state."""
+    routing = shape.num_layers * shape.num_experts
+    weights = 3 * routing * shape.width + shape.width * (shape.embedding_width + shape.layer_width)
+    weights += 12 * shape.depth * shape.width**2
+    # up to 16 MiB of weights stay in the processor's caches from token to token
+    beyond = max(0.0, weights / 1e6 - 4)
+    return 1.0, float(shape.depth), weights / 1e6, beyond, 2 * shape.depth * shape.window * shape.width / 1e6
+
+
+def layer_step_terms(shape: NetworkShape) -> tuple[float, ...]:
+    """Constant, millions of weights, millions of values gathered."""
+    weights = 2 * shape.layer_width * shape.layer_hidden + shape.layer_width * shape.horizon * shape.num_experts
+    gathered = (shape.top_k + 1) * (shape.layer_width + shape.reach * shape.num_experts)
+    return 1.0, weights / 1e6, gathered / 1e6
+
+
+def quietest(measure: Callable[[], Latency]) -> Latency:
+    """Of three rounds the least of each time: what others do on the machine only makes a round slower."""
+    rounds = [measure() for _ in range(_ROUNDS)]
+    return Latency(*(min(times) for times in zip(*map(astuple, rounds), strict=True)))
+
+
+def median_ms(work: Callable[[], object], repeats: int) -> float:
+    """Median milliseconds of a call, after warm-up."""
+    times = []
+    for repeat in range(repeats + _WARM_UP_RUNS):
+        start = time.perf_counter()
+        work()
+        if repeat >= _WARM_UP_RUNS:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def write_charge(directory: Path, latency: Latency) -> None:
+    """Write what is charged beside the graphs of a predictor directory."""
+    write_json(directory / FILE, asdict(latency))
+
+
+def read_charge(directory: Path) -> Latency:
+    """What is charged for a predictor.
+
+    Raises:
+        InputError: The file is missing or not as `write_charge` makes it.
+    """
+    path = directory / FILE
+    try:
+        found = Latency(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; export the predictor again") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a predictor's latency ({error}); export the predictor again") from error
+    for name, value in asdict(found).items():
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise InputError(f"{path}: {name}: expected milliseconds, found {value!r}; export the predictor again")
+    return found
+
+
+def _round_up(ms: float) -> float:
+    """To two significant digits, never down."""
+    if ms <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(ms)) - 1)
+    return float(f"{math.ceil(ms / unit - 1e-9) * unit:.12g}")

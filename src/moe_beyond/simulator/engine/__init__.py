@@ -1,0 +1,1 @@
+"""The event loop: residency, prefetch, demand loads, counts, with and without a clock."""

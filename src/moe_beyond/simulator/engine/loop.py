@@ -1,0 +1,119 @@
+"""The loop with a clock, called from Python: for times, and for policies whose demand depends on what is resident.
+
+Shape suffixes: N events, A accesses, M experts of the model, V precisions, Z moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.simulator.engine import timed_kernel
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Prefetches
+from moe_beyond.simulator.engine.prepared import Prepared
+from moe_beyond.simulator.engine.results import Replay
+from moe_beyond.simulator.engine.usage import as_wanted
+from moe_beyond.simulator.schedule.prefetches import before
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long everything takes, in milliseconds.
+
+    Attributes:
+        transfer_VM: Loading each expert at each precision.
+        read_VM: Computing with it.
+        think_N: The predictor's token step, ahead of an event.
+        layer_think_N: Its layer step, between an event's router and its experts.
+        dense_N: What else an event computes, ahead of its router's choice.
+    """
+
+    transfer_VM: npt.NDArray[np.float64]
+    read_VM: npt.NDArray[np.float64]
+    think_N: npt.NDArray[np.float64]
+    layer_think_N: npt.NDArray[np.float64]
+    dense_N: npt.NDArray[np.float64]
+
+    @classmethod
+    def none(cls, prepared: Prepared) -> Times:
+        """Loading takes no time, and there is some ahead of every event to load in."""
+        still_VM, still_N = np.zeros(prepared.size_VM.shape), np.zeros(prepared.events.num_events)
+        return cls(still_VM, still_VM, still_N, still_N, np.ones_like(still_N))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop counted and measured.
+
+    Attributes:
+        replay: Its counts.
+        time_N: Milliseconds of each event.
+        stall_N: The part of it in which the processor waited for the link.
+        outcome_A: What became of each access, a number of `usage`.
+        evictions_N: Experts that left in each event.
+        wasted_N: Those of them that had been prefetched and were not used.
+    """
+
+    replay: Replay
+    time_N: npt.NDArray[np.float64]
+    stall_N: npt.NDArray[np.float64]
+    outcome_A: npt.NDArray[np.int8]
+    evictions_N: npt.NDArray[np.int32]
+    wasted_N: npt.NDArray[np.int32]
+
+
+def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times, *, overrun: bool = False) -> Run:
+    """Replay a trace through one cache beside a link and a processor.
+
+    Args:
+        prepared: The policy and what it knows.
+        prefetches: What it asks for ahead, and from when.
+        budget: How much the cache holds.
+        times: How long everything takes.
+        overrun: As for `replay.replay`.
+    """
+    policy, events = prepared.policy, prepared.events
+    units_VM, budget_G = prepared.units(budget)
+    demand = policy.demand
+    counts_RC, given_up_RW, misses_N, time_N, stall_N, outcome_A, evictions_N, wasted_N = timed_kernel.timed_replay(
+        policy.rank,
+        policy.bypass,
+        overrun,
+        *prepared.common,
+        prepared.weight_VM,
+        demand or as_wanted,
+        events.is_decode_S[events.step_N] & (demand is not None),
+        np.zeros(0, np.float32) if events.shares_A is None or not prepared.needs_the_general_loop else events.shares_A,
+        np.searchsorted(prefetches.known_Q, np.arange(2 * events.num_events + 1)),
+        prefetches.target_Q,
+        prefetches.offsets_Q,
+        prefetches.experts_X,
+        prefetches.priorities_X,
+        units_VM,
+        budget.group_M,
+        budget_G,
+        2 * events.num_prompts,
+        times.transfer_VM,
+        times.read_VM,
+        times.think_N,
+        times.layer_think_N,
+        times.dense_N,
+    )
+    replay = prepared.result(budget, counts_RC, given_up_RW, misses_N)
+    return Run(replay, time_N, stall_N, outcome_A, evictions_N, wasted_N)
+
+
+def just_in_time(prepared: Prepared) -> Prefetches:
+    """Of all asks for an event the last one, at the moment before it."""
+    asks = prepared.prefetches
+    return Prefetches.ask(
+        prepared.events,
+        before(asks.target_Q),
+        asks.target_Q,
+        np.diff(asks.offsets_Q),
+        asks.experts_X,
+        priorities_X=asks.priorities_X,
+    )

@@ -1,0 +1,230 @@
+"""What a policy costs in milliseconds on a device.
+
+A predictor's steps are charged to the policies that it drives: what they carry (`Policy.token_step_ms`), times the
+device's slowdown.
+
+Shape suffixes: N events, S steps, A accesses, M experts of the model, P prompts, F phases (0 prefill, 1 decode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.devices.device import MILLISECONDS, Device
+from moe_beyond.devices.workload import Workload
+from moe_beyond.intervals import Ratio
+from moe_beyond.simulator.engine import cache
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.loop import Run, Times, run
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.replay import in_threads
+from moe_beyond.simulator.engine.results import MIB, Replay
+from moe_beyond.simulator.engine.usage import LATE
+from moe_beyond.simulator.schedule.events import Events
+
+_DECODE = 1
+
+
+@dataclass(frozen=True)
+class TimedReplay:
+    """One policy at one capacity over one trace on one device.
+
+    Ratios are those of decoded tokens. A hit is an expert that is there when its layer asks for it: one whose prefetch
+    is still under way is waited for, and is none.
+
+    Attributes:
+        device: Where it ran.
+        token_step_ms: Charged on this device ahead of each decoded token.
+        layer_step_ms: Charged on this device after each layer's router.
+        replay: What was hit, missed and moved; a late prefetch counts as a hit there. Bytes are the trace's own.
+        late_PF: int64; prefetches that were waited for, by prompt and phase.
+        step_ms_S: float64; time of each step.
+        stall_ms_S: float64; the part of it in which the processor waited for the link.
+        events: What was replayed.
+        expert_bytes_scale: Bytes that an expert is timed with, as a multiple of the traced ones.
+    """
+
+    device: Device
+    token_step_ms: float
+    layer_step_ms: float
+    replay: Replay
+    late_PF: npt.NDArray[np.int64]
+    step_ms_S: npt.NDArray[np.float64]
+    stall_ms_S: npt.NDArray[np.float64]
+    events: Events
+    expert_bytes_scale: float
+
+    @property
+    def tokens_P(self) -> npt.NDArray[np.int64]:
+        """Decoded tokens of each prompt."""
+        return np.asarray(self.replay.tokens_PF[:, _DECODE])
+
+    @property
+    def time(self) -> Ratio:
+        """Milliseconds over decoded tokens, by prompt.
+
+        With a batch a step decodes several: then a user waits for a token as long as the step takes.
+        """
+        return Ratio(self.events.by_prompt(self.step_ms_S), self.tokens_P)
+
+    @property
+    def stall(self) -> Ratio:
+        """Milliseconds of waiting for the link over decoded tokens, by prompt."""
+        return Ratio(self.events.by_prompt(self.stall_ms_S), self.tokens_P)
+
+    @property
+    def hits(self) -> Ratio:
+        """Accesses that found their expert there over all of them, by prompt."""
+        counts_PC = self.replay.counts_PFC[:, _DECODE]
+        return Ratio(counts_PC[:, cache.HITS] - self.late_PF[:, _DECODE], counts_PC[:, cache.ACCESSES])
+
+    @property
+    def moved(self) -> Ratio:
+        """MiB loaded over decoded tokens, by prompt, prefetches included; as large as the experts are timed."""
+        counts_PC = self.replay.counts_PFC[:, _DECODE]
+        bytes_P = counts_PC[:, cache.DEMAND_BYTES] + counts_PC[:, cache.PREFETCH_BYTES]
+        return Ratio(np.asarray(bytes_P * (self.expert_bytes_scale / MIB), np.float64), self.tokens_P)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Mean time of a decoded token; 0 where nothing was decoded."""
+        return self.time.value
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded tokens a second; 0 where nothing was decoded."""
+        return MILLISECONDS / self.ms_per_token if self.ms_per_token else 0.0
+
+    @property
+    def late_prefetches(self) -> int:
+        """Prefetches that were waited for."""
+        return int(self.late_PF.sum())
+
+    @property
+    def total_ms(self) -> float:
+        """Time of the whole trace, prefill too."""
+        return float(self.step_ms_S.sum())
+
+    @property
+    def link_idle_share(self) -> float:
+        """Share of the decoding time in which the link carried nothing; 0 where nothing was decoded."""
+        decode = self.replay.decode
+        loaded = (decode.demand_bytes + decode.prefetch_bytes) * self.expert_bytes_scale
+        busy_ms = self.device.transfer_ms(loaded) + (decode.loads - 1) * self.device.transfer_ms(0.0)
+        total_ms = float(self.time.numerator_P.sum())
+        return max(0.0, 1 - busy_ms / total_ms) if total_ms else 0.0
+
+
+def timed_replay(
+    events: Events, policy: Policy, budget: Budget, device: Device, workload: Workload, *, keep_warm: bool = True
+) -> TimedReplay:
+    """Replay a trace with a clock.
+
+    Args:
+        events: What is wanted.
+        policy: Who leaves and what is prefetched.
+        budget: How much the cache holds.
+        device: Link and processor.
+        workload: What there is to move and to compute.
+        keep_warm: Keep the cache from one prompt to the next.
+    """
+    return timed_sweep(prepare(events, policy, keep_warm=keep_warm), [budget], [device], workload)[0]
+
+
+def timed_sweep(
+    prepared: Prepared, budgets: Sequence[Budget], devices: Sequence[Device], workload: Workload
+) -> list[TimedReplay]:
+    """Replay what a policy has said already on each device and at each budget, devices first."""
+
+    def one(device: Device, budget: Budget) -> TimedReplay:
+        done = timed_run(prepared, budget, device, workload)
+        events = prepared.events
+        row_A = events.row_A if len(events.row_A) else np.repeat(events.row_N, np.diff(events.offsets_N))
+        late_R = np.bincount(row_A[done.outcome_A == LATE], minlength=2 * events.num_prompts)
+        return _timed(prepared, device, workload, done.replay, done.time_N, done.stall_N, late_R.reshape(-1, 2))
+
+    pairs = list(product(devices, budgets))
+    return in_threads(one, [device for device, _ in pairs], [budget for _, budget in pairs])
+
+
+def timed_run(prepared: Prepared, budget: Budget, device: Device, workload: Workload) -> Run:
+    """One replay with a clock, event by event."""
+    policy, events = prepared.policy, prepared.events
+    lookahead = workload.lookahead if policy.lookahead is None else policy.lookahead
+    bytes_VM = np.rint(np.repeat(workload.expert_bytes_L, events.metadata.num_experts) * prepared.size_VM)
+    dense_N, _ = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
+    slowdown = device.predictor_slowdown
+    times = Times(
+        transfer_VM=device.transfer_ms(bytes_VM),
+        read_VM=device.read_ms(bytes_VM),
+        think_N=_token_step_N(events) * policy.token_step_ms * slowdown,
+        layer_think_N=_layer_step_N(events) * policy.layer_step_ms * slowdown,
+        dense_N=dense_N,
+    )
+    return run(prepared, prepared.prefetches.within(events, lookahead), budget, times)
+
+
+def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload: Workload) -> TimedReplay:
+    """The time of a replay that prefetched nothing: computing, and one load after another. No second replay.
+
+    Args:
+        prepared: The policy; it gives nothing up.
+        replay: What it missed.
+        device: Link and processor.
+        workload: What there is to move and to compute.
+    """
+    events = prepared.events
+    dense_N, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
+    transfer_ms_L = device.transfer_ms(workload.expert_bytes_L.astype(np.float64))
+    stall_N = transfer_ms_L[events.layer_N] * replay.misses_N.astype(np.float64)
+    predictor_N = _token_step_N(events) * prepared.policy.token_step_ms * device.predictor_slowdown
+    time_N = predictor_N + dense_N + stall_N + experts_N
+    return _timed(prepared, device, workload, replay, time_N, stall_N, np.zeros((events.num_prompts, 2), np.int64))
+
+
+def _timed(  # noqa: PLR0917 - all of it is the result
+    prepared: Prepared,
+    device: Device,
+    workload: Workload,
+    counted: Replay,
+    time_N: npt.NDArray[np.float64],
+    stall_N: npt.NDArray[np.float64],
+    late_PF: npt.NDArray[np.int64],
+) -> TimedReplay:
+    events, policy = prepared.events, prepared.policy
+    return TimedReplay(
+        device=device,
+        token_step_ms=policy.token_step_ms * device.predictor_slowdown,
+        layer_step_ms=policy.layer_step_ms * device.predictor_slowdown,
+        replay=counted,
+        late_PF=late_PF,
+        step_ms_S=_by_step(events, time_N),
+        stall_ms_S=_by_step(events, stall_N),
+        events=events,
+        expert_bytes_scale=float(workload.expert_bytes_L.sum() / sum(events.metadata.expert_bytes)),
+    )
+
+
+def _token_step_N(events: Events) -> npt.NDArray[np.float64]:
+    """1 for the first event of each decode step, ahead of which the token step runs."""
+    first_N = np.ones(events.num_events)
+    first_N[1:] = events.step_N[1:] != events.step_N[:-1]
+    return first_N * events.is_decode_S[events.step_N]
+
+
+def _layer_step_N(events: Events) -> npt.NDArray[np.float64]:
+    """1 for each decoded layer that others of its token follow: between router and experts the layer step runs."""
+    followed_N = np.append(events.step_N[1:] == events.step_N[:-1], [False])
+    return np.asarray(followed_N & events.is_decode_S[events.step_N], np.float64)
+
+
+def _by_step(events: Events, values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    sums_S = np.zeros(events.num_steps)
+    np.add.at(sums_S, events.step_N, values_N)
+    return sums_S

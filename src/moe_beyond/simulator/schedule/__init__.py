@@ -1,0 +1,1 @@
+"""What is wanted when: events of a trace, prefetch requests, batches of prompts."""

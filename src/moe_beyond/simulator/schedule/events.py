@@ -1,0 +1,288 @@
+"""From a trace to events: what a cache is asked for, in order.
+
+An event is (step, layer) with the union of experts that all tokens of the step want. The prefill of a prompt is one
+step; afterwards every decoded token is one, or with several prompts at once a token of each (`interleaving`). Experts
+of all layers are numbered through: `layer * E + expert`.
+
+What several tokens of a step want is one access and one load. It counts for one prompt: of those that want it, the one
+whose turn is latest in the step, and turns rotate from step to step, so that over time each bears its share.
+
+Shape suffixes: N events, A accesses (members of events, one after another), S steps, M = L * E experts of the model,
+P prompts, T tokens, I tokens of all steps, R rows of tokens that decode steps ask for, L MoE layers, K experts per
+token, E routed experts in a layer. Offsets have one element more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.schedule.interleaving import Schedule, interleave
+from moe_beyond.simulator.schedule.shares import shares_of
+from moe_beyond.traces.schema import Trace, TraceMetadata
+
+Prefill = Literal["batched", "token_by_token"]
+"""`batched`: a prompt's prefill is one step, as engines run it. `token_by_token`: its tokens count as decoded."""
+
+NEVER = np.int64(2**62)
+"""The next use of an expert that is not used again."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """Accesses of a whole trace, grouped into events.
+
+    Attributes:
+        metadata: The model's shape and the size of its experts.
+        members_A: int32, model-wide expert ids; distinct within an event, the most recently wanted last.
+        offsets_N: int64 [N+1]; event n wants `members_A[offsets_N[n]:offsets_N[n+1]]`.
+        layer_N: int32, index of the MoE layer.
+        step_N: int32, step of the whole trace, from 0, rising.
+        prompt_S: int32, the prompt that a step belongs to; of several at once, their session (see `Schedule`).
+        token_S: int64, the token that a decode step routes, -1 for a batched prefill. With several prompts at once a
+            step routes several: then it counts the decode steps, and indexes what `by_step` makes of a value a token.
+        prompt_tokens_PF: int64 [P, 2], tokens of each prompt in prefill (column 0) and decode (column 1) steps.
+        shares_A: float32, each access's share of its event's router weight; None where the trace has no weights.
+        schedule: The tokens of each step, where several prompts run at once.
+        owner_A: int32, the prompt that each access counts for, where several prompts run at once.
+    """
+
+    metadata: TraceMetadata
+    members_A: npt.NDArray[np.int32]
+    offsets_N: npt.NDArray[np.int64]
+    layer_N: npt.NDArray[np.int32]
+    step_N: npt.NDArray[np.int32]
+    prompt_S: npt.NDArray[np.int32]
+    token_S: npt.NDArray[np.int64]
+    prompt_tokens_PF: npt.NDArray[np.int64]
+    shares_A: npt.NDArray[np.float32] | None = None
+    schedule: Schedule | None = None
+    owner_A: npt.NDArray[np.int32] | None = None
+
+    @property
+    def num_events(self) -> int:
+        """Number of events, N."""
+        return len(self.layer_N)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, S."""
+        return len(self.prompt_S)
+
+    @property
+    def num_accesses(self) -> int:
+        """Number of accesses, A."""
+        return len(self.members_A)
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts, P."""
+        return len(self.prompt_tokens_PF)
+
+    @cached_property
+    def expert_bytes_M(self) -> npt.NDArray[np.int64]:
+        """Bytes of each expert of the model, int64."""
+        return np.repeat(np.asarray(self.metadata.expert_bytes, np.int64), self.metadata.num_experts)
+
+    @cached_property
+    def is_decode_S(self) -> npt.NDArray[np.bool_]:
+        """True for steps that route one token."""
+        return np.asarray(self.token_S >= 0)
+
+    @cached_property
+    def num_tokens_S(self) -> npt.NDArray[np.int64]:
+        """Tokens of each step, int64."""
+        if self.schedule is not None:
+            return np.diff(self.schedule.offsets_S)
+        return np.where(self.is_decode_S, 1, self.prompt_tokens_PF[self.prompt_S, 0])
+
+    @property
+    def row_N(self) -> npt.NDArray[np.int64]:
+        """The row of counts, `prompt * 2 + phase`, of each event; of several prompts that of the latest turn; int64."""
+        prompt_S = self.prompt_S
+        if self.schedule is not None and self.owner_A is not None:
+            # the last member of an event is the last thing that the latest turn wants
+            prompt_S = self.owner_A[self.offsets_N[np.searchsorted(self.step_N, np.arange(self.num_steps)) + 1] - 1]
+        return (prompt_S.astype(np.int64) * 2 + self.is_decode_S)[self.step_N]
+
+    @property
+    def row_A(self) -> npt.NDArray[np.int64]:
+        """The row of counts of each access, int64; empty where an event's accesses all count for its own row."""
+        if self.owner_A is None:
+            return np.zeros(0, np.int64)
+        return self.owner_A.astype(np.int64) * 2 + np.repeat(self.is_decode_S[self.step_N], np.diff(self.offsets_N))
+
+    @cached_property
+    def starts_prompt_N(self) -> npt.NDArray[np.bool_]:
+        """True for the first event of each prompt; of several at once, of each session."""
+        prompt_N = self.prompt_S[self.step_N]
+        return np.concatenate([[True], prompt_N[1:] != prompt_N[:-1]])
+
+    def next_use_A(self, *, within_prompt: bool = False) -> npt.NDArray[np.int64]:
+        """The event that uses each accessed expert next, or NEVER; int64.
+
+        Args:
+            within_prompt: Look no further than the prompt, as for a cache that is emptied between prompts.
+        """
+        starts_N = self.starts_prompt_N if within_prompt else np.zeros(self.num_events, bool)
+        return _next_use(self.members_A, self.offsets_N, starts_N, self.metadata.num_model_experts)
+
+    def by_step(self, chances_TX: npt.NDArray[np.float32], axis: int = 0) -> npt.NDArray[np.float32]:
+        """The chance that a decode step wants something, from the chances that its tokens do: float32 [R, ...].
+
+        `token_S` indexes the result. Tokens of different prompts are taken to be independent of each other. Where one
+        prompt runs at a time, the argument comes back as it is.
+
+        Args:
+            chances_TX: float32, probabilities of each token of the trace along `axis`, any further axes.
+            axis: The axis of the tokens.
+        """
+        if self.schedule is None:
+            return chances_TX
+        decodes_I = np.repeat(self.schedule.is_decode_S, self.num_tokens_S)
+        num_tokens_R = self.num_tokens_S[self.is_decode_S]
+        starts_R = np.cumsum(num_tokens_R) - num_tokens_R
+        missed = 1 - np.take(chances_TX, self.schedule.tokens_I[decodes_I], axis=axis)
+        return np.asarray(1 - np.multiply.reduceat(missed, starts_R, axis=axis), np.float32)
+
+    def by_prompt(self, values_S: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What decode steps took, a prompt: float64 [P]. The tokens of a step share its value evenly.
+
+        Args:
+            values_S: float64, milliseconds or any other sum of each step; of batched prefills it is left out.
+        """
+        if self.schedule is None:
+            decoded_S = np.where(self.is_decode_S, values_S, 0)
+            return np.asarray(np.bincount(self.prompt_S, decoded_S, self.num_prompts), np.float64)
+        share_I = np.repeat(np.where(self.is_decode_S, values_S, 0) / self.num_tokens_S, self.num_tokens_S)
+        return np.asarray(np.bincount(self.schedule.prompt_I, share_I, self.num_prompts), np.float64)
+
+    def one_by_one(self) -> Events:
+        """Every access as an event of its own, in listed order: the `sequential` mode of older papers.
+
+        It judges a layer's later experts after its earlier ones have already evicted something, which no engine does:
+        use it only to compare with figures that were made this way.
+        """
+        lengths_N = np.diff(self.offsets_N)
+        return replace(
+            self,
+            offsets_N=np.arange(self.num_accesses + 1, dtype=np.int64),
+            layer_N=np.repeat(self.layer_N, lengths_N),
+            step_N=np.repeat(self.step_N, lengths_N),
+        )
+
+
+def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, waves: bool = False) -> Events:
+    """Group a trace's routing into events, prompts in their order.
+
+    Args:
+        trace: A valid trace.
+        prefill: Whether a prompt's prefill is one step or its tokens are steps of their own.
+        batch: Prompts that run at once.
+        waves: Of several at once, begin the next ones only when all have ended: what a cache needs that starts cold.
+
+    Raises:
+        InputError: `batch` is below 1.
+    """
+    meta = trace.metadata
+    offsets = np.asarray(trace.prompt_offsets)
+    lengths_P = np.diff(offsets)
+    batched_P = trace.num_prefill_P.astype(np.int64) if prefill == "batched" else np.zeros(trace.num_prompts, np.int64)
+    schedule = interleave(offsets, batched_P, batch, waves=waves)
+    first_S = schedule.tokens_I[schedule.offsets_S[:-1]]
+    members_A, wanted_by_A, offsets_N = _members(
+        np.asarray(trace.experts_TLK), schedule.tokens_I, schedule.offsets_S, meta.num_experts, batch > 1
+    )
+    num_steps = schedule.num_steps
+    single = Events(
+        metadata=meta,
+        members_A=members_A,
+        offsets_N=offsets_N,
+        layer_N=np.tile(np.arange(meta.num_layers, dtype=np.int32), num_steps),
+        step_N=np.repeat(np.arange(num_steps, dtype=np.int32), meta.num_layers),
+        prompt_S=schedule.session_S,
+        token_S=np.where(schedule.is_decode_S, first_S, -1),
+        prompt_tokens_PF=np.stack([batched_P, lengths_P - batched_P], axis=1),
+        shares_A=shares_of(trace, schedule, members_A, offsets_N),
+    )
+    if batch == 1:
+        return single
+    prompt_T = np.empty(trace.num_tokens, np.int32)
+    prompt_T[schedule.tokens_I] = schedule.prompt_I
+    return replace(
+        single,
+        token_S=np.where(schedule.is_decode_S, np.cumsum(schedule.is_decode_S) - 1, -1),
+        schedule=schedule,
+        owner_A=prompt_T[wanted_by_A],
+    )
+
+
+@compiled()
+def _members(
+    experts_TLK: Any,
+    tokens_I: npt.NDArray[np.int64],
+    offsets_S: npt.NDArray[np.int64],
+    num_experts: int,
+    shared: bool,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Members of all events in order of their last use, so that a single token's keep the router's order.
+
+    With `shared`, also the token of each member's last use; otherwise nothing.
+    """
+    num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
+    members_A = np.empty(experts_TLK.size, np.int32)
+    wanted_by_A = np.empty(experts_TLK.size if shared else 0, np.int64)
+    num_steps = len(offsets_S) - 1
+    offsets_N = np.zeros(num_steps * num_layers + 1, np.int64)
+    end = 0
+    wanted_E = np.zeros(num_experts, np.bool_)
+    for step in range(num_steps):
+        first, last = offsets_S[step], offsets_S[step + 1] - 1
+        for layer in range(num_layers):
+            base = layer * num_experts
+            start = end
+            if first == last:
+                for slot in range(top_k):
+                    members_A[end] = base + experts_TLK[tokens_I[first], layer, slot]
+                    end += 1
+                if shared:
+                    wanted_by_A[start:end] = tokens_I[first]
+            else:
+                wanted_E[:] = False
+                for i in range(last, first - 1, -1):
+                    for slot in range(top_k - 1, -1, -1):
+                        expert = experts_TLK[tokens_I[i], layer, slot]
+                        if not wanted_E[expert]:
+                            wanted_E[expert] = True
+                            members_A[end] = base + expert
+                            if shared:
+                                wanted_by_A[end] = tokens_I[i]
+                            end += 1
+                members_A[start:end] = members_A[start:end][::-1].copy()
+                if shared:
+                    wanted_by_A[start:end] = wanted_by_A[start:end][::-1].copy()
+            offsets_N[step * num_layers + layer + 1] = end
+    return members_A[:end].copy(), wanted_by_A[:end].copy(), offsets_N
+
+
+@compiled()
+def _next_use(
+    members_A: npt.NDArray[np.int32],
+    offsets_N: npt.NDArray[np.int64],
+    starts_N: npt.NDArray[np.bool_],
+    num_model_experts: int,
+) -> npt.NDArray[np.int64]:
+    next_A = np.empty(len(members_A), np.int64)
+    next_M = np.full(num_model_experts, NEVER)
+    for event in range(len(offsets_N) - 2, -1, -1):
+        for access in range(offsets_N[event], offsets_N[event + 1]):
+            next_A[access] = next_M[members_A[access]]
+            next_M[members_A[access]] = event
+        if starts_N[event]:
+            next_M[:] = NEVER
+    return next_A

@@ -1,0 +1,65 @@
+"""How much of the router's weight each access carries: what a policy gives up that does without it.
+
+Shape suffixes: T tokens, I tokens of all steps, L MoE layers, K experts per token, S steps, A accesses, N events,
+E routed experts in a layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.schedule.interleaving import Schedule
+from moe_beyond.traces.schema import Trace
+
+
+def shares_of(
+    trace: Trace, schedule: Schedule, members_A: npt.NDArray[np.int32], offsets_N: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32] | None:
+    """Each member's share of its event's router weight, float32 [A]; None for a trace without weights.
+
+    A token's weights are taken as parts of their sum (of k equal ones where all are 0), and the shares of a step of
+    several tokens as the mean over them, so that those of every event sum to 1.
+    """
+    if trace.weights_TLK is None:
+        return None
+    weights_TLK = np.asarray(trace.weights_TLK, np.float32)
+    sums_TL1 = weights_TLK.sum(axis=2, keepdims=True)
+    even = np.float32(1 / weights_TLK.shape[2])
+    shares_TLK = np.where(sums_TL1 > 0, weights_TLK / np.where(sums_TL1 > 0, sums_TL1, 1), even)
+    return _by_access(
+        np.asarray(trace.experts_TLK, np.int32),
+        shares_TLK.astype(np.float32),
+        schedule.tokens_I,
+        schedule.offsets_S,
+        members_A,
+        offsets_N,
+        trace.metadata.num_experts,
+    )
+
+
+@compiled()
+def _by_access(  # noqa: PLR0917 - compiled functions take positional arguments only
+    experts_TLK: npt.NDArray[np.int32],
+    shares_TLK: npt.NDArray[np.float32],
+    tokens_I: npt.NDArray[np.int64],
+    offsets_S: npt.NDArray[np.int64],
+    members_A: npt.NDArray[np.int32],
+    offsets_N: npt.NDArray[np.int64],
+    num_experts: int,
+) -> npt.NDArray[np.float32]:
+    num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
+    shares_A = np.empty(len(members_A), np.float32)
+    share_E = np.zeros(num_experts, np.float32)
+    for step in range(len(offsets_S) - 1):
+        first, end = offsets_S[step], offsets_S[step + 1]
+        for layer in range(num_layers):
+            share_E[:] = 0
+            for token in tokens_I[first:end]:
+                for slot in range(top_k):
+                    share_E[experts_TLK[token, layer, slot]] += shares_TLK[token, layer, slot]
+            event = step * num_layers + layer
+            for access in range(offsets_N[event], offsets_N[event + 1]):
+                shares_A[access] = share_E[members_A[access] - layer * num_experts] / np.float32(end - first)
+    return shares_A

@@ -1,0 +1,1 @@
+"""Grids of replays for the tables of the simulate stage."""

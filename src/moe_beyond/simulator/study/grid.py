@@ -1,0 +1,170 @@
+"""One policy on one split: all its capacities and devices, other links and widths. What a process does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moe_beyond.devices.device import Device
+from moe_beyond.devices.workload import Workload
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.replay import sweep_prepared
+from moe_beyond.simulator.engine.results import Replay
+from moe_beyond.simulator.engine.timing import TimedReplay, time_on_demand, timed_sweep
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.study.settings import SimulateSettings
+
+
+@dataclass(frozen=True)
+class Case:
+    """What policies are replayed on.
+
+    Attributes:
+        events: Of the split.
+        slots: Capacities in experts.
+        timed_slots: Those of them with a clock.
+        headline_slots: The capacity of the headline.
+        devices: Links and processors.
+        settings: Everything else.
+    """
+
+    events: Events
+    slots: tuple[int, ...]
+    timed_slots: tuple[int, ...]
+    headline_slots: int
+    devices: tuple[Device, ...]
+    settings: SimulateSettings
+
+    def headline_only(self) -> Case:
+        """The same at the headline capacity alone."""
+        return replace(self, slots=(self.headline_slots,), timed_slots=(self.headline_slots,))
+
+    @property
+    def workload(self) -> Workload:
+        """What there is to move and to compute."""
+        settings = self.settings
+        return Workload.of(self.events.metadata, settings.lookahead_layers, expert_mib=settings.timed_expert_mib)
+
+    @property
+    def links(self) -> list[Device]:
+        """The devices with each of the bandwidths that are tried."""
+        return [
+            device.model_copy(update={"link_gb_per_s": bandwidth})
+            for device in self.devices
+            for bandwidth in self.settings.bandwidths_gb_per_s
+        ]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What kind of policy it is: columns of every row about it.
+
+    Attributes:
+        policy: Its name.
+        title: Its name for people.
+        predictor: The predictor that drives it; None: none.
+        ahead_of_layers: Whether that predictor predicts anew after each layer's router.
+        bound: Whether it knows the future, so that nobody can build it.
+        lossy: Whether the model's outputs are not its own: router weight was given up, or it needs another router.
+        prefetches: Whether it fetched anything ahead.
+    """
+
+    policy: str
+    title: str
+    predictor: str | None
+    ahead_of_layers: bool
+    bound: bool
+    lossy: bool
+    prefetches: bool
+
+    @property
+    def can_win(self) -> bool:
+        """Whether it can be built and keeps the model's outputs."""
+        return not (self.bound or self.lossy)
+
+
+@dataclass(frozen=True)
+class PolicyReplays:
+    """All that was asked of one policy on one split.
+
+    Attributes:
+        facts: What kind of policy it is.
+        replays: One a capacity, on an unlimited link; without misses of single events.
+        timed: One a device and timed capacity, devices first.
+        by_link: At the headline capacity, one a device and bandwidth tried; empty where that was not asked.
+        not_replayed: Why there is nothing; empty where there is.
+    """
+
+    facts: Facts
+    replays: tuple[Replay, ...] = ()
+    timed: tuple[TimedReplay, ...] = ()
+    by_link: tuple[TimedReplay, ...] = ()
+    not_replayed: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it loads on demand alone, keeps the model's outputs, and needs neither prediction nor foresight."""
+        return self.facts.can_win and not self.facts.prefetches and self.facts.predictor is None
+
+
+def facts_of(policy: Policy, replays: Sequence[Replay] = ()) -> Facts:
+    """A policy's facts, the last two from what its replays counted."""
+    totals = [replay.total for replay in replays]
+    return Facts(
+        policy=policy.name,
+        title=policy.title,
+        predictor=policy.predictor,
+        ahead_of_layers=policy.layer_step_ms > 0,
+        bound=policy.knows_future,
+        lossy=policy.needs_another_router or any(total.skipped or total.mass_given_up for total in totals),
+        prefetches=any(total.prefetches for total in totals),
+    )
+
+
+def replay_policy(index: int, case: Case, policy: Policy, links: bool) -> tuple[int, PolicyReplays]:
+    """Replay one policy; `index` comes back with the result, to tell it from others that run beside it.
+
+    Args:
+        index: Place of the result.
+        case: What it is replayed on.
+        policy: The policy.
+        links: Whether to time it with other bandwidths too, where it prefetches or is plain.
+
+    Raises:
+        InputError: The split lacks what the policy needs, and the policy was asked for by name.
+    """
+    try:
+        prepared = prepare(case.events, policy, keep_warm=case.settings.keep_warm)
+    except InputError as error:
+        if case.settings.policies is not None:
+            raise
+        return index, PolicyReplays(facts_of(policy), not_replayed=str(error))
+    counted = sweep_prepared(prepared, _budgets(case, policy, case.slots))
+    by_slots = {replay.capacity_experts: replay for replay in counted}
+    facts = facts_of(policy, counted)
+    done = PolicyReplays(facts, tuple(replace(replay, misses_N=np.zeros(0, np.int32)) for replay in counted))
+    on_demand = not (facts.prefetches or facts.lossy)
+    timed = clocked(case, prepared, [by_slots[slots] for slots in case.timed_slots], case.devices, on_demand)
+    by_link: list[TimedReplay] = []
+    if links and (done.is_plain or facts.predictor is not None):
+        by_link = clocked(case, prepared, [by_slots[case.headline_slots]], case.links, on_demand)
+    return index, replace(done, timed=tuple(timed), by_link=tuple(by_link))
+
+
+def clocked(
+    case: Case, prepared: Prepared, replays: Sequence[Replay], devices: Sequence[Device], on_demand: bool
+) -> list[TimedReplay]:
+    """The same replays with a clock on each device, devices first; what loads on demand needs no second replay."""
+    if on_demand:
+        return [time_on_demand(prepared, replay, device, case.workload) for device in devices for replay in replays]
+    budgets = _budgets(case, prepared.policy, [replay.capacity_experts for replay in replays])
+    return timed_sweep(prepared, budgets, devices, case.workload)
+
+
+def _budgets(case: Case, policy: Policy, slots: Sequence[int]) -> list[Budget]:
+    return [policy.budget(case.events.metadata, capacity) for capacity in slots]

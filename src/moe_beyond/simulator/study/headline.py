@@ -1,0 +1,89 @@
+"""The dozen numbers that decide between two states of the pipeline: the simulate stage's metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.devices.device import MILLISECONDS
+from moe_beyond.intervals import Interval, Ratio, Resamples
+from moe_beyond.predictor.recall import hits_at_k
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.study.study import SplitReplays
+from moe_beyond.simulator.study.tables import headline_device
+from moe_beyond.traces.schema import Trace
+
+Metrics = dict[str, dict[str, float]]
+
+
+def headline(splits: Sequence[SplitReplays], seed: int) -> Metrics:
+    """Numbers of the last test split, which is the other domain where there is one, each with its 95 % interval.
+
+    On the headline device at the headline capacity, of ours as it was chosen on validation prompts: ms_per_token,
+    tokens_per_second, stall_ms_per_token, hit_rate, mib_per_token, ms_against_lru and ms_against_best_without_predictor
+    (paired by prompt; below zero: faster), gap_closed (of the way from LRU to the clairvoyant bound), token_step_ms and
+    layer_step_ms as charged there; recall_at_k ahead of the token and layer_recall_at_k one layer ahead; and of LRU,
+    the best policy without the predictor and the bound the ms_per_token. What does not apply is missing.
+    """
+    split = splits[-1]
+    draws = Resamples.draw(split.trace.num_prompts, split.case.settings.bootstrap_samples, seed)
+    return _recall(split, draws) | _on_device(split, draws)
+
+
+def _on_device(split: SplitReplays, draws: Resamples) -> Metrics:
+    if not split.case.devices:
+        return {}
+    place = (headline_device(split), split.case.headline_slots)
+    timed, best = split.timed_at(place), split.best_without_predictor(place)
+    if not timed:
+        return {}
+    lru, bound = timed[Lru.name], split.bounds[place].ms_per_token
+    found: Metrics = {
+        "lru_ms_per_token": asdict(draws.ratio(lru.time)),
+        "bound_ms_per_token": {"value": bound},
+    }
+    if best is not None:
+        found["best_without_predictor_ms_per_token"] = asdict(draws.ratio(best.time))
+    if place not in split.chosen:
+        return found
+    own = timed[split.chosen[place]]
+    found |= {
+        "ms_per_token": asdict(draws.ratio(own.time)),
+        "tokens_per_second": asdict(draws.of(lambda ms: MILLISECONDS / ms, own.time)),
+        "stall_ms_per_token": asdict(draws.ratio(own.stall)),
+        "hit_rate": asdict(draws.ratio(own.hits)),
+        "mib_per_token": asdict(draws.ratio(own.moved)),
+        "ms_against_lru": asdict(draws.difference(own.time, lru.time)),
+        "gap_closed": asdict(_gap_closed(own.time, lru.time, bound, draws)),
+        "token_step_ms": {"value": own.token_step_ms},
+        "layer_step_ms": {"value": own.layer_step_ms},
+    }
+    if best is not None:
+        found["ms_against_best_without_predictor"] = asdict(draws.difference(own.time, best.time))
+    return found
+
+
+def _gap_closed(own: Ratio, lru: Ratio, bound_ms: float, draws: Resamples) -> Interval:
+    """The bound taken as it is: it comes from all prompts at once."""
+    return draws.of(lambda own_ms, lru_ms: (lru_ms - own_ms) / (lru_ms - bound_ms), own, lru)
+
+
+def _recall(split: SplitReplays, draws: Resamples) -> Metrics:
+    if not split.predictions:
+        return {}
+    ours, trace = split.predictions[0], split.trace
+    found = {"recall_at_k": asdict(draws.ratio(_hits(ours.predictor.probabilities_TLE(trace), trace)))}
+    layer_step = getattr(ours.predictor, "layer_probabilities_HTLE", None)
+    if layer_step is not None:
+        found["layer_recall_at_k"] = asdict(draws.ratio(_hits(layer_step(trace)[0], trace)))
+    return found
+
+
+def _hits(probabilities_TLE: npt.NDArray[np.float32], trace: Trace) -> Ratio:
+    lengths_P = np.diff(trace.prompt_offsets)
+    prompt_T = np.repeat(np.arange(trace.num_prompts), lengths_P)
+    hits_T = hits_at_k(probabilities_TLE, trace.experts_TLK).sum(axis=1, dtype=np.int64)
+    return Ratio(np.bincount(prompt_T, hits_T, trace.num_prompts), lengths_P * trace.metadata.token_cycle)

@@ -1,0 +1,298 @@
+"""The simulate stage's work: every policy at every capacity and on every device, on every test split."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moe_beyond.devices.device import load_device
+from moe_beyond.errors import InputError
+from moe_beyond.parallel import run_tasks
+from moe_beyond.predictor.base import Predictor
+from moe_beyond.predictor.baselines import Popularity
+from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.bounds.curves import belady_curve
+from moe_beyond.simulator.bounds.time import TimeBound, time_bound
+from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.results import Replay
+from moe_beyond.simulator.engine.timing import TimedReplay
+from moe_beyond.simulator.policies.catalogue import build, known
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
+from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.study.grid import Case, Facts, PolicyReplays, replay_policy
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.traces.schema import Trace, TraceMetadata
+
+Place = tuple[str, int]
+"""A device's name and a capacity in experts."""
+
+
+@dataclass(frozen=True)
+class Charged:
+    """A predictor with what is charged for its steps, in milliseconds on one thread."""
+
+    predictor: Predictor
+    token_step_ms: float
+    layer_step_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """One step of the ablation: what was added, and what it came to."""
+
+    added: str
+    replays: PolicyReplays
+
+
+@dataclass(frozen=True)
+class SplitReplays:
+    """All replays of one split.
+
+    Attributes:
+        split: Name of the split.
+        trace: Its routing.
+        case: What is replayed and timed.
+        policies: What came of each policy, in their order; those without replays say why.
+        bounds: The clairvoyant bound of each device and capacity; empty where nothing is decoded.
+        ablation: Ours put together piece by piece, at the headline capacity; empty without a predictor.
+        predictions: What each predictor says.
+        chosen: The way of using the first predictor at each device and capacity, chosen on validation prompts.
+    """
+
+    split: str
+    trace: Trace
+    case: Case
+    policies: tuple[PolicyReplays, ...]
+    bounds: Mapping[Place, TimeBound]
+    ablation: tuple[Ablated, ...]
+    predictions: tuple[Predictions, ...]
+    chosen: Mapping[Place, str]
+
+    @property
+    def metadata(self) -> TraceMetadata:
+        """The model's shape."""
+        return self.trace.metadata
+
+    @property
+    def decoded_P(self) -> npt.NDArray[np.int64]:
+        """Decoded tokens of each prompt."""
+        return np.asarray(self.case.events.prompt_tokens_PF[:, 1])
+
+    def at(self, capacity_experts: int) -> dict[str, Replay]:
+        """The replays of one capacity by policy."""
+        replays = [replay for policy in self.policies for replay in policy.replays]
+        return {replay.policy: replay for replay in replays if replay.capacity_experts == capacity_experts}
+
+    def timed_at(self, place: Place) -> dict[str, TimedReplay]:
+        """What was timed on a device at a capacity, by policy; nothing where nothing is decoded."""
+        found = {
+            timed.replay.policy: timed
+            for policy in self.policies
+            for timed in policy.timed
+            if (timed.device.name, timed.replay.capacity_experts) == place
+        }
+        return found if self.decoded_P.any() else {}
+
+    @property
+    def facts(self) -> dict[str, Facts]:
+        """Facts of every policy by name."""
+        return {policy.facts.policy: policy.facts for policy in self.policies}
+
+    @property
+    def places(self) -> list[Place]:
+        """Every device and timed capacity, devices first."""
+        return [(device.name, slots) for device in self.case.devices for slots in self.case.timed_slots]
+
+    def best_without_predictor(self, place: Place, *, plain: bool = False) -> TimedReplay | None:
+        """The fastest policy that the first predictor does not drive, chosen with hindsight on these very prompts.
+
+        Args:
+            place: Device and capacity.
+            plain: Among those alone that load on demand and need no predictor at all.
+        """
+        ours = self.predictions[0].name if self.predictions else None
+        rivals = [
+            policy.facts.policy
+            for policy in self.policies
+            if (policy.is_plain if plain else policy.facts.can_win and policy.facts.predictor != ours)
+        ]
+        timed = self.timed_at(place)
+        return min((timed[name] for name in rivals if name in timed), key=lambda one: one.ms_per_token, default=None)
+
+
+def replay_splits(
+    splits: Mapping[str, Trace],
+    training: Trace,
+    validation: Trace,
+    predictors: Sequence[Charged],
+    settings: SimulateSettings,
+) -> list[SplitReplays]:
+    """Replay every split.
+
+    Args:
+        splits: Test traces by name.
+        training: The training split: the only one that a policy may learn from.
+        validation: What chooses how the first predictor is used.
+        predictors: Predictors that prefetch and evict; the first one is ours.
+        settings: Capacities and rules.
+
+    Raises:
+        InputError: A split is of another model than the training split; a policy or device that is not known; a policy
+            asked for by name that the traces do not allow.
+    """
+    for name, trace in {"validation": validation, **splits}.items():
+        training.metadata.require_same_model(trace.metadata, name)
+    listed, not_replayed = listed_policies(training, settings)
+    popularity_LE = Popularity.fit(training).popularity_LE
+    chosen = _choose(validation, popularity_LE, predictors, settings)
+    jobs: list[tuple[Case, Policy, bool]] = []
+    prepared = []
+    for trace in splits.values():
+        case = case_of(trace, settings)
+        predictions = [_predictions(charged, trace, case.events, popularity_LE) for charged in predictors]
+        ablation = _ablation(predictions, settings)
+        width = prefetch_width(trace.metadata, settings.batch, settings.prefetch_width)
+        ours = [policy for one in predictions for policy in one.policies(width, settings.prefetch_threshold)]
+        reachable = [policy for policy in listed if not policy.knows_future]
+        bounds = [policy for policy in listed if policy.knows_future]
+        every = [*reachable, *ours, *bounds]
+        jobs += [(case, policy, True) for policy in every]
+        jobs += [(case.headline_only(), policy, False) for _, policy in ablation]
+        prepared.append((case, predictions, ablation, len(every)))
+    done = iter(_run(jobs, settings.workers))
+    results: list[SplitReplays] = []
+    for (name, trace), (case, predictions, ablation, count) in zip(splits.items(), prepared, strict=True):
+        policies = (*itertools.islice(done, count), *not_replayed)
+        ablated = tuple(Ablated(added, next(done)) for added, _ in ablation)
+        results.append(SplitReplays(name, trace, case, policies, _bounds(case), ablated, tuple(predictions), chosen))
+    return results
+
+
+def listed_policies(training: Trace, settings: SimulateSettings) -> tuple[list[Policy], list[PolicyReplays]]:
+    """The policies that no predictor drives, and those that the training split does not allow.
+
+    Raises:
+        InputError: A name that is not known, or one asked for that the training split does not allow.
+    """
+    names = list(known()) if settings.policies is None else list(settings.policies)
+    names += [name for name in (Lru.name, Belady.name) if name not in names]
+    policies: list[Policy] = []
+    not_replayed: list[PolicyReplays] = []
+    for name in names:
+        try:
+            policies.append(build(name, training, settings.published_policies))
+        except InputError as error:
+            if settings.policies is not None:
+                raise
+            facts = Facts(name, name, None, False, False, False, False)
+            not_replayed.append(PolicyReplays(facts, not_replayed=str(error)))
+    return policies, not_replayed
+
+
+def case_of(trace: Trace, settings: SimulateSettings) -> Case:
+    """What policies are replayed on, from a trace and the settings."""
+    meta = trace.metadata
+    timed = settings.capacities if settings.timed_capacities is None else settings.timed_capacities
+    return Case(
+        events=wanted_events(trace, settings),
+        slots=tuple(capacities(meta, settings.capacities)),
+        timed_slots=tuple(capacities(meta, timed)),
+        headline_slots=capacity_experts(meta, settings.headline_capacity),
+        devices=tuple(load_device(device) for device in settings.devices),
+        settings=settings,
+    )
+
+
+def wanted_events(trace: Trace, settings: SimulateSettings) -> Events:
+    """The events of a trace under the rules of the settings."""
+    return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
+
+
+def capacities(meta: TraceMetadata, shares: Sequence[float]) -> list[int]:
+    """Capacities in experts, rising; shares that come to the same number of experts count once."""
+    return sorted({capacity_experts(meta, share) for share in shares})
+
+
+def capacity_experts(meta: TraceMetadata, share: float) -> int:
+    """A share of the model's experts as a whole number, at least one."""
+    return max(1, round(share * meta.num_model_experts))
+
+
+def first_tokens(trace: Trace, tokens: int) -> Trace:
+    """The first prompts of a trace, as many as hold so many tokens."""
+    enough = int(np.searchsorted(trace.prompt_offsets[1:], tokens)) + 1
+    return trace.select(np.arange(min(enough, trace.num_prompts)))
+
+
+def _choose(
+    validation: Trace, popularity_LE: npt.NDArray[np.float32], predictors: Sequence[Charged], settings: SimulateSettings
+) -> dict[Place, str]:
+    """By device and capacity the fastest way of using the first predictor on validation prompts."""
+    if not predictors or not settings.devices:
+        return {}
+    trace = first_tokens(validation, settings.choose_tokens)
+    case = case_of(trace, settings)
+    if not case.events.is_decode_S.any():
+        return {}
+    width = prefetch_width(trace.metadata, settings.batch, settings.prefetch_width)
+    ours = _predictions(predictors[0], trace, case.events, popularity_LE)
+    jobs = [(case, policy, False) for policy in ours.policies(width, settings.prefetch_threshold)]
+    timed = [one for replays in _run(jobs, settings.workers) for one in replays.timed]
+    fastest: dict[Place, TimedReplay] = {}
+    for one in timed:
+        place = (one.device.name, one.replay.capacity_experts)
+        if place not in fastest or one.ms_per_token < fastest[place].ms_per_token:
+            fastest[place] = one
+    return {place: one.replay.policy for place, one in fastest.items()}
+
+
+def _predictions(charged: Charged, trace: Trace, events: Events, popularity_LE: npt.NDArray[np.float32]) -> Predictions:
+    return Predictions(charged.predictor, trace, events, charged.token_step_ms, charged.layer_step_ms, popularity_LE)
+
+
+def _ablation(predictions: Sequence[Predictions], settings: SimulateSettings) -> list[tuple[str, Policy]]:
+    """Ours put together piece by piece; every step keeps what the steps before it added."""
+    if not predictions:
+        return []
+    ours, threshold = predictions[0], max(settings.prefetch_threshold, settings.ablation_threshold)
+    width = prefetch_width(ours.trace.metadata, settings.batch, settings.prefetch_width)
+    layers = ours.has_layer_step
+    steps: list[tuple[str, Policy]] = [("lru", Lru())]
+    steps.append(("prefetch by token step", ours.prefetch(Lru(), width)))
+    if layers:
+        steps.append(("prefetch by layer step", ours.prefetch(Lru(), width, layers=True)))
+    steps.append((f"only above {threshold:g}", ours.prefetch(Lru(), width, threshold, layers=layers)))
+    for label, bypass in (("eviction by predicted next use", False), ("bypass", True)):
+        steps.append((label, ours.prefetch(ours.eviction(bypass=bypass), width, threshold, layers=layers)))
+    return [*steps, ("belady", Belady())]
+
+
+def _run(jobs: Sequence[tuple[Case, Policy, bool]], workers: int) -> list[PolicyReplays]:
+    """Every job, shared among processes, in the order of the jobs."""
+    results: dict[int, PolicyReplays] = {}
+    columns = (TextColumn("replaying policies"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        tasks = ((index, *job) for index, job in enumerate(jobs))
+        bar = progress.add_task("", total=len(jobs))
+        for index, result in run_tasks(replay_policy, tasks, workers):
+            results[index] = result
+            progress.advance(bar)
+    return [results[index] for index in range(len(jobs))]
+
+
+def _bounds(case: Case) -> dict[Place, TimeBound]:
+    events = case.events
+    if not events.is_decode_S.any() or not case.devices:
+        return {}
+    curve = belady_curve(events, keep_warm=case.settings.keep_warm, largest=case.slots[-1])
+    return {
+        (device.name, slots): time_bound(events, curve, slots, device, case.workload)
+        for device in case.devices
+        for slots in case.timed_slots
+    }

@@ -1,0 +1,231 @@
+"""Replays as tables of the simulate stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.intervals import Interval, Resamples
+from moe_beyond.simulator.engine.timing import TimedReplay
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.study.pays import by_bandwidth_table, by_width_table, pays_table
+from moe_beyond.simulator.study.study import Place, SplitReplays
+from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE, record
+
+FACTS = {
+    "policy": pl.String,
+    "title": pl.String,
+    "predictor": pl.String,
+    "ahead_of_layers": pl.Boolean,
+    "bound": pl.Boolean,
+    "lossy": pl.Boolean,
+    "prefetches": pl.Boolean,
+}
+ON_DEVICE = {
+    "split": pl.String,
+    "device": pl.String,
+    **FACTS,
+    "capacity_experts": pl.Int64,
+    "capacity_fraction": pl.Float64,
+    "ours": pl.Boolean,
+    "best_without_predictor": pl.Boolean,
+    "token_step_ms": pl.Float64,
+    "layer_step_ms": pl.Float64,
+    "ms_per_token": pl.Float64,
+    "ms_per_token_low": pl.Float64,
+    "ms_per_token_high": pl.Float64,
+    "tokens_per_second": pl.Float64,
+    "stall_ms_per_token": pl.Float64,
+    "hit_rate": pl.Float64,
+    "hit_rate_low": pl.Float64,
+    "hit_rate_high": pl.Float64,
+    "mib_per_token": pl.Float64,
+    "mib_per_token_low": pl.Float64,
+    "mib_per_token_high": pl.Float64,
+    "against_lru_ms": pl.Float64,
+    "against_lru_ms_low": pl.Float64,
+    "against_lru_ms_high": pl.Float64,
+    "against_best_ms": pl.Float64,
+    "against_best_ms_low": pl.Float64,
+    "against_best_ms_high": pl.Float64,
+    "gap_closed": pl.Float64,
+    "link_idle_share": pl.Float64,
+    "late_share": pl.Float64,
+    "useless_share": pl.Float64,
+    "bound_ms_per_token": pl.Float64,
+    "bound_hit_rate": pl.Float64,
+    "bound_mib_per_token": pl.Float64,
+}
+
+
+def all_tables(splits: Sequence[SplitReplays], seed: int) -> dict[str, pl.DataFrame]:
+    """Every table of the stage by name."""
+    timeline, costliest = timeline_tables(splits)
+    return {
+        "on_device": on_device_table(splits, seed),
+        "unlimited_link": unlimited_link_table(splits, seed),
+        "pays": pays_table(splits, seed),
+        "by_bandwidth": by_bandwidth_table(splits),
+        "by_width": by_width_table(splits),
+        "ablation": ablation_table(splits, seed),
+        "timeline": timeline,
+        "costliest_misses": costliest,
+        "not_replayed": not_replayed_table(splits),
+    }
+
+
+def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
+    """A row a split, device, policy and timed capacity: what decoded tokens took, with 95 % intervals by prompt.
+
+    `ours` marks how the predictor is used there, chosen on validation prompts; `best_without_predictor` the fastest
+    policy that it does not drive, chosen with hindsight on the prompts of the row. `against_*` are milliseconds a token
+    more than LRU and than that policy take on the same prompts, below zero: faster. `gap_closed` is the share of the
+    way from LRU to the clairvoyant bound. `token_step_ms` and `layer_step_ms` are charged there for the policy's
+    predictor. A lossy policy may go below the bound: it computes less.
+    """
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        draws = _draws(split, seed)
+        for place in split.places:
+            timed = split.timed_at(place)
+            if not timed:
+                continue
+            lru, best = timed[Lru.name], split.best_without_predictor(place)
+            for policy, one in timed.items():
+                row = _device_row(split, place, one, draws)
+                row |= _spread("against_lru_ms", draws.difference(one.time, lru.time))
+                if best is not None and split.facts[policy].predictor == _first_predictor(split):
+                    row |= _spread("against_best_ms", draws.difference(one.time, best.time))
+                gap = lru.ms_per_token - split.bounds[place].ms_per_token
+                row["gap_closed"] = (lru.ms_per_token - one.ms_per_token) / gap if gap > 0 else None
+                row["ours"] = split.chosen.get(place) == policy
+                row["best_without_predictor"] = best is not None and policy == best.replay.policy
+                rows.append(row)
+    return pl.DataFrame(rows, schema=ON_DEVICE)
+
+
+def unlimited_link_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
+    """A row a split, policy and capacity: hit rates where every prefetch arrives in time, an upper bound, and bytes."""
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        draws = _draws(split, seed)
+        for policy in split.policies:
+            for replay in policy.replays:
+                total, decode = replay.total, replay.decode
+                rows.append(
+                    {
+                        "split": split.split,
+                        **asdict(policy.facts),
+                        "capacity_experts": replay.capacity_experts,
+                        "capacity_fraction": replay.capacity_experts / split.metadata.num_model_experts,
+                        **_spread("hit_rate", draws.ratio(replay.hit_ratio)),
+                        "decode_hit_rate": decode.hit_rate,
+                        "hits": total.hits,
+                        "misses": total.misses,
+                        "accesses": total.accesses,
+                        "tokens": total.tokens,
+                        "bytes_moved": total.bytes_moved,
+                        "mib_per_token": total.mib_per_token,
+                        "prefetches": total.prefetches,
+                        "prefetches_useful": total.prefetches_useful,
+                        "prefetches_useless": total.prefetches_useless,
+                        "loads_avoided": total.loads_avoided,
+                        "mass_given_up": total.mass_given_up,
+                    }
+                )
+    return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"predictor": pl.String})
+
+
+def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
+    """A row a split, device and step: ours put together piece by piece, at the headline capacity."""
+    rows: list[dict[str, Any]] = []
+    for split in splits:
+        draws = _draws(split, seed)
+        for step, ablated in enumerate(split.ablation):
+            rows += [
+                {"step": step, "added": ablated.added}
+                | _device_row(split, (one.device.name, one.replay.capacity_experts), one, draws)
+                for one in (ablated.replays.timed if split.bounds else ())
+            ]
+    columns = [name for name in ON_DEVICE if not name.startswith(("against", "gap", "ours", "best"))]
+    schema = {"step": pl.Int64, "added": pl.String, **{name: ON_DEVICE[name] for name in columns}}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def not_replayed_table(splits: Sequence[SplitReplays]) -> pl.DataFrame:
+    """A row a split and policy that the traces do not allow, with the reason."""
+    rows = [
+        {"split": split.split, "title": policy.facts.title, "reason": policy.not_replayed}
+        for split in splits
+        for policy in split.policies
+        if policy.not_replayed
+    ]
+    return pl.DataFrame(rows, schema={"split": pl.String, "title": pl.String, "reason": pl.String})
+
+
+def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The prompt of median stall event by event, and the costliest misses of its split, which is the last.
+
+    Under ours as it is used there (the prompt under LRU too), at the headline capacity, on the headline device. Empty
+    without a predictor or a device, and where prompts run at once.
+    """
+    split = splits[-1]
+    case, settings = split.case, split.case.settings
+    if not (split.predictions and case.devices and split.chosen) or case.events.schedule is not None:
+        return pl.DataFrame(schema=TIMELINE), pl.DataFrame(schema=COSTLIEST)
+    ours = split.predictions[0]
+    device = next(one for one in case.devices if one.name == headline_device(split))
+    policies = ours.policies(split.metadata.top_k, settings.prefetch_threshold)
+    used = split.chosen[device.name, case.headline_slots]
+    policy = next(policy for policy in policies if policy.name == used)
+    recordings = [
+        record(split.split, split.trace, one, case, device, probabilities_TLE=ours.token_TLE) for one in (policy, Lru())
+    ]
+    prompt = recordings[0].median_prompt()
+    timeline = pl.concat([recording.timeline(prompt, settings.timeline_steps) for recording in recordings])
+    return timeline, recordings[0].costliest(settings.costliest_misses)
+
+
+def headline_device(split: SplitReplays) -> str:
+    """The device of the headline."""
+    return split.case.settings.headline_device or split.case.devices[0].name
+
+
+def _device_row(split: SplitReplays, place: Place, one: TimedReplay, draws: Resamples) -> dict[str, Any]:
+    total, bound = one.replay.total, split.bounds[place]
+    facts = split.facts.get(one.replay.policy)
+    return {
+        "split": split.split,
+        "device": one.device.name,
+        **({"policy": one.replay.policy} if facts is None else asdict(facts)),
+        "capacity_experts": one.replay.capacity_experts,
+        "capacity_fraction": one.replay.capacity_experts / split.metadata.num_model_experts,
+        "token_step_ms": one.token_step_ms,
+        "layer_step_ms": one.layer_step_ms,
+        **_spread("ms_per_token", draws.ratio(one.time)),
+        "tokens_per_second": one.tokens_per_second,
+        "stall_ms_per_token": one.stall.value,
+        **_spread("hit_rate", draws.ratio(one.hits)),
+        **_spread("mib_per_token", draws.ratio(one.moved)),
+        "link_idle_share": one.link_idle_share,
+        "late_share": one.late_prefetches / total.prefetches if total.prefetches else None,
+        "useless_share": total.prefetches_useless / total.prefetches if total.prefetches else None,
+        "bound_ms_per_token": bound.ms_per_token,
+        "bound_hit_rate": bound.hit_rate,
+        "bound_mib_per_token": bound.mib_per_token,
+    }
+
+
+def _spread(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _first_predictor(split: SplitReplays) -> str | None:
+    return split.predictions[0].name if split.predictions else None
+
+
+def _draws(split: SplitReplays, seed: int) -> Resamples:
+    return Resamples.draw(split.trace.num_prompts, split.case.settings.bootstrap_samples, seed)

@@ -1,0 +1,1 @@
+"""One fit of a predictor, which the search and the train stage share."""

@@ -1,0 +1,162 @@
+"""The predictor in Lightning: loss, validation metrics, optimiser. No data, no network code.
+
+Both steps are trained in one: the layer step's loss reaches the trunk through the token step's logits and context.
+
+Shape suffixes: B batch, T tokens, N real tokens of a batch, L MoE layers (at a horizon, those with something to know),
+E experts, K top-k, M = 2 * K.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from moe_beyond.predictor.layer_step import LayerStep
+from moe_beyond.predictor.network import TokenStep
+from moe_beyond.predictor.shape import NetworkShape
+from moe_beyond.training.datamodule import Batch
+from moe_beyond.training.losses import LOSSES, taught_cross_entropy
+
+
+class PredictorModule(pl.LightningModule):
+    """Trains a TokenStep and its LayerStep over real tokens; the layer step is told the true experts so far."""
+
+    def __init__(
+        self,
+        shape: dict[str, int],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_fraction: float,
+        dropout: float,
+        history_dropout: float,
+        token_dropout: float,
+        layer_loss_weight: float,
+        loss: str,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.shape = NetworkShape(**shape)
+        self.network = TokenStep(self.shape, dropout)
+        self.layer_step = LayerStep(self.shape)
+        self.learning_rate, self.weight_decay, self.warmup_fraction = learning_rate, weight_decay, warmup_fraction
+        self.history_dropout, self.token_dropout = history_dropout, token_dropout
+        self.layer_loss_weight, self.loss = layer_loss_weight, loss
+        # a tuple, so that teachers are no part of what is trained and saved
+        self._teachers: tuple[tuple[TokenStep, LayerStep], ...] = ()
+        self._teacher_weight = 0.0
+        self.validation_loss, self.validation_recall = MeanMetric(), MeanMetric()
+        self.validation_layer_recall = [MeanMetric() for _ in range(self.shape.horizon)]
+        # a list alone would stay behind when the module changes devices
+        self.metrics_to_move = nn.ModuleList(self.validation_layer_recall)
+
+    def learn_from(self, teachers: Sequence[tuple[TokenStep, LayerStep]], weight: float) -> None:
+        """Take the mean probabilities of teachers as targets, by `weight`, beside the truth; they see all inputs."""
+        for part in itertools.chain.from_iterable(teachers):
+            part.requires_grad_(requires_grad=False).eval()
+        self._teachers, self._teacher_weight = tuple(teachers), weight
+
+    def on_fit_start(self) -> None:
+        """Teachers work where the predictor is trained."""
+        for part in itertools.chain.from_iterable(self._teachers):
+            part.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch, with some tokens and some history hidden."""
+        tokens_BT = _hide(batch.tokens_BT, 0, self.token_dropout)
+        # the two halves apart: what the token before and the string's last time had
+        hidden_BT2 = torch.rand(*batch.real_BT.shape, 2, device=batch.real_BT.device) < self.history_dropout
+        hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
+        previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
+        seen = replace(batch, tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
+        told = zip(answer(self.network, self.layer_step, seen), self._taught(batch), strict=True)
+        # a model of few layers has none at the farthest horizons
+        loss, *layer_losses = (self._loss(*said, taught) for said, taught in told if len(said[0]))
+        for layer_loss in layer_losses:
+            loss = loss + layer_loss * (self.layer_loss_weight / len(layer_losses))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}; lower train.learning_rate")
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=int(batch.real_BT.sum()))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss of the token step, and recall at k of both steps, over real tokens."""
+        answers = answer(self.network, self.layer_step, batch)
+        real = batch.real_BT.sum()
+        self.validation_loss.update(self._loss(*answers[0]), real)
+        hits_L = hits_at_k(*answers[0])
+        self.validation_recall.update(hits_L.mean(), real)
+        for h, metric in enumerate(self.validation_layer_recall):
+            # over all layers, as at use: the first have the token step's answer
+            metric.update(torch.cat([hits_L[: h + 1], hits_at_k(*answers[h + 1])]).mean(), real)
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics of the epoch, by name `<split>/<metric>`; `validation/recall_at_k_ahead_h` is h layers ahead."""
+        self.log("validation/loss", self.validation_loss.compute(), prog_bar=True)
+        self.log("validation/recall_at_k", self.validation_recall.compute(), prog_bar=True)
+        recalls = [metric.compute() for metric in self.validation_layer_recall]
+        for h, recall in enumerate(recalls):
+            self.log(f"validation/recall_at_k_ahead_{h + 1}", recall, prog_bar=h == 0)
+        # what chooses the epoch: both steps count alike
+        self.log("validation/score", (self.validation_recall.compute() + recalls[0]) / 2)
+        for metric in (self.validation_loss, self.validation_recall, *self.validation_layer_recall):
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then cosine to zero, by step."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, int(total * self.warmup_fraction))
+
+        def scale(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _taught(self, batch: Batch) -> list[Tensor | None]:
+        """The teachers' mean probabilities [L, N, E] for each answer; without teachers nothing for each."""
+        if not self._teachers:
+            return [None] * (1 + self.shape.horizon)
+        with torch.no_grad():
+            by_teacher = [answer(*teacher, batch) for teacher in self._teachers]
+            return [
+                torch.stack([logits.float().sigmoid() for logits, _ in said]).mean(0)
+                for said in zip(*by_teacher, strict=True)
+            ]
+
+    def _loss(self, logits_LNE: Tensor, experts_LNK: Tensor, taught_LNE: Tensor | None = None) -> Tensor:
+        if taught_LNE is not None:
+            return taught_cross_entropy(logits_LNE.float(), experts_LNK, taught_LNE, self._teacher_weight)
+        return LOSSES[self.loss](logits_LNE.float(), experts_LNK)
+
+
+def answer(network: TokenStep, layer_step: LayerStep, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Logits [L, N, E] of the token step, then those of the layer step at each horizon; each with the truth."""
+    state = [part.to(batch.tokens_BT.device) for part in network.empty_state(len(batch.tokens_BT))]
+    logits_BTLE, _, _, context_BTW = network(batch.tokens_BT, batch.letters_BTG, batch.previous_BTLM, *state)
+    # padding is left out here, and layers come first: both save time in the layer step
+    logits_LNE = logits_BTLE[batch.real_BT].transpose(0, 1)
+    experts_LNK = batch.experts_BTLK[batch.real_BT].transpose(0, 1).contiguous()
+    informed = layer_step.informed(experts_LNK, logits_LNE, context_BTW[batch.real_BT])
+    return [(logits, experts_LNK[len(experts_LNK) - len(logits) :]) for logits in (logits_LNE, *informed)]
+
+
+def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
+    """Share of the true experts among the K largest logits, mean over tokens, [L]."""
+    named_LNK = logits_LNE.topk(experts_LNK.shape[-1], dim=-1).indices
+    return (named_LNK[..., :, None] == experts_LNK[..., None, :]).any(-1).float().mean(dim=(1, 2))
+
+
+def _hide(x: Tensor, value: int, share: float) -> Tensor:
+    return x.masked_fill(torch.rand(x.shape, device=x.device) < share, value)

@@ -1,0 +1,90 @@
+"""Parameters of the search: the section `tune` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from moe_beyond.settings import Settings
+from moe_beyond.training.settings import TrainSettings
+
+_NOT_SEARCHED = (
+    "epochs",
+    "teachers",
+    "teacher_weight",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "threads",
+    "published_epochs",
+)
+
+
+class SearchSpace(Settings):
+    """Predictors that the study may choose from."""
+
+    width: tuple[int, ...] = Field(default=(64, 96, 128, 192), min_length=1)
+    """Model width; must be divisible by every number of heads."""
+    depth: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    """Number of transformer blocks."""
+    heads: tuple[int, ...] = Field(default=(2, 4, 8), min_length=1)
+    train: dict[str, tuple[bool | int | float | str, ...]] = Field(default={"window": (32, 64)})
+    """Parameters of `train` to search beside the size, with the values to try: what is chosen is trained with."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if min(*self.width, *self.depth, *self.heads, 1) < 1:
+            raise ValueError("width, depth and heads must be at least 1")
+        for width in self.width:
+            for heads in self.heads:
+                if width % heads:
+                    raise ValueError(f"width {width} is not divisible by {heads} heads; change tune.space")
+        return self
+
+    @model_validator(mode="after")
+    def _train_takes_the_values(self) -> Self:
+        for name, values in self.train.items():
+            if name not in TrainSettings.model_fields or name in _NOT_SEARCHED:
+                raise ValueError(f"train.{name} is not a parameter of train that can be searched; correct tune.space")
+            if not values:
+                raise ValueError(f"train.{name}: no value to try; give some or remove it from tune.space")
+            for value in values:
+                try:
+                    TrainSettings.model_validate({name: value})
+                except ValidationError as error:
+                    raise ValueError(f"train.{name}: {error.errors()[0]['msg']} (found {value!r})") from error
+        return self
+
+
+class TuneSettings(Settings):
+    """The search for the predictor that saves most time."""
+
+    trials: int = Field(default=8, ge=1)
+    """Candidates to try, each once; all of the space if it holds fewer."""
+    epochs: int = Field(default=3, ge=1)
+    """Epochs of a trial; every trial gets the same."""
+    max_prompts: int = Field(default=300, ge=1)
+    """At most this many training prompts in a trial, drawn by the seed."""
+    workers: int = Field(default=1, ge=1)
+    """Processes of this machine that try candidates at once. With one, the same study comes out every time."""
+    storage: str | None = Field(default=None, pattern="^postgresql")
+    """Where the study lies: null for a journal file in `.scratch`, or a PostgreSQL address, so that other machines can
+    join. The variable OPTUNA_STORAGE goes before it and is the place for an address with a password."""
+    warm_start: str | None = None
+    """Candidates of an earlier search to try first: a `trials.csv` (a copy: the stage's own is replaced), or
+    `study:NAME` in the same storage."""
+    pruning_margin: float | None = Field(default=0.01, ge=0, le=1)
+    """A trial ends early when a smaller predictor, in no searched number larger, had after as many epochs a validation
+    recall that was higher by this; null: never."""
+    space: SearchSpace = SearchSpace()
+    device: str = "phone_ufs"
+    """The device whose time per token decides, a name of a file under simulator/devices."""
+    capacity: float = Field(default=0.1, gt=0, le=1)
+    """The cache on it, as a share of all routed experts of the model."""
+    replay_tokens: int = Field(default=20_000, ge=100)
+    """At most about this many validation tokens are replayed to find a candidate's time per token."""
+    max_latency_ms: float = Field(default=5.0, gt=0)
+    """A candidate whose median token step takes longer on one thread is never chosen."""
+    latency_repeats: int = Field(default=200, ge=10)
