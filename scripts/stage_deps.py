@@ -2,8 +2,8 @@
 
     python scripts/stage_deps.py
 
-A folder stands for all of its files where a stage imports all of them; files that hold no code, such as most `__init__.py`, are not listed. A test
-compares the result with the import graph that another library builds.
+A folder stands for all of its files where a stage imports all of them; files that hold no code, such as most
+`__init__.py`, are not listed. A test compares the result with the import graph that another library builds.
 """
 
 from __future__ import annotations
