@@ -102,7 +102,7 @@ def tree() -> str:
 def clause(source: Path) -> str:
     """The first sentence of a module's docstring."""
     text = " ".join((ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[a-z0-9)])[.:] ", text)[0].rstrip(".")
+    return text.split(". ")[0].rstrip(".")
 
 
 def read(name: str) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python scripts/spread.py
 
-After `make repro`, in clones of the last commit under build/; each takes as long as the first. `make docs` then puts the
-spread into the README.
+After `make repro`, in clones of the last commit under build/; each takes as long as the first. `make docs` then puts
+the spread into the README.
 """
 
 from __future__ import annotations
