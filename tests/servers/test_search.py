@@ -13,4 +13,5 @@ def test_two_workers_share_a_study_on_postgresql_while_it_is_killed(servers, tmp
         servers.kill_postgres()
         servers.start_postgres()
 
-    try_with_a_kill(StudyPlace("study", servers.database("optuna"), grace_s=20), tmp_path, break_postgres)
+    place = StudyPlace("study", servers.database("optuna"), grace_s=20)
+    try_with_a_kill(place, tmp_path / "log", break_postgres)

@@ -38,13 +38,13 @@ def test_padding_is_marked_and_content_is_the_traces():
     assert torch.equal(batch.experts_BTLK[batch.real_BT], torch.from_numpy(trace.experts_TLK.astype(np.int64)))
 
 
-def test_batches_follow_from_the_seed_and_the_epoch():
+def test_batches_follow_from_the_seed_and_the_epoch(monkeypatch):
     trace = chance_trace(20)
     encoder = TokenEncoder.fit(trace, 1, 512)
 
     def batches(seed, epoch):
         data = RoutingData(trace, trace, encoder, length=8, batch_size=4, seed=seed)
-        data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1)
+        monkeypatch.setattr(data, "trainer", SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1))
         loader = data.train_dataloader()
         once, again = ([batch.tokens_BT.tolist() for batch in loader] for _ in range(2))
         assert once == again, "Lightning may start the iteration twice"

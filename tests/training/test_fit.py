@@ -38,23 +38,24 @@ class StopError(Exception):
     """A kill, as far as a fit can tell."""
 
 
-@pytest.mark.parametrize(("hook", "stop_at"), [("on_train_batch_end", 25), ("on_fit_end", 1)])
+@pytest.mark.parametrize("stop", [("on_train_batch_end", 25), ("on_fit_end", 1)], ids=lambda stop: stop[0])
 @pytest.mark.parametrize(
     ("change", "epochs"), [({"dropout": 0.2}, 4), ({"learning_rate": 1e-12, "patience": 2}, 3)], ids=["all", "early"]
 )
-def test_an_interrupted_fit_ends_as_if_it_had_not_been(
-    train_trace, validation_trace, tmp_path, monkeypatch, hook, stop_at, change, epochs
-):
-    run = partial(fit, train_trace, validation_trace, Size(16, 1, 2), SETTINGS.model_copy(update=change), epochs=4)
+def test_an_interrupted_fit_ends_as_if_it_had_not_been(tmp_path, monkeypatch, stop, change, epochs):
+    train, validation = chance_trace(40, seed=1, name="t"), chance_trace(10, seed=2, name="v")
+    run = partial(fit, train, validation, Size(16, 1, 2), SETTINGS.model_copy(update=change), epochs=4)
     whole = run(seed=5, scratch=tmp_path / "whole")
     calls = itertools.count(1)
 
-    def stop(*_):
+    hook, stop_at = stop
+
+    def interrupt(*_):
         if next(calls) == stop_at:
             raise StopError
 
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(PredictorModule, hook, stop)
+        patch.setattr(PredictorModule, hook, interrupt)
         run(seed=5, scratch=tmp_path / "stopped")
     resumed = run(seed=5, scratch=tmp_path / "stopped")
     assert resumed.history == whole.history

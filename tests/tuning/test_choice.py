@@ -1,4 +1,3 @@
-import polars as pl
 import pytest
 
 from moe_beyond.errors import InputError
@@ -40,14 +39,9 @@ def test_the_rule_takes_the_least_time_per_token_and_says_why_of_each():
     ]
     assert result.trials["token_step_ms"].to_list() == [0.64, 0.96, 1.28, 1.92]
     assert result.trials["ms_per_token"].to_list() == [41.0, 40.0, None, 40.5]
-    expected = pl.DataFrame({"trial": [0, 0, 1, 1, 3, 3], "epoch": [0, 1] * 3})
-    assert result.epochs.select("trial", "epoch").equals(expected)
+    assert result.epochs.select("trial", "epoch").rows() == [(i, epoch) for i in (0, 1, 3) for epoch in (0, 1)]
     metrics = result.metrics()
-    assert {key: metrics[key] for key in ("trials", "failed", "infeasible")} == {
-        "trials": 4,
-        "failed": 1,
-        "infeasible": 5,
-    }
+    assert (metrics["trials"], metrics["failed"], metrics["infeasible"]) == (4, 1, 5)
     assert (metrics["chosen"]["trial"], metrics["chosen"]["width"], metrics["chosen"]["hit_rate"]) == (1, 96, 0.25)
 
 

@@ -1,9 +1,7 @@
 """The same files come out of a search whoever works on it, and whatever is killed."""
 
 import json
-import signal
-import subprocess
-import sys
+from contextlib import nullcontext
 from functools import partial
 
 import psutil
@@ -11,17 +9,15 @@ import pytest
 import yaml
 
 from moe_beyond.errors import InputError
+from moe_beyond.training.fit import fit
 from moe_beyond.tuning import search as search_module
-from moe_beyond.tuning import trial as trial_module
 from moe_beyond.tuning.candidates import choices
 from moe_beyond.tuning.choice import choose
 from moe_beyond.tuning.search import join, search
 from moe_beyond.tuning.study import StudyPlace
 from moe_beyond.tuning.trial import measure
 from tests.tuning.case import inputs_of, write_splits
-from tests.tuning.several_workers import ROOT, environment, wait_for
-
-FILES = ("best.yaml", "trials.csv", "epochs.csv", "metrics.json")
+from tests.tuning.several_workers import start, wait_for
 
 
 @pytest.fixture
@@ -29,11 +25,6 @@ def root(tmp_path, monkeypatch):
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     write_splits(tmp_path)
     return tmp_path
-
-
-def stage(root, workers):
-    command = [sys.executable, str(ROOT / "tests/tuning/case.py"), str(root), str(workers)]
-    return subprocess.Popen(command, env=environment(), cwd=root)
 
 
 def searched_here(inputs, scratch):
@@ -47,20 +38,19 @@ def searched_here(inputs, scratch):
 
 @pytest.mark.timeout(600)
 def test_a_search_of_two_workers_that_is_killed_ends_as_that_of_one(root, tmp_path):
-    interrupted = stage(root, 2)
+    interrupted = start("tests/tuning/case.py", root, 2)
     wait_for(lambda: len(list(root.glob(".scratch/tune/*/candidate-*/last.ckpt"))) >= 2)
     # a worker, then all of it
     worker = next(child for child in psutil.Process(interrupted.pid).children() if "spawn_main" in str(child.cmdline()))
     worker.kill()
     worker.wait()
-    interrupted.send_signal(signal.SIGKILL)
+    interrupted.kill()
     interrupted.wait()
     assert not (root / "reports").exists()
-    assert stage(root, 2).wait(300) == 0
+    assert start("tests/tuning/case.py", root, 1).wait(300) == 0
     assert not list((root / ".scratch").iterdir())
     expected = searched_here(inputs_of(root), tmp_path)
     reports = root / "reports/tune"
-    assert sorted(path.name for path in reports.iterdir()) == sorted(FILES)
     assert (reports / "trials.csv").read_text() == expected.trials.write_csv()
     assert (reports / "epochs.csv").read_text() == expected.epochs.write_csv()
     assert yaml.safe_load((reports / "best.yaml").read_text()) == expected.best
@@ -70,27 +60,18 @@ def test_a_search_of_two_workers_that_is_killed_ends_as_that_of_one(root, tmp_pa
 
 
 def test_a_candidate_that_lost_its_workers_is_refused_and_not_passed_over(root, tmp_path, monkeypatch):
-    class Nobody:
-        def __enter__(self):
-            return lambda: None
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr(search_module, "_workers", lambda *_: Nobody())
+    monkeypatch.setattr(search_module, "_workers", lambda *_: nullcontext(lambda: None))
     with pytest.raises(InputError, match=r"4 of 4 candidates lost their worker .*width 8, depth 1, heads 1"):
         search(inputs_of(root), StudyPlace.of(None, "study", tmp_path), tmp_path)
 
 
 def test_a_candidate_that_cannot_be_fitted_fails_with_the_reason(root, tmp_path, monkeypatch):
-    real = trial_module.fit
-
-    def fit(train, validation, size, *args, **options):
+    def fit_small(train, validation, size, *args, **options):
         if size.width == 16:
             raise InputError("train: loss is nan at step 3")
-        return real(train, validation, size, *args, **options)
+        return fit(train, validation, size, *args, **options)
 
-    monkeypatch.setattr(trial_module, "fit", fit)
+    monkeypatch.setattr("moe_beyond.tuning.trial.fit", fit_small)
     result = searched_here(inputs_of(root, epochs=1), tmp_path)
     assert result.best["width"] == 8
     assert result.trials.filter(width=16)["state"].unique().to_list() == ["failed"]

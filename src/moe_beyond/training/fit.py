@@ -161,7 +161,7 @@ def fit(
         with torch_threads(settings.threads):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except FloatingPointError as error:
-        raise InputError(f"train: {error}; the last good checkpoint is {best.best_model_path or 'none'}") from error
+        raise InputError(f"train: {error}") from error
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)
     checkpoint = Checkpoint(module.network.cpu().eval(), module.layer_step.cpu().eval(), encoder, train.metadata)

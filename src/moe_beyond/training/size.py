@@ -1,4 +1,4 @@
-"""What the search chooses, and the shapes that follow from it. No torch here: the search draws candidates without it."""
+"""What the search chooses, and the shapes that follow. No torch here: the search draws candidates without it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import numpy as np
 
 import moe_beyond
 from moe_beyond.devices.device import load_device
-from moe_beyond.errors import InputError
 from moe_beyond.files import fingerprint, folder_digest
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
@@ -48,10 +47,7 @@ class Inputs:
         folders = [self.splits / "train", self.splits / "validation", _CODE]
         if self.tune.warm_start is not None:
             folders.append(Path(self.tune.warm_start))
-        try:
-            digests = [folder_digest(folder) for folder in folders]
-        except FileNotFoundError as error:
-            raise InputError(f"tune.warm_start: {error.filename}: no such file") from error
+        digests = [folder_digest(folder) for folder in folders]
         device = load_device(self.tune.device)
         return fingerprint(self.seed, tune, self.train, self.simulate, device, *digests)
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -77,9 +78,10 @@ def _workers(inputs: Inputs, place: StudyPlace, scratch: Path, study: Study) -> 
     total = len(inputs.drawn.candidates)
     cores = len(os.sched_getaffinity(0)) if inputs.train.accelerator == "cpu" else 1
     context, running = multiprocessing.get_context("spawn"), list[BaseProcess]()
+    unopened = replace(inputs)  # each worker maps the data itself
 
     def start() -> None:
-        process = context.Process(target=_work, args=(inputs, place, scratch))
+        process = context.Process(target=_work, args=(unopened, place, scratch))
         process.start()
         running.append(process)
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
@@ -53,7 +53,7 @@ def patiently(call: Callable[[], Result]) -> Result:
         except _AWAY as error:
             reason = " ".join(str(error.__cause__ or error).split())[:160]
             if time.monotonic() > deadline:
-                raise InputError(f"{URL_VARIABLE}: the study's storage does not answer ({reason}); start it") from error
+                raise InputError(f"tune.storage: it does not answer ({reason}); start it and run this again") from error
             if not said:
                 log.warning("the study's storage does not answer (%s); trying for %.0f s", reason, PATIENCE_S)
                 said = True
@@ -181,7 +181,9 @@ class Study:
             candidates: All of the search, in their order.
             choices: The values that each name of a candidate may have.
         """
-        distributions = {name: CategoricalDistribution(values) for name, values in choices.items()}
+        distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, values in choices.items()
+        }
 
         def once() -> None:
             if not self.is_shared:

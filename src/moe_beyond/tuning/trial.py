@@ -43,9 +43,7 @@ def measure(inputs: Inputs, scratch: Path, index: int, candidate: Candidate) -> 
     # of a worker that was thought dead and only slept, the fit is awaited
     with locked(folder / "lock"), torch_threads(1):
         try:
-            fitted = fit(
-                train, validation, size, settings, epochs=inputs.tune.epochs, seed=inputs.seed, scratch=folder
-            )
+            fitted = fit(train, validation, size, settings, epochs=inputs.tune.epochs, seed=inputs.seed, scratch=folder)
         except InputError as error:
             return Outcome({}, [], str(error))
         payoff = bench.payoff(Predicted.by(fitted.checkpoint, bench.trace), latency)
