@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import joblib
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.errors import InputError
@@ -76,7 +77,8 @@ def join(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
 def _workers(inputs: Inputs, place: StudyPlace, scratch: Path, study: Study) -> Iterator[Callable[[], None]]:
     """Start workers, and yield what waits until all candidates are tried; no worker outlives the `with`."""
     total = len(inputs.drawn.candidates)
-    cores = len(os.sched_getaffinity(0)) if inputs.train.accelerator == "cpu" else 1
+    # of a container its share
+    cores = joblib.cpu_count() if inputs.train.accelerator == "cpu" else 1
     context, running = multiprocessing.get_context("spawn"), list[BaseProcess]()
     unopened = replace(inputs)  # each worker maps the data itself
 
