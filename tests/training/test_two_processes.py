@@ -55,7 +55,8 @@ def test_launchers_say_who_is_the_first(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_see_each_window_once_and_come_to_the_same(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     results = {}
     for devices in (1, 2):
         folder = tmp_path / str(devices)

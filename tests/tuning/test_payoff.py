@@ -24,9 +24,9 @@ class Oracle:
 
     def probabilities_TLE(self, trace):
         shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
-        answer = np.full(shape, 0.0 if self.right else 1.0, np.float32)
-        np.put_along_axis(answer, trace.experts_TLK.astype(np.int64), 1.0 if self.right else 0.0, axis=2)
-        return answer
+        known_TLE = np.full(shape, 0.0 if self.right else 1.0, np.float32)
+        np.put_along_axis(known_TLE, trace.experts_TLK.astype(np.int64), 1.0 if self.right else 0.0, axis=2)
+        return known_TLE
 
     def layer_probabilities_HTLE(self, trace):
         return self.probabilities_TLE(trace)[None]

@@ -38,7 +38,7 @@ class TrainSettings(Settings):
     embedding_width: int = Field(default=128, ge=4)
     """Width of the embeddings of token strings and n-grams, which hold most of the weights."""
     horizon: int = Field(default=2, ge=1)
-    """Layers ahead that the layer step answers for, each horizon apart."""
+    """Layers ahead that the layer step predicts, each horizon apart."""
     reach: int = Field(default=6, ge=1)
     """Layers ahead to which an expert of a layer speaks directly; at least the horizon."""
     layer_width: int = Field(default=128, ge=8)
