@@ -1,0 +1,113 @@
+"""The top of the page: what the predictor is worth on a device, beside LRU, the best without it, and the bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from moe_beyond.reporting.blocks import Block, Folded, Section, Table, Text, section, table
+from moe_beyond.reporting.names import BOUND, ON_DEVICE, label
+from moe_beyond.reporting.read import Contest, Run
+from moe_beyond.reporting.sections.findings import findings
+from moe_beyond.reporting.text import MISSING, Cell, Row, bounds, charged, number, of, percent, signed, spread, words
+
+TIMED: dict[str, Cell] = {
+    "ms per token": spread("ms_per_token"),
+    "Charged latency, ms": charged,
+    "Tokens per second": of("tokens_per_second"),
+    "Stall, ms per token": of("stall_ms_per_token"),
+    ON_DEVICE: spread("hit_rate", percent),
+    "MiB per token": spread("mib_per_token"),
+}
+"""What a policy came to on a device."""
+_VERDICTS = {
+    "go": "worth offloading",
+    "go with a bigger cache": "worth offloading with a bigger cache",
+    "do not": "not worth offloading",
+}
+
+
+def top_section(run: Run) -> Section:
+    """The headline's device and split first, the others folded."""
+    contests = [run.contest(split, device) for split in run.splits for device in run.devices]
+    if not contests:
+        return section("verdict", [])
+    blocks = [*_four_rows(contests[0]), *findings(run)]
+    blocks += [Folded(caption(contest), tuple(_four_rows(contest))) for contest in contests[1:]]
+    verdict = _VERDICTS[run.card["verdict"]]
+    title = headline(contests[0])
+    return section("verdict", blocks, title, model=run.card["model_id"], verdict=verdict, split=label(run.split))
+
+
+def headline(contest: Contest) -> str:
+    """What the predictor is worth on a device, in a sentence."""
+    place = f"{label(contest.device)}, {capacity(contest.lru)} in fast memory"
+    ours = contest.ours
+    if ours is None:
+        return f"{place}: no use of the predictor was timed"
+    ms = f"{place}: {number(ours['ms_per_token'])} ms a token with our predictor"
+    if ours["against_lru_ms_high"] >= 0:
+        return f"{ms}, no faster than LRU"
+    won = f"{ms}, {number(-ours['against_lru_ms'])} ms less than LRU"
+    if ours["against_best_ms_high"] >= 0:
+        return f"{won}, but no less than the best policy without it"
+    return f"{won} and {number(-ours['against_best_ms'])} ms less than the best policy without it"
+
+
+def capacity(row: Row) -> str:
+    """The capacity of a row: `32 experts (10 %)`."""
+    return f"{number(row['capacity_experts'])} experts ({percent(row['capacity_fraction'], 0)})"
+
+
+def caption(contest: Contest) -> str:
+    """Where a contest was."""
+    return f"{label(contest.device)}, {label(contest.split).lower()}, {capacity(contest.lru)}"
+
+
+def _four_rows(contest: Contest) -> list[Block]:
+    """LRU, the best without the predictor, ours, the bound; and how ours differs on the same prompts."""
+    named = {
+        "LRU": (contest.lru, MISSING),
+        f"Best without the predictor: {contest.best['title']}": (contest.best, "with hindsight, on these prompts"),
+        BOUND: (_bound(contest.lru), MISSING),
+    }
+    ours = contest.ours
+    if ours is not None:
+        named |= {f"Ours: {ours['title']}": (ours, "on validation prompts"), BOUND: named.pop(BOUND)}
+    rows = pl.DataFrame(
+        [row | {"name": name, "chosen": chosen} for name, (row, chosen) in named.items()], infer_schema_length=None
+    )
+    cells = {"Policy": words("name"), "Chosen": words("chosen"), **TIMED}
+    shown = table(caption(contest), rows, cells, chosen="ours")
+    return [shown] if ours is None else [shown, _differences(ours, contest.best["title"]), _closed(ours)]
+
+
+def _bound(lru: dict[str, Any]) -> dict[str, Any]:
+    """The clairvoyant bound as a row: what it has no number for is empty."""
+    nothing = dict.fromkeys(lru)
+    bound = {name: lru[f"bound_{name}"] for name in ("ms_per_token", "hit_rate", "mib_per_token")}
+    return nothing | bound | {"tokens_per_second": 1000 / bound["ms_per_token"]}
+
+
+def _differences(ours: dict[str, Any], best: str) -> Table:
+    columns = {"LRU": "against_lru_ms", best: "against_best_ms"}
+    rows = tuple(
+        (name, f"{signed(ours[column])} {bounds(ours, column)}", _decided(ours, column))
+        for name, column in columns.items()
+    )
+    return Table("Ours against others on the same prompts", ("Against", "ms per token more", "Ours is"), rows)
+
+
+def _closed(ours: dict[str, Any]) -> Text:
+    share = ours["gap_closed"]
+    if share is None:
+        return Text("LRU is as fast as the clairvoyant bound there: nothing is left to gain.")
+    return Text(f"Ours closes {percent(share)} of the gap between LRU and the clairvoyant bound.")
+
+
+def _decided(row: Row, column: str) -> str:
+    """What a paired difference in time says: its 95 % interval lies on one side of zero, or decides nothing."""
+    if row[f"{column}_high"] < 0:
+        return "faster"
+    return "slower" if row[f"{column}_low"] > 0 else "undecided"
