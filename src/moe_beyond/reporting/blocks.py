@@ -13,7 +13,8 @@ import polars as pl
 import yaml
 
 from moe_beyond.reporting.names import Look
-from moe_beyond.reporting.text import Cell
+from moe_beyond.reporting.text import Cell, plain
+from moe_beyond.settings import flatten
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 TEMPLATES = Path(__file__).with_name("templates")
@@ -164,6 +165,12 @@ def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any
     return Section(
         anchor, words["short"], title or words["title"], lead, shown, tuple(words["sources"]) if blocks else ()
     )
+
+
+def facts(caption: str, found: dict[str, Any]) -> Table:
+    """Names and values, nested ones by names with dots."""
+    rows = tuple((name, plain(name, value)) for name, value in flatten(found).items())
+    return Table(caption, ("Name", "Value"), rows)
 
 
 def folded(title: str, blocks: Sequence[Block]) -> list[Block]:

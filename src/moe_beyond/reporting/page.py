@@ -21,36 +21,23 @@ from moe_beyond.files import replacing
 from moe_beyond.reporting.blocks import TEMPLATES, Figure, Section
 from moe_beyond.reporting.figures.theme import VEGA_LITE, chart_spec, figure_svg, svg_png, theme
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.sections.paper import paper_section
-from moe_beyond.reporting.sections.pays import pays_section
-from moe_beyond.reporting.sections.policies import (
-    ROLES,
-    ablation_section,
-    explorer_section,
-    over_capacity,
-    time_section,
-)
-from moe_beyond.reporting.sections.predictor import by_layer, predictor_section, training_section
-from moe_beyond.reporting.sections.record import data_section, method_section
-from moe_beyond.reporting.sections.routing import models_section, routing_section
-from moe_beyond.reporting.sections.timeline import timeline_section
-from moe_beyond.reporting.sections.top import top_section
+from moe_beyond.reporting.sections import paper, pays, policies, predictor, record, routing, timeline, top
 from moe_beyond.reporting.settings import ReportSettings
 
 _SECTIONS = (
-    top_section,
-    pays_section,
-    explorer_section,
-    time_section,
-    ablation_section,
-    timeline_section,
-    predictor_section,
-    paper_section,
-    training_section,
-    routing_section,
-    models_section,
-    data_section,
-    method_section,
+    top.top_section,
+    pays.pays_section,
+    policies.explorer_section,
+    policies.time_section,
+    policies.ablation_section,
+    timeline.timeline_section,
+    predictor.predictor_section,
+    paper.paper_section,
+    predictor.training_section,
+    routing.routing_section,
+    routing.models_section,
+    record.data_section,
+    record.method_section,
 )
 
 
@@ -114,23 +101,19 @@ def sections_of(run: Run) -> list[Section]:
 
 def dvc_plots(run: Run) -> dict[str, pl.DataFrame]:
     """A column a line: DVC draws them and compares revisions. Of the headline's device, and the split that leads."""
-    frame = over_capacity(run, run.split, run.devices[0] if run.devices else "")
-    wide = {
-        f"{name}.csv": pl.DataFrame({"capacity_experts": frame["capacity_experts"].unique().sort()}).join(
-            frame.pivot("role", on_columns=list(ROLES), index="capacity_experts", values=column),
-            "capacity_experts",
-            "left",
-        )
-        for name, column in {"ms_per_token": "ms_per_token", "hit_rate_on_device": "hit_rate"}.items()
+    frame = policies.over_capacity(run, run.split, run.devices[0] if run.devices else "")
+    layers = predictor.by_layer(run, run.split)
+    own, others = layers.filter(predictor=run.predictor), layers.filter(horizon=TOKEN)
+    drawn = {
+        "ms_per_token": (frame, "capacity_experts", "role", "ms_per_token"),
+        "hit_rate_on_device": (frame, "capacity_experts", "role", "hit_rate"),
+        "recall_by_layer": (others, "layer", "predictor", "recall_at_k"),
+        "recall_by_horizon": (own, "layer", "horizon", "recall_at_k"),
     }
-    layers = by_layer(run, run.split)
-    baselines = layers.filter(horizon=TOKEN).pivot(
-        "predictor", index="layer", values="recall_at_k", maintain_order=True
-    )
-    horizons = layers.filter(predictor=run.predictor).pivot(
-        "horizon", index="layer", values="recall_at_k", maintain_order=True
-    )
-    return wide | {"recall_by_layer.csv": baselines, "recall_by_horizon.csv": horizons}
+    return {
+        f"{name}.csv": rows.sort(x, maintain_order=True).pivot(on, index=x, values=y, maintain_order=True)
+        for name, (rows, x, on, y) in drawn.items()
+    }
 
 
 @cache

@@ -124,11 +124,6 @@ class Run:
         return int(sizes.sort(away)["capacity_experts"][0])
 
     @property
-    def top_k(self) -> int:
-        """Experts that the router chooses."""
-        return int(self.card["top_k"])
-
-    @property
     def token_cycle(self) -> tuple[float, str]:
         """The experts of one token as a share of the model's, and the words for it."""
         return self.card["token_cycle_fraction"], f"experts of one token: {self.card['token_cycle_experts']}"
@@ -138,24 +133,23 @@ class Run:
         """Name of our predictor: the one that export scored, beside baselines that know no layer step."""
         return str(self.export.quality["predictor"][0])
 
-    def at(self, split: str, device: str, capacity: int | None = None) -> pl.DataFrame:
-        """What every policy did there, fastest first; at the headline's capacity where none is given."""
-        size = self.capacity if capacity is None else capacity
-        return self.simulate.on_device.filter(split=split, device=device, capacity_experts=size).sort(
-            "ms_per_token", "policy"
-        )
+    @cached_property
+    def places(self) -> list[tuple[str, str]]:
+        """Splits and devices that have times, the headline's first."""
+        timed = self.simulate.on_device["split"].unique()
+        return [(split, device) for split in self.splits for device in self.devices if split in timed]
+
+    def at(self, split: str, device: str) -> pl.DataFrame:
+        """What every policy did there at the headline's capacity, fastest first."""
+        here = self.simulate.on_device.filter(split=split, device=device, capacity_experts=self.capacity)
+        return here.sort("ms_per_token", "policy")
 
     def contest(self, split: str, device: str) -> Contest:
         """LRU, the best without the predictor and ours on a device at the headline's capacity."""
         rows = self.at(split, device)
-        ours = rows.filter("ours")
-        return Contest(
-            split,
-            device,
-            rows.row(by_predicate=pl.col("policy") == LRU, named=True),
-            rows.row(by_predicate=pl.col("best_without_predictor"), named=True),
-            ours.row(0, named=True) if ours.height else None,
-        )
+        lru = rows.row(by_predicate=pl.col("policy") == LRU, named=True)
+        best = rows.row(by_predicate=pl.col("best_without_predictor"), named=True)
+        return Contest(split, device, lru, best, next(rows.filter("ours").iter_rows(named=True), None))
 
 
 def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSettings) -> Run:
@@ -165,22 +159,20 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
         InputError: A file is missing; the message names the stage to run.
     """
     reports, settings = root / "reports", settings.of_source(traces.source)
-    read = {key: value for key, value in traces.model_dump(by_alias=True).items() if key in ("source", traces.source)}
-    parameters = {"seed": seed, "traces": read, "simulate": settings.model_dump(mode="json")}
+    used = {key: value for key, value in traces.model_dump(by_alias=True).items() if key in ("source", traces.source)}
     return Run(
         simulate=_tables(Simulate, reports, "simulate"),
         export=_tables(Export, reports, "export"),
         assess=_tables(Assess, reports, "assess"),
         card=_json(reports / "assess" / "card.json", "assess"),
-        prompts=pl.read_csv(
-            _found(root / "data" / "splits" / "prompts.csv", "split"), schema_overrides={"prompt_id": pl.String}
-        ),
+        # ids may look like numbers
+        prompts=pl.read_csv(_found(root / "data" / "splits" / "prompts.csv", "split"), infer_schema=False),
         trials=pl.read_csv(_found(reports / "tune" / "trials.csv", "tune"), infer_schema_length=None),
         history=pl.read_csv(_found(reports / "train" / "history.csv", "train"), infer_schema_length=None),
         metrics={stage: _json(reports / stage / "metrics.json", stage) for stage in STAGES},
         source=traces.source,
         settings=settings,
-        parameters=flatten(parameters),
+        parameters=flatten({"seed": seed, "traces": used, "simulate": settings.model_dump(mode="json")}),
     )
 
 

@@ -46,11 +46,6 @@ def bounds(row: Row, column: str, form: Format = number) -> str:
     return "" if None in ends else f"[{', '.join(map(form, ends))}]".replace(" ", "\u00a0")
 
 
-def span(row: Row, column: str, form: Format = number) -> str:
-    """A value and its interval."""
-    return f"{form(row[column])} {bounds(row, column, form)}".strip()
-
-
 def of(column: str, form: Format = number) -> Cell:
     """The cell of a column."""
     return lambda row: form(row[column])
@@ -58,7 +53,7 @@ def of(column: str, form: Format = number) -> Cell:
 
 def spread(column: str, form: Format = number) -> Cell:
     """The cell of a column with its interval."""
-    return lambda row: span(row, column, form)
+    return lambda row: f"{form(row[column])} {bounds(row, column, form)}".strip()
 
 
 def words(column: str) -> Cell:
@@ -70,8 +65,8 @@ def charged(row: Row) -> str:
     """The latency charged to a policy's predictor, in milliseconds."""
     if not row["token_step_ms"]:
         return MISSING
-    layer = f", {number(row['layer_step_ms'])} a layer" if row["layer_step_ms"] else ""
-    return f"{number(row['token_step_ms'])} a token{layer}"
+    layer = f", {number(row['layer_step_ms'])}\u00a0a\u00a0layer" if row["layer_step_ms"] else ""
+    return f"{number(row['token_step_ms'])}\u00a0a\u00a0token{layer}"
 
 
 def plain(name: str, value: object) -> str:

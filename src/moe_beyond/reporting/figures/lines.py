@@ -37,8 +37,9 @@ class Axis:
     @property
     def ticks(self) -> alt.Axis:
         """Its labels."""
-        form = {"number": "~g", "percent": ".0%", "count": ",d"}[self.form]
-        return alt.Axis(format=form, tickMinStep=1) if self.form == "count" else alt.Axis(format=form)
+        if self.form == "number":
+            return alt.Axis(format="~g") if self.log else alt.Axis()
+        return alt.Axis(format=",d", tickMinStep=1) if self.form == "count" else alt.Axis(format=".0%")
 
     @property
     def tooltip(self) -> alt.Tooltip:
@@ -62,7 +63,6 @@ def curves(
     table: Table | None = None,
     mark: tuple[float, str] | None = None,
     note: str = "",
-    points: bool = True,
     wide: bool = False,
 ) -> Figure:
     """A line a series.
@@ -77,7 +77,6 @@ def curves(
         table: The numbers; None: a row a value of `x`, a column a series.
         mark: A value of `x`, and what is written there.
         note: What to know beside the title.
-        points: Draw the points too.
         wide: Take the whole width of the page.
     """
     parts = {key: thin(frame.filter(series=key).sort(x.column), _POINTS) for key in looks}
@@ -89,11 +88,10 @@ def curves(
     said = f"Line chart of {y.title} over {x.title}. From left to right: {'; '.join(ends)}."
     # later lines cover earlier ones: the first of the legend comes last
     drawn = pl.concat(list(reversed(parts.values()))).select("series", x.column, y.column)
-    domain = list(looks)
-    colour = alt.Color("series:N", scale=alt.Scale(domain=domain, range=[look.colour for look in looks.values()]))
-    dash = alt.StrokeDash(
-        "series:N", scale=alt.Scale(domain=domain, range=[list(look.dash) for look in looks.values()])
-    )
+    domain, legend = list(looks), alt.Undefined if len(looks) > 1 else None
+    colours, dashes = [look.colour for look in looks.values()], [list(look.dash) for look in looks.values()]
+    colour = alt.Color("series:N", scale=alt.Scale(domain=domain, range=colours), legend=legend)
+    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=domain, range=dashes), legend=legend)
     base = alt.Chart(drawn).encode(
         x=alt.X(f"{x.column}:Q", title=x.title, axis=x.ticks, scale=x.scale),
         y=alt.Y(f"{y.column}:Q", title=y.title, axis=y.ticks, scale=y.scale),
@@ -102,7 +100,7 @@ def curves(
     )
     # a pointer finds a large invisible point more easily than a small visible one
     layers = [base.mark_line().encode(strokeDash=dash), base.mark_point(size=260, opacity=0)]
-    layers += [base.mark_point(size=30)] if points else []
+    layers += [base.mark_point(size=30)] if max(part.height for part in parts.values()) <= _ROWS else []
     chart = alt.layer(*([_mark(*mark)] if mark else []), *layers)
     numbers = table or _pivot(title, frame, looks, x, y)
     return Figure(name, title, said, finish(chart), numbers, looks if len(looks) > 1 else {}, note, wide)

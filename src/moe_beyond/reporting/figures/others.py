@@ -1,4 +1,4 @@
-"""Heat maps, dots with intervals, stacked bars, and the scatter of the search."""
+"""Heat maps, stacked bars, and the scatter of the search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moe_beyond.reporting.blocks import Chart
 from moe_beyond.reporting.figures.lines import Axis, finish
 from moe_beyond.reporting.names import Look
 
-_BAND = alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)
+_BAND = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False)
 _ROW, _LEAST, _MOST = 20, 120, 520  # CSS pixels of a row, and of a heat map
 
 
@@ -22,7 +22,7 @@ def heat(
     value: Axis,
     more: Sequence[Axis] = (),
 ) -> Chart:
-    """Cells by two columns of whole numbers, darker where the value is greater.
+    """Cells by two columns of whole numbers, the stronger in colour the greater the value.
 
     Args:
         frame: A row a cell.
@@ -50,34 +50,6 @@ def heat(
         )
     )
     return finish(chart, max(_LEAST, min(_MOST, _ROW * cells[down.column].n_unique())))
-
-
-def dots(frame: pl.DataFrame, looks: Mapping[str, Look], groups: Sequence[str], value: Axis) -> Chart:
-    """A value with its interval for each series and group; the shape of a dot tells groups apart.
-
-    Args:
-        frame: Columns `series`, `group`, the value's and its `<value>_low` and `<value>_high`.
-        looks: Of the series, from top to bottom.
-        groups: In order.
-        value: The number.
-    """
-    low, high = f"{value.column}_low", f"{value.column}_high"
-    shapes = alt.Scale(domain=list(groups), range=["circle", "diamond", "square"][: len(groups)])
-    symbols = alt.Legend(symbolType="circle", symbolSize=90, symbolFillColor="@muted", symbolStrokeColor="@muted")
-    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
-    base = alt.Chart(frame.select("series", "group", value.column, low, high)).encode(
-        y=alt.Y("series:N", title=None, sort=list(looks), axis=alt.Axis(labelLimit=220, labelColor="@ink")),
-        yOffset=alt.YOffset("group:N", sort=list(groups), scale=alt.Scale(paddingOuter=0.6)),
-        color=alt.Color("series:N", scale=colours, legend=None),
-        tooltip=["group:N", alt.Tooltip("series:N", title="line"), value.tooltip],
-    )
-    axis = alt.Axis(format=".0%", grid=True)
-    rule = base.mark_rule(strokeWidth=2.5).encode(x=alt.X(f"{low}:Q", title=value.title, axis=axis), x2=f"{high}:Q")
-    points = base.mark_point(size=90, opacity=1).encode(
-        x=alt.X(f"{value.column}:Q", axis=axis, scale=alt.Scale(domainMin=0)),
-        shape=alt.Shape("group:N", scale=shapes, legend=symbols if len(groups) > 1 else None),
-    )
-    return finish(alt.layer(rule, points), 24 * len(looks) * len(groups) + 20)
 
 
 def bars(frame: pl.DataFrame, looks: Mapping[str, Look], more: Sequence[Axis]) -> Chart:

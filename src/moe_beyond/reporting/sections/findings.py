@@ -34,8 +34,8 @@ def _times(run: Run) -> Iterator[Finding]:
         contest = run.contest(run.split, device)
         if (ours := contest.ours) is not None:
             said = f"{signed(ours['against_best_ms'])} ms {bounds(ours, 'against_best_ms')} a token"
-            text = f"{label(device)}: {said} against {contest.best['title']}, the best policy without the predictor."
-            yield _tone(ours["against_best_ms_low"], ours["against_best_ms_high"]), text
+            tone = _tone(ours["against_best_ms_low"], ours["against_best_ms_high"])
+            yield tone, f"{label(device)}: {said} against the best policy without the predictor."
     device = run.devices[0]
     lossless = run.at(run.split, device).filter(~pl.col("bound") & ~pl.col("lossy") & (pl.col("policy") != LRU))
     slower = lossless.filter(pl.col("against_lru_ms_low") > 0)
@@ -78,11 +78,11 @@ def _recall(run: Run) -> Iterator[Finding]:
         own, rival = part.row(by_predicate=ours, named=True), part.filter(~ours).sort("recall_at_k").row(-1, named=True)
         said = f"{percent(own['recall_at_k'])}, {label(rival['predictor'])} {percent(rival['recall_at_k'])}"
         tone = _tone(rival["recall_low"] - own["recall_high"], rival["recall_high"] - own["recall_low"])
-        yield tone, f"{label(split)}: recall@{run.top_k} of {said}."
+        yield tone, f"{label(split)}: recall@{run.card['top_k']} of {said}."
     recalls = dict(whole.filter(ours).select("split", "recall_at_k").iter_rows())
     change = recalls[run.split] - recalls["train"]
-    said = f"recall@{run.top_k} changes by {points(change)}"
-    yield "bad" if change < 0 else "good", f"From its training prompts to \u201c{label(run.split)}\u201d {said}."
+    said = f"recall@{run.card['top_k']} changes by {points(change)}"
+    yield "bad" if change < 0 else "good", f"From its training prompts to {label(run.split).lower()} {said}."
 
 
 def _paper(run: Run) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ def pays_section(run: Run) -> Section:
     rows, blocks = run.simulate.pays, list[Block]()
     for device in run.devices:
         here = rows.filter(split=run.split, device=device, capacity_experts=run.capacity)
-        blocks += [Text(pays_words(row), title=_answer(row)) for row in here.iter_rows(named=True)]
+        blocks += [pays_words(row) for row in here.iter_rows(named=True)]
     tables = [table(label(split), rows.filter(split=split), _CELLS) for split in run.splits]
     figures = [figure for device in run.devices for figure in _bandwidths(run, device)]
     blocks += folded("Every timed capacity", [shown for shown in tables if shown.rows])
@@ -43,21 +43,19 @@ def pays_section(run: Run) -> Section:
     return section("pays", blocks)
 
 
-def _answer(row: Row) -> str:
-    return f"{label(row['device'])}, {number(row['capacity_experts'])} experts: {row['answer']}"
-
-
-def pays_words(row: Row) -> str:
+def pays_words(row: Row) -> Text:
     """A row of the table `pays` in plain words."""
     saved, limit, link = row["bytes_read_per_byte_saved"], row["break_even_token_step_ms"], row["pays_from_gb_per_s"]
-    said = [
-        f"{row['title']} takes {number(row['ms_per_token'])} ms a token, charged latency included ({charged(row)}); "
+    times = (
+        f"{row['title']} takes {number(row['ms_per_token'])} ms a token with its charged latency ({charged(row)}); "
         f"{row['against_title']}, which loads on demand, {number(row['against_ms_per_token'])} ms: "
-        f"{signed(row['difference_ms'])} ms {bounds(row, 'difference_ms')}.",
+        f"{signed(row['difference_ms'])} ms {bounds(row, 'difference_ms')}."
+    )
+    said = [
         f"The link is idle {percent(row['link_idle_share_on_demand'])} of the time on demand and "
         f"{percent(row['link_idle_share'])} with prefetching.",
-        f"{percent(row['prefetches_in_time'])} of the prefetches are used and in time; the prefetch requests name "
-        f"{percent(row['recall_on_lru_misses'])} of the accesses that LRU misses.",
+        f"{percent(row['prefetches_in_time'])} of the prefetches are used and in time.",
+        f"The prefetch requests name {percent(row['recall_on_lru_misses'])} of the accesses that LRU misses.",
         "Prefetching saves no demand loads."
         if saved is None
         else f"It reads {number(saved)} bytes for each byte of demand loads that it saves.",
@@ -68,7 +66,8 @@ def pays_words(row: Row) -> str:
         said.append(f"Break-even latency: {number(limit)} ms a token (charged: {number(row['token_step_ms'])} ms).")
     if link is not None:
         said.append(f"It pays from a bandwidth of {number(link)} GB/s on.")
-    return " ".join([*said, *_why_not(row)])
+    title = f"{label(row['device'])}, {number(row['capacity_experts'])} experts: {row['answer']}"
+    return Text(times, (*said, *_why_not(row)), title, "good" if row["answer"] == "yes" else "bad")
 
 
 def _why_not(row: Row) -> list[str]:

@@ -94,9 +94,7 @@ def _groups(row: Row) -> list[str]:
 
 def time_section(run: Run) -> Section:
     """Milliseconds a token over capacity, a figure a device."""
-    figures = [
-        figure for split in run.splits for device in run.devices for figure in _over_capacity(run, split, device)
-    ]
+    figures = [figure for split, device in run.places for figure in _over_capacity(run, split, device)]
     return section("time", [*figures[:1], *folded("Other devices and splits", figures[1:])])
 
 
@@ -131,7 +129,7 @@ def _over_capacity(run: Run, split: str, device: str) -> list[Figure]:
         y=Axis("ms_per_token", "ms per token"),
         table=table(title, frame.sort("capacity_experts", maintain_order=True), cells),
         mark=run.token_cycle,
-        note=charged_note(frame.filter("ours").filter(capacity_experts=run.capacity, role="ours")),
+        note=charged_note(frame.filter(capacity_experts=run.capacity)),
         wide=True,
     )
     return [figure]
@@ -142,12 +140,11 @@ def ablation_section(run: Run) -> Section:
     cells = {"Added": lambda row: label(row["added"]), **TIMED, "Prefetches late": of("late_share", percent)}
     tables = [
         table(
-            f"{label(device)}, {label(split).lower()}, {number(run.capacity)} experts",
+            f"{label(device)}, {number(run.capacity)} experts, {label(split).lower()}",
             run.simulate.ablation.filter(split=split, device=device).sort("step"),
             cells,
         )
-        for split in run.splits
-        for device in run.devices
+        for split, device in run.places
     ]
     shown = [one for one in tables if one.rows]
     return section("ablation", [*shown[:1], *folded("Other devices and splits", shown[1:])])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Block, Figure, Section, Text, folded, section, table
+from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.figures.others import dots, scatter
+from moe_beyond.reporting.figures.others import scatter
 from moe_beyond.reporting.names import DASHES, ON_DEVICE, Look, label, looks
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.text import Cell, listed, number, of, percent, spread, words
+from moe_beyond.reporting.text import Cell, number, of, percent, spread, words
 
 _MIB = 2**20
 _DIAGONAL = "as often as predicted"
@@ -29,71 +29,54 @@ _NOT_SHOWN = ("state", "use", "chosen")
 def predictor_section(run: Run) -> Section:
     """Recall on the test splits, layer by layer, calibration, and what int8 costs."""
     layers = [figure for split in run.splits for figure in _by_layer(run, split)]
-    blocks: list[Block] = [_overall(run), *layers[:1], *_reliability(run), *_int8(run)]
-    blocks += folded("By layer on the other split", layers[1:])
-    return section("predictor", blocks, k=run.top_k)
+    first, *others = _overall(run)
+    blocks: list[Block] = [first, *layers[:1], *_reliability(run), *_int8(run)]
+    blocks += folded("Other splits", [*others, *layers[1:]])
+    return section("predictor", blocks, k=run.card["top_k"])
 
 
 def series(run: Run) -> pl.DataFrame:
     """The table `quality`, in `series` a line's label: the predictor, and how far ahead its layer step looks."""
     names = {name: label(name) for name in run.export.quality["predictor"].unique()}
     name, horizon = pl.col("predictor").replace_strict(names), pl.col("horizon")
-    ahead = pl.format(
-        "{}, {} {} ahead", name, horizon, pl.when(horizon == "1").then(pl.lit("layer")).otherwise(pl.lit("layers"))
-    )
+    layers = pl.when(horizon == "1").then(pl.lit("layer")).otherwise(pl.lit("layers"))
+    ahead = pl.format("{}, {} {} ahead", name, horizon, layers)
     return run.export.quality.with_columns(series=pl.when(horizon == TOKEN).then(name).otherwise(ahead))
 
 
 def recall_looks(run: Run) -> dict[str, Look]:
     """Ours blue at every horizon, another colour for each baseline."""
-    rows, ours = (
-        series(run).select("series", "predictor").unique(maintain_order=True),
-        pl.col("predictor") == run.predictor,
-    )
+    rows = series(run).select("series", "predictor").unique(maintain_order=True)
+    ours = pl.col("predictor") == run.predictor
     own = {name: Look("@blue", dash) for name, dash in zip(rows.filter(ours)["series"], DASHES, strict=False)}
     return own | {name: look for name, look in looks(["", *rows.filter(~ours)["series"]]).items() if name}
 
 
-def _overall(run: Run) -> Figure:
-    name = f"recall@{run.top_k}"
-    splits = {split: label(split) for split in ("train", *reversed(run.splits))}
-    rows = series(run).filter(pl.col("split").is_in(list(splits)), phase="all", layer="all")
-    rows = rows.with_columns(
-        group=pl.col("split").replace_strict(splits), recall_at_k_low="recall_low", recall_at_k_high="recall_high"
-    )
+def _overall(run: Run) -> list[Table]:
+    """A table a split, the training prompts last: how much of what is learned is learned by heart."""
     cells: dict[str, Cell] = {
         "Predictor": words("series"),
-        "Split": words("group"),
-        name: spread("recall_at_k", percent),
+        f"recall@{run.card['top_k']}": spread("recall_at_k", percent),
         "Macro F1 (flattered by the experts not used)": of("f1_macro", percent),
         "Accuracy (flattered likewise)": of("accuracy", percent),
     }
-    said = [
-        f"{row['series']} {percent(row['recall_at_k'])}" for row in rows.filter(split=run.split).iter_rows(named=True)
-    ]
-    return Figure(
-        "recall",
-        f"{name}, with 95 % intervals",
-        f"Dots with intervals. {label(run.split)}: {listed(said, len(said))}.",
-        dots(rows, recall_looks(run), list(splits.values()), Axis("recall_at_k", name, "percent")),
-        table(f"{name} by split", rows, cells),
-        {},
-        wide=True,
+    whole = (
+        series(run)
+        .filter(phase="all", layer="all")
+        .rename({"recall_low": "recall_at_k_low", "recall_high": "recall_at_k_high"})
     )
+    return [table(label(split), whole.filter(split=split), cells) for split in (*run.splits, "train")]
 
 
 def by_layer(run: Run, split: str) -> pl.DataFrame:
     """Recall of every line by layer: columns series, predictor, horizon, layer (a number), recall_at_k."""
-    rows = (
-        series(run)
-        .filter(pl.col("layer") != "all", split=split, phase="all")
-        .with_columns(pl.col("layer").cast(pl.Int64))
-    )
-    return rows.select("series", "predictor", "horizon", "layer", "recall_at_k").sort("layer", maintain_order=True)
+    rows = series(run).filter(pl.col("layer") != "all", split=split, phase="all")
+    kept = rows.select("series", "predictor", "horizon", pl.col("layer").cast(pl.Int64), "recall_at_k")
+    return kept.sort("layer", maintain_order=True)
 
 
 def _by_layer(run: Run, split: str) -> list[Figure]:
-    rows, name = by_layer(run, split), f"recall@{run.top_k}"
+    rows, name = by_layer(run, split), f"recall@{run.card['top_k']}"
     if rows["layer"].n_unique() < 2:
         return []
     title = f"{name} by layer and horizon: {label(split).lower()}"
@@ -108,13 +91,8 @@ def _reliability(run: Run) -> list[Figure]:
     error = number(100 * run.metrics["export"]["calibration_error"][run.split])
     ends = pl.DataFrame({"series": _DIAGONAL, "mean_probability": [0.0, 1.0], "observed_share": [0.0, 1.0]})
     drawn = rows.select(pl.lit("predictor").alias("series"), "mean_probability", "observed_share")
-    cells: dict[str, Cell] = {
-        "Predicted from": of("bin_low", percent),
-        "to": of("bin_high", percent),
-        "Predicted, mean": of("mean_probability", percent),
-        "Used by the router": of("observed_share", percent),
-        "Predictions": of("count"),
-    }
+    cells = {"Predicted, mean": of("mean_probability", percent), "Used by the router": of("observed_share", percent)}
+    cells["Predictions"] = of("count")
     figure = curves(
         "calibration",
         f"Calibration: off by {error} points on average, {label(run.split).lower()}",
@@ -128,13 +106,12 @@ def _reliability(run: Run) -> list[Figure]:
 
 
 def _int8(run: Run) -> list[Text]:
-    export = run.metrics["export"]
+    whole, int8 = run.metrics["export"], run.metrics["export"]["int8"]
     said = [
-        f"{step} step {number(export['int8'][f'{step}_step_bytes'] / _MIB)} MiB instead of "
-        f"{number(export[f'{step}_step_bytes'] / _MIB)}, {number(export['int8'][f'{step}_step_lost_points'])} points of "
-        "validation recall lost"
-        for step in ("token", "layer")
-        if f"{step}_step_bytes" in export["int8"]
+        f"{name.replace('_', ' ')} {number(int8[f'{name}_bytes'] / _MIB)} MiB instead of "
+        f"{number(whole[f'{name}_bytes'] / _MIB)}, {number(int8[f'{name}_lost_points'])} points of recall lost"
+        for name in ("token_step", "layer_step")
+        if f"{name}_bytes" in int8
     ]
     return [Text(f"In int8: {'; '.join(said)}.")] if said else []
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Figure, Section, Table, Text, folded, section, table
+from moe_beyond.reporting.blocks import Figure, Section, Table, Text, facts, folded, section, table
 from moe_beyond.reporting.figures.lines import Axis, curves
 from moe_beyond.reporting.figures.others import heat
 from moe_beyond.reporting.names import DASHES, Look, label
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, number, of, percent, plain, words
-from moe_beyond.settings import flatten
+from moe_beyond.reporting.text import Cell, number, of, percent, words
 
 _FAVOURITES, _PAIRS = 5, 10
 _CURVES = {"belady": Look("@ink", DASHES[2]), "lru": Look("@vermilion"), "static_popularity": Look("@green", DASHES[1])}
@@ -35,14 +34,12 @@ _CARDS: dict[str, Cell] = {
 
 def routing_section(run: Run) -> Section:
     """The suitability card and the figures behind it."""
-    facts = flatten({key: value for key, value in run.card.items() if key not in ("verdict", "reasons")})
-    rows = tuple((label(key.replace(".", ", ")), plain(key, value)) for key, value in facts.items())
-    card = Table("Suitability card", ("Measure", "Value"), rows)
+    card = facts("Suitability card", {name: fact for name, fact in run.card.items() if name != "reasons"})
     verdict = Text("", tuple(run.card["reasons"]), f"Verdict from the traces: {run.card['verdict']}")
     layers = {label(name): of(name) for name in run.assess.layers.columns}
     more = [card, table("Routing by layer", run.assess.layers, layers), *_pairs(run)]
     return section(
-        "routing", [verdict, _heat_map(run), _curves(run), _reuse(run), *folded("Card, layers, pairs", more)]
+        "routing", [verdict, _curves(run), _heat_map(run), _reuse(run), *folded("Card, layers, pairs", more)]
     )
 
 
@@ -80,7 +77,6 @@ def _curves(run: Run) -> Figure:
         x=Axis("capacity_fraction", "capacity, share of the model's experts", "percent"),
         y=Axis("hit_rate", "hit rate", "percent", whole=True),
         mark=run.token_cycle,
-        points=False,
     )
 
 
@@ -92,7 +88,7 @@ def _reuse(run: Run) -> Figure:
         {"Accesses": Look("@blue")},
         x=Axis("distance", "tokens since its last use", "count", log=True),
         y=Axis("cumulative_share", "share of accesses", "percent", whole=True),
-        points=False,
+        wide=True,
     )
 
 

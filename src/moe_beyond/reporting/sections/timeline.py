@@ -10,7 +10,7 @@ from moe_beyond.reporting.figures.others import bars, heat
 from moe_beyond.reporting.names import Look, label
 from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.sections.pays import charged_note
-from moe_beyond.reporting.text import Cell, listed, number, of, percent, token, words
+from moe_beyond.reporting.text import Cell, charged, listed, number, of, percent, token, words
 
 _SPENT = {"compute_ms": "computing and predicting", "stall_ms": "stall"}
 _LOOKS = dict(zip(_SPENT.values(), (Look("@sky"), Look("@vermilion")), strict=True))
@@ -39,10 +39,15 @@ def timeline_section(run: Run) -> Section:
         return section("timeline", [])
     shown = rows.filter(policy=rows["policy"][0])
     where = f"{shown['title'][0]}, {label(shown['device'][0])}"
-    note = charged_note(run.at(run.split, shown["device"][0]).filter(policy=shown["policy"][0]))
-    sums = rows.group_by("title", maintain_order=True).agg(pl.col(_SUMS).sum())
-    beside = table(f"The same prompt under each policy. {note}".strip(), sums, {"Policy": words("title")} | _CELLS)
-    return section("timeline", [_tokens(shown, where, note), _layers(shown, where), beside, *_misses(run)])
+    latency = run.at(run.split, shown["device"][0]).select("policy", "token_step_ms", "layer_step_ms")
+    sums = rows.group_by("policy", "title", maintain_order=True).agg(pl.col(_SUMS).sum())
+    sums = sums.join(latency, on="policy", maintain_order="left")
+    cells = {"Policy": words("title"), "Charged latency, ms": charged} | _CELLS
+    beside = table("The same prompt, its prefill included, under each policy", sums, cells)
+    # a prefill in one step would dwarf the tokens that follow
+    drawn = shown.filter(pl.col("position") > 0) if run.settings.prefill == "batched" else shown
+    figures = (_tokens(drawn, where, charged_note(sums)), _layers(drawn, where))
+    return section("timeline", [*figures, beside, *_misses(run)])
 
 
 def _tokens(events: pl.DataFrame, where: str, note: str) -> Figure:
@@ -76,7 +81,7 @@ def _layers(events: pl.DataFrame, where: str) -> Figure:
     return Figure(
         "timeline_layers",
         f"Which layer stalls: {where}",
-        "Heat map of tokens by layers, darker where the stall was longer. "
+        "Heat map of tokens by layers, the stronger the colour the longer the stall. "
         f"Layer {worst['layer']} stalled longest, {number(worst['stall_ms'])} ms.",
         heat(events, x, y, Axis("stall_ms", "stall, ms"), _MORE),
         table("Layer by layer, all tokens", sums, {"Layer": of("layer")} | _CELLS),

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Block, Folded, Section, Table, Text, section, table
+from moe_beyond.reporting.blocks import Block, Folded, Section, Table, section, table
 from moe_beyond.reporting.names import BOUND, ON_DEVICE, label
 from moe_beyond.reporting.read import Contest, Run
 from moe_beyond.reporting.sections.findings import findings
@@ -30,14 +30,16 @@ _VERDICTS = {
 
 def top_section(run: Run) -> Section:
     """The headline's device and split first, the others folded."""
-    contests = [run.contest(split, device) for split in run.splits for device in run.devices]
+    contests = [run.contest(split, device) for split, device in run.places]
     if not contests:
         return section("verdict", [])
     blocks = [*_four_rows(contests[0]), *findings(run)]
     blocks += [Folded(caption(contest), tuple(_four_rows(contest))) for contest in contests[1:]]
     verdict = _VERDICTS[run.card["verdict"]]
     title = headline(contests[0])
-    return section("verdict", blocks, title, model=run.card["model_id"], verdict=verdict, split=label(run.split))
+    return section(
+        "verdict", blocks, title, model=run.card["model_id"], verdict=verdict, split=label(run.split).lower()
+    )
 
 
 def headline(contest: Contest) -> str:
@@ -62,7 +64,7 @@ def capacity(row: Row) -> str:
 
 def caption(contest: Contest) -> str:
     """Where a contest was."""
-    return f"{label(contest.device)}, {label(contest.split).lower()}, {capacity(contest.lru)}"
+    return f"{label(contest.device)}, {capacity(contest.lru)}, {label(contest.split).lower()}"
 
 
 def _four_rows(contest: Contest) -> list[Block]:
@@ -78,9 +80,9 @@ def _four_rows(contest: Contest) -> list[Block]:
     rows = pl.DataFrame(
         [row | {"name": name, "chosen": chosen} for name, (row, chosen) in named.items()], infer_schema_length=None
     )
-    cells = {"Policy": words("name"), "Chosen": words("chosen"), **TIMED}
+    cells = {"Policy": words("name"), **TIMED, "Chosen": words("chosen")}
     shown = table(caption(contest), rows, cells, chosen="ours")
-    return [shown] if ours is None else [shown, _differences(ours, contest.best["title"]), _closed(ours)]
+    return [shown] if ours is None else [shown, _differences(ours, contest.best["title"])]
 
 
 def _bound(lru: dict[str, Any]) -> dict[str, Any]:
@@ -96,14 +98,9 @@ def _differences(ours: dict[str, Any], best: str) -> Table:
         (name, f"{signed(ours[column])} {bounds(ours, column)}", _decided(ours, column))
         for name, column in columns.items()
     )
-    return Table("Ours against others on the same prompts", ("Against", "ms per token more", "Ours is"), rows)
-
-
-def _closed(ours: dict[str, Any]) -> Text:
-    share = ours["gap_closed"]
-    if share is None:
-        return Text("LRU is as fast as the clairvoyant bound there: nothing is left to gain.")
-    return Text(f"Ours closes {percent(share)} of the gap between LRU and the clairvoyant bound.")
+    closed = f"ours closes {percent(ours['gap_closed'])} of the gap between LRU and the bound"
+    headings = ("Against", "Difference, ms per token", "Ours is")
+    return Table(f"On the same prompts, {closed}", headings, rows)
 
 
 def _decided(row: Row, column: str) -> str:
