@@ -16,7 +16,7 @@ from moe_beyond.reporting.names import LRU
 from moe_beyond.settings import flatten
 from moe_beyond.simulator.study.settings import SimulateSettings
 
-STAGES = ("reference", "extract", "assess", "split", "tune", "train", "export", "simulate")
+_METRICS = ("reference", "extract", "split", "tune", "train", "export")
 TOKEN = "token"  # noqa: S105 - the token step's horizon, no secret
 
 
@@ -81,7 +81,7 @@ class Run:
         prompts: The split of every prompt.
         trials: Of the search.
         history: Of the training.
-        metrics: metrics.json by stage.
+        metrics: metrics.json by stage, of those that the page quotes.
         source: Where the traces come from: `reference`, `transformers` or `import`.
         settings: Of the replay.
         parameters: Every parameter shown, flat.
@@ -100,10 +100,17 @@ class Run:
     parameters: dict[str, Any]
 
     @cached_property
+    def timed(self) -> pl.DataFrame:
+        """The table `on_device`, in `break_even_token_step_ms` the break-even latency where `pays` has one."""
+        keys = ["split", "device", "capacity_experts", "policy"]
+        known = self.simulate.pays.select(*keys, "break_even_token_step_ms")
+        return self.simulate.on_device.join(known, on=keys, how="left", maintain_order="left")
+
+    @cached_property
     def splits(self) -> list[str]:
         """Test splits, the one that the page leads with first: the last of the tables that has times."""
         splits = self.simulate.unlimited_link["split"].unique(maintain_order=True).to_list()
-        return sorted(splits, key=lambda split: (split in self.simulate.on_device["split"], splits.index(split)))[::-1]
+        return sorted(splits, key=lambda split: (split in self.timed["split"], splits.index(split)))[::-1]
 
     @property
     def split(self) -> str:
@@ -113,7 +120,7 @@ class Run:
     @cached_property
     def devices(self) -> list[str]:
         """Devices with times, the headline's first; none where nothing was timed."""
-        timed = self.simulate.on_device["device"].unique(maintain_order=True).to_list()
+        timed = self.timed["device"].unique(maintain_order=True).to_list()
         return sorted(timed, key=lambda device: device != self.settings.headline_device)
 
     @cached_property
@@ -136,12 +143,12 @@ class Run:
     @cached_property
     def places(self) -> list[tuple[str, str]]:
         """Splits and devices that have times, the headline's first."""
-        timed = self.simulate.on_device["split"].unique()
+        timed = self.timed["split"].unique()
         return [(split, device) for split in self.splits for device in self.devices if split in timed]
 
     def at(self, split: str, device: str) -> pl.DataFrame:
         """What every policy did there at the headline's capacity, fastest first."""
-        here = self.simulate.on_device.filter(split=split, device=device, capacity_experts=self.capacity)
+        here = self.timed.filter(split=split, device=device, capacity_experts=self.capacity)
         return here.sort("ms_per_token", "policy")
 
     def contest(self, split: str, device: str) -> Contest:
@@ -169,7 +176,7 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
         prompts=pl.read_csv(_found(root / "data" / "splits" / "prompts.csv", "split"), infer_schema=False),
         trials=pl.read_csv(_found(reports / "tune" / "trials.csv", "tune"), infer_schema_length=None),
         history=pl.read_csv(_found(reports / "train" / "history.csv", "train"), infer_schema_length=None),
-        metrics={stage: _json(reports / stage / "metrics.json", stage) for stage in STAGES},
+        metrics={stage: _json(reports / stage / "metrics.json", stage) for stage in _METRICS},
         source=traces.source,
         settings=settings,
         parameters=flatten({"seed": seed, "traces": used, "simulate": settings.model_dump(mode="json")}),

@@ -62,11 +62,10 @@ def words(column: str) -> Cell:
 
 
 def charged(row: Row) -> str:
-    """The latency charged to a policy's predictor, in milliseconds."""
-    if not row["token_step_ms"]:
-        return MISSING
-    layer = f", {number(row['layer_step_ms'])}\u00a0a\u00a0layer" if row["layer_step_ms"] else ""
-    return f"{number(row['token_step_ms'])}\u00a0a\u00a0token{layer}"
+    """The latency charged to a policy's predictor in milliseconds, and the break-even latency where it is known."""
+    parts = {"token_step_ms": "{} a token", "layer_step_ms": "{} a layer", "break_even_token_step_ms": "break-even {}"}
+    said = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
+    return ", ".join(said) or MISSING
 
 
 def plain(name: str, value: object) -> str:

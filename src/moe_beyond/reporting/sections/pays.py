@@ -17,7 +17,6 @@ _CELLS: dict[str, Cell] = {
     "Pays": words("answer"),
     "ms per token": of("ms_per_token"),
     "Charged latency, ms": charged,
-    "Break-even, ms a token": of("break_even_token_step_ms"),
     "On demand, ms per token": of("against_ms_per_token"),
     "Difference, ms": lambda row: f"{signed(row['difference_ms'])} {bounds(row, 'difference_ms')}",
     "Link idle on demand": of("link_idle_share_on_demand", percent),
@@ -45,9 +44,9 @@ def pays_section(run: Run) -> Section:
 
 def pays_words(row: Row) -> Text:
     """A row of the table `pays` in plain words."""
-    saved, limit, link = row["bytes_read_per_byte_saved"], row["break_even_token_step_ms"], row["pays_from_gb_per_s"]
+    saved, link = row["bytes_read_per_byte_saved"], row["pays_from_gb_per_s"]
     times = (
-        f"{row['title']} takes {number(row['ms_per_token'])} ms a token with its charged latency ({charged(row)}); "
+        f"{row['title']} takes {number(row['ms_per_token'])} ms a token, charged latency included ({charged(row)}); "
         f"{row['against_title']}, which loads on demand, {number(row['against_ms_per_token'])} ms: "
         f"{signed(row['difference_ms'])} ms {bounds(row, 'difference_ms')}."
     )
@@ -62,8 +61,6 @@ def pays_words(row: Row) -> Text:
     ]
     if row["break_even_width"]:
         said.append(f"Of the widths tried, it is faster up to {number(row['break_even_width'])} experts a layer.")
-    if limit is not None:
-        said.append(f"Break-even latency: {number(limit)} ms a token (charged: {number(row['token_step_ms'])} ms).")
     if link is not None:
         said.append(f"It pays from a bandwidth of {number(link)} GB/s on.")
     title = f"{label(row['device'])}, {number(row['capacity_experts'])} experts: {row['answer']}"

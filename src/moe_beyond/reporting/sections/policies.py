@@ -69,8 +69,8 @@ def policies(run: Run) -> pl.DataFrame:
     limitless = run.simulate.unlimited_link.with_columns(pl.col("prefetches").cast(pl.Boolean))
     if run.devices:
         own = limitless.select(*keys, "mass_given_up", unlimited_hit_rate="decode_hit_rate")
-        return run.simulate.on_device.join(own, on=keys, maintain_order="left").sort("ms_per_token", "policy")
-    empty = [pl.lit(None).alias(name) for name in run.simulate.on_device.columns if name not in limitless.columns]
+        return run.timed.join(own, on=keys, maintain_order="left").sort("ms_per_token", "policy")
+    empty = [pl.lit(None).alias(name) for name in run.timed.columns if name not in limitless.columns]
     rows = limitless.with_columns(*empty, pl.lit(None).alias("hit_rate"), unlimited_hit_rate="hit_rate")
     return rows.with_columns(device=pl.lit("")).sort("unlimited_hit_rate", descending=True, maintain_order=True)
 
@@ -100,7 +100,7 @@ def time_section(run: Run) -> Section:
 
 def over_capacity(run: Run, split: str, device: str) -> pl.DataFrame:
     """Rows of `on_device` by role (a key of `ROLES`), rising in capacity; the bound's numbers are its own."""
-    rows = run.simulate.on_device.filter(split=split, device=device).sort("capacity_experts", maintain_order=True)
+    rows = run.timed.filter(split=split, device=device).sort("capacity_experts", maintain_order=True)
     lru, own = rows.filter(policy=LRU), ("ms_per_token", "hit_rate", "mib_per_token")
     bound = lru.with_columns(pl.lit(BOUND).alias("title"), *(pl.col(f"bound_{name}").alias(name) for name in own))
     parts = {"ours": rows.filter("ours"), "best": rows.filter("best_without_predictor"), "lru": lru, "bound": bound}

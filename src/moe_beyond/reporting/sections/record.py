@@ -38,9 +38,10 @@ def method_section(run: Run) -> Section:
     assumed = {"lookahead": settings.lookahead_layers, "size": number(settings.timed_expert_mib)}
     limits = fixed["limits_one_split"] if len(run.splits) == 1 else []
     stand_in = fixed["limits_reference"] if run.source == "reference" else []
+    timed = fixed["limits_timed"] if settings.timed_expert_mib is not None else []
     points = {
         "Method": [fixed["prefill"][settings.prefill], *fixed["method_points"]],
-        "Limits": [*fixed["limits"], *limits, *stand_in],
+        "Limits": [*fixed["limits"], *limits, *stand_in, *timed],
         "Words": fixed["words"],
     }
     blocks: list[Block] = [

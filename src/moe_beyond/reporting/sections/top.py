@@ -69,20 +69,17 @@ def caption(contest: Contest) -> str:
 
 def _four_rows(contest: Contest) -> list[Block]:
     """LRU, the best without the predictor, ours, the bound; and how ours differs on the same prompts."""
-    named = {
-        "LRU": (contest.lru, MISSING),
-        f"Best without the predictor: {contest.best['title']}": (contest.best, "with hindsight, on these prompts"),
-        BOUND: (_bound(contest.lru), MISSING),
-    }
-    ours = contest.ours
-    if ours is not None:
-        named |= {f"Ours: {ours['title']}": (ours, "on validation prompts"), BOUND: named.pop(BOUND)}
-    rows = pl.DataFrame(
-        [row | {"name": name, "chosen": chosen} for name, (row, chosen) in named.items()], infer_schema_length=None
-    )
+    ours = contest.ours or {}
+    named = [
+        ("LRU", contest.lru, MISSING),
+        (f"Best without the predictor: {contest.best['title']}", contest.best, "with hindsight, on these prompts"),
+        (f"Ours: {ours.get('title')}", ours, "on validation prompts"),
+        (BOUND, _bound(contest.lru), MISSING),
+    ]
+    rows = [row | {"name": name, "chosen": chosen} for name, row, chosen in named if row]
     cells = {"Policy": words("name"), **TIMED, "Chosen": words("chosen")}
-    shown = table(caption(contest), rows, cells, chosen="ours")
-    return [shown] if ours is None else [shown, _differences(ours, contest.best["title"])]
+    shown = table(caption(contest), pl.DataFrame(rows, infer_schema_length=None), cells, chosen="ours")
+    return [shown, _differences(ours, contest.best["title"])] if ours else [shown]
 
 
 def _bound(lru: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +95,9 @@ def _differences(ours: dict[str, Any], best: str) -> Table:
         (name, f"{signed(ours[column])} {bounds(ours, column)}", _decided(ours, column))
         for name, column in columns.items()
     )
-    closed = f"ours closes {percent(ours['gap_closed'])} of the gap between LRU and the bound"
+    closed = f"{percent(ours['gap_closed'])} {bounds(ours, 'gap_closed', percent)}".strip()
     headings = ("Against", "Difference, ms per token", "Ours is")
-    return Table(f"On the same prompts, {closed}", headings, rows)
+    return Table(f"On the same prompts, ours closes {closed} of the gap between LRU and the bound", headings, rows)
 
 
 def _decided(row: Row, column: str) -> str:
