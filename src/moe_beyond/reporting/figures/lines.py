@@ -131,4 +131,4 @@ def _pivot(title: str, frame: pl.DataFrame, looks: Mapping[str, Look], x: Axis, 
         (x.write(place), *(y.write(values[key, place]) if (key, place) in values else MISSING for key in looks))
         for place in places
     )
-    return Table(f"{title}: {y.title}", (x.title, *looks), rows)
+    return Table(title, (x.title, *looks), rows)

@@ -38,7 +38,7 @@ def pays_section(run: Run) -> Section:
     figures = [figure for device in run.devices for figure in _bandwidths(run, device)]
     blocks += folded("Every timed capacity", [shown for shown in tables if shown.rows])
     blocks += [*figures[:1], *folded("Time over bandwidth on the other devices", figures[1:])]
-    blocks += folded("Time by prefetch width", [_widths(run, device) for device in run.devices] if blocks else [])
+    blocks += folded("Time by prefetch width", [shown for device in run.devices for shown in _widths(run, device)])
     return section("pays", blocks)
 
 
@@ -112,15 +112,15 @@ def charged_note(policies: pl.DataFrame) -> str:
     return f"Charged latency, ms: {'; '.join(said)}." if said else ""
 
 
-def _widths(run: Run, device: str) -> Table:
+def _widths(run: Run, device: str) -> list[Table]:
     here = {"split": run.split, "device": device}
-    pays = run.simulate.pays.filter(capacity_experts=run.capacity, **here).select("token_step_ms", "layer_step_ms")
+    pays = run.simulate.pays.filter(capacity_experts=run.capacity, **here)
+    rows = run.simulate.by_width.filter(**here).join(pays.select("token_step_ms", "layer_step_ms"), how="cross")
     cells: dict[str, Cell] = {
         "Experts a layer": of("width"),
-        "Policy": words("title"),
         "ms per token": of("ms_per_token"),
         "Charged latency, ms": charged,
         "MiB per token": of("mib_per_token"),
         ON_DEVICE: of("hit_rate", percent),
     }
-    return table(label(device), run.simulate.by_width.filter(**here).join(pays, how="cross"), cells)
+    return [table(f"{label(device)}: {title}", rows, cells) for title in rows["title"].unique()]
