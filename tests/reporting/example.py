@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,15 @@ def spread(name: str, value: float, by: float) -> dict[str, float]:
     return {name: value, f"{name}_low": value - by, f"{name}_high": value + by}
 
 
-def on_device(ours: str = OURS) -> pl.DataFrame:
+def on_device() -> pl.DataFrame:
     rows = []
-    for split, device, policy, (experts, fraction) in everything():
+    for split, device, policy, (experts, fraction) in product(SPLITS, DEVICES, POLICIES, CAPACITIES.items()):
         time, lru, best = (ms(device, name, fraction) for name in (policy, "lru", BEST))
-        charged = POLICIES[policy][2]
         rows.append(
             {"split": split, "device": device, **facts(policy)}
-            | {"capacity_experts": experts, "capacity_fraction": fraction, "ours": policy == ours}
-            | {
-                "best_without_predictor": policy == BEST,
-                "token_step_ms": charged,
-                "layer_step_ms": 0.05 * facts(policy)["ahead_of_layers"],
-            }
+            | {"capacity_experts": experts, "capacity_fraction": fraction, "ours": policy == OURS}
+            | {"best_without_predictor": policy == BEST, "token_step_ms": POLICIES[policy][2]}
+            | {"layer_step_ms": 0.05 * facts(policy)["ahead_of_layers"]}
             | spread("ms_per_token", time, 0.5)
             | {"tokens_per_second": 1000 / time, "stall_ms_per_token": time / 2}
             | spread("hit_rate", fraction * 1.1, 0.01)
@@ -76,14 +73,6 @@ def on_device(ours: str = OURS) -> pl.DataFrame:
             | {"bound_ms_per_token": lru * BOUND, "bound_hit_rate": 0.75, "bound_mib_per_token": 40.0}
         )
     return pl.DataFrame(rows, ON_DEVICE)
-
-
-def everything() -> Iterator[tuple[str, str, str, tuple[int, float]]]:
-    for split in SPLITS:
-        for device in DEVICES:
-            for policy in POLICIES:
-                for capacity in CAPACITIES.items():
-                    yield split, device, policy, capacity
 
 
 def unlimited_link() -> pl.DataFrame:
@@ -111,11 +100,8 @@ def pays() -> pl.DataFrame:
                 rows.append(
                     {"split": split, "device": device, "capacity_experts": experts, "answer": answer, "policy": OURS}
                     | {"title": POLICIES[OURS][0], "against": "layer_lfu", "against_title": "LFU per layer"}
-                    | {
-                        "ms_per_token": own,
-                        "against_ms_per_token": against,
-                        **spread("difference_ms", own - against, 0.25),
-                    }
+                    | {"ms_per_token": own, "against_ms_per_token": against}
+                    | spread("difference_ms", own - against, 0.25)
                     | {"link_idle_share_on_demand": 0.07, "link_idle_share": 0.02, "prefetches_in_time": 0.42}
                     | {"recall_on_lru_misses": 0.83, "bytes_read_per_byte_saved": 1.4, **headline}
                     | {"pays_from_gb_per_s": 10.0 if answer.startswith("only") else None}
@@ -166,7 +152,7 @@ def timeline() -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def paper(present: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
-    caches = [
+    caches: list[dict[str, Any]] = [
         {"split": SPLITS[1], "cache": cache, "capacity_experts": experts}
         | spread("ours_hit_rate", 0.742, 0.01)
         | spread("paper_hit_rate", 0.728, 0.01)
@@ -180,7 +166,7 @@ def paper(present: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
     named = [("predictor", "1"), ("published predictions", "token"), ("one-cluster MoE-Infinity", "token")]
     protocol = [(SPLITS[1], *name, 16, 0.7, 0.6, 0.69, 0.71, 1600.0, 1590.0, 1610.0) for name in named]
     keys = {"split": pl.String, "predictor": pl.String, "horizon": pl.String}
-    whole = pl.DataFrame([(*row, *[None] * 6) for row in protocol], keys | PROTOCOL, orient="row")
+    whole = pl.DataFrame([(*row, *[None] * 6) for row in protocol], {**keys, **PROTOCOL}, orient="row")
     return (pl.DataFrame(caches, CACHES), whole) if present else (pl.DataFrame(schema=CACHES), whole.clear())
 
 
@@ -223,41 +209,19 @@ def assess() -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
         "num_experts": [40, 60],
     }
     cards |= {"top_k": [3, 4], "model_mib": [11.25, 0.0], "prompts": [20, 40], "tokens": [500, 900]}
-    measures = (
-        "previous_token_overlap",
-        "entropy_ratio",
-        "gini",
-        "working_set_64_fraction",
-        "static_skew",
-        "temporal_locality",
-    )
-    cards |= {
-        name: [0.2, 0.4]
-        for name in (*measures, "budget_fraction", "lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")
-    }
+    compared = ("previous_token_overlap", "entropy_ratio", "gini", "working_set_64_fraction", "static_skew")
+    rates = ("budget_fraction", "lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")
+    cards |= {name: [0.2, 0.4] for name in (*compared, "temporal_locality", *rates)}
+    points = ["policy", "capacity_experts", "capacity_fraction", "hit_rate"]
+    layers = {"layer": [1, 2, 3, 4], "entropy_bits": [5.1, 5.0, 4.9, 5.2], "next_layer_bits": [0.8, 0.9, 0.7, None]}
+    pair = {"layer": [1], "expert": [3], "tokens": [40], "lift": [10.0]}
     tables = {
-        "layers": pl.DataFrame(
-            {"layer": [1, 2, 3, 4], "entropy_bits": [5.1, 5.0, 4.9, 5.2], "next_layer_bits": [0.8, 0.9, 0.7, None]}
-        ),
+        "layers": pl.DataFrame(layers),
         "popularity": pl.DataFrame(shares, ["layer", "expert", "share"], orient="row"),
-        "hit_curves": pl.DataFrame(
-            curve, ["policy", "capacity_experts", "capacity_fraction", "hit_rate"], orient="row"
-        ),
+        "hit_curves": pl.DataFrame(curve, points, orient="row"),
         "reuse_distances": pl.DataFrame({"distance": [1, 2, 5, 20], "cumulative_share": [0.2, 0.4, 0.7, 0.9]}),
-        "coactivation": pl.DataFrame(
-            {"layer": [1], "expert": [3], "other": [5], "tokens": [40], "expected_tokens": [4.0], "lift": [10.0]}
-        ),
-        "transitions": pl.DataFrame(
-            {
-                "layer": [1],
-                "next_layer": [2],
-                "expert": [3],
-                "next_expert": [7],
-                "tokens": [30],
-                "probability": [0.5],
-                "lift": [6.0],
-            }
-        ),
+        "coactivation": pl.DataFrame(pair | {"other": [5]}),
+        "transitions": pl.DataFrame(pair | {"next_expert": [7]}),
         "cards": pl.DataFrame(cards),
     }
     card = {

@@ -18,39 +18,11 @@ from tests.reporting.browsing import Visit
 Go = Callable[..., Visit]
 TIMES = "figure-time_laptop_nvme_test_out_of_domain"
 WITHIN_A_SECOND = 1000  # ms
-# contrast after WCAG 2: every text against the nearest background that is not transparent
-FAINT = """(() => {
-  const rgb = text => text.match(/[\\d.]+/g).map(Number);
-  const luminance = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const behind = element => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = rgb(getComputedStyle(e).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const faint = [];
-  for (const element of document.querySelectorAll('body *')) {
-    const svg = element.namespaceURI.endsWith('svg');
-    const written = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-    if (svg ? element.tagName !== 'text' : !written) continue;
-    if (!element.getClientRects().length) continue;
-    if (['SCRIPT', 'STYLE', 'OPTION', 'NOSCRIPT'].includes(element.tagName)) continue;
-    const style = getComputedStyle(element);
-    const [a, b] = [luminance(rgb(svg ? style.fill : style.color)), luminance(behind(element))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) faint.push([element.tagName, element.textContent.slice(0, 40), ratio.toFixed(2)]);
-  }
-  return faint;
-})()"""
 
 
 @pytest.mark.parametrize("width", [360, 400, 1440])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_draws_everything_within_its_width_and_with_contrast(visit: Go, project: Path, width: int, dark: bool):
+def test_draws_everything_within_its_width(visit: Go, project: Path, width: int, dark: bool):
     visited = visit(project / "reports" / "index.html", width, dark=dark)
     visited.draw_everything()
     assert visited.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -58,7 +30,6 @@ def test_draws_everything_within_its_width_and_with_contrast(visit: Go, project:
     texts = "[...document.querySelectorAll('.chart')].flatMap(chart => [...chart.querySelectorAll('svg text')]"
     beyond = "text.getBoundingClientRect().right > chart.getBoundingClientRect().right + 1"
     assert visited.run(f"{texts}.filter(text => {beyond}).map(text => text.textContent))") == []
-    assert visited.run(FAINT) == []
     background = visited.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
 
@@ -162,6 +133,8 @@ def test_paper_gets_all_charts_in_light_colours_and_whole_even_from_a_dark_page(
     visited.page.emulate_media(media="print")
     visited.page.set_viewport_size({"width": 720, "height": 1000})
     visited.run("dispatchEvent(new Event('beforeprint'))")
+    # printing lays the page out anew
+    visited.run("dispatchEvent(new Event('resize'))")
     visited.wait_until_drawn()
     assert visited.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     ink = "[...document.querySelectorAll('.chart svg text')].map(text => getComputedStyle(text).fill)"

@@ -24,7 +24,7 @@ from tests.reporting.example import POLICIES, change_json, write_example
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 ROOT = Path(__file__).parents[2]
 RENDER = """
-import hashlib, sys
+import sys
 from pathlib import Path
 from moe_beyond.reporting.page import render_report
 from tests.reporting.conftest import SMALL, run_of
@@ -242,7 +242,9 @@ def test_the_method_says_how_prefill_was_replayed_and_what_was_assumed(project: 
 
 def test_without_times_the_page_says_so_and_shows_the_upper_bound(tmp_path: Path):
     write_example(tmp_path, times=False)
-    tree = Tree(html_of(tmp_path)).root
+    made = compose(run_of(tmp_path), SMALL)
+    assert made.plots["ms_per_token.csv"].is_empty()
+    tree = Tree(made.html).root
     assert tree.all("h1")[0].text == "No times, so no verdict on the predictor"
     assert tree.text.count("Nothing was timed in this run") == 3
     assert "Nothing was timed, or at one capacity alone" in tree.text
@@ -317,11 +319,6 @@ def test_tables_for_dvc_hold_a_column_a_line(project: Path, run: Run):
     layers = pl.read_csv(folder / "recall_by_layer.csv")
     assert layers["layer"].to_list() == [1, 2, 3, 4]
     assert {"predictor", "token unigram", "previous token", "popularity"} < set(layers.columns)
-
-
-def test_a_run_without_times_still_has_its_plots(tmp_path: Path):
-    write_example(tmp_path, times=False)
-    assert compose(run_of(tmp_path), SMALL).plots["ms_per_token.csv"].is_empty()
 
 
 def test_every_section_has_its_words(run: Run):

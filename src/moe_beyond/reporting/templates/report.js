@@ -6,7 +6,8 @@
   const NARROW = 420; // CSS pixels of a chart
   const MANY_MARKS = 400_000; // characters of a chart: tens of thousands of elements make a page slow
 
-  const mode = () => root.dataset.mode || (dark.matches ? "dark" : "light");
+  let printing = false; // paper is white
+  const mode = () => (printing ? "light" : root.dataset.mode || (dark.matches ? "dark" : "light"));
   // the twin of theme.paint: "@blue" becomes the mode's blue
   const paint = (text, which) =>
     JSON.parse(text.replace(/"@([a-z]+)"/g, (_, name) => JSON.stringify(theme.colours[which][name])));
@@ -48,9 +49,14 @@
   const redraw = () => charts.filter((chart) => chart.drawn).forEach((chart) => draw(chart, mode()));
   dark.addEventListener("change", redraw);
   addEventListener("resize", redraw);
-  // paper is white: print light charts, all that are not folded
-  addEventListener("beforeprint", () => charts.filter((c) => c.place.clientWidth).forEach((c) => draw(c, "light")));
-  addEventListener("afterprint", redraw);
+  addEventListener("beforeprint", () => {
+    printing = true;
+    charts.filter((chart) => chart.place.clientWidth).forEach((chart) => draw(chart, mode()));
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    redraw();
+  });
 
   // ---- theme ---------------------------------------------------------------------------------------------------
   const button = document.getElementById("mode");
