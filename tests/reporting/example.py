@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -282,7 +281,8 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
     # what a run measured differs from run to run: the page must not show it
     write_json(reports / "export" / "latency.json", {"measured": {"token_step_ms": 0.08540700014}})
     (root / "data" / "splits").mkdir(parents=True, exist_ok=True)
-    prompts = [(f"{place}", domain, split, f"f{place}") for place, (split, domain) in enumerate(domains())]
+    places = ["train"] * 3 + ["test_in_domain"] * 2 + ["test_out_of_domain"]
+    prompts = [(f"{at}", "code" if "out" in split else "english", split, f"f{at}") for at, split in enumerate(places)]
     pl.DataFrame(prompts, ["prompt_id", "domain", "split", "fingerprint"], orient="row").write_csv(
         root / "data/splits/prompts.csv"
     )
@@ -291,10 +291,6 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
     pl.DataFrame(history | {"validation_recall_at_k": [0.5, 0.6, 0.7, 0.7]}).write_csv(
         reports / "train" / "history.csv"
     )
-
-
-def domains() -> list[tuple[str, str]]:
-    return [("train", "english")] * 3 + [("test_in_domain", "english")] * 2 + [("test_out_of_domain", "code")]
 
 
 def trials() -> pl.DataFrame:
@@ -313,8 +309,3 @@ def trials() -> pl.DataFrame:
     ]
     ended = {"trial": 3, "state": "pruned", "width": 160, "depth": 1, "chosen": False, "reason": "ended early"}
     return pl.DataFrame([*rows, ended], infer_schema_length=None)
-
-
-def change_json(path: Path, **values: Any) -> None:
-    """Overwrite some values of a file."""
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | values)

@@ -16,7 +16,7 @@ from moe_beyond.reporting.text import number
 from tests.reporting.browsing import Visit
 
 Go = Callable[..., Visit]
-TIMES = "figure-time_laptop_nvme_test_out_of_domain"
+TIMES = "figure-ms_per_token"
 WITHIN_A_SECOND = 1000  # ms
 
 

@@ -36,11 +36,12 @@ def figures(run: Run) -> dict[str, Figure]:
 
 
 def test_a_figure_for_each_thing_that_decides(figures: dict[str, Figure]):
-    places = [(device, split) for device in ("laptop_nvme", "phone_ufs") for split in ("in", "out_of")]
+    """Plain names stand for the headline's device and split."""
     assert set(figures) == {
-        *(f"time_{device}_test_{split}_domain" for device, split in places),
-        *("bandwidth_laptop_nvme", "bandwidth_phone_ufs", "timeline", "timeline_layers", "calibration", "pareto"),
-        *("recall_by_layer_test_in_domain", "recall_by_layer_test_out_of_domain", "training"),
+        *("ms_per_token", "ms_per_token_phone_ufs_test_out_of_domain"),
+        *("ms_per_token_laptop_nvme_test_in_domain", "ms_per_token_phone_ufs_test_in_domain"),
+        *("bandwidth", "bandwidth_phone_ufs_test_out_of_domain", "timeline", "timeline_layers", "calibration"),
+        *("recall_by_layer", "recall_by_layer_test_in_domain", "training", "pareto"),
         *("heat_map", "hit_curves", "reuse_distances"),
     }
 
@@ -78,12 +79,12 @@ def test_text_stands_out_from_the_page(mode: str):
 
 
 def test_the_times_of_a_chart_come_with_the_latency_that_is_charged(figures: dict[str, Figure]):
-    for name in ("time_laptop_nvme_test_out_of_domain", "bandwidth_phone_ufs", "timeline"):
+    for name in ("ms_per_token", "bandwidth", "timeline"):
         assert "prefetch, predicted eviction 0.200\u00a0a\u00a0token" in figures[name].note, name
 
 
 def test_lines_over_capacity_are_ours_the_best_lru_and_the_bound(figures: dict[str, Figure], run: Run):
-    figure = figures["time_laptop_nvme_test_out_of_domain"]
+    figure = figures["ms_per_token"]
     rows = pl.DataFrame(drawn(figure))
     assert rows["series"].n_unique() == len(figure.looks) == 4
     timed = run.simulate.on_device.filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
@@ -135,7 +136,7 @@ def test_long_curves_are_thinned_but_keep_their_ends():
 
 
 def test_a_picture_is_valid_and_has_its_title_and_note(figures: dict[str, Figure]):
-    figure = figures["time_laptop_nvme_test_out_of_domain"]
+    figure = figures["ms_per_token"]
     svg = figure_svg(figure, 400)
     ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
     text = re.sub(r"<[^>]+>", " ", svg)

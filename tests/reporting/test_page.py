@@ -19,7 +19,7 @@ from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.text import number
 from tests.reporting.conftest import SMALL, html_of, run_of
-from tests.reporting.example import POLICIES, change_json, write_example
+from tests.reporting.example import POLICIES, write_example
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 ROOT = Path(__file__).parents[2]
@@ -273,7 +273,8 @@ def test_text_from_tables_cannot_become_markup(copy: Path):
     for name in ("on_device", "unlimited_link"):
         path = copy / f"reports/simulate/tables/{name}.parquet"
         pl.read_parquet(path).with_columns(pl.col("title").replace("MoTE", attack)).write_parquet(path)
-    change_json(copy / "reports/assess/card.json", model_id=attack, reasons=[attack])
+    card = copy / "reports/assess/card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"model_id": attack, "reasons": [attack]}))
     html = html_of(copy)
     assert "<script>alert" not in html
     tree = Tree(html).root

@@ -121,6 +121,15 @@ def test_a_lead_where_lru_cannot_hit_says_little(run: Run):
     assert any("below the 20 experts of one token" in sentence for sentence in said(small)["open"])
 
 
+def test_a_predictor_that_sees_the_future_is_no_rival(run: Run):
+    quality = run.export.quality
+    leaky = quality.filter(predictor="token unigram").with_columns(
+        predictor=pl.lit("published network, leaky"), recall_at_k=0.99
+    )
+    seen = replace(run, export=replace(run.export, quality=pl.concat([quality, leaky])))
+    assert "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%." in said(seen)["good"]
+
+
 def a_row(**values: Any) -> dict[str, Any]:
     return pays().filter(device="laptop_nvme", capacity_experts=16).row(0, named=True) | values
 

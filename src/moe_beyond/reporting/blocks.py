@@ -162,9 +162,8 @@ def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any
     words = texts()[anchor]
     lead = words["lead"].format(**values) if blocks and "lead" in words else ""
     shown = tuple(blocks) or (Text(words["absent"]),)
-    return Section(
-        anchor, words["short"], title or words["title"], lead, shown, tuple(words["sources"]) if blocks else ()
-    )
+    sources = tuple(words["sources"]) if blocks else ()
+    return Section(anchor, words["short"], title or words["title"], lead, shown, sources)
 
 
 def facts(caption: str, found: dict[str, Any]) -> Table:

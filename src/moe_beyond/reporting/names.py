@@ -13,6 +13,8 @@ UNLIMITED = "Hit rate, unlimited link (upper bound)"
 """Every prefetch arrives in time."""
 LRU, PAPER_LRU = "lru", "paper_lru"
 BOUND = "Clairvoyant bound"
+LEAKY = "published network, leaky"
+"""It sees later tokens of the prompt, so it can run on no device and is no rival."""
 
 _TITLES = {
     "phone_ufs": "Phone, UFS flash",

@@ -133,7 +133,7 @@ class Run:
     @property
     def token_cycle(self) -> tuple[float, str]:
         """The experts of one token as a share of the model's, and the words for it."""
-        return self.card["token_cycle_fraction"], f"experts of one token: {self.card['token_cycle_experts']}"
+        return self.card["token_cycle_fraction"], f"token cycle: {self.card['token_cycle_experts']} experts"
 
     @cached_property
     def predictor(self) -> str:
@@ -145,6 +145,12 @@ class Run:
         """Splits and devices that have times, the headline's first."""
         timed = self.timed["split"].unique()
         return [(split, device) for split in self.splits for device in self.devices if split in timed]
+
+    def figure(self, name: str, split: str, device: str = "") -> str:
+        """Name of a figure: plain at the headline's place, so that it is found there whatever the parameters."""
+        if split == self.split and device in ("", *self.devices[:1]):
+            return name
+        return "_".join(filter(None, (name, device, split)))
 
     def at(self, split: str, device: str) -> pl.DataFrame:
         """What every policy did there at the headline's capacity, fastest first."""

@@ -63,7 +63,11 @@ def words(column: str) -> Cell:
 
 def charged(row: Row) -> str:
     """The latency charged to a policy's predictor in milliseconds, and the break-even latency where it is known."""
-    parts = {"token_step_ms": "{} a token", "layer_step_ms": "{} a layer", "break_even_token_step_ms": "break\u2011even {} a token"}
+    parts = {
+        "token_step_ms": "{} a token",
+        "layer_step_ms": "{} a layer",
+        "break_even_token_step_ms": "break\u2011even {} a token",
+    }
     said = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
     return ", ".join(said) or MISSING
 

@@ -15,13 +15,7 @@ _BAND = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False
 _ROW, _LEAST, _MOST = 20, 120, 520  # CSS pixels of a row, and of a heat map
 
 
-def heat(
-    frame: pl.DataFrame,
-    across: Axis,
-    down: Axis,
-    value: Axis,
-    more: Sequence[Axis] = (),
-) -> Chart:
+def heat(frame: pl.DataFrame, across: Axis, down: Axis, value: Axis, more: Sequence[Axis] = ()) -> Chart:
     """Cells by two columns of whole numbers, the stronger in colour the greater the value.
 
     Args:
@@ -89,10 +83,8 @@ def scatter(trials: pl.DataFrame) -> Chart:
     """
     x, y = Axis("token_step_ms", "charged latency of a token step, ms"), Axis("recall_at_k", "recall@k", "percent")
     best = pl.col(y.column).cum_max()
-    drawn = trials.select(
-        "trial", x.column, y.column, "ms_per_token", "chosen", on_front=best > best.shift().fill_null(-1)
-    )
-    base = alt.Chart(drawn).encode(
+    marked = trials.with_columns(on_front=best > best.shift().fill_null(-1))
+    base = alt.Chart(marked.select("trial", x.column, y.column, "ms_per_token", "chosen", "on_front")).encode(
         x=alt.X(f"{x.column}:Q", title=x.title, scale=alt.Scale(zero=False)),
         y=alt.Y(f"{y.column}:Q", title=y.title, axis=y.ticks, scale=alt.Scale(zero=False)),
         tooltip=["trial:Q", x.tooltip, y.tooltip, Axis("ms_per_token", "ms per token").tooltip],

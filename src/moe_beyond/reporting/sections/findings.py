@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Text, texts
-from moe_beyond.reporting.names import LRU, PAPER_LRU, label
+from moe_beyond.reporting.names import LEAKY, LRU, PAPER_LRU, label
 from moe_beyond.reporting.read import TOKEN, Run
 from moe_beyond.reporting.text import bounds, listed, number, percent, points, signed
 
@@ -75,7 +75,8 @@ def _recall(run: Run) -> Iterator[Finding]:
     ours = pl.col("predictor") == run.predictor
     for split in run.splits:
         part = whole.filter(split=split)
-        own, rival = part.row(by_predicate=ours, named=True), part.filter(~ours).sort("recall_at_k").row(-1, named=True)
+        own, others = part.row(by_predicate=ours, named=True), part.filter(~ours & (pl.col("predictor") != LEAKY))
+        rival = others.sort("recall_at_k", "predictor").row(-1, named=True)
         said = f"{percent(own['recall_at_k'])}, {label(rival['predictor'])} {percent(rival['recall_at_k'])}"
         tone = _tone(rival["recall_low"] - own["recall_high"], rival["recall_high"] - own["recall_low"])
         yield tone, f"{label(split)}: recall@{run.card['top_k']} of {said}."

@@ -94,7 +94,7 @@ def _bandwidths(run: Run, device: str) -> list[Figure]:
     policies = drawn.filter(pl.col("policy").is_in(rows["policy"].implode()))
     looks = policy_looks(policies.iter_rows(named=True), run.predictor)
     figure = curves(
-        f"bandwidth_{device}",
+        run.figure("bandwidth", run.split, device),
         f"Time over bandwidth: {label(device)}, {number(run.capacity)} experts",
         rows.filter(pl.col("title").is_in(list(looks))).rename({"title": "series"}),
         looks,
@@ -123,4 +123,4 @@ def _widths(run: Run, device: str) -> list[Table]:
         "MiB per token": of("mib_per_token"),
         ON_DEVICE: of("hit_rate", percent),
     }
-    return [table(f"{label(device)}: {title}", rows, cells) for title in rows["title"].unique()]
+    return [table(f"{label(device)}: {title}", rows, cells) for title in rows["title"].unique(maintain_order=True)]

@@ -8,7 +8,7 @@ import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Explorer, Figure, Section, Text, folded, section, table
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.names import BOUND, LRU, ON_DEVICE, UNLIMITED, Look, kind, label
+from moe_beyond.reporting.names import BOUND, DASHES, LRU, ON_DEVICE, UNLIMITED, Look, kind, label
 from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.sections.pays import charged_note
 from moe_beyond.reporting.sections.top import TIMED, capacity
@@ -21,13 +21,7 @@ ROLES = {
     "bound": BOUND,
 }
 """Lines of a chart over capacity, whichever policies they are at each capacity."""
-_LOOKS = dict(
-    zip(
-        ROLES.values(),
-        (Look("@blue"), Look("@orange", (7, 4)), Look("@vermilion"), Look("@ink", (2, 4))),
-        strict=True,
-    )
-)
+_LOOKS = (Look("@blue"), Look("@orange", DASHES[1]), Look("@vermilion"), Look("@ink", DASHES[2]))
 _GROUPS = {"main": "LRU, the best, ours and bounds", "lossless": "All lossless", "all": "All"}
 _CELLS: dict[str, Cell] = {
     "Policy": words("title"),
@@ -121,10 +115,10 @@ def _over_capacity(run: Run, split: str, device: str) -> list[Figure]:
     }
     title = f"Time over capacity: {label(device)}, {label(split).lower()}"
     figure = curves(
-        f"time_{device}_{split}",
+        run.figure("ms_per_token", split, device),
         title,
         frame,
-        {name: look for name, look in _LOOKS.items() if name in frame["series"]},
+        {name: look for name, look in zip(ROLES.values(), _LOOKS, strict=True) if name in frame["series"]},
         x=Axis("capacity_fraction", "capacity, share of the model's experts", "percent"),
         y=Axis("ms_per_token", "ms per token"),
         table=table(title, frame.sort("capacity_experts", maintain_order=True), cells),

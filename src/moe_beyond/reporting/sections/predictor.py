@@ -60,11 +60,8 @@ def _overall(run: Run) -> list[Table]:
         "Macro F1 (flattered by the experts not used)": of("f1_macro", percent),
         "Accuracy (flattered likewise)": of("accuracy", percent),
     }
-    whole = (
-        series(run)
-        .filter(phase="all", layer="all")
-        .rename({"recall_low": "recall_at_k_low", "recall_high": "recall_at_k_high"})
-    )
+    ends = {"recall_low": "recall_at_k_low", "recall_high": "recall_at_k_high"}
+    whole = series(run).filter(phase="all", layer="all").rename(ends)
     return [table(label(split), whole.filter(split=split), cells) for split in (*run.splits, "train")]
 
 
@@ -81,7 +78,7 @@ def _by_layer(run: Run, split: str) -> list[Figure]:
         return []
     title = f"{name} by layer and horizon: {label(split).lower()}"
     x, y = Axis("layer", "layer", "count"), Axis("recall_at_k", name, "percent")
-    return [curves(f"recall_by_layer_{split}", title, rows, recall_looks(run), x=x, y=y)]
+    return [curves(run.figure("recall_by_layer", split), title, rows, recall_looks(run), x=x, y=y)]
 
 
 def _reliability(run: Run) -> list[Figure]:
@@ -119,9 +116,9 @@ def _int8(run: Run) -> list[Text]:
 def training_section(run: Run) -> Section:
     """The search for a size, and the fit at the chosen one."""
     trials, fit = run.trials, run.metrics["train"]
-    measured = trials.filter(state="complete").sort("token_step_ms", "recall_at_k", descending=[False, True])
+    measured = trials.drop_nulls("recall_at_k").sort("token_step_ms", "recall_at_k", descending=[False, True])
     shape = {label(name): words(name) for name in trials.columns if name not in (*_OUTCOMES, *_NOT_SHOWN)}
-    rows = pl.concat([measured, trials.filter(pl.col("state") != "complete")])
+    rows = pl.concat([measured, trials.filter(pl.col("recall_at_k").is_null())])
     numbers = table("Trials, least latency first", rows, shape | dict(_OUTCOMES.values()), "chosen")
     blocks: list[Block] = [numbers]
     if measured.height > 1:

@@ -38,9 +38,8 @@ def routing_section(run: Run) -> Section:
     verdict = Text("", tuple(run.card["reasons"]), f"Verdict from the traces: {run.card['verdict']}")
     layers = {label(name): of(name) for name in run.assess.layers.columns}
     more = [card, table("Routing by layer", run.assess.layers, layers), *_pairs(run)]
-    return section(
-        "routing", [verdict, _curves(run), _heat_map(run), _reuse(run), *folded("Card, layers, pairs", more)]
-    )
+    figures = (_curves(run), _heat_map(run), _reuse(run))
+    return section("routing", [verdict, *figures, *folded("Card, layers, pairs", more)])
 
 
 def _heat_map(run: Run) -> Figure:
@@ -96,9 +95,8 @@ def _pairs(run: Run) -> list[Table]:
     """Pairs of experts that meet most above chance, within a layer and from one layer to the next."""
     captions = {"other": "Used together in one layer", "next_expert": "Used one after the other in neighbouring layers"}
     shown = []
-    for frame, (other, caption) in zip(
-        (run.assess.coactivation, run.assess.transitions), captions.items(), strict=True
-    ):
+    frames = (run.assess.coactivation, run.assess.transitions)
+    for frame, (other, caption) in zip(frames, captions.items(), strict=True):
         cells: dict[str, Cell] = {
             "Layer": of("layer"),
             "Expert": of("expert"),

@@ -39,7 +39,7 @@ def timeline_section(run: Run) -> Section:
         return section("timeline", [])
     shown = rows.filter(policy=rows["policy"][0])
     where = f"{shown['title'][0]}, {label(shown['device'][0])}"
-    latency = run.at(run.split, shown["device"][0]).select("policy", "token_step_ms", "layer_step_ms")
+    latency = run.at(shown["split"][0], shown["device"][0]).select("policy", "token_step_ms", "layer_step_ms")
     sums = rows.group_by("policy", "title", maintain_order=True).agg(pl.col(_SUMS).sum())
     sums = sums.join(latency, on="policy", maintain_order="left")
     cells = {"Policy": words("title"), "Charged latency, ms": charged} | _CELLS
@@ -55,19 +55,16 @@ def _tokens(events: pl.DataFrame, where: str, note: str) -> Figure:
     sums = events.group_by("position", "token_text", maintain_order=True).agg(pl.col(_SUMS).sum())
     index = ["position", "token_text", *_COUNTS]
     long = sums.unpivot([*_SPENT], index=index, variable_name="series", value_name="ms")
-    worst = [f"{row['token_text']} ({number(row['stall_ms'])} ms)" for row in sums.top_k(3, by="stall_ms").to_dicts()]
+    worst = sums.sort("stall_ms", descending=True, maintain_order=True).head(3).iter_rows(named=True)
+    named = listed([f"{row['token_text']} ({number(row['stall_ms'])} ms)" for row in worst])
+    cells = {"Token": of("position"), "Text": words("token_text")} | _CELLS
     computed, waited = (float(sums[name].sum()) for name in _SPENT)
     return Figure(
         "timeline",
         f"{percent(waited / (computed + waited), 0)} of this prompt's time is stall: {where}",
-        f"Stacked bars, one a token: {number(waited)} ms of stall in {number(computed + waited)} ms. "
-        f"Longest: {listed(worst)}.",
+        f"Stacked bars, one a token: {number(waited)} ms of stall in {number(computed + waited)} ms. Longest: {named}.",
         bars(long.with_columns(pl.col("series").replace_strict(_SPENT), pl.col("ms").round(3)), _LOOKS, _MORE),
-        table(
-            f"Token by token, prompt {events['prompt_id'][0]}",
-            sums,
-            {"Token": of("position"), "Text": words("token_text")} | _CELLS,
-        ),
+        table(f"Token by token, prompt {events['prompt_id'][0]}", sums, cells),
         _LOOKS,
         note,
         wide=True,
@@ -76,7 +73,7 @@ def _tokens(events: pl.DataFrame, where: str, note: str) -> Figure:
 
 def _layers(events: pl.DataFrame, where: str) -> Figure:
     sums = events.group_by("layer", maintain_order=True).agg(pl.col(_SUMS).sum()).sort("layer")
-    worst = sums.top_k(1, by="stall_ms").row(0, named=True)
+    worst = sums.sort("stall_ms", maintain_order=True).row(-1, named=True)
     x, y = Axis("position", "token of the prompt", "count"), Axis("layer", "layer", "count")
     return Figure(
         "timeline_layers",
