@@ -149,11 +149,6 @@ def test_a_picture_is_valid_and_has_its_title_and_note(figures: dict[str, Figure
     assert width == pytest.approx(2 * float(re.search(r'width="(\d+)', svg)[1]), abs=2)  # type: ignore[index]
 
 
-def test_a_figure_drawn_again_is_the_same_file(figures: dict[str, Figure]):
-    for name in ("heat_map", "timeline"):
-        assert figure_svg(figures[name], 300) == figure_svg(figures[name], 300)
-
-
 def test_pictures_of_all_figures_lie_in_the_folder(project: Path, figures: dict[str, Figure]):
     folder = project / "reports" / "figures"
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")} == set(figures)
