@@ -15,6 +15,7 @@ from moe_beyond.reporting.figures.theme import chart_spec, figure_svg, paint, sv
 from moe_beyond.reporting.names import Look, looks
 from moe_beyond.reporting.page import sections_of
 from moe_beyond.reporting.read import Run
+from tests.reporting.conftest import SMALL
 
 X, Y = Axis("x", "capacity", "percent"), Axis("y", "ms per token")
 
@@ -152,3 +153,5 @@ def test_a_picture_is_valid_and_has_its_title_and_note(figures: dict[str, Figure
 def test_pictures_of_all_figures_lie_in_the_folder(project: Path, figures: dict[str, Figure]):
     folder = project / "reports" / "figures"
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")} == set(figures)
+    # however many others were drawn before it
+    assert (folder / "heat_map.svg").read_text() == figure_svg(figures["heat_map"], SMALL.chart_width)

@@ -38,5 +38,5 @@ def test_a_policy_that_nobody_has_heard_of_is_told_by_its_facts():
     assert kind(a_new_policy()) == "on demand"
     assert kind(a_new_policy(prefetches=True, lossy=True)) == "prefetches, lossy"
     assert kind(a_new_policy(bound=True, prefetches=True)) == "bound"
-    (look,) = policy_looks([a_new_policy(prefetches=True)], "predictor").values()
-    assert look.colour == "@green"
+    rows = [a_new_policy(prefetches=True), a_new_policy(title="Newer", predictor="ours", prefetches=True)]
+    assert [look.colour for look in policy_looks(rows, "ours").values()] == ["@green", "@blue"]
