@@ -65,7 +65,6 @@ def test_the_contenders_are_those_that_the_table_marks(run: Run):
 
 
 def test_only_parameters_of_the_source_that_was_used_are_shown(run: Run):
-    assert run.parameters["seed"] == 7
     assert run.parameters["simulate.timed_expert_mib"] == 8.25
     assert not [name for name in run.parameters if name.startswith(("traces.import", "traces.transformers"))]
 
