@@ -30,7 +30,6 @@ _TITLES = {
     "lru": "LRU",
     "static_popularity": "Static popularity",
     "belady": "Belady (bound)",
-    "paper_lru": "The paper's LRU, its replay unchanged",
     "anticipate": "Eviction by predicted next use",
 }
 _COLOURS = ("@blue", "@orange", "@vermilion", "@green", "@purple", "@sky", "@wine", "@teal", "@grey")

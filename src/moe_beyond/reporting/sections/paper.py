@@ -7,6 +7,7 @@ from moe_beyond.reporting.names import PAPER_LRU, label
 from moe_beyond.reporting.read import TOKEN, Run
 from moe_beyond.reporting.text import Cell, bounds, number, of, percent, points, signed, spread
 
+_CACHES = {"paper_lru": "The paper's LRU, its replay unchanged", "lru": "LRU in which only a use renews an expert"}
 _CELLS: dict[str, Cell] = {
     "Experts": of("capacity_experts"),
     "Hit rate, ours": spread("ours_hit_rate", percent),
@@ -37,6 +38,8 @@ def paper_section(run: Run) -> Section:
     for split in run.splits:
         rows = run.simulate.paper_replay.filter(split=split)
         caches = sorted(rows["cache"].unique(maintain_order=True).to_list(), key=lambda cache: cache != PAPER_LRU)
-        blocks += [table(f"{label(c)}: {label(split).lower()}", rows.filter(cache=c), _CELLS) for c in caches]
+        blocks += [
+            table(f"{_CACHES.get(c, label(c))}: {label(split).lower()}", rows.filter(cache=c), _CELLS) for c in caches
+        ]
     every = table("Every predictor in the paper's own replay", run.export.published_protocol, _PROTOCOL)
     return section("paper", [*blocks, *folded(every.caption, [every] if every.rows else [])])

@@ -45,7 +45,7 @@ def explorer_section(run: Run) -> Section:
     opening = states[run.split][devices[0]]
     data = {
         "splits": [[split, label(split)] for split in states],
-        "devices": [[device, label(device) or "None"] for device in devices],
+        "devices": [[device, label(device) or "no device"] for device in devices],
         "groups": list(_GROUPS.items()),
         "states": states,
         "start": [state["experts"] for state in opening].index(run.capacity),
@@ -82,7 +82,8 @@ def _states(rows: pl.DataFrame, split: str, device: str) -> list[dict[str, Any]]
 
 
 def _groups(row: Row) -> list[str]:
-    main = row["policy"] == LRU or row["ours"] or row["best_without_predictor"] or row["bound"]
+    # without times nothing was chosen, so nothing is left out
+    main = row["ours"] in (None, True) or row["best_without_predictor"] or row["bound"] or row["policy"] == LRU
     return [name for name, belongs in zip(_GROUPS, (main, not row["lossy"], True), strict=True) if belongs]
 
 
