@@ -54,7 +54,6 @@ def test_a_fact_is_a_share_where_its_name_says_so():
     assert plain("budget.lru_hit_rate", 0.4) == "40.0\u00a0%"
     assert plain("model_mib", 11.25) == "11.2"
     assert plain("privacy", None) == "\u2013"
-    assert plain("keep_warm", value=True) == "True"
 
 
 def test_lists_end_in_and():

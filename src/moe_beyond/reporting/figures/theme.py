@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -45,9 +46,13 @@ def chart_spec(chart: Chart) -> dict[str, Any]:
 
 def figure_svg(figure: Figure, width: int) -> str:
     """The figure as SVG in light colours, its title above; `width` of the plot in CSS pixels."""
-    title = {"text": figure.title, "anchor": "start", "color": "@ink", "fontSize": 15, "offset": 14}
-    if figure.note:
-        title |= {"subtitle": figure.note, "subtitleColor": "@muted", "subtitleFontSize": 12, "subtitlePadding": 6}
+    # letters of these sizes are about so many pixels wide
+    title: dict[str, Any] = {
+        "text": wrap(figure.title, width // 8),
+        "subtitle": wrap(figure.note, width // 6),
+        "anchor": "start",
+    }
+    title |= {"color": "@ink", "fontSize": 15, "offset": 14, "subtitleColor": "@muted", "subtitleFontSize": 12}
     spec = chart_spec(figure.chart) | {"width": width, "padding": 16, "background": "@page", "title": title}
     svg: str = vl_convert.vegalite_to_svg(paint(spec | {"config": theme()["config"]}), vl_version=VEGA_LITE)
     # the library numbers ids through all that it has drawn, and the same figure should be the same file
