@@ -62,12 +62,10 @@ class Visit:
         """Wait until every chart that has a place has marks."""
         self.page.wait_for_function(_DRAWN)
 
-    def choose(self, name: str, value: str | int | bool) -> None:
-        """Set a control of the explorer as a person does, by its visible text, position or tick."""
+    def choose(self, name: str, value: str | int) -> None:
+        """Set a control of the explorer as a person does, by its visible text or position."""
         control = self.page.locator(f"#explore [name={name}]")
-        if isinstance(value, bool):
-            control.set_checked(value)
-        elif control.get_attribute("type") == "range":
+        if control.get_attribute("type") == "range":
             control.fill(str(value))
         elif isinstance(value, int):
             control.select_option(index=value)

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 
+from moe_beyond.capture.settings import TracesSettings
 from moe_beyond.reporting.page import compose, render_report
+from moe_beyond.reporting.read import Run, read_run
 from moe_beyond.reporting.settings import ReportSettings
-from moe_beyond.reporting.tables import Tables, read_tables
+from moe_beyond.simulator.study.settings import SimulateSettings
 from tests.reporting import browsing
-from tests.reporting.example import write_example
+from tests.reporting.example import CAPACITIES, DEVICES, write_example
 
-FACTS = {
-    "Code": {"git.commit": "0123abc"},
-    "Parameters": {"traces.source": "reference", "simulate.capacities": (0.1, 0.2)},
-    "Libraries": {"torch": "2.13.0"},
-}
+# small figures: their size is not what these tests are about
+SMALL = ReportSettings(chart_width=400, figure_scale=1)
 
 
-def render(root: Path, settings: ReportSettings | None = None, headline_capacity: float = 0.1) -> list[Path]:
-    # small figures: their size is not what these tests are about
-    small = ReportSettings(chart_width=400, figure_scale=1)
-    return render_report(root, settings or small, headline_capacity=headline_capacity, run_summary=FACTS)
+def run_of(root: Path, source: str = "reference", **settings: Any) -> Run:
+    """The run in a folder, as the report stage reads it."""
+    replay = {"capacities": tuple(CAPACITIES.values()), "headline_capacity": 0.1, "devices": tuple(DEVICES)}
+    simulate = SimulateSettings.model_validate(replay | {"headline_device": "laptop_nvme"} | settings)
+    return read_run(root, 7, TracesSettings.model_validate({"source": source}), simulate)
 
 
-def html_of(root: Path, facts: Mapping[str, Any] = FACTS) -> str:
+def html_of(root: Path, **settings: Any) -> str:
     """The page without its pictures, which take most of the time."""
-    return compose(read_tables(root), ReportSettings(), headline_capacity=0.1, run_summary=facts).html
+    return compose(run_of(root, **settings), ReportSettings()).html
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose every table is there, and its page."""
+    """A project whose every table has rows, and its page."""
     root = tmp_path_factory.mktemp("project")
     write_example(root)
-    render(root)
+    render_report(root, run_of(root), SMALL)
     return root
 
 
 @pytest.fixture(scope="session")
-def tables(project: Path) -> Tables:
-    return read_tables(project)
+def run(project: Path) -> Run:
+    return run_of(project)
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Path:
+    """The same to change."""
+    return Path(shutil.copytree(project, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")

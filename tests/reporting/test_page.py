@@ -1,8 +1,11 @@
+"""The page as HTML: whole, true to its tables, the same bytes in every process, and standing where tables are empty."""
+
+import hashlib
 import json
+import os
 import re
-import shutil
-from collections.abc import Iterable
-from dataclasses import replace
+import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +14,23 @@ import polars as pl
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.reporting.blocks import Absent, Block, DataTable, Figure, Folded, Section
-from moe_beyond.reporting.page import sections_of
+from moe_beyond.reporting.page import compose, render_report, sections_of
+from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.settings import ReportSettings
-from moe_beyond.reporting.tables import LAYOUT, Table, Tables
-from moe_beyond.reporting.text import number, percent
-from tests.reporting.conftest import FACTS, html_of, render
-from tests.reporting.example import write_example
+from moe_beyond.reporting.text import number
+from tests.reporting.conftest import SMALL, html_of, run_of
+from tests.reporting.example import POLICIES, write_example
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
+ROOT = Path(__file__).parents[2]
+RENDER = """
+import sys
+from pathlib import Path
+from moe_beyond.reporting.page import render_report
+from tests.reporting.conftest import SMALL, run_of
+root = Path(sys.argv[1])
+render_report(root, run_of(root), SMALL)
+"""
 
 
 class Node:
@@ -65,283 +76,255 @@ def page(root: Path) -> str:
     return (root / "reports" / "index.html").read_text(encoding="utf-8")
 
 
+def tables_of(node: Node) -> list[list[dict[str, str]]]:
+    """Rows of every table by heading."""
+    found = []
+    for table in node.all("table"):
+        head, *rows = [[cell.text for cell in row.all("th") + row.all("td")] for row in table.all("tr")]
+        found.append([dict(zip(head, row, strict=True)) for row in rows])
+    return found
+
+
+def section(tree: Node, anchor: str) -> Node:
+    return next(node for node in tree.all("section") if node.attributes["id"] == anchor)
+
+
 @pytest.fixture(scope="module")
 def tree(project: Path) -> Node:
     return Tree(page(project)).root
 
 
-def verdict_of(tree: Node) -> str:
-    return next(node.text for node in tree.all("p") if node.attributes.get("class") == "because")
+def test_ids_are_unique_and_every_link_leads_somewhere(project: Path, tree: Node):
+    def ids_of(node: Node) -> list[str]:
+        own = [node.attributes["id"]] if "id" in node.attributes else []
+        return own + [found for child in node.children for found in ids_of(child)]
 
-
-def body_of(figure: Node) -> list[list[str]]:
-    (table,) = figure.all("table")
-    return [[cell.text for cell in row.all("th") + row.all("td")] for row in table.all("tr")]
-
-
-def test_writes_the_page_its_figures_and_tables_for_dvc(project: Path, tmp_path: Path):
-    shutil.copytree(project, tmp_path / "copy")
-    written = render(tmp_path / "copy")
-    assert written[0] == tmp_path / "copy" / "reports" / "index.html"
-    assert all(path.stat().st_size > 0 for path in written)
-    folder = tmp_path / "copy" / "reports" / "figures"
-    assert sorted(written[1:]) == sorted(folder.iterdir())
-    pictures = sorted(path.stem for path in folder.glob("*.png"))
-    assert len(pictures) == 27
-    assert sorted(path.stem for path in folder.glob("*.svg")) == pictures
-
-
-def test_renders_the_same_bytes_again(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
-    for path in render(copy):
-        assert path.read_bytes() == (project / path.relative_to(copy)).read_bytes(), path.name
-
-
-def test_needs_nothing_from_the_network_and_stays_small(project: Path, tree: Node):
-    text = page(project)
-    assert len(text.encode()) < 3_000_000
-    for attribute in ("src", "href", "action", "data", "poster", "srcset"):
-        for node in tree.all("link") + tree.all("script") + tree.all("img") + tree.all("a") + tree.all("form"):
-            assert not re.match(r"(https?:)?//", node.attributes.get(attribute, "")), node.attributes
-    style = "".join(node.text for node in tree.all("style"))
-    assert "@import" not in style
-    assert "url(" not in style
-
-
-def test_every_link_leads_somewhere(project: Path, tree: Node):
-    ids = [
-        node.attributes["id"]
-        for tag in ("main", "section", "h2", "figure", "div", "button")
-        for node in tree.all(tag)
-        if "id" in node.attributes
-    ]
+    ids = ids_of(tree)
     assert len(ids) == len(set(ids))
-    links = [node.attributes["href"] for node in tree.all("a")]
-    assert len(links) > 40
-    for link in links:
+    for link in (node.attributes["href"] for node in tree.all("a")):
         if link.startswith("#"):
             assert link[1:] in ids
         else:
-            assert (project / "reports" / link).resolve().is_file(), link
-
-
-def test_every_chart_has_words_a_picture_and_its_numbers(project: Path, tree: Node):
-    figures = tree.all("figure")
-    assert len(figures) == 27
-    for figure in figures:
-        chart = next(node for node in figure.all("div") if node.attributes.get("class") == "chart")
-        assert chart.attributes["role"] == "img"
-        assert len(chart.attributes["aria-label"]) > 40
-        assert len(body_of(figure)) > 2
-        assert (project / "reports" / "figures" / f"{figure.attributes['id']}.png").is_file()
-
-
-def test_cells_are_the_numbers_of_the_named_file(project: Path, tree: Node):
-    replay = pl.read_csv(project / "reports" / "simulate" / "replay.csv")
-    for value, figure_name, write in (("hit_rate", "hit_rate", percent), ("mib_per_token", "bytes_per_token", number)):
-        for split in ("test_in_domain", "test_out_of_domain"):
-            part = replay.filter(pl.col("split") == split)
-            figure = next(f for f in tree.all("figure") if f.attributes["id"] == f"{figure_name}_{split}")
-            head, *rows = body_of(figure)
-            column = head.index("LRU")
-            lru = part.filter(pl.col("policy") == "lru").sort("capacity_experts")
-            assert [row[column] for row in rows] == [write(x) for x in lru[value].to_list()]
+            assert (project / "reports" / link).is_file(), link
 
 
 def test_headings_descend_without_gaps(tree: Node):
+    def in_order(node: Node) -> list[Node]:
+        return [node, *(found for child in node.children for found in in_order(child))]
+
     levels = [int(node.tag[1]) for node in in_order(tree) if re.fullmatch("h[1-6]", node.tag)]
     assert levels.count(1) == 1
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def in_order(node: Node) -> list[Node]:
-    return [node, *(found for child in node.children for found in in_order(child))]
+def test_every_chart_has_words_and_its_numbers(tree: Node):
+    for figure in tree.all("figure"):
+        chart = next(node for node in figure.all("div") if node.attributes.get("class") == "chart")
+        assert chart.attributes["role"] == "img"
+        assert len(chart.attributes["aria-label"]) > 40
+        assert len(tables_of(figure)[0]) > 1
 
 
-def test_names_the_runs_behind_the_files(tree: Node):
-    run = next(node for node in tree.all("section") if node.attributes.get("id") == "run")
-    for words in ("0123abc", "traces.source", "0.1, 0.2", "2.13.0", "reports/train/run.json", b"train".hex()):
-        assert words in run.text
+def test_the_page_is_the_same_to_the_byte_in_every_process(project: Path, copy: Path):
+    """Whatever the hash seed, and however often charts were drawn before."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+        subprocess.run([sys.executable, "-c", RENDER, str(copy)], check=True, env=environment, cwd=ROOT)
+        assert digests(copy) == digests(project)
 
 
-def test_the_top_says_what_was_run(tree: Node):
-    (ran,) = [node for node in tree.all("p") if node.attributes.get("class") == "ran"]
-    assert ran.text.startswith(
-        "3,112 tokens of 28 prompts (synthetic); of these, tested on 240 of held-out prompts of the same domain; "
-        "commit 0123abc."
-    )
+def digests(root: Path) -> dict[str, str]:
+    made = [root / "reports/index.html", *sorted((root / "reports/figures").iterdir())]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
 
 
-def test_the_stand_in_is_called_one(project: Path, tmp_path: Path):
+def test_nothing_that_a_run_measured_or_that_names_it_is_shown(project: Path):
+    text = page(project).split("<body>")[1].split('id="theme"')[0]
+    for trace in (r"0\.0854", "run_id", "mlflow", r"git\.commit", str(project), r"3\.11", r"20\d\d-\d\d-\d\d"):
+        assert not re.search(trace, text), trace
+
+
+def test_the_two_hit_rates_have_their_two_names_and_no_third(tree: Node):
+    names = {heading for rows in tables_of(tree) for heading in rows[0] if "hit rate" in heading.lower()}
+    names -= {"Hit rate, ours", "Hit rate, published", "Hit rate"}  # the paper's own replay, on its unlimited link
+    assert names == {"Hit rate on the device", "Hit rate, unlimited link (upper bound)"}
+    assert {"Hit rate"} <= {heading for rows in tables_of(section(tree, "paper")) for heading in rows[0]}
+
+
+def test_the_explorer_never_mixes_the_two_hit_rates(tree: Node, run: Run):
+    (rows,) = tables_of(section(tree, "explorer"))
+    assert {row["Policy"] for row in rows} == {title for title, *_ in POLICIES.values()}
+    for row in rows:
+        assert row["Hit rate on the device"] == "11.0\u00a0%"
+        assert row["Hit rate, unlimited link (upper bound)"] == "12.5\u00a0%"
+    lossy = {row["Policy"]: row["Router weight given up"] for row in rows if row["Router weight given up"] != "\u2013"}
+    assert lossy == {"MoTE": "40.00\u00a0%"}
+    timed = run.at(run.split, "laptop_nvme")
+    assert [row["ms per token"] for row in rows] == [number(ms) for ms in timed["ms_per_token"]]
+
+
+def test_a_charged_latency_stands_in_every_table_of_times(tree: Node):
+    timed = [rows[0] for rows in tables_of(tree) if any(heading.startswith("ms per token") for heading in rows[0])]
+    assert len(timed) > 15
+    for row in timed:
+        assert any("harged" in heading for heading in row), row
+
+
+def test_the_paper_is_compared_in_one_cache_a_row_its_own_first(tree: Node):
+    part = section(tree, "paper")
+    captions = [node.text.split(":")[0] for node in part.all("p") if node.attributes.get("class") == "caption"]
+    assert captions[0] == "The paper's LRU, its replay unchanged"
+    assert captions[1:3] == ["LRU in which only a use renews an expert", "Eviction by predicted next use"]
+    first = tables_of(part)[0][0]
+    assert first["Hit rate, ours"].startswith("74.2")
+    assert first["Hit rate, published"].startswith("72.8")
+    assert first["Difference"].startswith("+1.4\u00a0points [")
+    assert first["Difference in MiB"].startswith("\u221219 [")
+
+
+def test_the_bound_is_said_to_hold_for_lossless_policies(tree: Node):
+    assert "No lossless policy can be faster than the clairvoyant bound; a lossy one can" in tree.text
+    assert "No policy can" not in tree.text
+
+
+def test_several_models_stand_side_by_side(tree: Node):
+    (rows,) = tables_of(section(tree, "models"))
+    assert [row["Model"] for row in rows] == ["example/model", "other/model"]
+    assert [row["All, MiB"] for row in rows] == ["11.2", "\u2013"]
+
+
+def test_policies_that_the_traces_do_not_allow_are_named_once(tree: Node):
+    assert section(tree, "explorer").text.count("Cache-prior routing: no router weights") == 1
+
+
+def test_the_search_shows_every_trial_and_rings_the_chosen_one(tree: Node):
+    figure = next(node for node in tree.all("figure") if node.attributes["id"] == "figure-pareto")
+    (rows,) = tables_of(figure)
+    assert [row["Trial"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["Reason"] for row in rows][-1] == "ended early"
+    (chosen,) = [node for node in figure.all("tr") if node.attributes.get("class") == "chosen"]
+    assert chosen.all("th")[0].text == "2"
+    spec = json.loads(figure.all("script")[0].text)
+    drawn = max(spec["datasets"].values(), key=len)
+    # trial 1 is slower than trial 0 and names fewer experts
+    assert [(row["trial"], row["on_front"], row["chosen"]) for row in drawn] == [
+        (0, True, False),
+        (1, False, False),
+        (2, True, True),
+    ]
+
+
+def test_int8_is_one_line_with_size_and_lost_points(tree: Node):
+    assert "In int8: token step 1 MiB instead of 4, 0.110 points of recall lost." in tree.text
+
+
+def test_the_stand_in_and_a_single_split_are_said(project: Path, copy: Path):
     assert "small stand-in" in page(project)
-    shutil.copytree(project, tmp_path / "copy")
-    imported = FACTS | {"Parameters": {"traces.source": "import"}}
-    assert "small stand-in" not in html_of(tmp_path / "copy", imported)
+    assert "one test split" not in page(project)
+    assert "small stand-in" not in html_of(project, source="import")
+    for name in ("unlimited_link", "on_device"):
+        path = copy / f"reports/simulate/tables/{name}.parquet"
+        pl.read_parquet(path).filter(split="test_in_domain").write_parquet(path)
+    text = Tree(html_of(copy)).root.text
+    assert "There is one test split" in text
+    assert "Laptop, NVMe, 16 experts (10\u00a0%), same domain" in text
 
 
-def test_the_method_says_how_prefill_was_replayed(project: Path):
-    assert "prefill is one step and each decoded token is one step" in page(project)
-    one_by_one = html_of(project, FACTS | {"Parameters": {"simulate.prefill": "token_by_token"}})
-    assert "Every token is one step, those of the prefill too" in one_by_one
+def test_the_method_says_how_prefill_was_replayed_and_what_was_assumed(project: Path):
+    assert "each decoded token another" in page(project)
+    assert "Every token is a step, those of the prefill too" in html_of(project, prefill="token_by_token")
+    assert "timed as if it had 8.25 MiB" in page(project)
+    assert "timed as if it had" not in html_of(project, timed_expert_mib=None)
+    assert "for at most 5 layers" in html_of(project, lookahead_layers=5)
 
 
-def test_an_empty_project_gives_reasons_and_no_figures(tmp_path: Path):
-    written = render(tmp_path)
-    assert [path.name for path in written] == ["index.html"]
-    text = page(tmp_path)
-    assert "<figure" not in text
-    tree = Tree(text).root
-    for path in (
-        "simulate/replay.csv",
-        "export/quality.csv",
-        "tune/trials.csv",
-        "train/history.csv",
-        "assess/card.json",
-    ):
-        assert f"reports/{path} was not written" in tree.text
-    assert "no stage has left a receipt" in tree.text
+def test_without_times_the_page_says_so_and_shows_the_upper_bound(tmp_path: Path):
+    write_example(tmp_path, times=False)
+    made = compose(run_of(tmp_path), SMALL)
+    assert made.plots["ms_per_token.csv"].is_empty()
+    tree = Tree(made.html).root
+    assert tree.all("h1")[0].text == "No times, so no verdict on the predictor"
+    assert tree.text.count("Nothing was timed in this run") == 3
+    assert "Nothing was timed, or at one capacity alone" in tree.text
+    (rows,) = tables_of(section(tree, "explorer"))
+    assert {row["ms per token"] for row in rows} == {"\u2013"}
+    assert {row["Hit rate, unlimited link (upper bound)"] for row in rows} == {"15.0\u00a0%"}
+    explored = json.loads(section(tree, "explorer").all("script")[0].text)
+    assert all("main" in row["in"] for row in explored["states"]["test_in_domain"][""][0]["rows"])
 
 
-def blocks_in(blocks: Iterable[Block]) -> list[Block]:
-    return [inner for block in blocks for inner in (blocks_in(block.blocks) if isinstance(block, Folded) else [block])]
+def test_without_published_predictions_the_paper_is_left_out_with_a_reason(tmp_path: Path):
+    write_example(tmp_path, published=False)
+    tree = Tree(html_of(tmp_path)).root
+    assert "These traces carry no published predictions." in section(tree, "paper").text
+    assert not section(tree, "paper").all("table")
+    assert "against the published predictions" not in section(tree, "verdict").text
 
 
-@pytest.fixture(scope="module")
-def whole(tables: Tables) -> list[Section]:
-    return sections_of(tables, 0.1, FACTS)
+def test_one_capacity_gives_no_curve(copy: Path):
+    for name in ("unlimited_link", "on_device", "pays"):
+        path = copy / f"reports/simulate/tables/{name}.parquet"
+        pl.read_parquet(path).filter(capacity_experts=16).write_parquet(path)
+    assert "a curve needs two" in section(Tree(html_of(copy)).root, "time").text
 
 
-@pytest.mark.parametrize("name", sorted(set(LAYOUT) - {"left_out"}))
-def test_a_missing_table_leaves_its_part_out_with_a_reason(tables: Tables, whole: list[Section], name: str):
-    """Nothing is drawn of it or drawn empty, and every figure of another table stays."""
-    path = LAYOUT[name][0]
-    reason = f"{path} was not written"
-    sections = sections_of(replace(tables, csv=tables.csv | {name: Table(path, None, reason)}), 0.1, FACTS)
-    blocks = blocks_in(block for section in sections for block in section.blocks)
-    assert [block for block in blocks if isinstance(block, Absent) and block.reason == reason]
-    before = {figure.name: figure for section in whole for figure in section.figures}
-    after = {figure.name: figure for section in sections for figure in section.figures}
-    assert set(after) == {key for key, figure in before.items() if figure.table.source != path}
-    for block in blocks:
-        table = block.table if isinstance(block, Figure) else block
-        if isinstance(table, DataTable):
-            assert table.source != path
-            assert table.rows
-    assert all(section.blocks for section in sections)
-
-
-def test_one_split_only_is_said_and_the_rest_still_stands(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
-    for name in ("simulate/replay", "export/quality", "simulate/timing", "simulate/comparisons"):
-        path = copy / "reports" / f"{name}.csv"
-        pl.read_csv(path).filter(pl.col("split") == "test_in_domain").write_csv(path)
-    tree = Tree(html_of(copy)).root
-    assert "hit_rate_test_in_domain" in [figure.attributes["id"] for figure in tree.all("figure")]
-    assert "the traces hold no prompts of another domain" in tree.text
-    assert "There is one test split only" in tree.text
-    assert "on held-out prompts of the same domain" in verdict_of(tree)
-
-
-def test_a_table_of_one_capacity_becomes_a_table_not_a_curve(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
-    path = copy / "reports" / "simulate" / "replay.csv"
-    pl.read_csv(path).filter(pl.col("capacity_experts") == 32).write_csv(path)
-    tree = Tree(html_of(copy)).root
-    assert not [figure for figure in tree.all("figure") if figure.attributes["id"].startswith("hit_rate")]
-    assert "has one capacity for test_in_domain, and a curve needs two" in tree.text
-
-
-def test_text_from_tables_cannot_become_markup(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
+def test_text_from_tables_cannot_become_markup(copy: Path):
     attack = "</script><script>alert(1)</script><b>"
-    path = copy / "reports" / "simulate" / "replay.csv"
-    replay = pl.read_csv(path)
-    replay.with_columns(pl.col("policy").replace("lru", attack)).write_csv(path)
-    card = copy / "reports" / "assess" / "card.json"
+    for name in ("on_device", "unlimited_link"):
+        path = copy / f"reports/simulate/tables/{name}.parquet"
+        pl.read_parquet(path).with_columns(pl.col("title").replace("MoTE", attack)).write_parquet(path)
+    card = copy / "reports/assess/card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"model_id": attack, "reasons": [attack]}))
     html = html_of(copy)
     assert "<script>alert" not in html
     tree = Tree(html).root
-    assert len(tree.all("b")) == 0
-    assert attack in tree.all("h1")[0].parent.text  # type: ignore[union-attr]
+    assert not tree.all("b")
+    assert attack in section(tree, "explorer").text
+    assert attack in section(tree, "routing").text
 
 
-def test_figures_of_an_earlier_run_do_not_stay(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
-    (copy / "reports" / "tune" / "trials.csv").unlink()
-    render(copy)
-    assert not (copy / "reports" / "figures" / "pareto.png").exists()
+def test_a_policy_that_nobody_has_heard_of_needs_no_edit(copy: Path):
+    for name in ("on_device", "unlimited_link"):
+        path = copy / f"reports/simulate/tables/{name}.parquet"
+        new = {"policy": pl.col("policy").replace("fifo", "x7"), "title": pl.col("title").replace("FIFO", "X-Seven")}
+        pl.read_parquet(path).with_columns(**new).write_parquet(path)
+    (rows,) = tables_of(section(Tree(html_of(copy)).root, "explorer"))
+    assert [row["Kind"] for row in rows if row["Policy"] == "X-Seven"] == ["on demand"]
 
 
-def test_a_page_that_is_too_large_is_refused_and_the_old_one_stays(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
+def test_figures_of_an_earlier_run_do_not_stay(copy: Path):
+    (copy / "reports/figures/old.png").touch()
+    render_report(copy, run_of(copy), SMALL)
+    assert not (copy / "reports/figures/old.png").exists()
+
+
+def test_a_page_that_is_too_large_is_refused_and_the_old_one_stays(project: Path, copy: Path):
     # as many experts as the largest models have, to pass the limit
-    frame = pl.DataFrame(
-        {"layer": [i // 512 for i in range(94 * 512)], "expert": [i % 512 for i in range(94 * 512)], "share": 1 / 512}
-    )
-    frame.write_csv(copy / "reports" / "assess" / "popularity.csv")
+    cells = [(layer, expert, 1 / 512) for layer in range(94) for expert in range(512)]
+    path = copy / "reports/assess/tables/popularity.parquet"
+    pl.DataFrame(cells, ["layer", "expert", "share"], orient="row").write_parquet(path)
     with pytest.raises(InputError, match=r"reports/index\.html: \d+ bytes, more than report\.max_page_bytes"):
-        render(copy, ReportSettings(max_page_bytes=1_500_000))
+        render_report(copy, run_of(copy), ReportSettings(max_page_bytes=1_500_000))
     assert page(copy) == page(project)
 
 
-def test_a_model_of_many_experts_gets_a_table_that_can_be_read(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
-    shares = [[(expert + layer) % 256 for expert in range(256)] for layer in range(3)]
-    frame = pl.DataFrame(
-        [(layer, expert, share / sum(row)) for layer, row in enumerate(shares) for expert, share in enumerate(row)],
-        schema=["layer", "expert", "share"],
-        orient="row",
-    )
-    frame.write_csv(copy / "reports" / "assess" / "popularity.csv")
-    figure = next(f for f in Tree(html_of(copy)).root.all("figure") if f.attributes["id"] == "heat_map")
-    head, *rows = body_of(figure)
-    assert (len(head), len(rows)) == (10, 3)
-    # the shares of layer 1 are those of layer 0, one expert earlier
-    assert [row[1] for row in rows] == [f"{255 - layer}: {percent(255 / sum(range(256)))}" for layer in range(3)]
-    assert [row[-1] for row in rows] == ["1", "1", "1"]
+def test_tables_for_dvc_hold_a_column_a_line(project: Path, run: Run):
+    folder = project / "reports" / "figures"
+    times = pl.read_csv(folder / "ms_per_token.csv")
+    assert times.columns == ["capacity_experts", "ours", "best", "lru", "bound"]
+    timed = run.simulate.on_device.filter(split=run.split, device="laptop_nvme", policy="lru").sort("capacity_experts")
+    assert times["lru"].to_list() == timed["ms_per_token"].to_list()
+    assert times["bound"].to_list() == timed["bound_ms_per_token"].to_list()
+    assert pl.read_csv(folder / "hit_rate_on_device.csv")["bound"].to_list() == [0.75] * 4
+    assert pl.read_csv(folder / "recall_by_horizon.csv").columns == ["layer", "token", "1", "2"]
+    layers = pl.read_csv(folder / "recall_by_layer.csv")
+    assert layers["layer"].to_list() == [1, 2, 3, 4]
+    assert {"predictor", "token unigram", "previous token", "popularity"} < set(layers.columns)
 
 
-def test_times_are_left_out_with_a_reason_where_none_were_modelled(tmp_path: Path):
-    write_example(tmp_path, times=False)
-    text = Tree(html_of(tmp_path)).root.text
-    assert "reports/simulate/timing.csv was not written" in text
-    assert "nothing here says how many tokens per second are gained" in text
-
-
-def test_what_the_clock_assumes_stands_beside_its_times(project: Path):
-    assumed = {"simulate.predictor_latency_ms": 0.5, "simulate.lookahead_layers": 2, "simulate.timed_expert_mib": 8.25}
-    text = Tree(html_of(project, {"Parameters": assumed})).root.text
-    assert "Assumed: the predictor takes 0.500 ms a token (export measured 0.520 ms)" in text
-    assert "at most 2 layers ahead; every expert is timed as if it had 8.25\u00a0MiB" in text
-    assert "Assumed:" not in Tree(html_of(project, {})).root.text
-
-
-def test_a_split_in_which_nothing_was_decoded_has_no_times(project: Path, tmp_path: Path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
-    path = copy / "reports" / "simulate" / "timing.csv"
-    pl.read_csv(path).with_columns(ms_per_token=0.0, tokens_per_second=0.0).write_csv(path)
-    tree = Tree(html_of(copy)).root
-    assert "reports/simulate/timing.csv has no split in which tokens were decoded" in tree.text
-    assert not [figure for figure in tree.all("figure") if figure.attributes["id"].startswith("time_")]
-    assert "Fastest that can be built" not in tree.text
-
-
-def test_wide_tables_for_dvc_hold_the_same_numbers(project: Path, tables: Tables):
-    wide = pl.read_csv(project / "reports" / "figures" / "hit_rate_test_in_domain.csv")
-    replay = tables["replay"].rows.filter(pl.col("split") == "test_in_domain")
-    for policy in tables.policies:
-        mine = replay.filter(pl.col("policy") == policy).sort("capacity_fraction")
-        assert wide[policy].to_list() == mine["hit_rate"].to_list()
-    layers = pl.read_csv(project / "reports" / "figures" / "recall_by_layer_test_in_domain.csv")
-    assert layers["layer"].to_list() == [1, 2, 3, 4, 5]
-    assert "token_unigram" in layers.columns
+def test_every_section_has_its_words(run: Run):
+    for part in sections_of(run):
+        assert all((part.blocks, part.short, part.title))
+        assert "{" not in part.lead

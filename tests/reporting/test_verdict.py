@@ -1,106 +1,187 @@
-"""The page's first sentence: short, computed, and as ready to say that the predictor loses."""
-
-from __future__ import annotations
+"""The sentences of the page: the headline, what speaks for and against, and whether prefetching pays."""
 
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pytest
 
-from moe_beyond.reporting.headline import contest
-from moe_beyond.reporting.names import label
-from moe_beyond.reporting.tables import Tables
-from moe_beyond.reporting.verdict import races, verdict
-from tests.reporting.test_findings import OURS, set_where, with_table
+from moe_beyond.reporting.blocks import Table, Text
+from moe_beyond.reporting.read import Run
+from moe_beyond.reporting.sections.findings import findings
+from moe_beyond.reporting.sections.pays import pays_section, pays_words
+from moe_beyond.reporting.sections.top import headline, top_section
+from tests.reporting.example import BOUND, OURS, pays
+
+NO, MORE, YES = "no", "only with more bandwidth", "yes"
 
 
-def winning(tables: Tables) -> Tables:
-    """The same tables, with ours five times as fast."""
-    quick = set_where(tables["timing"].rows, pl.col("policy") == OURS, ms_per_token=pl.col("ms_per_token") / 5)
-    return with_table(tables, "timing", quick)
+def changed(run: Run, table: str, **values: Any) -> Run:
+    """The run with values of ours replaced in a table."""
+    frame = getattr(run.simulate, table)
+    ours = pl.col("policy") == OURS
+    columns = [pl.when(ours).then(pl.lit(value)).otherwise(pl.col(name)).alias(name) for name, value in values.items()]
+    return replace(run, simulate=replace(run.simulate, **{table: frame.with_columns(columns)}))
 
 
-def test_gives_the_gain_over_the_best_rival_on_each_device(tables: Tables):
-    tables = winning(tables)
-    result = contest(tables, "test_out_of_domain", 0.1)
-    assert result is not None
-    found = races(tables, result)
-    assert [race.device for race in found] == ["phone_ufs", "laptop_nvme"]
-    times = tables["timing"].rows.filter(
-        (pl.col("split") == "test_out_of_domain") & (pl.col("capacity_experts") == 32) & (pl.col("predictor_ms") == 0.1)
+def headline_of(run: Run) -> str:
+    return headline(run.contest(run.split, run.devices[0]))
+
+
+def said(run: Run) -> dict[str, list[str]]:
+    return {block.tone: list(block.points) for block in findings(run) if isinstance(block, Text)}
+
+
+def test_the_headline_leads_with_the_device(run: Run):
+    # LRU 50 * 0.95 ms at a tenth of the experts, ours 0.8 of it, the best without the predictor 0.9
+    assert headline_of(run) == (
+        "Laptop, NVMe, 16 experts (10\u00a0%) in fast memory: 38 ms a token with our predictor, 9.50 ms less than LRU "
+        "and 4.75 ms less than the best policy without it"
     )
-    for race in found:
-        here = times.filter(pl.col("device") == race.device)
-        assert race.ours_ms == here.filter(pl.col("policy") == OURS)["ms_per_token"][0]
-        others = here.filter((pl.col("policy") != OURS) & (pl.col("policy") != "belady"))
-        assert race.rival_ms == others["ms_per_token"].min()
-    gains = sorted(race.gain for race in found)
-    assert gains[0] > 0
-    sentence = verdict(tables, 0.1).sentence
-    assert sentence.startswith("Worth offloading: the predictor makes tokens ")
-    assert sentence.endswith("faster than the best policy without it, on 2 of 2 devices.")
-    assert len(sentence.split()) < 30
-    for gain in gains:
-        assert f"{100 * gain:.{0 if gain >= 0.1 else 1}f}\u00a0%" in sentence
 
 
-def test_says_so_when_the_predictor_wins_nowhere(tables: Tables):
-    slow = set_where(tables["timing"].rows, pl.col("policy") == OURS, ms_per_token=1e6)
-    sentence = verdict(with_table(tables, "timing", slow), 0.1).sentence
-    assert "no faster on any of 2 devices" in sentence
-    assert "is at least as fast" in sentence
+def test_the_headline_says_where_the_predictor_does_not_win(run: Run):
+    assert headline_of(changed(run, "on_device", against_best_ms_high=0.1)).endswith(
+        "9.50 ms less than LRU, but no less than the best policy without it"
+    )
+    assert headline_of(changed(run, "on_device", against_lru_ms_high=0.1)).endswith(", no faster than LRU")
+    assert headline_of(changed(run, "on_device", ours=False)).endswith("no use of the predictor was timed")
 
 
-def test_counts_only_the_devices_that_are_won(tables: Tables):
-    lost = (pl.col("policy") == OURS) & (pl.col("device") == "phone_ufs")
-    timed = with_table(tables, "timing", set_where(winning(tables)["timing"].rows, lost, ms_per_token=1e6))
-    assert verdict(timed, 0.1).sentence.endswith("on 1 of 2 devices.")
+def test_four_rows_decide_and_each_is_named(run: Run):
+    table = top_section(run).blocks[0]
+    assert isinstance(table, Table)
+    assert table.caption == "Laptop, NVMe, 16 experts (10\u00a0%), another domain"
+    cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    ours, best = (
+        "Ours: Predictor: prefetch, predicted eviction",
+        "Best without the predictor: Token unigram: prefetch, LRU",
+    )
+    assert list(cells) == ["LRU", best, ours, "Clairvoyant bound"]
+    assert cells[ours]["ms per token"] == "38 [37.5,\u00a038.5]"
+    assert cells[ours]["Charged latency, ms"].startswith("0.200\u00a0a\u00a0token,")
+    assert cells[ours]["Hit rate on the device"] == "11.0\u00a0% [10.0\u00a0%,\u00a012.0\u00a0%]"
+    assert cells["Clairvoyant bound"]["ms per token"] == f"{50 * 0.95 * BOUND:.1f}"
+    assert cells["Clairvoyant bound"]["MiB per token"] == "40"
+    assert [row["Chosen"] for row in cells.values()] == [
+        "\u2013",
+        "with hindsight, on these prompts",
+        "on validation prompts",
+        "\u2013",
+    ]
+    assert table.chosen == {2}
 
 
-def test_a_policy_that_gives_up_accuracy_is_no_rival(tables: Tables):
-    replay = tables["replay"].rows.with_columns(mass_given_up=pl.lit(0.0))
-    quick = (pl.col("policy") == "static_popularity", pl.col("policy") == "token_unigram_prefetch_lru")
-    times = set_where(winning(tables)["timing"].rows, quick[0] | quick[1], ms_per_token=1e-9)
-    timed = with_table(tables, "timing", times)
-    assert "no faster on any" in verdict(timed, 0.1).sentence
-    lossy = with_table(timed, "replay", set_where(replay, quick[0] | quick[1], mass_given_up=0.02))
-    assert verdict(lossy, 0.1).sentence.endswith("on 2 of 2 devices.")
-    result = contest(lossy, "test_out_of_domain", 0.1)
-    assert result is not None
-    assert result.rival.policy == "lru"
+def test_differences_are_paired_and_say_who_is_faster(run: Run):
+    table = top_section(changed(run, "on_device", against_best_ms_high=0.1)).blocks[1]
+    assert isinstance(table, Table)
+    assert table.caption == "On the same prompts, ours closes 40.0\u00a0% of the gap between LRU and the bound"
+    assert [row[-1] for row in table.rows] == ["faster", "undecided"]
+    assert table.rows[0][1] == "\u22129.50 [\u22129.75,\u00a0\u22129.25]"
 
 
-def test_the_paragraph_below_speaks_of_hits_and_bytes(tables: Tables):
-    result = contest(tables, "test_out_of_domain", 0.1)
-    assert result is not None
-    assert result.demand is not None
-    text = verdict(tables, 0.1).because
-    assert text.startswith("With 10\u00a0% of the experts in fast memory, on another domain, ")
-    assert f"{label(OURS)} hits {100 * result.ours.hit_rate:.1f}\u00a0%" in text
-    assert f"{label(result.rival.policy)}, hits {100 * result.rival.hit_rate:.1f}\u00a0%" in text
-    assert f"{result.ours.mib_per_token / result.demand.mib_per_token:.2f} times the bytes" in text
+def test_without_a_chosen_use_of_the_predictor_the_rest_still_stands(run: Run):
+    blocks = top_section(changed(run, "on_device", ours=False)).blocks
+    assert isinstance(blocks[0], Table)
+    assert [row[0].split(":")[0] for row in blocks[0].rows] == [
+        "LRU",
+        "Best without the predictor",
+        "Clairvoyant bound",
+    ]
+    assert not any(isinstance(block, Table) for block in blocks[1:])
 
 
-def test_without_times_the_hit_rates_decide(tables: Tables):
-    sentence = verdict(with_table(tables, "timing", None), 0.1).sentence
-    assert sentence.startswith("Worth offloading: prefetching by the predictor hits ")
+def test_findings_speak_for_the_predictor_where_it_wins(run: Run):
+    good = said(run)["good"]
+    assert (
+        "Laptop, NVMe: \u22124.75 ms [\u22125,\u00a0\u22124.50] a token against the best policy without the predictor."
+        in good
+    )
+    assert "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%." in good
+    assert "The paper's replay, 16 experts: +1.4\u00a0points of hit rate against the published predictions." in good
+
+
+def test_findings_speak_against_it_where_it_loses(run: Run):
+    lost = changed(run, "on_device", against_best_ms_low=0.1, against_lru_ms_low=0.1, mib_per_token_low=200.0)
+    bad = said(lost)["bad"]
+    assert sum("against the best policy without the predictor" in sentence for sentence in bad) == 0
+    assert "Laptop, NVMe: 50.0\u00a0% of its prefetches come late, 12.5\u00a0% are wasted." in bad
+    assert "Laptop, NVMe: it moves 90 MiB a token, LRU 90." in bad
+    slower = next(sentence for sentence in bad if "slower than LRU" in sentence)
+    assert slower == (
+        "Laptop, NVMe: 2 of 5 lossless policies are slower than LRU, of ours Predictor: prefetch, predicted eviction."
+    )
+    loser = changed(run, "on_device", against_best_ms_low=0.1, against_best_ms_high=0.3)
+    assert sum("against the best policy without the predictor" in sentence for sentence in said(loser)["bad"]) == 2
+
+
+def test_a_lead_where_lru_cannot_hit_says_little(run: Run):
+    assert not any("LRU cannot hit" in sentence for sentence in said(run)["open"])
+    small = replace(run, card=run.card | {"token_cycle_experts": 20})
+    assert any("below the 20 experts of one token" in sentence for sentence in said(small)["open"])
+
+
+def test_a_predictor_that_sees_the_future_is_no_rival(run: Run):
+    quality = run.export.quality
+    leaky = quality.filter(predictor="token unigram").with_columns(
+        predictor=pl.lit("published network, leaky"), recall_at_k=0.99
+    )
+    seen = replace(run, export=replace(run.export, quality=pl.concat([quality, leaky])))
+    assert "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%." in said(seen)["good"]
+
+
+def a_row(**values: Any) -> dict[str, Any]:
+    return pays().filter(device="laptop_nvme", capacity_experts=16).row(0, named=True) | values
+
+
+def test_the_answer_stands_with_its_counts():
+    text = pays_words(a_row(answer=YES, pays_from_gb_per_s=None))
+    assert (text.title, text.tone) == ("Laptop, NVMe, 16 experts: yes", "good")
+    everything = " ".join((text.text, *text.points)).replace("\u00a0", " ").replace("\u2011", "-")
+    for words in (
+        "38 ms a token, charged latency included (0.200 a token, 0.0500 a layer, break-even 4.50 a token)",
+        "LFU per layer, which loads on demand, 45.1 ms",
+        "idle 7.0 % of the time on demand and 2.0 % with prefetching",
+        "42.0 % of the prefetches are used and in time",
+        "name 83.0 % of the accesses that LRU misses",
+        "reads 1.40 bytes for each byte",
+        "faster up to 6 experts a layer",
+    ):
+        assert words in everything
+    assert "GB/s" not in everything
+    assert "Recall is high" not in everything
 
 
 @pytest.mark.parametrize(
-    ("card", "words"),
+    ("values", "reason"),
     [
-        ("go with a bigger cache", "Worth offloading with a bigger cache: the"),
-        ("do not", "Not worth offloading: the"),
-        ("", "The predictor"),
+        ({}, "the link has little idle time"),
+        ({"link_idle_share_on_demand": 0.6}, "prefetching reads more than it saves"),
+        ({"link_idle_share_on_demand": 0.6, "bytes_read_per_byte_saved": None}, "reads more than it saves"),
+        ({"link_idle_share_on_demand": 0.6, "bytes_read_per_byte_saved": 0.9}, "too late to save the stall"),
+        (
+            {"link_idle_share_on_demand": 0.6, "bytes_read_per_byte_saved": 0.9, "prefetches_in_time": 0.9},
+            "less than the latency of predicting",
+        ),
     ],
 )
-def test_opens_with_the_card(tables: Tables, card: str, words: str):
-    assert verdict(replace(tables, card=tables.card | {"verdict": card}), 0.1).sentence.startswith(words)
+def test_high_recall_that_does_not_pay_gets_a_reason(values: dict[str, Any], reason: str):
+    for answer in (NO, MORE):
+        text = pays_words(a_row(answer=answer, **values))
+        assert text.points[-1].startswith("Recall is high, and still it does not pay")
+        assert reason in text.points[-1]
+        assert text.tone == "bad"
 
 
-def test_without_a_replay_it_says_so(tables: Tables):
-    found = verdict(with_table(tables, "replay", None), 0.1)
-    assert found.sentence == "Worth offloading. No replay of a trained predictor stands beside it yet."
-    assert found.because == ""
-    bare = replace(with_table(tables, "replay", None), card={})
-    assert verdict(bare, 0.1).sentence == "No verdict yet: reports/simulate/replay.csv was not written"
+def test_low_recall_needs_no_such_reason():
+    for recall in (0.3, None):
+        assert "Recall is high" not in " ".join(pays_words(a_row(answer=NO, recall_on_lru_misses=recall)).points)
+
+
+def test_only_with_more_bandwidth_says_from_which_on():
+    assert "It pays from a bandwidth of 10 GB/s on." in pays_words(a_row()).points
+
+
+def test_each_device_has_its_answer_at_the_headlines_capacity(run: Run):
+    titles = [block.title for block in pays_section(run).blocks if isinstance(block, Text)]
+    assert titles == ["Laptop, NVMe, 16 experts: only with more bandwidth", "Phone, UFS flash, 16 experts: yes"]

@@ -1,37 +1,40 @@
-"""What the page is built of: sections that hold figures, tables, and reasons why something is left out."""
+"""What the page is built of: sections of tables, figures and text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
+import altair as alt
 import polars as pl
+import yaml
 
-from moe_beyond.reporting.figures.plots import Chart
 from moe_beyond.reporting.names import Look
-from moe_beyond.reporting.text import number, percent
+from moe_beyond.reporting.text import Cell, plain
+from moe_beyond.settings import flatten
+
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
-class DataTable:
-    """A table as text.
+class Table:
+    """Cells as text; the first column names its row.
 
     Attributes:
         caption: What the rows are.
-        columns: Headings; the first column names its row.
-        rows: Cells, as many as there are headings.
-        source: Path of the file that the numbers come from; empty for none.
-        emphasis: Index of a row to stress, or None.
-        wide: Takes the whole width of the page rather than half of it.
+        columns: Headings.
+        rows: As many cells as headings.
+        chosen: Places of rows to stress.
     """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    source: str = ""
-    emphasis: int | None = None
-    wide: bool = False
+    chosen: frozenset[int] = frozenset()
     kind: ClassVar[str] = "table"
 
 
@@ -40,165 +43,135 @@ class Figure:
     """A chart with its words and its numbers.
 
     Attributes:
-        name: File name of the PNG without its ending, and the figure's anchor.
+        name: Its anchor, and the name of its PNG and SVG.
         title: What is shown, over what.
-        alt: What a reader who cannot see it needs to know: the shape and the end points.
-        chart: The chart, colours as tokens.
+        alt: What a reader who cannot see it needs to know.
+        chart: Colours as tokens, see `figures.theme`.
         table: The same numbers.
+        looks: Lines of the legend that the page writes; empty: the chart has its own legend or needs none.
+        note: What to know beside the title, such as the latency charged.
         wide: Takes the whole width of the page rather than half of it.
-        legend: Looks of the lines, for a legend that wraps like text; the page then hides the chart's own.
     """
 
     name: str
     title: str
     alt: str
     chart: Chart
-    table: DataTable
+    table: Table
+    looks: Mapping[str, Look]
+    note: str = ""
     wide: bool = False
-    legend: tuple[Look, ...] = ()
     kind: ClassVar[str] = "figure"
 
 
 @dataclass(frozen=True)
-class Absent:
-    """Something that the page would show and cannot."""
-
-    title: str
-    reason: str
-    kind: ClassVar[str] = "absent"
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A paragraph, or a list of points under a heading."""
+class Text:
+    """A paragraph, or a list of points under a heading; `tone` is `good`, `bad` or empty."""
 
     text: str = ""
     points: tuple[str, ...] = ()
     title: str = ""
-    kind: ClassVar[str] = "passage"
+    tone: str = ""
+    kind: ClassVar[str] = "text"
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """The replayed numbers by split and capacity, under controls.
-
-    Attributes:
-        data: What report.js reads; cells are texts that Python formatted, so that they equal the tables.
-        first: The table for the state that the page opens with, for readers without scripts.
-        sources: Paths of the files that the numbers come from.
-    """
+    """A table for each split, device and capacity, under controls; `data` is what report.js reads."""
 
     data: dict[str, Any]
-    first: DataTable
-    sources: tuple[str, ...]
+    first: Table
     kind: ClassVar[str] = "explorer"
 
 
 @dataclass(frozen=True)
-class Steps:
-    """A table for each step of something, one at a time, under a slider.
-
-    Attributes:
-        name: What a step is.
-        labels: One a step.
-        tables: Cells of each step's table.
-        first: The table of the step that is shown at the start, for readers without scripts.
-        start: Its place.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    tables: tuple[tuple[tuple[str, ...], ...], ...]
-    first: DataTable
-    start: int
-    kind: ClassVar[str] = "steps"
-
-
-@dataclass(frozen=True)
 class Folded:
-    """Blocks that stand behind a line which the reader opens.
-
-    Attributes:
-        title: The line.
-        blocks: What it hides.
-        wide: Takes the whole width of the page rather than half of it.
-    """
+    """Blocks behind a line which the reader opens."""
 
     title: str
     blocks: tuple[Block, ...]
-    wide: bool = True
     kind: ClassVar[str] = "folded"
 
 
-Block = DataTable | Figure | Absent | Passage | Explorer | Folded | Steps
+Block = Table | Figure | Text | Explorer | Folded
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with an anchor; `lead` says what to conclude before anything is shown.
+    """A part of the page.
 
     Attributes:
         anchor: Fragment of its address.
-        title: Heading.
-        short: The heading in the contents.
-        lead: A paragraph under the heading.
+        short: Its name in the contents.
+        title: Its heading.
+        lead: What to know before anything is shown.
         blocks: What it shows, in order.
+        sources: Files below `reports/` that its numbers come from.
     """
 
     anchor: str
     short: str
     title: str
-    lead: str = ""
-    blocks: tuple[Block, ...] = field(default=())
+    lead: str
+    blocks: tuple[Block, ...]
+    sources: tuple[str, ...]
 
     @property
     def figures(self) -> list[Figure]:
         """The figures in order, folded ones too."""
-        return [figure for block in self.blocks for figure in _figures(block)]
+        return _figures(self.blocks)
 
 
-def _figures(block: Block) -> list[Figure]:
-    if isinstance(block, Folded):
-        return [figure for inner in block.blocks for figure in _figures(inner)]
-    return [block] if isinstance(block, Figure) else []
+def _figures(blocks: Sequence[Block]) -> list[Figure]:
+    found: list[Figure] = []
+    for block in blocks:
+        found += [block] if isinstance(block, Figure) else _figures(block.blocks) if isinstance(block, Folded) else []
+    return found
 
 
-def wide_table(
-    frame: pl.DataFrame,
-    *,
-    index: str,
-    on: str,
-    value: str,
-    order: Sequence[str],
-    headings: Sequence[str],
-    caption: str,
-    source: str,
-    shares: bool,
-    first: str,
-) -> DataTable:
-    """Rows by `index`, a column for each of `order` in the column `on`, cells from `value`.
+def table(caption: str, frame: pl.DataFrame, cells: Mapping[str, Cell], chosen: str = "") -> Table:
+    """A table of a frame.
 
     Args:
-        frame: Long rows, at most one a pair of `index` and `on`.
-        index: Column whose values name the rows.
-        on: Column whose values become columns.
-        value: Column of the cells.
-        order: Values of `on`, in the order of the columns.
-        headings: What to print above them.
-        caption: The table's caption.
-        source: The file that the numbers come from.
-        shares: Print cells as per cent rather than as numbers.
-        first: Heading of the index column.
+        caption: What the rows are.
+        frame: Its rows.
+        cells: By heading.
+        chosen: Column that is true in rows to stress; empty: none.
     """
-    cells = {(row[index], row[on]): row[value] for row in frame.iter_rows(named=True)}
-    rows = []
-    for key in frame[index].unique(maintain_order=True).to_list():
-        values = (cells.get((key, name)) for name in order)
-        rows.append((_key(key), *(percent(value) if shares else number(value) for value in values)))
-    return DataTable(caption, (first, *headings), tuple(rows), source)
+    rows = list(frame.iter_rows(named=True))
+    stressed = frozenset(place for place, row in enumerate(rows) if chosen and row[chosen])
+    return Table(caption, tuple(cells), tuple(tuple(cell(row) for cell in cells.values()) for row in rows), stressed)
 
 
-def _key(value: Any) -> str:
-    if isinstance(value, float) and not value.is_integer():
-        return percent(value)
-    return f"{int(value):,}" if isinstance(value, int | float) else str(value)
+@cache
+def texts() -> dict[str, Any]:
+    """The page's fixed words."""
+    found: dict[str, Any] = yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any) -> Section:
+    """A section with its fixed words.
+
+    Args:
+        anchor: Its key in texts.yaml.
+        blocks: What it shows; none: it says why.
+        title: Its heading, where it is not a fixed one.
+        values: What the braces of its lead hold.
+    """
+    words = texts()[anchor]
+    lead = words["lead"].format(**values) if blocks and "lead" in words else ""
+    shown = tuple(blocks) or (Text(words["absent"]),)
+    sources = tuple(words["sources"]) if blocks else ()
+    return Section(anchor, words["short"], title or words["title"], lead, shown, sources)
+
+
+def facts(caption: str, found: dict[str, Any]) -> Table:
+    """Names and values, nested ones by names with dots."""
+    rows = tuple((name, plain(name, value)) for name, value in flatten(found).items())
+    return Table(caption, ("Name", "Value"), rows)
+
+
+def folded(title: str, blocks: Sequence[Block]) -> list[Block]:
+    """The blocks behind a line; nothing where there are none."""
+    return [Folded(title, tuple(blocks))] if blocks else []

@@ -1,40 +1,17 @@
-"""Numbers as a reader meets them, with units, and sentences made of them."""
+"""Cells and sentences: numbers as a reader meets them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-_NBSP = "\u00a0"
-_MINUS = "\u2212"
 MISSING = "\u2013"
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """`0.612` as `61.2 %`."""
-    return MISSING if share is None else f"{100 * share:.{digits}f}{_NBSP}%"
-
-
-def change(share: float, digits: int = 1) -> str:
-    """A relative change with its sign: `0.05` as `+5.0 %`."""
-    return f"{100 * share:+.{digits}f}{_NBSP}%".replace("-", _MINUS)
-
-
-def points(difference: float, digits: int = 1) -> str:
-    """A difference of two shares in percentage points, with its sign."""
-    return f"{100 * difference:+.{digits}f}{_NBSP}points".replace("-", _MINUS)
-
-
-def signed(difference: float, digits: int = 2) -> str:
-    """A difference of two shares in percentage points, without the unit."""
-    return f"{100 * difference:+.{digits}f}".replace("-", _MINUS)
-
-
-def interval(low: float | None, high: float | None, digits: int = 1) -> str:
-    """`[60.1, 62.3]` in per cent; empty where the table has none."""
-    if low is None or high is None:
-        return ""
-    return f"[{100 * low:.{digits}f},{_NBSP}{100 * high:.{digits}f}]".replace("-", _MINUS)
+_SHARES = ("chance", "fraction", "locality", "overlap", "rate", "ratio", "share", "skew")
+Row = Mapping[str, Any]
+Format = Callable[[float | None], str]
+Cell = Callable[[Row], str]
+"""A cell of a table, written from a row."""
 
 
 def number(value: float | None, significant: int = 3) -> str:
@@ -42,26 +19,66 @@ def number(value: float | None, significant: int = 3) -> str:
     if value is None:
         return MISSING
     if float(value).is_integer():
-        return f"{int(value):,}"
+        return f"{int(value):,}".replace("-", "\u2212")
     if abs(value) < 1e-3:
         return f"{value:.{significant - 1}e}"
-    return f"{value:,.{max(0, significant - 1 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:,.{max(0, significant - 1 - math.floor(math.log10(abs(value))))}f}".replace("-", "\u2212")
 
 
-def mib(value: float | None) -> str:
-    """MiB to three digits."""
-    return MISSING if value is None else f"{number(value)}{_NBSP}MiB"
+def percent(share: float | None, digits: int = 1) -> str:
+    """`0.612` as `61.2 %`."""
+    return MISSING if share is None else f"{100 * share:.{digits}f}\u00a0%".replace("-", "\u2212")
 
 
-def size(num_bytes: float | None) -> str:
-    """Bytes in the unit that fits."""
-    if num_bytes is None:
-        return MISSING
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024 or unit == "GiB":
-            return f"{num_bytes:.0f}{_NBSP}{unit}" if unit == "B" else f"{num_bytes:.2f}{_NBSP}{unit}"
-        num_bytes /= 1024
-    raise AssertionError("the last unit always returns")
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return MISSING if value is None else ("+" if value > 0 else "") + number(value)
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares with its sign, in percentage points."""
+    return MISSING if value is None else f"{100 * value:+.1f}\u00a0points".replace("-", "\u2212")
+
+
+def bounds(row: Row, column: str, form: Format = number) -> str:
+    """The 95 % interval that stands beside a column: `[41.7, 42.8]`; empty where there is none."""
+    ends = [row.get(f"{column}_{end}") for end in ("low", "high")]
+    return "" if None in ends else f"[{', '.join(map(form, ends))}]".replace(" ", "\u00a0")
+
+
+def of(column: str, form: Format = number) -> Cell:
+    """The cell of a column."""
+    return lambda row: form(row[column])
+
+
+def spread(column: str, form: Format = number) -> Cell:
+    """The cell of a column with its interval."""
+    return lambda row: f"{form(row[column])} {bounds(row, column, form)}".strip()
+
+
+def words(column: str) -> Cell:
+    """The cell of a column of text."""
+    return lambda row: MISSING if row[column] is None else str(row[column])
+
+
+def charged(row: Row) -> str:
+    """The latency charged to a policy's predictor in milliseconds, and the break-even latency where it is known."""
+    parts = {
+        "token_step_ms": "{} a token",
+        "layer_step_ms": "{} a layer",
+        "break_even_token_step_ms": "break\u2011even {} a token",
+    }
+    said = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
+    return ", ".join(said) or MISSING
+
+
+def plain(name: str, value: object) -> str:
+    """A fact: a share where its name says so, else a number or text."""
+    if isinstance(value, float) and name.rsplit(".", 1)[-1].rsplit("_", 1)[-1] in _SHARES:
+        return percent(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    return MISSING if value is None else str(value)
 
 
 def listed(items: Sequence[str], most: int = 6) -> str:
@@ -70,3 +87,10 @@ def listed(items: Sequence[str], most: int = 6) -> str:
     if len(items) > most:
         return f"{', '.join(shown)} and {len(items) - most} more"
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def token(text: str | None) -> str:
+    """A token as a reader can see it: blanks and line ends shown."""
+    if not text:
+        return MISSING
+    return text.replace("\u0120", "\u2423").replace("\u010a", "\u23ce").replace(" ", "\u2423").replace("\n", "\u23ce")

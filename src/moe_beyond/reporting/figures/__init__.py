@@ -1,1 +1,1 @@
-"""Charts of the page."""
+"""Charts of the page, and how they become pictures."""

@@ -1,119 +1,66 @@
-"""Light and dark: colours by token, and Vega's configuration for each.
+"""Light and dark: charts are built once with colour tokens such as `@blue`.
 
-Charts are built once with colour tokens such as `@blue`; `paint` (and its twin in report.js) puts a theme's colours in.
-Series colours after Okabe and Ito (colour-blind safe), lightened for the dark page.
+`paint`, and its twin in report.js, puts a mode's colours in. Series colours are after Okabe and Ito (colour-blind
+safe), lightened for the dark page.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal
+from functools import cache
+from textwrap import wrap
+from typing import Any
 
-Mode = Literal["light", "dark"]
+import altair as alt
+import vl_convert
 
-COLOURS: dict[Mode, dict[str, Any]] = {
-    "light": {
-        "page": "#ffffff",
-        "ink": "#1c2430",
-        "muted": "#5a6472",
-        "line": "#e3e7ec",
-        "blue": "#0068ac",
-        "vermilion": "#d1550a",
-        "green": "#00875f",
-        "orange": "#b97a00",
-        "purple": "#b1578d",
-        "sky": "#3d9bd4",
-        "wine": "#7d2248",
-        "teal": "#2d8f8b",
-        "grey": "#a3abb5",
-        "ramp": ["#f4f7fa", "#d3e3f0", "#9cc3de", "#5a9bc8", "#21699f", "#0b3f6b"],
-    },
-    "dark": {
-        "page": "#14181d",
-        "ink": "#e8ecf1",
-        "muted": "#a2acb8",
-        "line": "#2c343d",
-        "blue": "#5cb3f2",
-        "vermilion": "#ff8b4d",
-        "green": "#3cc79a",
-        "orange": "#f0b73e",
-        "purple": "#e59ac6",
-        "sky": "#9bd4fb",
-        "wine": "#e0698f",
-        "teal": "#72d3ce",
-        "grey": "#6f7a86",
-        "ramp": ["#1a2027", "#1d3a52", "#23608c", "#3a8bc2", "#79bbe6", "#cfe8fb"],
-    },
-}
+from moe_beyond.reporting.blocks import TEMPLATES, Chart, Figure
 
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
-
-# colours here are tokens as in the charts
-_CONFIG: dict[str, Any] = {
-    "background": None,
-    "font": FONT,
-    "aria": False,  # the page gives each chart one text; hundreds of unnamed marks help nobody
-    "view": {"stroke": None},
-    "range": {"heatmap": "@ramp"},
-    "axis": {
-        "labelColor": "@muted",
-        "titleColor": "@muted",
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titlePadding": 8,
-        "labelPadding": 6,
-        "gridColor": "@line",
-        "domain": False,
-        "ticks": False,
-        "tickCount": 5,
-        "labelFlush": False,
-    },
-    "axisX": {
-        "grid": False,
-        "domain": True,
-        "domainColor": "@grey",
-        "ticks": True,
-        "tickColor": "@grey",
-        "tickSize": 4,
-    },
-    "legend": {
-        "orient": "bottom",
-        "title": None,
-        "labelColor": "@ink",
-        "titleColor": "@muted",
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "labelLimit": 260,
-        "symbolType": "stroke",
-        "symbolSize": 500,
-        "symbolStrokeWidth": 2.5,
-        "columns": 4,
-        "columnPadding": 12,
-        "offset": 10,
-    },
-    "line": {"strokeWidth": 2.25, "strokeCap": "round", "strokeJoin": "round"},
-    "point": {"filled": True, "size": 36},
-    "style": {
-        "mark-rule": {"color": "@muted", "strokeWidth": 1, "strokeDash": [3, 3]},
-        "mark-text": {"color": "@muted", "fontSize": 11.5, "align": "left", "baseline": "top", "dx": 5},
-        "ring": {"filled": False, "color": "@ink", "strokeWidth": 2, "size": 260, "opacity": 1},
-    },
-}
+VEGA_LITE = "6.4"  # what Altair 6 writes
 
 
-def config() -> dict[str, Any]:
-    """Vega configuration with colour tokens, the same for both modes."""
-    return _CONFIG
+@cache
+def theme() -> dict[str, Any]:
+    """`colours` of both modes by token, and Vega's `config` with colour tokens."""
+    found: dict[str, Any] = json.loads((TEMPLATES / "theme.json").read_text(encoding="utf-8"))
+    return found
 
 
-def paint(spec: dict[str, Any], mode: Mode) -> dict[str, Any]:
-    """Replace every string that is a colour token by that colour of `mode`."""
-    colours = COLOURS[mode]
-
-    def colour(match: re.Match[str]) -> str:
-        return json.dumps(colours[match[1]])
-
-    painted: dict[str, Any] = json.loads(re.sub(r'"@([a-z]+)"', colour, json.dumps(spec)))
+def paint(spec: dict[str, Any], mode: str = "light") -> dict[str, Any]:
+    """Replace every string that is a colour token by that colour of a mode."""
+    colours = theme()["colours"][mode]
+    text = re.sub(r'"@([a-z]+)"', lambda match: json.dumps(colours[match[1]]), json.dumps(spec))
+    painted: dict[str, Any] = json.loads(text)
     return painted
+
+
+def chart_spec(chart: Chart) -> dict[str, Any]:
+    """A chart as Vega-Lite with colour tokens and without configuration."""
+    # a heat map of a large model has more rows than Altair allows unasked
+    with alt.data_transformers.enable("default", max_rows=None):
+        spec: dict[str, Any] = chart.to_dict()
+    spec.pop("config", None)
+    return spec
+
+
+def figure_svg(figure: Figure, width: int) -> str:
+    """The figure as SVG in light colours, its title above; `width` of the plot in CSS pixels."""
+    # letters of these sizes are about so many pixels wide
+    title: dict[str, Any] = {
+        "text": wrap(figure.title, width // 8),
+        "subtitle": wrap(figure.note, width // 6),
+        "anchor": "start",
+    }
+    title |= {"color": "@ink", "fontSize": 15, "offset": 14, "subtitleColor": "@muted", "subtitleFontSize": 12}
+    spec = chart_spec(figure.chart) | {"width": width, "padding": 16, "background": "@page", "title": title}
+    svg: str = vl_convert.vegalite_to_svg(paint(spec | {"config": theme()["config"]}), vl_version=VEGA_LITE)
+    # the library numbers ids through all that it has drawn, and the same figure should be the same file
+    found: dict[str, str] = {}
+    return re.sub(r'(?<=["#])(gradient_|clip)\d+', lambda at: found.setdefault(at[0], f"{at[1]}{len(found)}"), svg)
+
+
+def svg_png(svg: str, scale: float) -> bytes:
+    """A drawing as PNG, `scale` pixels per CSS pixel."""
+    png: bytes = vl_convert.svg_to_png(svg, scale=scale)
+    return png

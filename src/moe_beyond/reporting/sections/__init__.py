@@ -1,1 +1,1 @@
-"""Sections of the page."""
+"""Sections of the page: tables in, blocks out."""
