@@ -44,7 +44,10 @@ class Device(Settings):
     """Fast memory for weights, of which the cache is a part; null where nobody has said."""
 
     def transfer_ms(self, num_bytes: Amount) -> Amount:
-        """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes."""
+        """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes.
+
+        That is its bytes over the bandwidth, and the setup over the lanes.
+        """
         return num_bytes / (self.link_gb_per_s * 1e9) * MILLISECONDS + self.setup_us / self.lanes / 1e3
 
     def read_ms(self, num_bytes: Amount) -> Amount:

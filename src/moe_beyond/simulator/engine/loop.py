@@ -53,7 +53,7 @@ class Run:
         time_N: Milliseconds of each event.
         stall_N: The part of it in which the processor waited for the link.
         outcome_A: What became of each access, a number of `usage`.
-        evictions_N: Experts that left in each event.
+        evictions_N: Experts that left in each event; not those of a cache that was emptied before it.
         wasted_N: Those of them that had been prefetched and were not used.
     """
 

@@ -38,7 +38,7 @@ ADMITTED = 4
 NEXT_USE = 5
 """Event of the next use: only bounds may read it."""
 SCORE = 6
-"""What the policy's own `scores_SM` says in this step."""
+"""What the policy's own `scores_SM` says in this step; while its token step takes time, still in the step before."""
 LAYER = 7
 """Index of the expert's layer."""
 SECOND_SCORE = 8

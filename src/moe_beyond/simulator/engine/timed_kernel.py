@@ -9,6 +9,27 @@ highest priority first. A prefetch that has not begun when its layer asks is dro
 A layer step of a predictor keeps the processor between router and experts, while demand is loading. What finds no room
 waits until the next event, when something may leave.
 
+In detail, where an ask is a prefetch request:
+
+- An event has four parts: the token step of the predictor, what the layer computes ahead of its experts, the layer step
+  of the predictor, and the experts. The link prefetches in each of them, in the third only in what is left of it when
+  demand has loaded. A prefetch begins only while time is left in the part, and has its place in the cache from then on;
+  it is counted for the event in which it begins.
+- Requests known before an event count from the end of its token step on, those known when its router has chosen from
+  the end of its layer step on. Until the token step has ended the link prefetches by earlier requests, and ranks read
+  the scores of the step before.
+- Of all requests the link looks at the next expert, which is the first that is neither resident nor under way; those
+  passed over are not looked at again. If there is no space for it, its event has to wait until the next event, even if
+  another request replaces this one. What has left to make space for it stays away all the same.
+- What demand loads is admitted at once, even above the budget; then experts leave, before the third part.
+- An expert that is being prefetched may not leave, nor one that a request names until the request's event has ended.
+  But when experts leave for what an event has used, those named for this same event may leave too. The experts that an
+  event uses are protected from then until it has ended, unless the policy bypasses. Where all who are left are
+  protected and the budget is still exceeded, nobody is protected, unless it may be overrun. A prefetch whose expert
+  leaves is given up.
+- A cache that is emptied before an event gives up the prefetch under way and drops all that have not begun. Those who
+  leave then are not counted as evictions.
+
 Shape suffixes: N events, A accesses, M experts of the model, Q asks, X experts asked for, Z moments (two an event),
 L layers, V precisions, R rows of counts, C counters, G groups that share a budget, W ways of giving up weight.
 """
@@ -84,7 +105,7 @@ def _finish(experts: Experts, link: npt.NDArray[np.int64]) -> None:
 def _drop(experts: Experts, link: npt.NDArray[np.int64]) -> None:
     """Give up the prefetch under way, where it has lost its place."""
     if link[LOADING] != _NOTHING and experts[PLACE, link[LOADING]] == ABSENT:
-        experts[PROTECTED, link[LOADING]] = NEVER_PROTECTED
+        experts[PROTECTED, link[LOADING]] = link[UNTIL]
         link[LOADING] = _NOTHING
 
 
@@ -110,7 +131,10 @@ def _ask(
     first: int,
     end: int,
 ) -> None:
-    """Let asks replace earlier ones for the same layer; whom they name is spared until that layer has asked."""
+    """Let asks replace earlier ones for the same layer; whom they name is spared until the end of the event.
+
+    From the evictions of that event's own accesses they are spared only until its router has chosen.
+    """
     for ask in range(first, end):
         layer, stamp = layer_N[target_Q[ask]], 2 * target_Q[ask]
         link[FARTHEST] = max(link[FARTHEST], target_Q[ask])
@@ -304,8 +328,9 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         units_VM: What each expert takes of its budget at each precision.
         transfer_ms_VM: Milliseconds that the link needs for each expert.
         read_ms_VM: Milliseconds that the processor needs to use it.
-        think_ms_N: Time before an event in which the predictor works and nothing new can be prefetched.
-        layer_think_ms_N: Time between an event's router and its experts in which the predictor works.
+        think_ms_N: Time before an event in which the predictor works; only what was asked for earlier is prefetched.
+        layer_think_ms_N: Time between an event's router and its experts in which the predictor works; demand loads
+            meanwhile, and then only what was asked for earlier is prefetched.
         dense_ms_N: Time of the event's layer before its experts are known.
 
     Returns:
@@ -385,7 +410,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                         expert,
                         access,
                         step,
-                        row,
+                        row_A[access] if len(row_A) else row,
                         NEVER_PROTECTED if bypass else 2 * event + 1,
                     )
                     if outcome >= MISSED:

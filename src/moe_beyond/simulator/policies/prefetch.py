@@ -29,11 +29,13 @@ class Prefetch(Policy):
 
     Attributes:
         predictor: Name of the predictor, for tables.
-        probabilities_TLE: Its token step's answer for the trace that is replayed.
+        probabilities_TLE: Its token step's answer for the trace that is replayed; of several prompts at once, what
+            `Events.by_step` makes of it.
         width: Experts fetched at most per layer.
         eviction: The policy underneath.
         threshold: An expert below this probability is not fetched.
-        layers_HTLE: Its layer step's answer, as `predictor.base.LayerPredictor` gives it; None: the token step alone.
+        layers_HTLE: Its layer step's answer, as `predictor.base.LayerPredictor` gives it, or `Events.by_step` along
+            axis 1; None: the token step alone.
         token_step_ms: Charged for its token step.
         layer_step_ms: Charged for its layer step.
     """

@@ -28,8 +28,9 @@ class Prefetches:
     """Asks, in order of the moment from which each is known.
 
     An ask is for one event. A later ask for the same event replaces of the earlier one what has not begun to load; one
-    that names nobody withdraws it. What has not begun when the event's router has chosen is dropped. While the link is
-    free, the expert of the highest priority among all asks is loaded next.
+    that names nobody withdraws it. What has not begun when the event's router has chosen is dropped, and so is, for all
+    events, what has not begun when the cache is emptied. While the link is free, the expert of the highest priority
+    among all asks is loaded next.
 
     Attributes:
         known_Q: int64, rising; the moment (`before` or `when_routed` of an event) from which the ask is known.
@@ -86,7 +87,7 @@ class Prefetches:
         if ((known_Q > 2 * target_Q) | (far_Q & (events.step_N[asking_Q] != events.step_N[target_Q]))).any():
             raise ValueError("a prefetch must be known before its event begins, and be for the same step or L events")
         if priorities_X is None:
-            priorities_X = np.repeat(-events.layer_N[target_Q], counts_Q).astype(np.float32)
+            priorities_X = np.zeros(int(counts_Q.sum()), np.float32)
         ask_X = np.repeat(np.arange(len(known_Q)), counts_Q)
         rank_Q = np.empty(len(known_Q), np.int64)
         order_Q = np.argsort(known_Q, kind="stable")
@@ -101,7 +102,11 @@ class Prefetches:
         )
 
     def within(self, events: Events, lookahead: int) -> Prefetches:
-        """The same, but no ask before its event is `lookahead` events or fewer away."""
+        """The same, but no ask before its event is `lookahead` events or fewer away.
+
+        An ask that is known too early counts from the moment before that event on. Of two for one event the one that
+        was known later still holds.
+        """
         earliest_Q = np.maximum(self.target_Q - lookahead, 0)
         known_Q = np.maximum(self.known_Q, before(earliest_Q))
         if (known_Q[1:] >= known_Q[:-1]).all():

@@ -1,0 +1,474 @@
+"""A slow, obvious event loop with a clock: dicts, sets and loops, written from the documentation.
+
+It shares no code with the compiled loops. Its rules:
+
+**Time.** An event is one layer of one step. A processor computes it; beside the processor a link loads experts, one
+after another. An event has four parts, and the link prefetches during each:
+
+1. The token step of the predictor works. Its prediction is not there yet: ranks read the scores of the step before, and
+   only the prefetch requests known from earlier moments count.
+2. The layer computes what comes ahead of its experts. The requests known before the event count from here on.
+3. The router has chosen. What is missing is loaded by demand, one expert after another; a prefetch under way pauses
+   meanwhile. An accessed expert whose prefetch is under way is waited for: that takes as long as its rest needs. The
+   layer step of the predictor works at the same time. Where loading takes longer, the processor stalls for the
+   difference; where the layer step takes longer, the link prefetches for the difference.
+4. The experts compute, one after another. The requests known when the router had chosen count from here on.
+
+**Prefetch requests.** A request names experts for one coming event, each with a priority, the most wanted first. It
+replaces an earlier request for the same event; what of that is loaded, or under way, stays. With a lookahead of H no
+request counts earlier than before the event that lies H events ahead of its own.
+
+The link takes one expert after another: of the first experts of all requests the one of the highest priority, of equal
+ones that of the sooner event. Experts that are resident, or on their way, are passed over for good. A prefetch begins
+only while time is left in a part, and takes its place in the cache then. If there is no space for it, its event has to
+wait until the next event, even if another request replaces this one. When a router has chosen, what has not begun for
+its event is dropped; a prefetch under way goes on.
+
+**Space.** An expert that comes in by demand is admitted at once, even above the budget. After that, before part 3 goes
+on, experts of the budget's group leave until it is kept. To make space for a prefetch, experts leave until it fits or
+all that are left are protected. The lowest rank leaves first, of equal ones the least recently used (before those an
+expert that was never used), of these the lowest id. Protected are
+
+- the expert whose prefetch is under way;
+- the experts that a request names, until its event has ended; but from what leaves to keep the budget after the event's
+  accesses they are protected only if their event is still to come;
+- the event's own experts, from its accesses to its end, unless the policy bypasses.
+
+If all who are left are protected and an event's accesses still exceed the budget, nobody is protected, unless overrun
+is allowed. A prefetch under way whose expert leaves is given up.
+
+**Emptying.** Ahead of an event that is to start cold all experts leave, nothing of the past is remembered, and every
+prefetch that is under way or has not begun is dropped. It is no eviction.
+
+**Counting.** An access is a hit; a prefetched hit, if it is the first use of a prefetched expert; late, if its prefetch
+is under way; or a miss. A prefetch is counted, with its bytes, in the event in which it begins, and there as useful or
+useless once that is known; at the end of the trace, what was never used was useless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+HIT, PREFETCHED, LATE, MISSED = "hit", "prefetched", "late", "missed"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prefetch request.
+
+    Attributes:
+        known: 2 * n if it is known before event n, 2 * n + 1 if it is when the router of event n has chosen.
+        event: The event that it is for.
+        experts: The experts that it names, the most wanted first.
+        priorities: Of each of them.
+    """
+
+    known: int
+    event: int
+    experts: list[int]
+    priorities: list[float]
+
+
+@dataclass
+class Past:
+    """What a rank may read."""
+
+    layer_of: list[int]
+    last_use: dict[int, int] = field(default_factory=dict)
+    last_step: dict[int, int] = field(default_factory=dict)
+    uses: dict[int, int] = field(default_factory=dict)
+    uses_resident: dict[int, int] = field(default_factory=dict)
+    admission: dict[int, int] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+    """Of each expert; second scores, if there are any, follow after those of all experts."""
+
+    def used_last(self, expert: int) -> int:
+        """The access that used the expert last, or -1."""
+        return self.last_use.get(expert, -1)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return max(self.layer_of) + 1
+
+
+@dataclass(frozen=True)
+class Now:
+    """Where the replay stands: the access that comes next, the step, and its last layer whose router has chosen."""
+
+    access: int
+    step: int
+    layer: int
+
+
+Rank = Callable[[Past, int, Now], float]
+"""Of an expert: the lowest leaves first."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that a replay depends on; lists have an entry for each event or each expert of the model."""
+
+    # of each event
+    members: list[list[int]]
+    layers: list[int]
+    steps: list[int]
+    starts_cold: list[bool]
+    token_step_ms: list[float]
+    layer_step_ms: list[float]
+    dense_ms: list[float]
+    # of each expert
+    layer_of: list[int]
+    bytes_of: list[int]
+    units_of: list[int]
+    group_of: list[int]
+    transfer_ms: list[float]
+    compute_ms: list[float]
+    # of each group
+    budgets: list[int]
+    # the policy
+    rank: Rank
+    requests: list[Request]
+    scores: list[list[float]]
+    """No row, one for all steps, or one a step."""
+    bypass: bool = False
+    overrun: bool = False
+    loses_protection: bool = False
+    """Against the rules, an expert whose prefetch is given up is no longer protected by the request that names it."""
+
+
+@dataclass
+class Record:
+    """What happened in an event."""
+
+    outcomes: list[str] = field(default_factory=list)
+    time_ms: float = 0.0
+    stall_ms: float = 0.0
+    evictions: int = 0
+    wasted: int = 0
+    demand_bytes: int = 0
+    prefetches: int = 0
+    prefetch_bytes: int = 0
+    useful: int = 0
+    useless: int = 0
+
+
+def replay(case: Case) -> list[Record]:
+    """Replay all events."""
+    return _Replay(case).run()
+
+
+class _Replay:
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.records = [Record() for _ in case.members]
+        self.past = Past(case.layer_of)
+        self.resident: set[int] = set()
+        self.begun_in: dict[int, int] = {}  # of prefetched experts that nothing has used: the event of the prefetch
+        self.under_way: int | None = None
+        self.rest_ms = 0.0  # of the prefetch under way
+        self.waiting: dict[int, list[tuple[int, float]]] = {}  # by event: experts to prefetch, and their priorities
+        self.named: dict[int, set[int]] = {}  # by event: the experts that its request names
+        self.without_space: set[int] = set()  # events whose requests wait until the next event
+        self.own: set[int] = set()
+        self.event = 0
+        self.routed = -1
+        self.accesses = 0
+        self.admissions = 0
+
+    def run(self) -> list[Record]:
+        for event in range(len(self.case.members)):
+            self.event = event
+            self.replay_event()
+        for event in self.begun_in.values():
+            self.records[event].useless += 1
+        return self.records
+
+    # the parts of an event
+
+    def replay_event(self) -> None:
+        case, event, record = self.case, self.event, self.records[self.event]
+        self.start_event()
+
+        self.prefetch_for(case.token_step_ms[event])
+
+        self.read_scores()
+        self.hear_requests(known=2 * event)
+        self.prefetch_for(case.dense_ms[event])
+
+        self.routed = case.layers[event]
+        self.waiting.pop(event, None)
+        loading_ms = self.access_members()
+        self.keep_budget()
+        self.prefetch_for(case.layer_step_ms[event] - loading_ms)
+
+        self.hear_requests(known=2 * event + 1)
+        experts_ms = sum(case.compute_ms[expert] for expert in case.members[event])
+        self.prefetch_for(experts_ms)
+
+        record.stall_ms = max(0.0, loading_ms - case.layer_step_ms[event])
+        record.time_ms = (
+            case.token_step_ms[event] + case.dense_ms[event] + case.layer_step_ms[event] + record.stall_ms + experts_ms
+        )
+
+    def start_event(self) -> None:
+        steps = self.case.steps
+        self.own = set()
+        self.without_space = set()
+        self.named.pop(self.event - 1, None)
+        if self.event == 0 or steps[self.event] != steps[self.event - 1]:
+            self.routed = -1
+        if self.case.starts_cold[self.event]:
+            self.empty()
+
+    def empty(self) -> None:
+        for event in self.begun_in.values():
+            self.records[event].useless += 1
+        self.begun_in.clear()
+        self.resident.clear()
+        self.waiting.clear()
+        self.give_up_prefetch()
+        self.past = Past(self.case.layer_of, scores=self.past.scores)
+
+    def read_scores(self) -> None:
+        rows = self.case.scores
+        if rows:
+            self.past.scores = rows[0] if len(rows) == 1 else rows[self.case.steps[self.event]]
+
+    def hear_requests(self, known: int) -> None:
+        for request in self.case.requests:
+            if request.known == known:
+                self.waiting[request.event] = list(zip(request.experts, request.priorities, strict=True))
+                self.named[request.event] = set(request.experts)
+
+    # accesses
+
+    def access_members(self) -> float:
+        """Returns how long loading takes."""
+        loading_ms = 0.0
+        for expert in self.case.members[self.event]:
+            outcome = self.outcome_of(expert)
+            self.records[self.event].outcomes.append(outcome)
+            if outcome == LATE:
+                loading_ms += self.rest_ms
+                self.under_way = None
+            if outcome == MISSED:
+                loading_ms += self.case.transfer_ms[expert]
+                self.records[self.event].demand_bytes += self.case.bytes_of[expert]
+                self.admit(expert)
+            self.use(expert)
+        self.own = set(self.case.members[self.event])
+        return loading_ms
+
+    def outcome_of(self, expert: int) -> str:
+        if expert == self.under_way:
+            return LATE
+        if expert in self.begun_in:
+            return PREFETCHED
+        return HIT if expert in self.resident else MISSED
+
+    def use(self, expert: int) -> None:
+        if expert in self.begun_in:
+            self.records[self.begun_in.pop(expert)].useful += 1
+        self.past.last_use[expert] = self.accesses
+        self.past.last_step[expert] = self.case.steps[self.event]
+        self.past.uses[expert] = self.past.uses.get(expert, 0) + 1
+        self.past.uses_resident[expert] += 1
+        self.accesses += 1
+
+    def admit(self, expert: int) -> None:
+        self.resident.add(expert)
+        self.admissions += 1
+        self.past.admission[expert] = self.admissions
+        self.past.uses_resident[expert] = 0
+
+    # the link
+
+    def prefetch_for(self, time_ms: float) -> None:
+        while time_ms > 0:
+            if self.under_way is None and not self.begin_prefetch():
+                return
+            if self.rest_ms > time_ms:
+                self.rest_ms -= time_ms
+                return
+            time_ms -= self.rest_ms
+            self.under_way = None
+
+    def begin_prefetch(self) -> bool:
+        """Returns whether there was anything to prefetch, and space for it."""
+        event = self.most_wanted()
+        while event is not None:
+            expert, _ = self.waiting[event][0]
+            if self.make_space_for(expert):
+                self.waiting[event].pop(0)
+                self.admit(expert)
+                self.begun_in[expert] = self.event
+                self.records[self.event].prefetches += 1
+                self.records[self.event].prefetch_bytes += self.case.bytes_of[expert]
+                self.under_way = expert
+                self.rest_ms = self.case.transfer_ms[expert]
+                return True
+            self.without_space.add(event)
+            event = self.most_wanted()
+        return False
+
+    def most_wanted(self) -> int | None:
+        """The event whose request has the first expert of the highest priority."""
+        best: int | None = None
+        highest = float("-inf")
+        for event in sorted(self.waiting):
+            experts = self.waiting[event]
+            if event in self.without_space:
+                continue
+            while experts and experts[0][0] in self.resident:
+                experts.pop(0)
+            if experts and experts[0][1] > highest:
+                best, highest = event, experts[0][1]
+        return best
+
+    def give_up_prefetch(self) -> None:
+        if self.case.loses_protection:
+            for experts in self.named.values():
+                experts.discard(-1 if self.under_way is None else self.under_way)
+        self.under_way = None
+
+    # space
+
+    def keep_budget(self) -> None:
+        for group in {self.case.group_of[expert] for expert in self.case.members[self.event]}:
+            budget = self.case.budgets[group]
+            self.let_leave(group, budget, self.own_unless_bypassed() | self.named_for(self.event + 1))
+            if not self.case.overrun:
+                self.let_leave(group, budget, set())
+
+    def make_space_for(self, expert: int) -> bool:
+        group = self.case.group_of[expert]
+        limit = self.case.budgets[group] - self.case.units_of[expert]
+        self.let_leave(group, limit, self.own_unless_bypassed() | self.named_for(self.event))
+        return self.units_used(group) <= limit
+
+    def own_unless_bypassed(self) -> set[int]:
+        return set() if self.case.bypass else self.own
+
+    def named_for(self, first_event: int) -> set[int]:
+        """Experts that requests for this event and later ones name, and the one under way."""
+        named = {expert for event, experts in self.named.items() if event >= first_event for expert in experts}
+        return named if self.under_way is None else named | {self.under_way}
+
+    def units_used(self, group: int) -> int:
+        return sum(self.case.units_of[expert] for expert in self.resident if self.case.group_of[expert] == group)
+
+    def let_leave(self, group: int, limit: int, protected: set[int]) -> None:
+        now = Now(self.accesses, self.case.steps[self.event], self.routed)
+        while self.units_used(group) > limit:
+            candidates = [e for e in self.resident if self.case.group_of[e] == group and e not in protected]
+            if not candidates:
+                return
+            ranks = {e: (self.case.rank(self.past, e, now), self.past.used_last(e), e) for e in candidates}
+            self.evict(min(candidates, key=lambda expert: ranks[expert]))
+
+    def evict(self, expert: int) -> None:
+        self.resident.discard(expert)
+        self.records[self.event].evictions += 1
+        if expert in self.begun_in:
+            self.records[self.event].wasted += 1
+            self.records[self.begun_in.pop(expert)].useless += 1
+        if expert == self.under_way:
+            self.give_up_prefetch()
+
+
+# ranks of policies
+
+
+def _expected_wait(past: Past, expert: int, now: Now, *, persistence: float, memory: float, rarest: float) -> float:
+    num_layers, num_experts = past.num_layers, len(past.layer_of)
+    chance, rate = past.scores[expert], max(past.scores[num_experts + expert], rarest)
+    layers_until_turn = past.layer_of[expert] - now.layer
+    if layers_until_turn <= 0:
+        # its turn has passed: the next one is in the next token
+        layers_until_turn += num_layers
+        used = 1.0 if past.last_step.get(expert) == now.step else 0.0
+        rate = max(rate + memory * (used - rate), rarest)
+        chance = rate + persistence * (chance - rate)
+    return -(layers_until_turn + (1 - chance) * num_layers / rate)
+
+
+def anticipate(persistence: float, memory: float, rarest: float) -> Rank:
+    """The longest expected wait, in layers, leaves first."""
+    return lambda past, expert, now: _expected_wait(
+        past, expert, now, persistence=persistence, memory=memory, rarest=rarest
+    )
+
+
+RANKS: dict[str, Rank] = {
+    "lru": lambda past, expert, now: past.used_last(expert),
+    "lfu": lambda past, expert, now: past.uses.get(expert, 0),
+    "lfu_resident": lambda past, expert, now: past.uses_resident[expert],
+    "lfru": lambda past, expert, now: past.uses.get(expert, 0) / (now.access - past.used_last(expert)),
+    "fifo": lambda past, expert, now: past.admission[expert],
+    "least_stale": lambda past, expert, now: past.admission[expert] + 1e9 * (past.last_step.get(expert) == now.step),
+    "static": lambda past, expert, now: past.scores[expert],
+}
+
+
+# what requests and times come from
+
+
+def within(requests: Sequence[Request], lookahead: int) -> list[Request]:
+    """The same requests, none known before its event is `lookahead` events ahead or fewer."""
+    moved = [
+        Request(max(r.known, 2 * (r.event - lookahead)), r.event, r.experts, r.priorities)
+        for r in sorted(requests, key=lambda request: request.known)
+    ]
+    return sorted(moved, key=lambda request: request.known)
+
+
+def most_probable(probabilities: Sequence[float], layer: int, width: int, threshold: float) -> list[int]:
+    """The most probable experts of a layer, at most `width`, none below the threshold; ties by lower id."""
+    ranked = sorted(range(len(probabilities)), key=lambda expert: (-probabilities[expert], expert))
+    return [layer * len(probabilities) + e for e in ranked[:width] if probabilities[e] >= threshold]
+
+
+def predicted(
+    layers: list[int],
+    steps: list[int],
+    token_step: list[list[list[float]] | None],
+    layer_step: list[list[list[list[float]] | None]],
+    *,
+    width: int,
+    threshold: float,
+) -> list[Request]:
+    """The requests of a predictor; of two experts of equal priority the one for the sooner event counts as higher.
+
+    Args:
+        layers: Layer of each event.
+        steps: Step of each event.
+        token_step: Of each step the probabilities by layer and expert, known before its first event; None for a step
+            that nobody predicts.
+        layer_step: The same for one layer ahead, two layers ahead and so on, known when the router so many layers
+            before has chosen.
+        width: Experts of a request at most.
+        threshold: The least probability.
+    """
+    requests = []
+    for event, (layer, step) in enumerate(zip(layers, steps, strict=True)):
+        sources = [(2 * steps.index(step), token_step[step])]
+        for distance, of_steps in enumerate(layer_step, start=1):
+            if event >= distance and steps[event - distance] == step:
+                sources.append((2 * (event - distance) + 1, of_steps[step]))
+        for known, probabilities in sources:
+            if probabilities is not None:
+                experts = most_probable(probabilities[layer], layer, width, threshold)
+                requests.append(Request(known, event, experts, [float(-event)] * len(experts)))
+    return requests
+
+
+def transfer_ms(num_bytes: int, *, link_gb_per_s: float, setup_us: float, lanes: int) -> float:
+    """Time of one load: its bytes over the bandwidth, and its share of a setup that all lanes hide together."""
+    return num_bytes / (link_gb_per_s * 1e9) * 1e3 + setup_us / lanes / 1e3
+
+
+def read_ms(num_bytes: int, *, memory_gb_per_s: float) -> float:
+    """Time in which the processor reads so many bytes of its own memory."""
+    return num_bytes / (memory_gb_per_s * 1e9) * 1e3
