@@ -26,15 +26,15 @@ class Times:
     Attributes:
         transfer_VM: Loading each expert at each precision.
         read_VM: Computing with it.
-        think_N: The predictor's token step, ahead of an event.
-        layer_think_N: Its layer step, between an event's router and its experts.
+        token_step_N: The predictor's token step, ahead of an event.
+        layer_step_N: Its layer step, between an event's router and its experts.
         dense_N: What else an event computes, ahead of its router's choice.
     """
 
     transfer_VM: npt.NDArray[np.float64]
     read_VM: npt.NDArray[np.float64]
-    think_N: npt.NDArray[np.float64]
-    layer_think_N: npt.NDArray[np.float64]
+    token_step_N: npt.NDArray[np.float64]
+    layer_step_N: npt.NDArray[np.float64]
     dense_N: npt.NDArray[np.float64]
 
     @classmethod
@@ -98,8 +98,8 @@ def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times
         2 * events.num_prompts,
         times.transfer_VM,
         times.read_VM,
-        times.think_N,
-        times.layer_think_N,
+        times.token_step_N,
+        times.layer_step_N,
         times.dense_N,
     )
     replay = prepared.result(budget, counts_RC, given_up_RW, misses_N)

@@ -300,8 +300,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     num_rows: int,
     transfer_ms_VM: npt.NDArray[np.float64],
     read_ms_VM: npt.NDArray[np.float64],
-    think_ms_N: npt.NDArray[np.float64],
-    layer_think_ms_N: npt.NDArray[np.float64],
+    token_step_ms_N: npt.NDArray[np.float64],
+    layer_step_ms_N: npt.NDArray[np.float64],
     dense_ms_N: npt.NDArray[np.float64],
 ) -> tuple[
     npt.NDArray[np.int64],
@@ -328,8 +328,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         units_VM: What each expert takes of its budget at each precision.
         transfer_ms_VM: Milliseconds that the link needs for each expert.
         read_ms_VM: Milliseconds that the processor needs to use it.
-        think_ms_N: Time before an event in which the predictor works; only what was asked for earlier is prefetched.
-        layer_think_ms_N: Time between an event's router and its experts in which the predictor works; demand loads
+        token_step_ms_N: Time before an event in which the predictor works; only what was asked for earlier is prefetched.
+        layer_step_ms_N: Time between an event's router and its experts in which the predictor works; demand loads
             meanwhile, and then only what was asked for earlier is prefetched.
         dense_ms_N: Time of the event's layer before its experts are known.
 
@@ -373,7 +373,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         for part in range(4):
             if part == THINKING:
                 # what the predictor will say cannot be asked for yet
-                time_ms = think_ms_N[event]
+                time_ms = token_step_ms_N[event]
             elif part == BEFORE_EXPERTS:
                 time_ms = dense_ms_N[event]
                 if len(scores_SM) > 1 and (event == 0 or step != step_N[event - 1]):
@@ -430,7 +430,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                         make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
                     _drop(experts, link)
                 # demand loads first; what the predictor needs beyond that is the prefetches'
-                time_ms = layer_think_ms_N[event] - wait_ms
+                time_ms = layer_step_ms_N[event] - wait_ms
             else:
                 time_ms = expert_ms
                 first, last = ask_offsets_Z[2 * event + 1], ask_offsets_Z[2 * event + 2]
@@ -456,8 +456,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                     layer,
                     at,
                 )
-        stall_N[event] = max(0.0, wait_ms - layer_think_ms_N[event])
-        time_N[event] = think_ms_N[event] + dense_ms_N[event] + layer_think_ms_N[event] + stall_N[event] + expert_ms
+        stall_N[event] = max(0.0, wait_ms - layer_step_ms_N[event])
+        time_N[event] = token_step_ms_N[event] + dense_ms_N[event] + layer_step_ms_N[event] + stall_N[event] + expert_ms
         evictions_N[event] = counts_RC[row, EVICTIONS] - evicted
         wasted_N[event] = groups[WASTED, 0] - wasted
     count_useless(experts, counts_RC)

@@ -155,19 +155,24 @@ def timed_sweep(
 
 def timed_run(prepared: Prepared, budget: Budget, device: Device, workload: Workload) -> Run:
     """One replay with a clock, event by event."""
+    lookahead = workload.lookahead if prepared.policy.lookahead is None else prepared.policy.lookahead
+    prefetches = prepared.prefetches.within(prepared.events, lookahead)
+    return run(prepared, prefetches, budget, times_of(prepared, device, workload))
+
+
+def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:
+    """How long everything takes that a policy does on a device."""
     policy, events = prepared.policy, prepared.events
-    lookahead = workload.lookahead if policy.lookahead is None else policy.lookahead
     bytes_VM = np.rint(np.repeat(workload.expert_bytes_L, events.metadata.num_experts) * prepared.size_VM)
     dense_N, _ = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
     slowdown = device.predictor_slowdown
-    times = Times(
+    return Times(
         transfer_VM=device.transfer_ms(bytes_VM),
         read_VM=device.read_ms(bytes_VM),
-        think_N=_token_step_N(events) * policy.token_step_ms * slowdown,
-        layer_think_N=_layer_step_N(events) * policy.layer_step_ms * slowdown,
+        token_step_N=_token_step_N(events) * policy.token_step_ms * slowdown,
+        layer_step_N=_layer_step_N(events) * policy.layer_step_ms * slowdown,
         dense_N=dense_N,
     )
-    return run(prepared, prepared.prefetches.within(events, lookahead), budget, times)
 
 
 def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload: Workload) -> TimedReplay:

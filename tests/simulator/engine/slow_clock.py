@@ -134,8 +134,6 @@ class Case:
     """No row, one for all steps, or one a step."""
     bypass: bool = False
     overrun: bool = False
-    loses_protection: bool = False
-    """Against the rules, an expert whose prefetch is given up is no longer protected by the request that names it."""
 
 
 @dataclass
@@ -228,7 +226,7 @@ class _Replay:
         self.begun_in.clear()
         self.resident.clear()
         self.waiting.clear()
-        self.give_up_prefetch()
+        self.under_way = None
         self.past = Past(self.case.layer_of, scores=self.past.scores)
 
     def read_scores(self) -> None:
@@ -327,12 +325,6 @@ class _Replay:
                 best, highest = event, experts[0][1]
         return best
 
-    def give_up_prefetch(self) -> None:
-        if self.case.loses_protection:
-            for experts in self.named.values():
-                experts.discard(-1 if self.under_way is None else self.under_way)
-        self.under_way = None
-
     # space
 
     def keep_budget(self) -> None:
@@ -375,7 +367,7 @@ class _Replay:
             self.records[self.event].wasted += 1
             self.records[self.begun_in.pop(expert)].useless += 1
         if expert == self.under_way:
-            self.give_up_prefetch()
+            self.under_way = None
 
 
 # ranks of policies
