@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_beyond.devices.device import Device
+from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.cache import (
     ACCESSES,
@@ -25,19 +27,17 @@ from moe_beyond.simulator.engine.cache import (
     USEFUL,
     USELESS,
 )
-from moe_beyond.devices.device import Device
-from moe_beyond.devices.workload import Workload
-from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.simulator.engine.loop import Run, Times, run
-from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
-from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
-from moe_beyond.simulator.policies.static import StaticPopularity
-from moe_beyond.simulator.policies.prefetch import Prefetch
-from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.simulator.engine.prepared import Prepared, prepare
 from moe_beyond.simulator.engine.timing import timed_replay, times_of
 from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, NUM_GIVEN_UP, PREFETCHED
+from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
+from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.policies.static import StaticPopularity
+from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.traces.schema import TraceMetadata
 from tests.simulator.engine import slow_clock
 from tests.simulator.engine.slow_clock import Case, Record, Request

@@ -328,7 +328,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         units_VM: What each expert takes of its budget at each precision.
         transfer_ms_VM: Milliseconds that the link needs for each expert.
         read_ms_VM: Milliseconds that the processor needs to use it.
-        token_step_ms_N: Time before an event in which the predictor works; only what was asked for earlier is prefetched.
+        token_step_ms_N: Time before an event in which the predictor works; only what was requested earlier is
+            prefetched.
         layer_step_ms_N: Time between an event's router and its experts in which the predictor works; demand loads
             meanwhile, and then only what was asked for earlier is prefetched.
         dense_ms_N: Time of the event's layer before its experts are known.
