@@ -93,13 +93,18 @@ def main_root(root: Path) -> Path:
 
 def tracking_uri(root: Path) -> str:
     """`MLFLOW_TRACKING_URI`, or the database of the checkout."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE_FILE}{main_root(root) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _database_here(root)
 
 
-def destination() -> dict[str, str]:
+def destination(root: Path) -> dict[str, str]:
     """Address, without passwords, and experiment as a record holds them."""
-    address = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    uri = tracking_uri(root)
+    address = "" if uri == _database_here(root) else without_secrets(uri)
     return {"address": address, "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT}
+
+
+def _database_here(root: Path) -> str:
+    return f"{_SQLITE_FILE}{main_root(root) / 'mlflow.db'}"
 
 
 @contextmanager
@@ -115,7 +120,7 @@ def asking(root: Path) -> Iterator[Mlflow]:
     uri = tracking_uri(root)
     try:
         with _alone(uri, root):
-            connection = _connect(uri)
+            connection = _connect(uri, destination(root)["experiment"])
         yield connection
     except MLFLOW_ERRORS as error:
         raise MlflowMissingError(
@@ -124,8 +129,7 @@ def asking(root: Path) -> Iterator[Mlflow]:
         ) from error
 
 
-def _connect(uri: str) -> Mlflow:
-    name = destination()["experiment"]
+def _connect(uri: str, name: str) -> Mlflow:
     _probe(uri)
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
@@ -205,7 +209,7 @@ class Sent:
 
 def keep_here(root: Path, record: Record) -> None:
     """Keep a record for the MLflow of now."""
-    keep(main_root(root), record.model_copy(update=destination()))
+    keep(main_root(root), record.model_copy(update=destination(root)))
 
 
 def log_run(root: Path, record: Record) -> None:
@@ -231,7 +235,7 @@ def send(root: Path) -> Sent:
     Args:
         root: The project's root, or a copy of it, where artifacts may lie.
     """
-    sent, uri, here = Sent(), tracking_uri(root), destination()
+    sent, uri, here = Sent(), tracking_uri(root), destination(root)
     records: dict[Path, Record] = {}
     for path in waiting(main_root(root)):
         try:
@@ -247,7 +251,7 @@ def send(root: Path) -> Sent:
     if records:
         try:
             with _alone(uri, root):
-                _send(_connect(uri), root, records, sent)
+                _send(_connect(uri, here["experiment"]), root, records, sent)
         except MLFLOW_ERRORS as error:
             reason = f"{without_secrets(uri)}: {_reason(error)}"
             left = {path: (record.name, reason) for path, record in records.items() if path.exists()}
@@ -256,7 +260,7 @@ def send(root: Path) -> Sent:
 
 
 def _send(to: Mlflow, root: Path, records: dict[Path, Record], sent: Sent) -> None:
-    for path, record in records.items():
+    for path, record in sorted(records.items(), key=lambda item: item[1].end_ms):
         try:
             lost = log_record(to, root, record)
         except MLFLOW_ERRORS as error:

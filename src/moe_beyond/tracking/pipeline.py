@@ -49,8 +49,8 @@ def log_pipeline(root: Path, params: Settings, device: str | None, splits: Seque
     key = fingerprint("pipeline", flat, keys)
 
     def found() -> str | None:
-        with asking(root) as connection:
-            return connection.has(key)
+        with asking(root) as to:
+            return to.has(key)
 
     def record() -> Record:
         tags, now = context_tags(root, "pipeline"), now_ms()

@@ -243,8 +243,8 @@ def keep(home: Path, record: Record) -> None:
 
 
 def waiting(home: Path) -> list[Path]:
-    """The records that MLflow has not got yet, oldest first."""
-    return sorted((home / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    """The records that MLflow has not got yet."""
+    return sorted((home / FOLDER).glob("*.json"))
 
 
 def read(path: Path) -> Record:
