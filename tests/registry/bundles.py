@@ -19,7 +19,12 @@ HEADLINE = {
 
 def on_device():
     """Four policies on one device at two capacities, on two splits."""
-    policies = [("lru", 9.0, False), ("predictor_prefetch_lru", 8.0, False), ("mote", 2.0, True), ("belady", 7.0, False)]
+    policies = [
+        ("lru", 9.0, False),
+        ("predictor_prefetch_lru", 8.0, False),
+        ("mote", 2.0, True),
+        ("belady", 7.0, False),
+    ]
     rows = [
         {
             "split": split, "device": "laptop_nvme", "policy": name, "title": name.upper(), "bound": name == "belady",

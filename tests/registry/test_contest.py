@@ -5,8 +5,8 @@ import pytest
 
 from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.predictor.latency import Latency
+from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.contest import Contestant, latencies, score
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings

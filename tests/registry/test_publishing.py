@@ -20,8 +20,8 @@ from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.tracking.pipeline import log_pipeline
 from tests.registry.bundles import small_bundle, small_project
-from tests.tracking.small_pipeline import client, runs, warnings
 from tests.traces_of_chance import chance_trace
+from tests.tracking.small_pipeline import client, runs, warnings
 
 SETTINGS = PublishSettings(metric="recall_at_k", margin=0.0, bootstrap_samples=100, latency_repeats=10)
 NAME = "moe-beyond.chance.laptop_nvme"
@@ -197,7 +197,10 @@ def test_a_champion_of_another_shape_stays_and_is_said(project):
     stored = next((project / "mlartifacts").rglob("bundle/bundle.json"))
     manifest = json.loads(stored.read_text())
     spoil(project / "models/predictor", 0.1)
-    for damage, words in (({"num_experts": 8}, "made for chance, 3 layers of 8 experts"), ({"bundle_version": 99}, "99")):
+    for damage, words in (
+        ({"num_experts": 8}, "made for chance, 3 layers of 8 experts"),
+        ({"bundle_version": 99}, "99"),
+    ):
         stored.write_text(json.dumps(manifest | damage))
         other = run_publish(project)
         assert other["outcome"] == "incomparable"

@@ -5,7 +5,14 @@ import pytest
 
 from tests.tracking.small_pipeline import write_project
 
-VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "MOE_BEYOND_GATE", "LOCAL_RANK")
+VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "DVC_ROOT",
+    "DVC_EXP_NAME",
+    "MOE_BEYOND_GATE",
+    "LOCAL_RANK",
+)
 
 
 @pytest.fixture(scope="session")

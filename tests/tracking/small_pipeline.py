@@ -33,7 +33,7 @@ def main(root, params):
         "trial,state,width,train.loss,recall_at_k,use\\n0,complete,8,bce,0.25,both\\n1,pruned,16,bce,,\\n2,fail,4,bce,,\\n"
     )
     (reports / "epochs.csv").write_text("trial,epoch,loss\\n0,0,2.0\\n0,1,1.5\\n1,0,3.0\\n")
-    write_json(reports / "metrics.json", {"splits": {"train": {"prompts": 3}}, "ok": True, "why": "words", "none": None})
+    write_json(reports / "metrics.json", {"splits": {"train": {"prompts": 3}}, "ok": True, "why": "x", "none": None})
 """
 OUTS = ("data/splits/train/x.npy", *(f"reports/split/{name}" for name in ("metrics.json", "history.csv", "trials.csv")))
 

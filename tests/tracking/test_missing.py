@@ -46,7 +46,12 @@ def test_a_server_that_is_away_stops_no_stage_and_resend_says_what_is_missing(pr
     assert (done.exit_code, json.loads(done.output)) == (0, {"logged": ["split"], "missing": "nothing"})
     check_whole(project)
     # as it was, not as it was sent
-    assert before_ms - 1 < only(project, "split").info.start_time < only(project, "split").info.end_time < before_ms + 60_000
+    assert (
+        before_ms - 1
+        < only(project, "split").info.start_time
+        < only(project, "split").info.end_time
+        < before_ms + 60_000
+    )
 
 
 @pytest.mark.parametrize("table", ["runs", "params", "metrics", "inputs", "tags"])
@@ -162,7 +167,9 @@ def test_artifacts_come_from_dvcs_cache_where_the_workspace_has_moved_on(project
     path.write_text(path.read_text().replace(f'"address":"{AWAY}"', '"address":""'))
     sent = send(project)
     assert sent.lost == {"split": ["reports/split/history.csv"]}
-    assert sent.sentences() == ["run split in MLflow lacks reports/split/history.csv: changed since, and not in DVC's cache"]
+    assert sent.sentences() == [
+        "run split in MLflow lacks reports/split/history.csv: changed since, and not in DVC's cache"
+    ]
     run = only(project, "split")
     assert "data/splits/train/x.npy" in set(artifacts(client(project), run.info.run_id))
     assert run.data.tags["moe_beyond.lost_artifacts"] == "reports/split/history.csv"

@@ -196,7 +196,7 @@ def _tell(root: Path, registry: Registry, version: ModelVersion, verdict: dict[s
         if verdict["outcome"] != "unchanged":
             registry.note(verdict["challenger"], verdict["outcome"], verdict["reasons"])
         registry.call_challenger(verdict["challenger"])
-        credit(client, run_id, version.source.removeprefix("models:/"), root, headline_split)
+        credit(client, run_id, str(version.source).removeprefix("models:/"), root, headline_split)
         for name in ("outcome", "registered_model", "challenger", "champion_before"):
             client.set_tag(run_id, f"gate.{name}", str(verdict[name]))
         for name in (_VERDICT, _TABLE):

@@ -367,4 +367,6 @@ def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    return without_secrets(str(error))[:200]
+    text = without_secrets(str(error))
+    # what was tried stands at the beginning of mlflow's messages, and why it failed at the end
+    return text if len(text) <= 200 else f"{text[:90]} ... {text[-105:]}"
