@@ -146,7 +146,7 @@ def test_while_mlflow_is_away_the_champion_stays_and_the_next_time_catches_up(pr
     assert (pending["outcome"], pending["moves_champion"], pending["champion"]) == ("pending", False, None)
     assert (project / "reports/publish/table.csv").exists()
     assert [line for line in warnings(caplog) if "the champion stays as it is" in line] == [
-        "MLFLOW_TRACKING_URI: http://127.0.0.1:9 does not do it ([Errno 111] Connection refused); start it (make ui on "
+        "MLFLOW_TRACKING_URI: http://127.0.0.1:9 failed ([Errno 111] Connection refused); start it (make ui on "
         "this machine), or correct or unset the variable; the champion stays as it is, the next dvc repro judges"
     ]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

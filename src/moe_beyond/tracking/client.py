@@ -71,15 +71,24 @@ class Mlflow:
     client: MlflowClient
     experiment_id: str
 
-    def find(self, key: str) -> Run | None:
-        """The run of a record."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        return found[0] if found else None
+    @property
+    def runs_page(self) -> str:
+        """Address of the list of runs, of a local database where `make ui` shows it.
+
+        MLflow 3.17 opens an experiment on its overview for GenAI, whatever kind the experiment is of: the address says
+        otherwise.
+        """
+        uri = without_secrets(self.client.tracking_uri)
+        server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+
+    def find(self, key: str) -> list[Run]:
+        """The runs of a record: one, none, or several for a moment, after a request that was carried out and failed."""
+        return list(self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'"))
 
     def has(self, key: str) -> str | None:
         """Id of the run of a record that was logged to its end."""
-        run = self.find(key)
-        return str(run.info.run_id) if run is not None and LOGGED_TAG in run.data.tags else None
+        return next((str(run.info.run_id) for run in self.find(key) if LOGGED_TAG in run.data.tags), None)
 
 
 def main_root(root: Path) -> Path:
@@ -124,7 +133,7 @@ def asking(root: Path) -> Iterator[Mlflow]:
         yield connection
     except MLFLOW_ERRORS as error:
         raise MlflowMissingError(
-            f"MLFLOW_TRACKING_URI: {without_secrets(uri)} does not do it ({_reason(error)}); start it (make ui on this "
+            f"MLFLOW_TRACKING_URI: {without_secrets(uri)} failed ({_reason(error)}); start it (make ui on this "
             "machine), or correct or unset the variable"
         ) from error
 
@@ -283,12 +292,14 @@ def log_record(to: Mlflow, root: Path, record: Record, parent: str | None = None
         record: Of a run that has ended.
         parent: Id of the run that this one belongs below.
     """
-    run = to.find(record.key)
-    if run is None:
-        user = {MLFLOW_USER: os.environ.get("USER", "unknown"), KEY_TAG: record.key}
-        run = to.client.create_run(to.experiment_id, record.start_ms, user | record.tags, record.name)
-    elif LOGGED_TAG in run.data.tags:
+    if to.has(record.key):
         return []
+    if not to.find(record.key):
+        user = {MLFLOW_USER: os.environ.get("USER", "unknown"), KEY_TAG: record.key}
+        to.client.create_run(to.experiment_id, record.start_ms, user | record.tags, record.name)
+    run, *doubles = to.find(record.key)
+    for double in doubles:
+        to.client.delete_run(double.info.run_id)
     run_id, tags = str(run.info.run_id), dict(record.tags)
     # first: whatever happens now, it does not look as if it were running
     to.client.set_terminated(run_id, record.status, record.end_ms)
@@ -355,10 +366,11 @@ def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
     """Tags that name the runs that belong to a run, by stage; one without a parent stands below it from now on."""
     lines, tags = ["Runs of the stages, each with its parameters, metrics and outs:", ""], {}
     for stage, key in links.items():
-        run = to.find(key)
-        if run is None:
+        found = to.find(key)
+        if not found:
             lines.append(f"- {stage}: not in this MLflow")
             continue
+        run = found[0]
         tags[f"run.{stage}"] = run.info.run_id
         lines.append(f"- [{stage}](#/experiments/{to.experiment_id}/runs/{run.info.run_id})")
         if MLFLOW_PARENT_RUN_ID not in run.data.tags:
@@ -367,6 +379,7 @@ def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    text = without_secrets(str(error))
-    # what was tried stands at the beginning of mlflow's messages, and why it failed at the end
-    return text if len(text) <= 200 else f"{text[:90]} ... {text[-105:]}"
+    # what mlflow wraps in pages of its own says why
+    while (deeper := error.__cause__ or error.__context__) and not isinstance(deeper, LookupError):
+        error = deeper
+    return without_secrets(str(error))[:200]

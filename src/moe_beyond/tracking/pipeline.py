@@ -7,6 +7,7 @@ the dozen numbers that decide, and curves over the cache's capacity, so that MLf
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from moe_beyond.settings import Settings, flatten
 from moe_beyond.tracking.client import MlflowMissingError, asking, data_name, keep_here, send, warn
 from moe_beyond.tracking.dvc import receipts
 from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms
+
+log = logging.getLogger(__name__)
 
 HEADLINE = Path("reports/simulate/metrics.json")
 """The numbers that decide, name -> value and, where there is an interval, low and high."""
@@ -79,6 +82,8 @@ def log_pipeline(root: Path, params: Settings, device: str | None, splits: Seque
         run_id = found()
         if run_id is None:
             raise MlflowMissingError("; ".join(sent.sentences()))
+        with asking(root) as to:
+            log.info("MLflow lists this state's run at %s", to.runs_page)
     return run_id
 
 
