@@ -87,7 +87,8 @@ def _require_outs(root: Path, declared: DvcStage) -> None:
 def main() -> None:
     """Run the stage that the command line names; what a user can fix ends in one line and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("moe_beyond").setLevel(logging.INFO)
+    # of the processes of a fit, one says how it goes on
+    logging.getLogger("moe_beyond").setLevel(logging.WARNING if is_further_process() else logging.INFO)
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m moe_beyond.tracking STAGE")
     try:

@@ -48,7 +48,7 @@ for name, level in (
 KEY_TAG, LOGGED_TAG = "moe_beyond.key", "moe_beyond.logged"
 MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What MLflow raises when it is away, refuses, has no disk left, or lacks its database's driver."""
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_KIND, _NOT_GENAI = {"mlflow.experimentKind": "custom_model_development"}, "workflowType=machine_learning"
 _SQLITE_FILE = "sqlite:///"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _PROBE_S, _LOCK_S = 5.0, 600.0
@@ -80,7 +80,7 @@ class Mlflow:
         """
         uri = without_secrets(self.client.tracking_uri)
         server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        return f"{server}/#/experiments/{self.experiment_id}/runs?{_NOT_GENAI}"
 
     def find(self, key: str) -> list[Run]:
         """The runs of a record: one, none, or several for a moment, after a request that was carried out and failed."""
@@ -372,7 +372,7 @@ def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
             continue
         run = found[0]
         tags[f"run.{stage}"] = run.info.run_id
-        lines.append(f"- [{stage}](#/experiments/{to.experiment_id}/runs/{run.info.run_id})")
+        lines.append(f"- [{stage}](#/experiments/{to.experiment_id}/runs/{run.info.run_id}?{_NOT_GENAI})")
         if MLFLOW_PARENT_RUN_ID not in run.data.tags:
             to.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
     return tags | {"mlflow.note.content": "\n".join(lines)} if links else {}
