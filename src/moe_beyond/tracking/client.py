@@ -37,18 +37,16 @@ from moe_beyond.tracking.record import DEFAULT_EXPERIMENT, FOLDER, Record, keep,
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
-# how mlflow migrates and guesses is of no interest to who runs a stage, and errors of its store are said in our words
-for name, level in (
-    ("mlflow", logging.WARNING),
-    ("alembic", logging.WARNING),
-    ("mlflow.store.db.utils", logging.CRITICAL),
-):
+# how mlflow migrates and guesses is of no interest to who runs a stage; what its store does not take, we say in a line
+_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
+for name, level in _LEVELS.items():
     logging.getLogger(name).setLevel(level)
 
 KEY_TAG, LOGGED_TAG = "moe_beyond.key", "moe_beyond.logged"
 MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What MLflow raises when it is away, refuses, has no disk left, or lacks its database's driver."""
-_KIND, _NOT_GENAI = {"mlflow.experimentKind": "custom_model_development"}, "workflowType=machine_learning"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_NOT_GENAI = "workflowType=machine_learning"
 _SQLITE_FILE = "sqlite:///"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _PROBE_S, _LOCK_S = 5.0, 600.0
@@ -206,7 +204,7 @@ class Sent:
             for run, paths in self.lost.items()
         ]
         lines += [
-            f"{', '.join(runs)} waiting for {place}: set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME so, then "
+            f"waiting for {place}: {', '.join(runs)}; set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME so, then: "
             "moe-beyond resend"
             for place, runs in self.elsewhere.items()
         ]
@@ -292,12 +290,14 @@ def log_record(to: Mlflow, root: Path, record: Record, parent: str | None = None
         record: Of a run that has ended.
         parent: Id of the run that this one belongs below.
     """
-    if to.has(record.key):
+    runs = to.find(record.key)
+    if any(LOGGED_TAG in run.data.tags for run in runs):
         return []
-    if not to.find(record.key):
+    if not runs:
         user = {MLFLOW_USER: os.environ.get("USER", "unknown"), KEY_TAG: record.key}
         to.client.create_run(to.experiment_id, record.start_ms, user | record.tags, record.name)
-    run, *doubles = to.find(record.key)
+        runs = to.find(record.key)
+    run, *doubles = runs
     for double in doubles:
         to.client.delete_run(double.info.run_id)
     run_id, tags = str(run.info.run_id), dict(record.tags)
