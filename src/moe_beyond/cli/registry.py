@@ -89,8 +89,12 @@ def resend(
     from moe_beyond.tracking.client import send  # noqa: PLC0415
 
     sent = send(root)
-    show({"logged": sent.logged, "missing": sent.sentences() or "nothing"}, as_json)
-    if sent.sentences():
+    missing = sent.sentences()
+    if as_json:
+        show({"logged": sent.logged, "missing": missing}, as_json)
+    else:
+        typer.echo("\n".join([*(f"logged {run}" for run in sent.logged), *(missing or ["nothing is missing"])]))
+    if missing:
         raise typer.Exit(1)
 
 
