@@ -7,7 +7,6 @@ from moe_beyond.registry.drift.check import check_drift
 from moe_beyond.registry.settings import DriftSettings, PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
-from tests.registry.bundles import small_bundle, small_project
 from tests.traces_of_chance import chance_trace
 from tests.tracking.conftest import empty_database, project
 from tests.tracking.small_pipeline import client, only, points, records, warnings
@@ -44,13 +43,3 @@ def test_without_mlflow_it_says_what_it_found_all_the_same(traces, monkeypatch, 
     assert len(records(traces)) == 1
     with pytest.raises(InputError, match="failed"):
         check(traces, against="champion")
-
-
-def test_against_a_bundle_the_cache_must_be_the_one_that_was_replayed(traces, exported):
-    small_project(traces, exported[0])
-    small_bundle(traces / "bundle", traces, chance_trace(20, seed=1))
-    with pytest.raises(InputError, match=r"publish\.capacity: 12 experts here, 5 when bundle was registered"):
-        check(traces, against="bundle")
-    found = check(traces, "bundle", SETTINGS.model_copy(update={"capacity": 5 / 48}))
-    assert found.window is not None
-    assert (found.window.capacity_experts, found.window.recall_at_k) == (5, 0.8)

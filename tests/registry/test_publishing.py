@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
 
 from moe_beyond.errors import InputError
 from moe_beyond.params import Params
@@ -67,17 +69,6 @@ def aliases(project):
     return {alias: str(to.get_model_version_by_alias(NAME, alias).version) for alias in ("champion", "challenger")}
 
 
-@pytest.fixture
-def nothing_to_do(monkeypatch):
-    """From now on, scoring or registering anything is an error."""
-
-    def forbid():
-        for name in ("latencies", "score", "_register"):
-            monkeypatch.setattr(publishing, name, lambda *_: pytest.fail("nothing is new"))
-
-    return forbid
-
-
 def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(project, exported):
     good = {file.name: file.read_bytes() for file in exported[0].iterdir()}
     spoil(project / "models/predictor", 0.5)
@@ -115,29 +106,25 @@ def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(pro
     assert registry.history() == ["1", "3"]
 
 
-def test_a_second_time_nothing_is_new_and_nothing_is_computed(project, nothing_to_do):
+def test_a_second_time_nothing_is_new_and_nothing_is_computed(project, monkeypatch):
+    """Before a merge the gate only judges; the next time it moves the champion without judging again."""
+    monkeypatch.setenv("MOE_BEYOND_GATE", "judge")
     verdict = run_publish(project)
-    nothing_to_do()
-    assert run_publish(project) == verdict
-    pipelines = [run for name, run in runs(project) if name.startswith("pipeline")]
-    assert [run.info.run_id for run in pipelines] == [verdict["pipeline_run"]]
-    assert pipelines[0].info.status == "FINISHED"
-    assert pipelines[0].data.tags["gate.outcome"] == "first"
+    assert (verdict["outcome"], verdict["champion"]) == ("first", None)
+    assert Registry(client(project), NAME).by_alias("champion") is None
+    monkeypatch.delenv("MOE_BEYOND_GATE")
+    for name in ("latencies", "score", "_register"):
+        monkeypatch.setattr(publishing, name, lambda *_: pytest.fail("nothing is new"))
+    for _ in range(2):
+        assert run_publish(project) == verdict | {"champion": "1"}
+        assert aliases(project)["champion"] == "1"
+    (run,) = [run for name, run in runs(project) if name.startswith("pipeline")]
+    assert (run.info.run_id, run.info.status) == (verdict["pipeline_run"], "FINISHED")
+    assert run.data.tags["gate.outcome"] == "first"
     version = client(project).get_model_version(NAME, "1")
     assert (version.tags["run.pipeline"], version.run_id) == 2 * (verdict["pipeline_run"],)
     model = client(project).get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.dataset_name for metric in model.metrics} == {"data.traces"}
-
-
-def test_before_a_merge_the_gate_judges_and_the_next_time_moves_the_champion(project, monkeypatch, nothing_to_do):
-    monkeypatch.setenv("MOE_BEYOND_GATE", "judge")
-    judged = run_publish(project)
-    assert (judged["outcome"], judged["champion"]) == ("first", None)
-    assert Registry(client(project), NAME).by_alias("champion") is None
-    monkeypatch.delenv("MOE_BEYOND_GATE")
-    nothing_to_do()
-    assert run_publish(project)["champion"] == "1"
-    assert aliases(project)["champion"] == "1"
 
 
 def test_while_mlflow_is_away_the_champion_stays_and_the_next_time_catches_up(project, monkeypatch, caplog):
@@ -175,8 +162,7 @@ def test_a_champion_loads_without_torch_and_predicts_as_the_runtime_does(project
     run_publish(project)
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
-    assert not any(line.startswith("torch") for line in Path(mlflow.pyfunc.get_model_dependencies(
-        f"models:/{NAME}@champion")).read_text().splitlines())  # fmt: skip
+    assert "torch" not in Path(mlflow.pyfunc.get_model_dependencies(f"models:/{NAME}@champion")).read_text()
     stream = OnnxPredictor(project / "models/predictor").stream()
     before = np.array([[1, 2], [3, 4], [5, 6]])
     stream.step("Ġword1", None)
@@ -186,6 +172,10 @@ def test_a_champion_loads_without_torch_and_predicts_as_the_runtime_does(project
     assert np.array(found["experts"][0]).tolist() == [expected.tolist()]
     assert np.shape(model.predict(rows, params={"every_token": True})["probabilities"][0]) == (2, 3, 2)
     assert np.shape(model.predict(pd.DataFrame([{"tokens": ["Ġword1"]}]))["experts"][0]) == (1, 3, 2)
+    # as a server gets it
+    request = {"dataframe_records": [{"tokens": ["Ġthe", "Ġcat"], "routing": [[[0, 1]] * 3]}], "params": {"top": 3}}
+    reply = TestClient(scoring_server.init(model)).post("/invocations", json=request)
+    assert [len(layer) for layer in reply.json()["predictions"][0]["experts"][0]] == [3, 3, 3]
     with pytest.raises(InputError, match="routing: of 1 tokens, expected that of all 2"):
         model.unwrap_python_model().predict(
             None, pd.DataFrame([{"tokens": ["a", "b", "c"], "routing": [before.tolist()]}])
@@ -213,15 +203,15 @@ def test_a_champion_of_another_shape_stays_and_is_said(project):
     assert run_publish(project)["outcome"] in ("promoted", "refused")
 
 
-def test_a_name_without_a_champion_is_told_with_those_there_are(project):
+def test_a_version_that_is_not_there_is_told_with_the_models_there_are(project):
     run_publish(project)
-    to = client(project)
-    with pytest.raises(InputError, match=f"nobody@champion: no such version or alias; .*{NAME}"):
-        Registry(to, "nobody").roll_back()
-    with pytest.raises(InputError, match=f"{NAME}@9: no such version"):
-        Registry(to, NAME).roll_back("9")
-    with pytest.raises(InputError, match="version 1 is the champion already"):
-        Registry(to, NAME).roll_back("1")
+    for name, version, words in (
+        ("nobody", None, f"nobody@champion: no such version or alias; .*{NAME}"),
+        (NAME, "9", f"{NAME}@9: no such version"),
+        (NAME, "1", "version 1 is the champion already"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Registry(client(project), name).roll_back(version)
 
 
 def test_traces_of_the_same_name_but_another_shape_are_not_scored(project):

@@ -61,18 +61,12 @@ def test_a_gain_that_some_prompts_do_not_share_must_outweigh_its_doubt():
 @given(faster=st.floats(-0.5, 0.5), metric=st.sampled_from(["ms_per_token", "recall_at_k", "hit_rate"]))
 def test_improvement_is_none_against_itself_and_of_the_sign_of_the_gain(faster, metric):
     settings = PublishSettings(bootstrap_samples=100, metric=metric)
-    mine, theirs = drawn_score(faster=faster, hits=0.5), drawn_score("champion")
+    mine, theirs = drawn_score(faster=faster, hits=0.5 * (1 + faster)), drawn_score("champion")
     same = improvement(theirs, theirs, settings, 1)
     assert (same.value, same.low, same.high) == (0, 0, 0)
     gain = improvement(mine, theirs, settings, 1)
-    expected = faster if metric == "ms_per_token" else 0.0
+    expected = 0.0 if metric == "recall_at_k" else faster
     assert gain.value == pytest.approx(expected, abs=1e-12)
-
-
-def test_higher_is_better_for_rates():
-    settings = PublishSettings(bootstrap_samples=100, metric="hit_rate")
-    assert judge(drawn_score(hits=0.6), drawn_score("champion"), settings, 1).outcome == "promoted"
-    assert judge(drawn_score(hits=0.4), drawn_score("champion"), settings, 1).outcome == "refused"
 
 
 def test_a_champion_without_a_single_hit_gives_no_share_to_gain():

@@ -1,7 +1,5 @@
 """The run of a state of the pipeline: what MLflow compares two states by."""
 
-import json
-
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -9,7 +7,7 @@ from moe_beyond.params import Params
 from moe_beyond.tracking.client import MlflowMissingError, asking, send
 from moe_beyond.tracking.pipeline import credit, log_pipeline
 from tests.registry.bundles import HEADLINE, small_project
-from tests.tracking.small_pipeline import artifacts, client, points, records, run_split, runs
+from tests.tracking.small_pipeline import artifacts, client, points, readdress, records, run_split, runs
 
 SPLITS = ["data/splits/train", "data/traces"]
 
@@ -72,9 +70,7 @@ def test_while_mlflow_is_away_its_record_waits_behind_those_of_the_stages(state,
             log(state)
     assert len(records(state)) == 2
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    for path in (state / ".mlflow-records").glob("*.json"):
-        record = json.loads(path.read_text()) | {"address": ""}
-        path.write_text(json.dumps(record))
+    readdress(state, "http://127.0.0.1:9", "")
     sent = send(state)
     assert sent.logged == ["split", *[name for name, _ in runs(state) if name.startswith("pipeline")]]
     newest = [run.info.run_id for name, run in runs(state) if name == "split"][-1]

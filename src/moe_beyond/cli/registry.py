@@ -24,19 +24,17 @@ def compare(
 ) -> None:
     """Set states of the pipeline side by side: parameters that differ, headline numbers."""
     from moe_beyond.errors import InputError  # noqa: PLC0415
-    from moe_beyond.registry.states import find_states, shortened  # noqa: PLC0415
+    from moe_beyond.registry.states import find_states  # noqa: PLC0415
     from moe_beyond.reporting.compare import document, print_tables  # noqa: PLC0415
 
     with one_line_errors():
         if len(set(states)) < 2:
             raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
         found = find_states(Path.cwd(), list(dict.fromkeys(states)), _defaults())
-        # for people; JSON keeps the names that were asked for
-        shown = shortened(found)
         if as_json:
             show(document(found), as_json)
         else:
-            print_tables(shown)
+            print_tables(found)
 
 
 @app.command()

@@ -108,19 +108,6 @@ def only_model(client: MlflowClient) -> str:
     return str(names[0])
 
 
-def shortened(states: Sequence[State]) -> list[State]:
-    """States of one registered model, `NAME@1` and `NAME@champion`, by what tells them apart; others as they are."""
-    models = {state.name.rpartition("@")[0] for state in states}
-    if len(models) > 1 or "" in models:
-        return list(states)
-    (model,) = models
-    words = [state.name.removeprefix(f"{model}@") for state in states]
-    short = [f"version {word}" if word.isdigit() else word for word in words]
-    return [
-        replace(state, name=name, about=f"{model}, {state.about}") for state, name in zip(states, short, strict=True)
-    ]
-
-
 def _is_mlflows(name: str) -> bool:
     # HEAD@{1} and the like are git's
     return bool(re.fullmatch(f"{_RUN_ID}|champion|challenger|.+@[^{{].*", name))
