@@ -1,4 +1,4 @@
-"""Push the outs that DVC leaves to git, metrics and curves, so that its run cache can restore a stage in another clone.
+"""Push the outs that DVC leaves to git, such as metrics, so that its run cache can restore a stage in another clone.
 
     python scripts/push_small_outs.py      # after `dvc push --run-cache`; .ci/retrain calls it
 

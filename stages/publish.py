@@ -1,55 +1,40 @@
-"""Opens the pipeline's run, registers the predictor, and moves the champion if this one won by the gate."""
+"""Logs this state's run, registers the predictor, and makes it the champion if it beats the one in use."""
 
-import tempfile
 from pathlib import Path
 
-from moe_beyond.data.splitting import SPLITS
-from moe_beyond.files import folder_digest
-from moe_beyond.params import load_params
+from moe_beyond.data.splitting import GATE, SPLITS, TEST
+from moe_beyond.errors import InputError
+from moe_beyond.params import Params
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.registry.bundle import Origin, registered_name, write_bundle
+from moe_beyond.registry.bundle import Origin, write_bundle
 from moe_beyond.registry.drift.report import measure
 from moe_beyond.registry.drift.window import Window
-from moe_beyond.registry.publishing import Gate, publish
-from moe_beyond.registry.registry import Registry
+from moe_beyond.registry.publishing import PREDICTOR, Gate, publish
 from moe_beyond.traces import store
-from moe_beyond.tracking import pipeline_run, stage_run
-from moe_beyond.tracking.asking import must_answer
-from moe_beyond.tracking.receipts import receipts
-from moe_beyond.tracking.stage import git_tags
+from moe_beyond.tracking.dvc import receipts
+from moe_beyond.tracking.pipeline import log_pipeline
+from moe_beyond.tracking.record import digests, git_tags
 
 DATA = Path("data/splits")
-PREDICTOR = Path("models/predictor")
-SHOWN = [
-    "reports/index.html",
-    "reports/figures",
-    "models/predictor",
-    "reports/publish/verdict.json",
-    "reports/publish/table.csv",
-]
 
 
-def main() -> None:
-    # the registry decides who is champion: without it there is nothing to publish to
-    with stage_run("publish", load_params) as run, must_answer(run.client.uri):
-        params, settings, simulate = run.params, run.params.publish, run.params.replay
-        # a source without a held-out domain leaves that split's folder empty
-        present = [name for name in SPLITS if name.startswith("test") and any((run.root / DATA / name).iterdir())]
-        splits = {name: store.open_working(run.root / DATA / name) for name in present}
-        training = store.open_working(run.root / DATA / "train")
-        near = splits.get("test_in_domain", splits[present[0]])
-        measured = measure(near, OnnxPredictor(PREDICTOR), settings.capacity, simulate, prefetch=True)
-        digests = {
-            path: folder_digest(run.root / path) for path in run.declared.deps if path.startswith(("data", "models"))
-        }
-        origin = Origin(digests, git_tags(run.root), receipts(run.root), params.seed)
-        with tempfile.TemporaryDirectory() as folder, pipeline_run(run, SHOWN) as pipeline_id:
-            bundle = Path(folder) / "bundle"
-            write_bundle(bundle, run.root, training.metadata, settings, origin, (Window.of(training), measured))
-            registry = Registry(run.client, registered_name(settings, training.metadata.model_id))
-            move_champion = publish(run, registry, bundle, Gate(splits, settings, simulate, params.seed), pipeline_id)
-        move_champion()
+def main(root: Path, params: Params) -> None:
+    settings, simulate = params.publish, params.simulate.of_source(params.traces.source)
+    # a source without a held-out domain leaves that split's folder empty
+    present = [name for name in SPLITS if store.has_working(root / DATA / name)]
+    gate_splits = {name: store.open_working(root / DATA / name) for name in present if name.startswith(GATE)}
+    if not gate_splits:
+        raise InputError(f"{DATA}: no prompts for the gate; raise split.gate_fraction")
+    shown = [f"{DATA}/{name}" for name in present if name == "train" or name.startswith(TEST)]
+    data = dict(digests(root, [f"{DATA}/{name}" for name in gate_splits]))
+    gate = Gate(gate_splits, settings, simulate, params.seed, tuple(data.values()))
+    device = simulate.headline_device or next(iter(simulate.devices), None)
 
+    def bundle(folder: Path) -> None:
+        training, near = store.open_working(root / DATA / "train"), next(iter(gate_splits.values()))
+        measured = measure(near, OnnxPredictor(root / PREDICTOR), settings.capacity, simulate, prefetch=True)
+        known = dict(digests(root, ["data/traces", *(f"{DATA}/{name}" for name in present), str(PREDICTOR)]))
+        origin = Origin(known, git_tags(root), receipts(root), params.seed)
+        write_bundle(folder, root, training.metadata, settings, origin, (Window.of(training), measured))
 
-if __name__ == "__main__":
-    main()
+    publish(root, gate, lambda: log_pipeline(root, params, device, shown), bundle, shown[-1])

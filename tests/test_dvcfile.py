@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.tracking.dvc import read_stage, restore_outs
 from moe_beyond.files import folder_digest
+from moe_beyond.tracking.dvc import read_stage, receipts, restore_outs, write_receipt
 
 
 def test_digests_equal_dvcs_own(tmp_path):
@@ -24,12 +24,15 @@ def test_outs_metrics_and_plots_are_outs(tmp_path):
     (tmp_path / "dvc.yaml").write_text(
         "stages:\n  a:\n    cmd: x\n    deps: [d]\n    params: [seed, {other.yaml: [k]}]\n"
         "    outs: [o, {p: {persist: true}}]\n    metrics: [{m.json: {cache: false}}]\n    plots: [f]\n"
+        "  c:\n    cmd: x\n    always_changed: true\n"
     )
     stage = read_stage(tmp_path / "dvc.yaml", "a")
     assert stage.deps == ("d",)
     assert stage.outs == ("o", "p", "m.json", "f")
     assert stage.params == ("seed", "other.yaml")
-    with pytest.raises(InputError, match="no stage 'b'; it has a"):
+    assert not stage.always_changed
+    assert read_stage(tmp_path / "dvc.yaml", "c").always_changed
+    with pytest.raises(InputError, match="no stage 'b'; it has a, c"):
         read_stage(tmp_path / "dvc.yaml", "b")
 
 
@@ -37,10 +40,11 @@ def test_a_failed_stages_former_outs_come_back_cached_or_not(tmp_path):
     def dvc(*words, check=True):
         return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=tmp_path, check=check, capture_output=True)
 
-    make = "mkdir -p out/deep && cp in.txt out/deep/a && echo 1 > b && test $(cat in.txt) = good"
+    make = "mkdir -p out/deep none && cp in.txt out/deep/a && echo 1 > b && test $(cat in.txt) = good"
     (tmp_path / "in.txt").write_text("good")
     (tmp_path / "dvc.yaml").write_text(
-        f"stages:\n  a:\n    cmd: {make}\n    deps: [in.txt]\n    outs: [out]\n    metrics: [b: {{cache: false}}]\n"
+        f"stages:\n  a:\n    cmd: {make}\n    deps: [in.txt]\n    outs: [out, none]\n"
+        "    metrics: [b: {cache: false}]\n"
     )
     dvc("init", "--no-scm", "-q")
     dvc("repro", "-q")
@@ -50,8 +54,15 @@ def test_a_failed_stages_former_outs_come_back_cached_or_not(tmp_path):
     restore_outs(tmp_path, "a")
     assert (tmp_path / "out/deep/a").read_text() == "good"
     assert (tmp_path / "b").read_text() == "1\n"
+    assert list((tmp_path / "none").iterdir()) == []
     # what is there is left alone, and so is a stage that DVC does not know
     (tmp_path / "b").write_text("mine")
     restore_outs(tmp_path, "a")
     restore_outs(tmp_path, "unknown")
     assert (tmp_path / "b").read_text() == "mine"
+
+
+def test_receipts_are_read_in_the_order_of_the_stages(tmp_path):
+    for stage in ("train", "split"):
+        write_receipt(tmp_path, stage, f"key of {stage}")
+    assert list(receipts(tmp_path).items()) == [("split", "key of split"), ("train", "key of train")]

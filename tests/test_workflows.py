@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -28,17 +27,6 @@ def test_workflows_have_no_known_security_fault():
     run(BIN / "zizmor", "--offline", "--no-progress", *WORKFLOWS)
 
 
-def test_the_linter_sees_a_fault(tmp_path):
-    bad = tmp_path / ".github/workflows/bad.yml"
-    bad.parent.mkdir(parents=True)
-    bad.write_text(
-        "on: issues\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n"
-        "      - run: echo ${{ github.event.issue.title }}\n"
-    )
-    with pytest.raises(AssertionError, match="template-injection"):
-        run(BIN / "zizmor", "--offline", "--no-progress", bad)
-
-
 @pytest.mark.parametrize("workflow", [".github/workflows/retrain.yml", ".gitlab-ci.example.yml"])
 def test_ci_retrains_by_the_same_command_as_a_person(workflow):
     text = (ROOT / workflow).read_text()
@@ -49,13 +37,3 @@ def test_ci_retrains_by_the_same_command_as_a_person(workflow):
     assert "\t.ci/retrain" in (ROOT / "Makefile").read_text()
     for script in (".ci/retrain", ".ci/comment", ".ci/run"):
         run("bash", "-n", script)
-
-
-def test_retraining_starts_on_every_occasion_it_should():
-    # YAML reads the key `on` as true
-    occasions = yaml.safe_load((ROOT / ".github/workflows/retrain.yml").read_text())[True]
-    assert set(occasions) == {"push", "pull_request", "schedule", "workflow_dispatch", "repository_dispatch"}
-    assert occasions["push"]["paths"] == occasions["pull_request"]["paths"]
-    for path in ("params.yaml", "data/raw/**", "stages/**", "src/moe_beyond/**"):
-        assert path in occasions["push"]["paths"]
-    assert occasions["repository_dispatch"]["types"] == ["drift"]

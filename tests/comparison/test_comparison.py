@@ -1,126 +1,139 @@
 import json
 import subprocess
 
-import polars as pl
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.registry.revisions import State, revision, shortened, workspace
-from moe_beyond.reporting.compare import Cell, differing_params, document, headline
+from moe_beyond.registry.states import State, find_states, revision, workspace
+from moe_beyond.reporting.compare import differing_params, document, numbers, text
 from moe_beyond.reporting.retraining import write_report
+from moe_beyond.tracking.client import log_run
+from moe_beyond.tracking.record import Record
+from tests.tracking.conftest import empty_database, project
+from tests.tracking.small_pipeline import only
+
+__all__ = ["empty_database", "project"]
+DEFAULTS = {"seed": 7, "train.epochs": 20, "train.window": 64}
+HEADLINE = {"ms_per_token": {"value": 8.0, "low": 7.5, "high": 8.5}, "token_step_ms": {"value": 0.1}}
 
 
-def replay(rate):
-    rows = [
-        (split, policy, share, rate * share * factor, rate * share * factor - 0.01, rate * share * factor + 0.01, 1.0)
-        for split in ("test_in_domain", "test_out_of_domain")
-        for policy, factor in (("lru", 0.5), ("predictor_prefetch_lru", 0.9), ("belady", 1.0))
-        for share in (0.1, 0.5)
-    ]
-    columns = [
-        "split",
-        "policy",
-        "capacity_fraction",
-        "hit_rate",
-        "hit_rate_low",
-        "hit_rate_high",
-        "mib_per_token",
-    ]
-    return pl.DataFrame(rows, schema=columns, orient="row")
-
-
-def state(name, rate=0.8, **params):
-    known = {"simulate.headline_capacity": "0.1", "seed": "7"} | params
-    return State(name, f"about {name}", known, {"train/parameters": 1000.0}, {"replay": replay(rate)}, {})
+def state(name, numbers=None, **params):
+    return State(name, f"about {name}", {"seed": "7", **params}, numbers or {})
 
 
 def test_only_parameters_that_differ_are_shown_and_absence_is_a_difference():
-    states = [state("a", seed="7"), state("b", seed="8", new="1")]
+    states = [state("a"), state("b", seed="8", new="1")]
     assert differing_params(states) == [("new", (None, "1")), ("seed", ("7", "8"))]
     assert differing_params([states[0], states[0]]) == []
+    # git does not hold what the search chose
+    sizes = [state("a", **{"chosen.width": "8"}), state("b", **{"chosen.width": "16"}), state("c")]
+    assert differing_params(sizes[:2]) == [("chosen.width", ("8", "16"))]
+    assert differing_params(sizes) == []
 
 
-def test_headline_numbers_carry_their_intervals_and_what_a_state_lacks_stays_empty():
-    bare = State("bare", "", {}, {}, {}, {"replay": "gone"})
-    rows = {row.metric: row.cells for row in headline([state("a"), bare])}
-    titles = [row.title for row in headline([state("a"), bare])]
-    assert "hit rate, Same domain, Predictor prefetch + LRU" in titles
-    cell = rows["hit rate, test_in_domain, predictor_prefetch_lru"][0]
-    assert cell is not None
-    assert (cell.value, cell.low, cell.high) == pytest.approx((0.072, 0.062, 0.082))
-    assert all(cells[1] is None for cells in rows.values())
-    assert Cell(1000.0).text == "1,000"
-    assert Cell(0.5, 0.4, 0.6).text == "0.5 [0.4, 0.6]"
-    found = document([state("a"), bare])
-    assert found["headline"]["train/parameters"] == {"a": {"value": 1000.0, "low": None, "high": None}, "bare": None}
-    json.dumps(found, allow_nan=False)
-
-
-def test_versions_of_one_registered_model_go_by_what_tells_them_apart():
-    several = shortened([state("team.model@2"), state("team.model@champion")])
-    assert [s.name for s in several] == ["version 2", "champion"]
-    assert several[0].about == "team.model, about team.model@2"
-    mixed = [state("team.model@2"), state("other@2"), state("HEAD")]
-    assert shortened(mixed) == mixed
+def test_numbers_carry_their_intervals_and_what_a_state_lacks_stays_empty():
+    states = [state("a", HEADLINE), state("bare")]
+    assert numbers(states) == [
+        ("ms_per_token", (HEADLINE["ms_per_token"], None)),
+        ("token_step_ms", ({"value": 0.1}, None)),
+    ]
+    assert [text(found) for found in (*HEADLINE.values(), None)] == ["8 [7.5, 8.5]", "0.1", "\u2013"]
+    assert document(states)["numbers"]["ms_per_token"] == {"a": HEADLINE["ms_per_token"], "bare": None}
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """One commit with parameters and a metric, and a change of both that is not committed."""
-    (tmp_path / "reports/train").mkdir(parents=True)
+    """One commit with parameters and the numbers that decide, and a change of both that is not committed."""
+    (tmp_path / "reports/simulate").mkdir(parents=True)
+    (tmp_path / "reports/tune").mkdir()
     (tmp_path / "params.yaml").write_text("seed: 7\ntrain: {epochs: 3}\n")
-    (tmp_path / "reports/train/metrics.json").write_text('{"parameters": 5, "deep": {"er": 1.5}, "none": null}')
+    (tmp_path / "reports/simulate/metrics.json").write_text(json.dumps(HEADLINE))
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
     for words in (["init", "-q", "-b", "main"], ["add", "."], [*identity, "commit", "-q", "-m", "First\n\nmore"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
-    (tmp_path / "params.yaml").write_text("seed: 8\ntrain: {epochs: 3}\n")
+    (tmp_path / "params.yaml").write_text("seed: 8\ntrain: {epochs: 3, window: 64}\n")
+    (tmp_path / "reports/simulate/metrics.json").write_text(json.dumps(HEADLINE | {"token_step_ms": {"value": 0.3}}))
+    (tmp_path / "reports/tune/best.yaml").write_text("width: 8\n")
     return tmp_path
 
 
 def test_a_revision_is_read_from_git_and_the_workspace_from_files(repository):
-    before, now = revision(repository, "main"), workspace(repository)
+    before, now = find_states(repository, ["main", "workspace"], DEFAULTS)
     assert before.about.endswith(", First")
-    assert before.metrics == {"train/parameters": 5, "train/deep/er": 1.5} == now.metrics
+    assert (before.numbers["token_step_ms"], now.numbers["token_step_ms"]) == ({"value": 0.1}, {"value": 0.3})
+    # what one of them does not set has the default
+    assert before.params == {"seed": "7", "train.epochs": "3", "train.window": "64"}
+    assert now.params["chosen.width"] == "8"
     assert differing_params([before, now]) == [("seed", ("7", "8"))]
-    assert set(before.missing) == set(now.missing) == {"replay", "quality", "gate"}
+
+
+def test_a_state_in_mlflow_is_read_from_the_pipelines_run(project):
+    metrics = (("ms_per_token", 8.0, 0), ("ms_per_token/low", 7.5, 0), ("ms_per_token_by_capacity/ours", 3.0, 5))
+    for key, stage in (("p", "pipeline"), ("d", "drift")):
+        tags = {"moe_beyond.stage": stage}
+        log_run(
+            project, Record(key=key, name=stage, start_ms=1, end_ms=2, tags=tags, params={"seed": "9"}, metrics=metrics)
+        )
+    run_id = only(project, "pipeline").info.run_id
+    (found,) = find_states(project, [run_id], DEFAULTS)
+    assert found.numbers == {"ms_per_token": {"value": 8.0, "low": 7.5}}
+    assert found.params == {"seed": "9"}
+    with pytest.raises(InputError, match=r"\(drift\) belongs to no pipeline run"):
+        find_states(project, [only(project, "drift").info.run_id], DEFAULTS)
+    with pytest.raises(InputError, match="no run ffff"):
+        find_states(project, ["f" * 32], DEFAULTS)
+    with pytest.raises(InputError, match="name the registered model"):
+        find_states(project, ["champion"], DEFAULTS)
 
 
 def test_what_is_no_state_is_named(repository, tmp_path_factory):
     with pytest.raises(InputError, match="nowhere: neither an MLflow run, nor an alias"):
-        revision(repository, "nowhere")
+        revision(repository, "nowhere", DEFAULTS)
     outside = tmp_path_factory.mktemp("outside")
     with pytest.raises(InputError, match="is no git repository"):
-        revision(outside, "main")
+        revision(outside, "main", DEFAULTS)
     with pytest.raises(InputError, match=r"no params\.yaml there"):
-        workspace(outside)
+        workspace(outside, DEFAULTS)
 
 
 VERDICT = {
     "registered_model": "moe-beyond.m.d", "challenger": "2", "champion_before": "1", "champion": "1",
     "outcome": "refused", "reasons": ["fails: it is slower"], "improvement": None, "moves_champion": False,
-    "checks": [{"rule": "faster", "value": -0.1, "limit": 0.005, "passed": False}],
+    "checks": [{"rule": "faster", "value": -0.1, "limit": 0.005, "passed": False}], "pipeline_run": "abc",
 }  # fmt: skip
+TABLE = """contestant,version,split,metric,value,low,high
+challenger,2,gate_in_domain,hit_rate,0.5,0.4,0.6
+champion,1,gate_in_domain,hit_rate,0.55,0.5,0.6
+challenger,2,all,hit_rate,0.5,0.4,0.6
+"""
 
 
 def test_the_report_says_verdict_reasons_and_differences(repository):
+    out = repository / "reports/retrain.md"
     with pytest.raises(InputError, match=r"verdict\.json: no such file"):
-        write_report(repository, "main", repository / "reports/retrain.md")
+        write_report(repository, "main", out, DEFAULTS)
     (repository / "reports/publish").mkdir()
     (repository / "reports/publish/verdict.json").write_text(json.dumps(VERDICT))
-    (repository / "reports/publish/run.json").write_text('{"run_id": "abc"}')
+    (repository / "reports/publish/table.csv").write_text(TABLE)
     (repository / "reports/figures").mkdir()
     (repository / "reports/figures/hit_rate_test_in_domain.png").write_bytes(b"")
-    write_report(repository, "main", repository / "reports/retrain.md")
-    report = (repository / "reports/retrain.md").read_text()
+    write_report(repository, "main", out, DEFAULTS)
+    report = out.read_text()
     for words in (
         "`moe-beyond.m.d` version 2: refused: the champion stays.",
         "- fails: it is slower",
         "| faster | -0.1 | 0.005 | no |",
+        "| gate_in_domain | hit_rate | 0.5 | 0.55 |",
         "| `seed` | `7` | `8` |",
-        "| train/parameters | 5 | 5 | +0 |",
+        "| ms_per_token | 8 [7.5, 8.5] | 8 [7.5, 8.5] | +0 |",
+        "| token_step_ms | 0.1 | 0.3 | +0.2 |",
         "![hit rate test in domain](figures/hit_rate_test_in_domain.png)",
     ):
         assert words in report
-    # without the revision the verdict still gets out
-    write_report(repository, "nowhere", repository / "reports/retrain.md")
-    assert "Not available: nowhere: neither" in (repository / "reports/retrain.md").read_text()
+    # without the revision, or before anyone has judged, the rest still gets out
+    pending = VERDICT | {"challenger": None, "outcome": "pending", "checks": [], "pipeline_run": None}
+    (repository / "reports/publish/verdict.json").write_text(json.dumps(pending))
+    (repository / "reports/publish/table.csv").write_text(TABLE.splitlines()[0] + "\n")
+    write_report(repository, "nowhere", out, DEFAULTS)
+    assert "Not available: nowhere: neither" in out.read_text()
+    assert "the new version: not judged yet" in out.read_text()

@@ -62,9 +62,7 @@ def test_a_window_reads_as_it_was_written(tmp_path):
     write_window(tmp_path, window, measures)
     read, found = read_window(tmp_path)
     assert (read.counts_LE == window.counts_LE).all()
-    assert read.prompt_counts_PLE is not None
-    assert window.prompt_counts_PLE is not None
-    assert np.array_equal(read.prompt_counts_PLE, window.prompt_counts_PLE)
+    np.testing.assert_array_equal(read.prompt_counts_PLE, window.prompt_counts_PLE)
     assert (read.model_id, read.layer_numbers, found) == (window.model_id, window.layer_numbers, measures)
     (tmp_path / "window.json").unlink()
     with pytest.raises(InputError, match=r"window\.json: no such file"):

@@ -16,7 +16,7 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
     graphs = {f"predictor/{file.name}" for file in exported[0].iterdir()}
     assert present == graphs | {
         "predictor", "README.md", "bundle.json", "advice.json", "metrics.json", "window.npz", "window.json",
-        "calibration.csv", "width.csv", "quality.csv",
+        "calibration.csv", "quality.csv",
     }  # fmt: skip
     assert read_manifest(tmp_path / "bundle") == manifest
     assert manifest["tokens"]["letter_buckets"] == 64
@@ -25,11 +25,12 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
     for words in ("chance", "| test_in_domain | 80.0% | 70.0% | 20.0% |", "changes that were not committed", "**go**"):
         assert words in card
     advice = json.loads((tmp_path / "bundle/advice.json").read_text())
-    # a row a policy, at the latency nearest to the predictor's own; no bound
-    assert [row["policy"] for row in advice["policies"]] == ["mote", "predictor_prefetch_lru", "lru"]
+    # a row a split and policy at the nearest capacity, the fastest first; no bound
+    assert [row["policy"] for row in advice["policies"]] == 2 * ["mote", "predictor_prefetch_lru", "lru"]
+    assert advice["capacity_experts"] == 5
     # what computes something else is fast and no rival
-    assert "| predictor_prefetch_lru | 8 | 60% |" in card
-    assert "mote" not in card
+    assert "| PREDICTOR_PREFETCH_LRU | 8 | 50.0% | 0.1 and 0.05 |" in card
+    assert "MOTE" not in card
 
 
 def test_a_device_that_was_not_timed_is_said_on_the_card(tmp_path, exported):

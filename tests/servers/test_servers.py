@@ -4,61 +4,95 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from moe_beyond.params import load_params
-from moe_beyond.tracking import stage_run
-from moe_beyond.tracking.connection import resend
-from tests.tracking.test_stage import run_split
+from tests.tracking.small_pipeline import check_whole, only, readdress, run_split, warnings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
 def team(project, servers, monkeypatch):
-    """The project, its runs on the server, an experiment of its own."""
+    """The project, whose runs go to the server; those of the tests before are gone."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", project.name)
+    to = MlflowClient(servers.mlflow_uri)
+    experiment = to.get_experiment_by_name("moe-beyond")
+    for run in [] if experiment is None else to.search_runs([experiment.experiment_id]):
+        to.delete_run(run.info.run_id)
     return project
 
 
-def points(servers, run_id, name="loss"):
-    return [(point.step, point.value) for point in MlflowClient(servers.mlflow_uri).get_metric_history(run_id, name)]
+@pytest.mark.parametrize("killed", ["mlflow log_inputs", "mlflow log_artifacts", "postgres log_inputs"])
+def test_a_server_killed_in_the_middle_of_logging_misses_nothing(team, servers, killed, monkeypatch, caplog):
+    victim, call = killed.split()
+    real = getattr(MlflowClient, call)
+
+    def kill(self, *args, **kwargs):
+        getattr(servers, f"kill_{victim}")()
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, kill)
+        run_split(team)
+    assert any("MLflow lacks split" in warning for warning in warnings(caplog))
+    getattr(servers, f"start_{victim}")()
+    to = MlflowClient(servers.mlflow_uri)
+    check_whole(team, to)
+    assert only(team, "split", to).info.artifact_uri.startswith("mlflow-artifacts:/")
 
 
-def runs(servers, team):
-    client = MlflowClient(servers.mlflow_uri)
-    experiment = client.get_experiment_by_name(team.name)
-    assert experiment is not None
-    return client.search_runs([experiment.experiment_id])
+class FailsOnWrites(BaseHTTPRequestHandler):
+    """A proxy that passes reads on and answers every write with 500."""
+
+    server_uri, carries_out = "", False
+
+    def forward(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        request = Request(self.server_uri + self.path, body or None, headers, method=self.command)  # noqa: S310 - loopback
+        writes = self.command != "GET" and "search" not in self.path
+        status, content = 500, b"no space left on device"
+        if self.carries_out or not writes:
+            try:
+                with urlopen(request, timeout=60) as found:  # noqa: S310
+                    status, content = (status, content) if writes else (found.status, found.read())
+            except HTTPError as error:
+                status, content = error.code, error.read()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = forward
+
+    def log_message(self, *_):
+        """Say nothing."""
 
 
-def test_a_stage_logs_to_the_server_and_its_artifacts_come_back(team, servers, tmp_path):
-    run_id = run_split(team)
-    run = MlflowClient(servers.mlflow_uri).get_run(run_id)
-    assert (run.info.status, run.data.metrics["recall"]) == ("FINISHED", 0.5)
-    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-    fetched = MlflowClient(servers.mlflow_uri).download_artifacts(run_id, "data/splits/train/x.npy", str(tmp_path))
-    assert Path(fetched).read_bytes() == b"x"
+@pytest.mark.parametrize("carried_out", [False, True])
+def test_a_server_that_fails_on_writes_alone_misses_and_doubles_nothing(
+    team, servers, monkeypatch, caplog, carried_out
+):
+    class Handler(FailsOnWrites):
+        server_uri, carries_out = servers.mlflow_uri, carried_out
 
-
-@pytest.mark.parametrize("victim", ["mlflow", "postgres"])
-def test_a_server_killed_in_the_middle_of_a_stage_misses_nothing(team, servers, victim):
-    with stage_run("split", load_params) as run:
-        (team / "data/splits").mkdir()
-        for step in range(9):
-            if step == 3:
-                getattr(servers, f"kill_{victim}")()
-            if step == 6:
-                getattr(servers, f"start_{victim}")()
-            run.log_step_metrics({"loss": 1.0 / (step + 1)}, step)
-        run.write_metrics({"recall": 0.5})
-    resend(team)  # nothing is left unless the server was slow to come back
-    assert points(servers, run.run_id) == [(step, 1.0 / (step + 1)) for step in range(9)]
-    assert [(entry.info.run_name, entry.info.status) for entry in runs(servers, team)] == [("split", "FINISHED")]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy.server_port}")
+        run_split(team)
+        proxy.shutdown()
+    (warning,) = warnings(caplog)
+    assert "MLflow lacks split" in warning
+    assert "500" in warning
+    readdress(team, f"http://127.0.0.1:{proxy.server_port}", servers.mlflow_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
+    check_whole(team, MlflowClient(servers.mlflow_uri))
 
 
 def test_dvc_pushes_and_pulls_over_http(servers, tmp_path):

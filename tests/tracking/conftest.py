@@ -1,34 +1,36 @@
+import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+from tests.tracking.small_pipeline import write_project
+
+VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "DVC_ROOT",
+    "DVC_EXP_NAME",
+    "MOE_BEYOND_GATE",
+    "LOCAL_RANK",
+)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database that MLflow has filled with its tables, which takes seconds; and the experiment."""
+    import mlflow  # noqa: PLC0415 - tests that need none start at once
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder with params.yaml and a dvc.yaml of two small stages under real stage names."""
-    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_STAGE", "MLFLOW_RUN_ID"):
+def project(tmp_path, monkeypatch, empty_database):
+    """A folder with params.yaml, a stage `split`, and a local database."""
+    for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    (tmp_path / "params.yaml").write_text(PARAMS.read_text())
-    stages = {
-        "split": {
-            "cmd": "x",
-            "deps": ["data/traces"],
-            "params": ["seed", "split"],
-            "outs": ["data/splits", "reports/split/run.json"],
-            "metrics": ["reports/split/metrics.json"],
-        },
-        "report": {
-            "cmd": "x",
-            "deps": ["data/splits"],
-            "params": ["report"],
-            "outs": ["reports/index.html", "reports/report/run.json"],
-        },
-    }
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    (tmp_path / "data/traces").mkdir(parents=True)
-    (tmp_path / "data/traces/a.txt").write_text("a")
+    write_project(tmp_path)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return Path(tmp_path)

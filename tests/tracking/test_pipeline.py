@@ -1,59 +1,90 @@
-import json
+"""The run of a state of the pipeline: what MLflow compares two states by."""
 
-from moe_beyond.params import load_params
-from moe_beyond.tracking import pipeline_run, stage_run
-from tests.tracking.test_stage import all_runs, artifacts, client, run_split
+import pytest
+from mlflow.tracking import MlflowClient
 
+from moe_beyond.params import Params
+from moe_beyond.tracking.client import MlflowMissingError, asking, send
+from moe_beyond.tracking.pipeline import credit, log_pipeline
+from tests.registry.bundles import HEADLINE, small_project
+from tests.tracking.small_pipeline import artifacts, client, points, readdress, records, run_split, runs
 
-def run_report(project):
-    with (
-        stage_run("report", load_params) as run,
-        pipeline_run(run, ["reports/index.html", "data/splits"]) as pipeline_id,
-    ):
-        (project / "reports/index.html").write_text("<p>page</p>")
-    return run.run_id, pipeline_id
+SPLITS = ["data/splits/train", "data/traces"]
 
 
-def test_every_stages_run_is_reached_from_the_pipelines(project):
-    split_id = run_split(project)
-    report_id, pipeline_id = run_report(project)
-    run = client(project).get_run(pipeline_id)
+@pytest.fixture
+def state(project, tmp_path_factory):
+    """A project in which the stages have run; one of them is in MLflow."""
+    predictor = tmp_path_factory.mktemp("predictor")
+    (predictor / "token_step.onnx").write_text("graph")
+    small_project(project, predictor)
+    run_split(project)
+    return project
+
+
+def log(root, params=None):
+    return log_pipeline(root, params or Params(), "laptop_nvme", SPLITS)
+
+
+def test_it_holds_what_decides_and_the_way_to_the_stages(state):
+    run_id = log(state)
+    run = client(state).get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert (run.data.tags["run.split"], run.data.tags["run.report"]) == (split_id, report_id)
-    assert run.data.params["train.epochs"] == "20"
-    assert split_id in run.data.tags["mlflow.note.content"]
-    assert set(artifacts(project, pipeline_id)) == {"reports/index.html", "data/splits/train/x.npy", "stage_runs.json"}
-    for stage_id in (split_id, report_id):
-        assert client(project).get_run(stage_id).data.tags["mlflow.parentRunId"] == pipeline_id
+    numbers = {name: value for name, value in run.data.metrics.items() if "_by_capacity/" not in name}
+    assert numbers == {
+        "ms_per_token": 8.0, "ms_per_token/low": 7.5, "ms_per_token/high": 8.5, "hit_rate": 0.6, "hit_rate/low": 0.5,
+        "hit_rate/high": 0.7, "token_step_ms": 0.1,
+    }  # fmt: skip
+    # curves over the capacity, of the last split
+    assert points(client(state), run, "ms_per_token_by_capacity/ours") == [(5, 8.0), (10, 4.0)]
+    assert points(client(state), run, "hit_rate_by_capacity/lru") == [(5, 0.5), (10, 1.0)]
+    assert points(client(state), run, "ms_per_token_by_capacity/best_without_predictor") == [(5, 9.0), (10, 4.5)]
+    assert (run.data.params["chosen.width"], run.data.params["train.epochs"]) == ("16", "20")
+    assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["data.splits.train", "data.traces"]
+    assert set(artifacts(client(state), run_id)) == {
+        "reports/index.html", "reports/figures/a.png", "models/predictor/token_step.onnx"
+    }  # fmt: skip
+    stage = next(found for name, found in runs(state) if name == "split")
+    assert run.data.tags["run.split"] == stage.info.run_id
+    assert stage.info.run_id in run.data.tags["mlflow.note.content"]
+    assert "- assess: not in this MLflow" in run.data.tags["mlflow.note.content"]
+    assert stage.data.tags["mlflow.parentRunId"] == run_id
 
 
-def test_a_stage_that_dvc_took_from_its_cache_keeps_its_run_and_its_first_parent(project):
-    split_id = run_split(project)
-    _, first = run_report(project)
-    _, second = run_report(project)
-    assert client(project).get_run(second).data.tags["run.split"] == split_id
-    assert client(project).get_run(split_id).data.tags["mlflow.parentRunId"] == first
+def test_a_state_has_one_run_and_a_stage_stays_below_the_first(state):
+    first = log(state)
+    assert log(state) == first
+    second = log(state, Params().model_copy(update={"seed": 8}))
+    assert second != first
+    stage = next(run for name, run in runs(state) if name == "split")
+    assert stage.data.tags["mlflow.parentRunId"] == first
+    assert client(state).get_run(second).data.tags["run.split"] == stage.info.run_id
 
 
-def test_outs_fetched_from_elsewhere_are_logged_once_more(project):
-    run_split(project)
-    receipt = project / "reports/split/run.json"
-    receipt.write_text(json.dumps({"run_id": "f" * 32}))
-    _, pipeline_id = run_report(project)
-    mirrored = client(project).get_run(client(project).get_run(pipeline_id).data.tags["run.split"])
-    assert mirrored.data.tags["restored"] == "true"
-    assert mirrored.data.tags["original_run_id"] == "f" * 32
-    assert mirrored.data.metrics["recall"] == 0.5
-    assert mirrored.data.params["split.test_fraction"] == "0.1"
-    assert "data/splits/train/x.npy" in set(artifacts(project, mirrored.info.run_id))
+def test_while_mlflow_is_away_its_record_waits_behind_those_of_the_stages(state, monkeypatch):
+    (state / "data/traces/a.txt").write_text("b")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    run_split(state)
+    for _ in range(2):
+        with pytest.raises(MlflowMissingError, match=r"http://127\.0\.0\.1:9 failed"):
+            log(state)
+    assert len(records(state)) == 2
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    readdress(state, "http://127.0.0.1:9", "")
+    sent = send(state)
+    assert sent.logged == ["split", *[name for name, _ in runs(state) if name.startswith("pipeline")]]
+    newest = [run.info.run_id for name, run in runs(state) if name == "split"][-1]
+    assert client(state).get_run(log(state)).data.tags["run.split"] == newest
 
 
-def test_a_report_that_fails_marks_the_pipelines_run_failed(project):
-    run_split(project)
-    try:
-        with stage_run("report", load_params) as run, pipeline_run(run, []):
-            raise OSError
-    except OSError:
-        pass
-    status = {run.info.run_name.split()[0]: run.info.status for run in all_runs(project)}
-    assert status == {"split": "FINISHED", "report": "FAILED", "pipeline": "FAILED"}
+def test_numbers_are_tied_to_the_model_and_the_data_once(state):
+    run_id = log(state)
+    with asking(state) as to:
+        model = to.client.create_logged_model(to.experiment_id, "predictor", source_run_id=run_id)
+        for _ in range(2):
+            credit(to.client, run_id, model.model_id, state, SPLITS[-1])
+    found = MlflowClient(f"sqlite:///{state / 'mlflow.db'}").get_logged_model(model.model_id).metrics or []
+    assert {metric.dataset_name for metric in found} == {"data.traces"}
+    assert len(found) == sum(len(interval) for interval in HEADLINE.values())
+    run = client(state).get_run(run_id)
+    assert points(client(state), run, "ms_per_token") == [(0, 8.0)]

@@ -1,9 +1,9 @@
-"""Commands on registered predictors and states of the pipeline: compare, drift, rollback, promote, retrain-report."""
+"""Commands on runs and registered predictors in MLflow: compare, drift, rollback, resend, retrain-report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,20 +24,17 @@ def compare(
 ) -> None:
     """Set states of the pipeline side by side: parameters that differ, headline numbers."""
     from moe_beyond.errors import InputError  # noqa: PLC0415
-    from moe_beyond.registry.revisions import shortened  # noqa: PLC0415
     from moe_beyond.registry.states import find_states  # noqa: PLC0415
     from moe_beyond.reporting.compare import document, print_tables  # noqa: PLC0415
 
     with one_line_errors():
         if len(set(states)) < 2:
             raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
-        found = find_states(Path.cwd(), list(dict.fromkeys(states)))
-        # for people; JSON keeps the names that were asked for
-        shown = shortened(found)
+        found = find_states(Path.cwd(), list(dict.fromkeys(states)), _defaults())
         if as_json:
             show(document(found), as_json)
         else:
-            print_tables(shown)
+            print_tables(found)
 
 
 @app.command()
@@ -72,41 +69,48 @@ def rollback(
     """Make the champion before this one the champion again. Clients that load NAME@champion get it at once."""
     from moe_beyond.registry.registry import Registry  # noqa: PLC0415
     from moe_beyond.registry.states import only_model  # noqa: PLC0415
-    from moe_beyond.tracking.asking import asking  # noqa: PLC0415
+    from moe_beyond.tracking.client import asking  # noqa: PLC0415
 
-    with one_line_errors(), asking(Path.cwd()) as client:
-        registry = Registry(client, name or only_model(client))
-        left, now = registry.roll_back(to)
+    with one_line_errors():
+        with asking(Path.cwd()) as connection:
+            registry = Registry(connection.client, name or only_model(connection.client))
+            left, now = registry.roll_back(to)
         show({"registered_model": registry.name, "left": left, "champion": now}, as_json)
 
 
 @app.command()
-def promote(
-    verdict: Annotated[Path, typer.Argument(help="verdict.json")] = Path("reports/publish/verdict.json"),
+def resend(
+    root: Annotated[Path, typer.Option(help="The project's root.")] = Path(),
+    as_json: AsJson = False,
 ) -> None:
-    """Carry out a verdict that was reached under MOE_BEYOND_GATE=judge, if its champion still is the champion."""
-    import json  # noqa: PLC0415
+    """Log to MLflow what it did not take when a stage ended; exits with 1 where something is still missing."""
+    from moe_beyond.tracking.client import send  # noqa: PLC0415
 
-    from moe_beyond.errors import InputError  # noqa: PLC0415
-    from moe_beyond.registry.publishing import carry_out  # noqa: PLC0415
-    from moe_beyond.registry.registry import Registry  # noqa: PLC0415
-    from moe_beyond.tracking.asking import asking  # noqa: PLC0415
-
-    with one_line_errors(), asking(Path.cwd()) as client:
-        if not verdict.exists():
-            raise InputError(f"{verdict}: no such file; run dvc repro first")
-        reached = json.loads(verdict.read_text(encoding="utf-8"))
-        registry = Registry(client, reached["registered_model"])
-        typer.echo(f"{registry.name}: {carry_out(registry, reached)}")
+    sent = send(root)
+    missing = sent.sentences()
+    if as_json:
+        show({"logged": sent.logged, "missing": missing}, as_json)
+    else:
+        typer.echo("\n".join([*(f"logged {run}" for run in sent.logged), *(missing or ["nothing is missing"])]))
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command("retrain-report")
 def retrain_report(
-    base: Annotated[str, typer.Option(help="Git revision that the numbers are held against.")] = "main",
+    base: Annotated[str, typer.Option(help="Git revision to compare the numbers with.")] = "main",
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("reports/retrain.md"),
 ) -> None:
     """Write what a retraining came to: the gate's verdict, what changed against a revision, and the curves."""
     from moe_beyond.reporting.retraining import write_report  # noqa: PLC0415
 
     with one_line_errors():
-        write_report(Path.cwd(), base, out)
+        write_report(Path.cwd(), base, out, _defaults())
+
+
+def _defaults() -> dict[str, Any]:
+    """Every parameter's value where params.yaml does not set it, flat."""
+    from moe_beyond.params import Params  # noqa: PLC0415
+    from moe_beyond.settings import flatten  # noqa: PLC0415
+
+    return flatten(Params().model_dump(by_alias=True, mode="json"))

@@ -7,7 +7,6 @@ of its own, and shows in MLflow's pages.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,10 +14,8 @@ from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any
 
-from moe_beyond.errors import InputError
-from moe_beyond.tracking import connection  # noqa: F401 - sets what mlflow reads at import
-
-import mlflow  # isort: skip
+import mlflow
+from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -26,8 +23,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-# a bar for a file of a few megabytes is noise in a log
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from moe_beyond.errors import InputError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FOLDER = "bundle"
@@ -57,7 +53,12 @@ SIGNATURE = ModelSignature(
 
 @dataclass(frozen=True)
 class Registry:
-    """One registered model."""
+    """One registered model.
+
+    Attributes:
+        client: Of the MLflow that was connected last: models are fetched and logged there.
+        name: In the registry.
+    """
 
     client: MlflowClient
     name: str
@@ -121,25 +122,27 @@ class Registry:
         return Path(local) / "artifacts" / FOLDER
 
     def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
-        """Log a bundle as a pyfunc model of a run, and make a version of it."""
+        """Log a bundle as a pyfunc model of a run that has ended, which stays as it is, and make a version of it."""
         if bundle.name != FOLDER:
             raise AssertionError(f"{bundle}: MLflow would keep this folder under its own name, not {FOLDER!r}")
         manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(
-                name="predictor",
-                python_model=str(Path(__file__).with_name("served.py")),
-                artifacts={"bundle": str(bundle)},
-                # a version stays what it was when the project's code moves on
-                code_paths=[str(Path(__file__).parents[1])],
-                signature=SIGNATURE,
-                input_example=example(manifest),
-                pip_requirements=[f"{name}=={library_version(name)}" for name in ("mlflow", *_NEEDED)],
-                metadata={key: manifest[key] for key in ("bundle_version", "model_id", "num_experts", "top_k")},
-            )
+        experiment = self.client.get_run(run_id).info.experiment_id
+        model = self.client.create_logged_model(experiment, "predictor", source_run_id=run_id, tags=tags)
+        mlflow.pyfunc.log_model(
+            model_id=model.model_id,
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"bundle": str(bundle)},
+            # a version stays what it was when the project's code moves on
+            code_paths=[str(Path(__file__).parents[1])],
+            signature=SIGNATURE,
+            input_example=example(manifest),
+            pip_requirements=[f"{name}=={library_version(name)}" for name in ("mlflow", *_NEEDED)],
+            metadata={key: manifest[key] for key in ("bundle_version", "model_id", "num_experts", "top_k")},
+        )
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         # tags come with the version itself: one that is there is whole
         return self.client.create_model_version(
-            self.name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id,
+            self.name, f"models:/{model.model_id}", run_id, tags=tags, model_id=model.model_id,
             description=(bundle / "README.md").read_text(encoding="utf-8"),
         )  # fmt: skip
 

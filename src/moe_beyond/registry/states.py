@@ -1,52 +1,98 @@
-"""States of the pipeline that MLflow keeps: by run id, or by the alias of a registered model."""
+"""A state of the pipeline: parameters and the numbers that decide, from the files here, a git revision, or MLflow."""
 
 from __future__ import annotations
 
+import json
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import git
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from moe_beyond.errors import InputError
 from moe_beyond.registry.registry import Registry
-from moe_beyond.registry.revisions import TABLES, State, read_table, revision, workspace
-from moe_beyond.tracking.asking import asking
+from moe_beyond.settings import flatten
+from moe_beyond.tracking.client import asking
+from moe_beyond.tracking.pipeline import CHOICE, HEADLINE
+from moe_beyond.tracking.record import STAGE_TAG, as_text, chosen_params
 
-_MADE_BY = {"replay": "simulate", "quality": "export", "gate": "publish"}
+_RUN_ID = "[0-9a-f]{32}"
 
 
-def find_states(root: Path, names: Sequence[str]) -> list[State]:
+@dataclass(frozen=True)
+class State:
+    """One state.
+
+    Attributes:
+        name: As it was asked for.
+        about: What it turned out to be.
+        params: Every parameter, dotted keys, values as MLflow writes them; what the search chose, as `chosen.width`,
+            where that is known: git does not hold it.
+        numbers: Those that decide, each with `value` and, where it has an interval, `low` and `high`.
+    """
+
+    name: str
+    about: str
+    params: dict[str, str]
+    numbers: dict[str, dict[str, float]]
+
+
+def find_states(root: Path, names: Sequence[str], defaults: dict[str, Any]) -> list[State]:
     """Find what a person names; MLflow is asked only where a name needs it.
 
     Args:
         root: The project's root.
         names: `workspace`, an MLflow run id, `champion`, `challenger`, `NAME@champion`, `NAME@VERSION`, or a git
             revision each.
+        defaults: Parameters that a params.yaml does not set, flat.
 
     Raises:
         InputError: Nothing goes by a name, or MLflow does not answer.
     """
-    if not any(map(_is_mlflows, names)):
-        return [_find(None, root, name) for name in names]
-    with asking(root) as client:
-        return [_find(client, root, name) for name in names]
+    found = {name: _from_files(root, name, defaults) for name in names if not _is_mlflows(name)}
+    if len(found) < len(set(names)):
+        with asking(root) as connection:
+            found |= {name: _from_mlflow(connection.client, name) for name in names if _is_mlflows(name)}
+    return [found[name] for name in names]
 
 
-def _is_mlflows(name: str) -> bool:
-    # HEAD@{1} and the like are git's
-    return bool(re.fullmatch("[0-9a-f]{32}|champion|challenger|.+@[^{].*", name))
+def workspace(root: Path, defaults: dict[str, Any], name: str = "workspace") -> State:
+    """The files as they are now."""
+    state = _read(name, "the files here", lambda path: (root / path).read_bytes(), defaults)
+    chosen = as_text(chosen_params(root / CHOICE)) if (root / CHOICE).exists() else {}
+    return replace(state, params=state.params | chosen)
 
 
-def _find(client: MlflowClient | None, root: Path, name: str) -> State:
-    if client is None or not _is_mlflows(name):
-        return workspace(root) if name == "workspace" else revision(root, name)
-    if re.fullmatch("[0-9a-f]{32}", name):
-        return run_state(client, name, name)
-    model, _, alias = name.rpartition("@")
-    return run_state(client, _run_of(client, model or only_model(client), alias), name)
+def revision(root: Path, name: str, defaults: dict[str, Any]) -> State:
+    """A git revision: parameters and numbers are in git.
+
+    Raises:
+        InputError: No repository, no such revision, or one without params.yaml.
+    """
+    try:
+        repository = git.Repo(root, search_parent_directories=True)
+        commit = repository.commit(name)
+    except git.InvalidGitRepositoryError as error:
+        raise InputError(f"{name}: {root} is no git repository; name MLflow runs or aliases instead") from error
+    except (git.BadName, ValueError, IndexError) as error:
+        raise InputError(
+            f"{name}: neither an MLflow run, nor an alias (NAME@champion), nor a git revision; see git log or make ui"
+        ) from error
+
+    def from_git(path: str) -> bytes:
+        try:
+            data: bytes = (commit.tree / path).data_stream.read()
+        except KeyError as error:
+            raise FileNotFoundError(path) from error
+        return data
+
+    subject = commit.message.splitlines()[0] if isinstance(commit.message, str) else ""
+    return _read(name, f"commit {commit.hexsha[:7]}, {subject}", from_git, defaults)
 
 
 def only_model(client: MlflowClient) -> str:
@@ -62,33 +108,47 @@ def only_model(client: MlflowClient) -> str:
     return str(names[0])
 
 
-def run_state(client: MlflowClient, run_id: str, name: str) -> State:
-    """The state of a pipeline run; for a stage's run, of the pipeline that it first belonged to.
+def _is_mlflows(name: str) -> bool:
+    # HEAD@{1} and the like are git's
+    return bool(re.fullmatch(f"{_RUN_ID}|champion|challenger|.+@[^{{].*", name))
 
-    Raises:
-        InputError: No such run, or one that belongs to no pipeline.
-    """
+
+def _from_files(root: Path, name: str, defaults: dict[str, Any]) -> State:
+    return workspace(root, defaults) if name == "workspace" else revision(root, name, defaults)
+
+
+def _read(name: str, about: str, read: Callable[[str], bytes], defaults: dict[str, Any]) -> State:
+    try:
+        params = defaults | flatten(yaml.safe_load(read("params.yaml")))
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no params.yaml there; name a state of this project") from error
+    try:
+        numbers = json.loads(read(HEADLINE.as_posix()))
+    except FileNotFoundError:
+        numbers = {}  # a state before its first run
+    return State(name, about, as_text(params), numbers)
+
+
+def _from_mlflow(client: MlflowClient, name: str) -> State:
+    """The state of a pipeline run; for a stage's run, of the pipeline that it first belonged to."""
+    run_id = name
+    if not re.fullmatch(_RUN_ID, name):
+        model, _, alias = name.rpartition("@")
+        run_id = Registry(client, model or only_model(client)).version(alias).tags["run.pipeline"]
     try:
         run = client.get_run(run_id)
-        if run.data.tags.get("moe_beyond.stage") != "pipeline" and "mlflow.parentRunId" in run.data.tags:
+        if run.data.tags.get(STAGE_TAG) != "pipeline" and "mlflow.parentRunId" in run.data.tags:
             run = client.get_run(run.data.tags["mlflow.parentRunId"])
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         raise InputError(f"{name}: no run {run_id} in this MLflow; see `make ui`") from error
-    tags = run.data.tags
-    if tags.get("moe_beyond.stage") != "pipeline":
+    if run.data.tags.get(STAGE_TAG) != "pipeline":
         raise InputError(f"{name}: run {run_id} ({run.info.run_name}) belongs to no pipeline run; give one of those")
-    tables, missing = {}, {}
-    for table, stage in _MADE_BY.items():
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = client.download_artifacts(tags.get(f"run.{stage}", run.info.run_id), TABLES[table], folder)
-                tables[table] = read_table(Path(path).read_bytes())
-        except (MlflowException, OSError) as error:
-            missing[table] = f"{TABLES[table]} is not among the run's artifacts ({' '.join(str(error).split())[:120]})"
+    numbers: dict[str, dict[str, float]] = {}
+    for key, value in run.data.metrics.items():
+        number, _, part = key.partition("/")
+        if part in ("", "low", "high"):
+            numbers.setdefault(number, {})[part or "value"] = value
     about = f"MLflow run {run.info.run_id[:8]}, {run.info.run_name}"
-    return State(name, about, dict(run.data.params), dict(run.data.metrics), tables, missing)
-
-
-def _run_of(client: MlflowClient, model: str, alias: str) -> str:
-    """The pipeline run behind an alias or a version of a registered model."""
-    return str(Registry(client, model).version(alias).tags["run.pipeline"])
+    return State(name, about, dict(run.data.params), numbers)

@@ -16,9 +16,9 @@ from moe_beyond.intervals import Interval, Ratio, Resamples
 from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Metric, Score
 from moe_beyond.registry.settings import PublishSettings
 
-Outcome = Literal["first", "promoted", "refused", "unchanged", "incomparable"]
+Outcome = Literal["first", "promoted", "refused", "unchanged", "incomparable", "pending"]
 """`first`: there was no champion. `unchanged`: this very bundle is the champion. `incomparable`: the champion cannot be
-replayed on these traces, and stays."""
+replayed on these traces, and stays. `pending`: MLflow was away, nobody has judged yet."""
 
 
 @dataclass(frozen=True)

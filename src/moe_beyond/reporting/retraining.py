@@ -12,8 +12,8 @@ import polars as pl
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.registry.revisions import State, revision, workspace
-from moe_beyond.reporting.compare import Cell, differing_params, headline
+from moe_beyond.registry.states import State, revision, workspace
+from moe_beyond.reporting.compare import Number, differing_params, numbers, text
 
 _MEANING = {
     "first": "the first champion",
@@ -21,30 +21,30 @@ _MEANING = {
     "refused": "refused: the champion stays",
     "unchanged": "nothing new: this predictor is the champion already",
     "incomparable": "not comparable: the champion stays",
+    "pending": "not judged yet: the next `dvc repro` does it",
 }
 _FIGURES = ("hit_rate_test_in_domain", "hit_rate_test_out_of_domain", "recall_by_layer_test_out_of_domain")
 
 
-def write_report(root: Path, base: str, out: Path) -> None:
+def write_report(root: Path, base: str, out: Path, defaults: dict[str, Any]) -> None:
     """Write the report of the pipeline's state in a folder.
 
     Args:
         root: The project's root, after `dvc repro`.
-        base: Git revision to hold the numbers against; where there is none, the report says so.
+        base: Git revision to compare with; where there is none, the report says so.
         out: The Markdown file, relative to the root.
+        defaults: Parameters that a params.yaml does not set, flat.
 
     Raises:
         InputError: The publish stage has not run.
     """
-    verdict_file = root / "reports" / "publish" / "verdict.json"
-    if not verdict_file.exists():
-        raise InputError(f"{verdict_file}: no such file; run dvc repro first")
-    verdict = json.loads(verdict_file.read_text(encoding="utf-8"))
-    receipt = json.loads((root / "reports" / "publish" / "run.json").read_text(encoding="utf-8"))
-    now = workspace(root)
-    lines = ["# Retraining", "", *verdict_lines(verdict, receipt["run_id"]), "", *_gate_table(now), ""]
+    reports = root / "reports" / "publish"
+    if not (reports / "verdict.json").exists():
+        raise InputError(f"{reports / 'verdict.json'}: no such file; run dvc repro first")
+    verdict = json.loads((reports / "verdict.json").read_text(encoding="utf-8"))
+    lines = ["# Retraining", "", *verdict_lines(verdict), "", *gate_lines(pl.read_csv(reports / "table.csv")), ""]
     try:
-        lines += difference_lines(revision(root, base), now)
+        lines += difference_lines(revision(root, base, defaults), workspace(root, defaults, "now"))
     except InputError as error:
         lines += ["## Against an earlier state", "", f"Not available: {error}."]
     lines += ["", *_figures(root, (root / out).parent)]
@@ -52,52 +52,48 @@ def write_report(root: Path, base: str, out: Path) -> None:
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
-def verdict_lines(verdict: dict[str, Any], run_id: str) -> list[str]:
+def verdict_lines(verdict: dict[str, Any]) -> list[str]:
     """The gate's decision with its reasons and rules."""
+    version = f"version {verdict['challenger']}" if verdict["challenger"] else "the new version"
     lines = [
-        f"`{verdict['registered_model']}` version {verdict['challenger']}: {_MEANING[verdict['outcome']]}.",
+        f"`{verdict['registered_model']}` {version}: {_MEANING[verdict['outcome']]}.",
         "",
         *(f"- {reason}" for reason in verdict["reasons"]),
         "",
         f"Champion before: {verdict['champion_before'] or 'none'}; now: {verdict['champion'] or 'none'}. MLflow run of "
-        f"the stage: `{run_id}`.",
+        f"this state: `{verdict['pipeline_run']}`.",
     ]
-    if verdict["checks"]:
-        rows = [
-            f"| {check['rule']} | {check['value']:.4g} | {check['limit']:.4g} | {'yes' if check['passed'] else 'no'} |"
-            for check in verdict["checks"]
-        ]
-        lines += ["", "| rule of the gate | found | limit | holds |", "| --- | --- | --- | --- |", *rows]
-    return lines
+    rows = [
+        (check["rule"], f"{check['value']:.4g}", f"{check['limit']:.4g}", "yes" if check["passed"] else "no")
+        for check in verdict["checks"]
+    ]
+    return [*lines, "", *_table(("rule of the gate", "found", "limit", "holds"), rows)] if rows else lines
+
+
+def gate_lines(table: pl.DataFrame) -> list[str]:
+    """Challenger and champion on each split of the gate."""
+    rows = table.filter(pl.col("split") != "all")
+    if rows.is_empty():
+        return []
+    wide = rows.pivot("contestant", index=["split", "metric"], values="value")
+    sides = wide.columns[2:]
+    return _table(
+        ("split of the gate", "metric", *sides),
+        [(row["split"], row["metric"], *(f"{row[side]:.4g}" for side in sides)) for row in wide.iter_rows(named=True)],
+    )
 
 
 def difference_lines(before: State, now: State) -> list[str]:
-    """Parameters and headline numbers against an earlier state."""
-    lines = [f"## Against {before.name}", "", f"{before.about}."]
-    changed = differing_params([before, now])
-    if changed:
-        rows = [f"| `{key}` | {_code(values[0])} | {_code(values[1])} |" for key, values in changed]
-        lines += ["", f"| parameter | {before.name} | now |", "| --- | --- | --- |", *rows]
-    else:
-        lines += ["", "No parameter differs."]
-    rows = [f"| {row.title} | {_text(row.cells[0])} | {_text(row.cells[1])} | {_change(row.cells)} |"
-            for row in headline([before, now])]  # fmt: skip
-    lines += ["", f"| number (95 % interval) | {before.name} | now | change |", "| --- | --- | --- | --- |", *rows]
-    lines += [f"- not there in {state.name}: {why}" for state in (before, now) for why in state.missing.values()]
-    return lines
+    """Parameters that differ from an earlier state's, and the numbers that decide beside its own."""
+    lines = [f"## Against {before.name}", "", f"{before.about}.", ""]
+    changed = [(f"`{key}`", *map(_code, values)) for key, values in differing_params([before, now])]
+    lines += _table(("parameter", before.name, now.name), changed) if changed else ["No parameter differs."]
+    rows = [(name, *map(text, found), _change(*found)) for name, found in numbers([before, now])]
+    return [*lines, "", *_table(("number (95 % interval)", before.name, now.name, "change"), rows)]
 
 
-def _gate_table(now: State) -> list[str]:
-    gate = now.tables.get("gate")
-    if gate is None:
-        return []
-    wide = gate.filter(pl.col("split") != "all").pivot("contestant", index=["split", "metric"], values="value")
-    sides = [name for name in ("challenger", "champion") if name in wide.columns]
-    rows = [
-        f"| {row['split']} | {row['metric']} | {' | '.join(_number(row[side]) for side in sides)} |"
-        for row in wide.iter_rows(named=True)
-    ]
-    return [f"| split | metric | {' | '.join(sides)} |", "| --- " * (2 + len(sides)) + "|", *rows]
+def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
 
 
 def _figures(root: Path, beside: Path) -> list[str]:
@@ -112,14 +108,5 @@ def _code(value: str | None) -> str:
     return "" if value is None else f"`{value}`"
 
 
-def _text(cell: Cell | None) -> str:
-    return "" if cell is None else cell.text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _change(cells: Sequence[Cell | None]) -> str:
-    before, now = cells
-    return "" if before is None or now is None else f"{now.value - before.value:+.3g}"
+def _change(before: Number | None, now: Number | None) -> str:
+    return "" if before is None or now is None else f"{now['value'] - before['value']:+.3g}"

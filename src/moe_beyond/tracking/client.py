@@ -1,8 +1,8 @@
-"""An MLflow client that outlives the server: what cannot be sent waits in the spool, and goes out once it answers.
+"""Logging records to MLflow, wherever it is, and saying what it has not got.
 
-Sending something twice changes nothing, so at least once is exactly once: MLflow's key of a metric's point is the run,
-the name, the step, the time and the value, and all are fixed when it is logged; parameters, tags and artifacts replace
-themselves; a run carries a key of ours, by which it is found again when nobody knows whether it was created.
+Logging a record twice changes nothing: its run is found by a tag that holds the record's key, times are those of the
+run, and parameters, tags, points and artifacts replace themselves. So a record that was kept until MLflow had all of it
+loses nothing and doubles nothing, whenever the process was killed.
 """
 
 from __future__ import annotations
@@ -10,320 +10,376 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
-import time
-import uuid
+import sqlite3
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+import mlflow
+from filelock import FileLock
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunData, RunInfo, RunStatus, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
-from requests.exceptions import RequestException
-from typing_extensions import override
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_USER
+from sqlalchemy.exc import SQLAlchemyError
 
-from moe_beyond.tracking.spool import Spool
+from moe_beyond.errors import InputError
+from moe_beyond.files import folder_digest
+from moe_beyond.tracking.dvc import copy_from_cache
+from moe_beyond.tracking.record import DEFAULT_EXPERIMENT, FOLDER, Record, keep, read, waiting, without_secrets
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+# how mlflow migrates and guesses is of no interest to who runs a stage; what its store does not take, we say in a line
+_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
+for name, level in _LEVELS.items():
+    logging.getLogger(name).setLevel(level)
 
-LOCAL = "local-"
-"""How the id of a run starts that was opened while MLflow was away."""
-KEY_TAG = "moe_beyond.key"
-PROBE_S, PAUSE_S = 5.0, 5.0
+KEY_TAG, LOGGED_TAG = "moe_beyond.key", "moe_beyond.logged"
+MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
+"""What MLflow raises when it is away, refuses, has no disk left, or lacks its database's driver."""
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_NOT_GENAI = "workflowType=machine_learning"
 _SQLITE_FILE = "sqlite:///"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
-# the server is not there, or its database is not there; anything else is an answer
-_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "SERVICE_UNDER_MAINTENANCE", "DEADLINE_EXCEEDED")
+_PROBE_S, _LOCK_S = 5.0, 600.0
+_MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one request of MLflow's API
 
 
-def local_database(uri: str) -> Path | None:
-    """The file of a local database; None where the URI names something else."""
-    return Path(uri.removeprefix(_SQLITE_FILE)) if uri.startswith(_SQLITE_FILE) else None
+class MlflowMissingError(InputError):
+    """MLflow is away, or did not take what it was given; the message is one line."""
 
 
-def answers(uri: str) -> bool:
-    """Whether something listens at a tracking URI; True for one that names no host, such as a local database."""
-    parts = urlsplit(uri)
-    port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
-    if parts.hostname is None or port is None:
-        return True
-    try:
-        socket.create_connection((parts.hostname, port), PROBE_S).close()
-    except OSError:
-        return False
-    return True
+@dataclass(frozen=True)
+class Mlflow:
+    """A connection.
 
+    Attributes:
+        client: MLflow's own.
+        experiment_id: Of the experiment that this project logs to.
+    """
 
-def is_away(error: Exception) -> bool:
-    """Whether an error says that MLflow could not be asked, rather than that it refused."""
-    return isinstance(error, RequestException) or (isinstance(error, MlflowException) and error.error_code in _AWAY)
-
-
-class PatientClient(MlflowClient):
-    """Writes go out at once, or wait in the spool behind what waits there already. Reads fail as they always do."""
-
-    def __init__(self, uri: str, spool: Spool, experiment: str) -> None:
-        """Make a client; nothing is asked yet.
-
-        Args:
-            uri: Of MLflow.
-            spool: Where records wait.
-            experiment: Name of the experiment that runs are created in.
-        """
-        super().__init__(uri)
-        self.uri, self._spool, self.experiment = uri, spool, experiment
-        self._turn, self._not_before = threading.RLock(), 0.0
-        self._experiment_id: str | None = None
-
-    def num_waiting(self) -> int:
-        """Records that are kept here."""
-        return len(self._spool.waiting())
-
-    def resolve(self, run_id: str) -> str:
-        """MLflow's own id of a run, where it has one by now."""
-        return (self._spool.resolve(run_id) or run_id) if run_id.startswith(LOCAL) else run_id
-
-    def give_up_for_now(self, reason: str) -> None:
-        """Do not ask for some seconds; say so once."""
-        if self._not_before == 0.0:
-            log.warning(
-                "MLFLOW_TRACKING_URI: %s does not answer (%s); work goes on, what would be logged waits in %s and is "
-                "sent when it answers, by the next stage or by `moe-beyond resend`",
-                self.uri,
-                " ".join(reason.split())[:120],
-                self._spool.folder.parent,
-            )
-        self._not_before = time.monotonic() + PAUSE_S
-
-    def flush(self, *, patient: bool = False) -> bool:
-        """Send what waits, in order; True when nothing is left.
-
-        Args:
-            patient: Ask now, even if MLflow was away a moment ago.
-        """
-        with self._turn:
-            if not self._spool.waiting():
-                return True
-            if not patient and time.monotonic() < self._not_before:
-                return False
-            if not answers(self.uri):
-                self.give_up_for_now("nothing listens there")
-                return False
-            with self._spool.taking() as mine:
-                return mine and self._send_waiting()
-
-    def _send_waiting(self) -> bool:
-        for path in self._spool.waiting():
-            record = self._spool.read(path)
-            operation = "recreate_run" if record.operation == "create_run" else record.operation
-            try:
-                self._send(operation, record.arguments, next(iter(record.files.glob("*")), None))
-            except (MlflowException, RequestException) as error:
-                # a database that answers refuses; a store of artifacts can be away by itself
-                if is_away(error) and ("artifact" in operation or not self._answers_reads()):
-                    self.give_up_for_now(str(error))
-                    return False
-                aside = self._spool.reject(record)
-                log.error("%s: MLflow refuses this record (%s); it stays there", aside, " ".join(str(error).split()))
-            else:
-                record.remove()
-        if self._not_before:
-            log.warning("MLflow answers again: what waited was sent")
-            self._not_before = 0.0
-        return True
-
-    def _answers_reads(self) -> bool:
-        try:
-            self.get_experiment_by_name(self.experiment)
-        except (MlflowException, RequestException):
-            return False
-        return True
-
-    def _send_or_keep(self, operation: str, arguments: dict[str, Any], source: Path | None = None) -> Any:
-        with self._turn:
-            if self.flush():
-                try:
-                    return self._send(operation, arguments, source)
-                except (MlflowException, RequestException) as error:
-                    if not is_away(error):
-                        raise
-                    self.give_up_for_now(str(error))
-            return self._spool.add(operation, arguments, source)
-
-    def _send(self, operation: str, arguments: dict[str, Any], source: Path | None) -> Any:
-        if "run_id" in arguments:
-            arguments = arguments | {"run_id": self._known(arguments["run_id"])}
-        if source is not None:
-            arguments = arguments | {"source": source}
-        return getattr(self, f"_send_{operation}")(**arguments)
-
-    def _known(self, run_id: str) -> str:
-        """MLflow's id of a run; asks MLflow where this machine has no note of it."""
-        found = self.resolve(run_id)
-        if found.startswith(LOCAL):
-            run = self._find(run_id)
-            if run is None:
-                raise MlflowException.invalid_parameter_value(f"run {run_id} was never created")
-            found = str(run.info.run_id)
-        return found
-
-    def _find(self, key: str) -> Run | None:
-        experiment = self.get_experiment_by_name(self.experiment)
-        if experiment is None:
-            return None
-        found = self.search_runs([experiment.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        return found[0] if found else None
+    client: MlflowClient
+    experiment_id: str
 
     @property
-    def known_experiment(self) -> str | None:
-        """Id of the experiment, if MLflow has answered so far."""
-        return self._experiment_id
+    def runs_page(self) -> str:
+        """Address of the list of runs, of a local database where `make ui` shows it.
 
-    def experiment_id(self) -> str:
-        """Id of the experiment, which is created where it is new.
-
-        Raises:
-            MlflowException: MLflow does not answer.
+        MLflow 3.17 opens an experiment on its overview for GenAI, whatever kind the experiment is of: the address says
+        otherwise.
         """
-        if self._experiment_id is None:
-            experiment = self.get_experiment_by_name(self.experiment)
-            self._experiment_id = self._create_experiment() if experiment is None else str(experiment.experiment_id)
-        return self._experiment_id
+        uri = without_secrets(self.client.tracking_uri)
+        server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{self.experiment_id}/runs?{_NOT_GENAI}"
 
-    def _create_experiment(self) -> str:
-        # a server decides itself where artifacts go; beside a local database they lie in the project's root
-        database = local_database(self.uri)
+    def find(self, key: str) -> list[Run]:
+        """The runs of a record: one, none, or several for a moment, after a request that was carried out and failed."""
+        return list(self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'"))
+
+    def has(self, key: str) -> str | None:
+        """Id of the run of a record that was logged to its end."""
+        return next((str(run.info.run_id) for run in self.find(key) if LOGGED_TAG in run.data.tags), None)
+
+
+def main_root(root: Path) -> Path:
+    """The checkout that keeps the default database and the records.
+
+    `dvc exp run --temp` and `--queue` run stages in a throw-away copy, where both would be lost; DVC names the checkout
+    in DVC_ROOT.
+    """
+    return Path(os.environ.get("DVC_ROOT") or root).resolve()
+
+
+def tracking_uri(root: Path) -> str:
+    """`MLFLOW_TRACKING_URI`, or the database of the checkout."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _database_here(root)
+
+
+def destination(root: Path) -> dict[str, str]:
+    """Address, without passwords, and experiment as a record holds them."""
+    uri = tracking_uri(root)
+    address = "" if uri == _database_here(root) else without_secrets(uri)
+    return {"address": address, "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT}
+
+
+def _database_here(root: Path) -> str:
+    return f"{_SQLITE_FILE}{main_root(root) / 'mlflow.db'}"
+
+
+@contextmanager
+def asking(root: Path) -> Iterator[Mlflow]:
+    """A connection for questions whose answer cannot wait.
+
+    Args:
+        root: The project's root.
+
+    Raises:
+        MlflowMissingError: MLflow is away, at once or within half a minute, or refuses.
+    """
+    uri = tracking_uri(root)
+    try:
+        with _alone(uri, root):
+            connection = _connect(uri, destination(root)["experiment"])
+        yield connection
+    except MLFLOW_ERRORS as error:
+        raise MlflowMissingError(
+            f"MLFLOW_TRACKING_URI: {without_secrets(uri)} failed ({_reason(error)}); start it (make ui on this "
+            "machine), or correct or unset the variable"
+        ) from error
+
+
+def _connect(uri: str, name: str) -> Mlflow:
+    _probe(uri)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # a server decides itself where artifacts go; beside a local database they lie in a folder of ours
+        database = _local_database(uri)
         place = None if database is None else (database.parent / "mlartifacts").as_uri()
-        # the kind decides which pages MLflow shows first: runs and models, not chats
-        return str(
-            self.create_experiment(self.experiment, place, tags={"mlflow.experimentKind": "custom_model_development"})
-        )
-
-    @override
-    def create_run(
-        self,
-        experiment_id: str | None = None,
-        start_time: int | None = None,
-        tags: dict[str, Any] | None = None,
-        run_name: str | None = None,
-    ) -> Run:
-        """Create a run in this client's experiment; while MLflow is away, one with an id of this machine's."""
-        local_id, started = f"{LOCAL}{uuid.uuid4().hex}", start_time or _now_ms()
-        user = {"mlflow.user": os.environ.get("USER", "unknown"), KEY_TAG: local_id}
-        arguments = {"key": local_id, "start_time": started, "tags": user | (tags or {}), "run_name": run_name}
-        created = self._send_or_keep("create_run", arguments)
-        if isinstance(created, Run):
-            return created
-        info = RunInfo(local_id, experiment_id or "", user["mlflow.user"], "RUNNING", started, None, "active")
-        return Run(info, RunData())
-
-    def _send_create_run(self, key: str, start_time: int, tags: dict[str, str], run_name: str | None) -> Run:
-        return super().create_run(self.experiment_id(), start_time, self._known_parent(tags), run_name)
-
-    def _send_recreate_run(self, key: str, **others: Any) -> None:
-        run = self._find(key) or self._send_create_run(key, **others)
-        self._spool.name(key, run.info.run_id)
-
-    def _known_parent(self, tags: dict[str, str]) -> dict[str, str]:
-        parent = tags.get(MLFLOW_PARENT_RUN_ID)
-        return tags if parent is None else tags | {MLFLOW_PARENT_RUN_ID: self._known(parent)}
-
-    @override
-    def log_batch(
-        self,
-        run_id: str,
-        metrics: Sequence[Metric] = (),
-        params: Sequence[Param] = (),
-        tags: Sequence[RunTag] = (),
-        synchronous: bool | None = None,
-    ) -> None:
-        """Log metrics, parameters and tags."""
-        arguments = {
-            "run_id": run_id,
-            "metrics": [[m.key, m.value, m.timestamp, m.step] for m in metrics],
-            "params": [[p.key, p.value] for p in params],
-            "tags": [[t.key, t.value] for t in tags],
-        }
-        self._send_or_keep("log_batch", arguments)
-
-    def _send_log_batch(
-        self, run_id: str, metrics: list[list[Any]], params: list[list[Any]], tags: list[list[Any]]
-    ) -> None:
-        super().log_batch(
-            run_id,
-            [Metric(*metric) for metric in metrics],
-            [Param(*param) for param in params],
-            [RunTag(*tag) for tag in tags],
-        )
-
-    @override
-    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
-        """Set a tag."""
-        self.log_batch(run_id, tags=[RunTag(key, str(value))])
-
-    def set_tag_once(self, run_id: str, key: str, value: str) -> None:
-        """Set a tag that the run does not have yet; decided when it is sent."""
-        self._send_or_keep("set_tag_once", {"run_id": run_id, "key": key, "value": value})
-
-    def _send_set_tag_once(self, run_id: str, key: str, value: str) -> None:
-        if key not in self.get_run(run_id).data.tags:
-            super().log_batch(run_id, tags=[RunTag(key, self._known(value) if value.startswith(LOCAL) else value)])
-
-    @override
-    def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
-        """Mark a run as ended; the time is that of the call, whenever it is sent."""
-        ended = status or RunStatus.to_string(RunStatus.FINISHED), end_time or _now_ms()
-        self._send_or_keep("set_terminated", {"run_id": run_id, "status": ended[0], "end_time": ended[1]})
-
-    def reopen(self, run_id: str) -> None:
-        """Mark a run as running again."""
-        self._send_or_keep("reopen", {"run_id": run_id})
-
-    def _send_reopen(self, run_id: str) -> None:
-        super().update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
-
-    def _send_set_terminated(self, run_id: str, status: str, end_time: int) -> None:
-        super().set_terminated(run_id, status, end_time)
-
-    @override
-    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
-        """Log a file."""
-        self._send_or_keep("log_artifact", {"run_id": run_id, "artifact_path": artifact_path}, Path(local_path))
-
-    def _send_log_artifact(self, run_id: str, artifact_path: str | None, source: Path) -> None:
-        super().log_artifact(run_id, str(source), artifact_path)
-
-    @override
-    def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
-        """Log a folder's content."""
-        self._send_or_keep("log_artifacts", {"run_id": run_id, "artifact_path": artifact_path}, Path(local_dir))
-
-    def _send_log_artifacts(self, run_id: str, artifact_path: str | None, source: Path) -> None:
-        super().log_artifacts(run_id, str(source), artifact_path)
-
-    def log_data(self, run_id: str, path: Path, name: str, digest: str) -> None:
-        """Name data that a run reads, without copying it."""
-        self._send_or_keep("log_data", {"run_id": run_id, "path": str(path), "name": name, "digest": digest})
-
-    def _send_log_data(self, run_id: str, path: str, name: str, digest: str) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mlflow knows local paths twice and says so
-            source = resolve_dataset_source(path)
-        dataset = MetaDataset(source, name=name, digest=digest)  # type: ignore[abstract]  # mlflow leaves out `profile` itself
-        entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, "input")])
-        super().log_inputs(run_id, [entity])
-
-    @override
-    def get_run(self, run_id: str) -> Run:
-        """A run, also by an id of this machine's."""
-        return super().get_run(self.resolve(run_id))
+        return Mlflow(client, str(client.create_experiment(name, place, tags=_KIND)))
+    for key, value in _KIND.items():
+        if key not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+    return Mlflow(client, str(experiment.experiment_id))
 
 
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+def _probe(uri: str) -> None:
+    """Fail at once where nothing can be logged: mlflow itself would try for minutes."""
+    database, parts = _local_database(uri), urlsplit(uri)
+    port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+    if database is not None:
+        try:
+            with closing(sqlite3.connect(database, timeout=_PROBE_S)) as opened:
+                opened.execute("BEGIN IMMEDIATE")
+                opened.rollback()
+        except sqlite3.Error as error:
+            raise OSError(f"{database}: {error}") from error
+    elif parts.hostname is not None and port is not None:
+        socket.create_connection((parts.hostname, port), _PROBE_S).close()
+
+
+def _local_database(uri: str) -> Path | None:
+    """The file of a local database; None where the URI names something else."""
+    path = uri.removeprefix(_SQLITE_FILE)
+    return Path(path) if uri.startswith(_SQLITE_FILE) and not path.startswith(("file:", ":memory:")) else None
+
+
+def _alone(uri: str, root: Path) -> AbstractContextManager[object]:
+    """Lock out other processes: of two, each would create what is not there yet, the tables or the run."""
+    database = _local_database(uri)
+    path = main_root(root) / FOLDER / "lock" if database is None else database.with_name(f"{database.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=_LOCK_S)
+
+
+@dataclass
+class Sent:
+    """What came of logging the records that waited.
+
+    Attributes:
+        logged: Names of the runs that MLflow has got now.
+        missing: Name of each run that it has not, with the reason, by the record's file.
+        lost: Artifacts that are neither in the workspace nor in DVC's cache any more, by run.
+        elsewhere: Names of the runs that wait for another address or experiment, by that address.
+    """
+
+    logged: list[str] = field(default_factory=list)
+    missing: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    elsewhere: dict[str, list[str]] = field(default_factory=dict)
+
+    def sentences(self) -> list[str]:
+        """What is missing, a line each; empty where nothing is."""
+        lines = [
+            f"run {run} in MLflow lacks {', '.join(paths)}: changed since, and not in DVC's cache"
+            for run, paths in self.lost.items()
+        ]
+        lines += [
+            f"waiting for {place}: {', '.join(runs)}; set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME so, then: "
+            "moe-beyond resend"
+            for place, runs in self.elsewhere.items()
+        ]
+        if self.missing:
+            runs, reasons = (", ".join(dict.fromkeys(words)) for words in zip(*self.missing.values(), strict=True))
+            lines.append(f"MLflow lacks {runs} ({reasons}); to log it again: moe-beyond resend")
+        return lines
+
+
+def keep_here(root: Path, record: Record) -> None:
+    """Keep a record for the MLflow of now."""
+    keep(main_root(root), record.model_copy(update=destination(root)))
+
+
+def log_run(root: Path, record: Record) -> None:
+    """Keep a record, and log all that wait; what MLflow does not take stays, and a warning says so.
+
+    Args:
+        root: The project's root.
+        record: Of a run that has ended.
+    """
+    keep_here(root, record)
+    warn(send(root))
+
+
+def warn(sent: Sent) -> None:
+    """Say in a line each what MLflow has not got."""
+    for sentence in sent.sentences():
+        log.warning("%s", sentence)
+
+
+def send(root: Path) -> Sent:
+    """Log every record that waits for the MLflow of now, oldest first, and delete those of which it has all.
+
+    Args:
+        root: The project's root, or a copy of it, where artifacts may lie.
+    """
+    sent, uri, here = Sent(), tracking_uri(root), destination(root)
+    records: dict[Path, Record] = {}
+    for path in waiting(main_root(root)):
+        try:
+            record = read(path)
+        except InputError as error:
+            sent.missing[path] = (path.name, str(error))
+            continue
+        if {"address": record.address, "experiment": record.experiment} == here:
+            records[path] = record
+        else:
+            place = f"{record.address or 'the database here'}, experiment {record.experiment}"
+            sent.elsewhere.setdefault(place, []).append(record.name)
+    if records:
+        try:
+            with _alone(uri, root):
+                _send(_connect(uri, here["experiment"]), root, records, sent)
+        except MLFLOW_ERRORS as error:
+            reason = f"{without_secrets(uri)}: {_reason(error)}"
+            left = {path: (record.name, reason) for path, record in records.items() if path.exists()}
+            sent.missing = left | sent.missing
+    return sent
+
+
+def _send(to: Mlflow, root: Path, records: dict[Path, Record], sent: Sent) -> None:
+    for path, record in sorted(records.items(), key=lambda item: item[1].end_ms):
+        try:
+            lost = log_record(to, root, record)
+        except MLFLOW_ERRORS as error:
+            sent.missing[path] = (record.name, _reason(error))
+            # one that cannot even be read from is away: asking for each of the others would take minutes
+            to.client.get_experiment(to.experiment_id)
+            continue
+        sent.logged.append(record.name)
+        if lost:
+            sent.lost[record.name] = lost
+        path.unlink(missing_ok=True)
+
+
+def log_record(to: Mlflow, root: Path, record: Record, parent: str | None = None) -> list[str]:
+    """Log a record, or what MLflow lacks of it; returns the artifacts that nobody has any more.
+
+    Args:
+        to: The connection.
+        root: Where artifacts may lie.
+        record: Of a run that has ended.
+        parent: Id of the run that this one belongs below.
+    """
+    runs = to.find(record.key)
+    if any(LOGGED_TAG in run.data.tags for run in runs):
+        return []
+    if not runs:
+        user = {MLFLOW_USER: os.environ.get("USER", "unknown"), KEY_TAG: record.key}
+        to.client.create_run(to.experiment_id, record.start_ms, user | record.tags, record.name)
+        runs = to.find(record.key)
+    run, *doubles = runs
+    for double in doubles:
+        to.client.delete_run(double.info.run_id)
+    run_id, tags = str(run.info.run_id), dict(record.tags)
+    # first: whatever happens now, it does not look as if it were running
+    to.client.set_terminated(run_id, record.status, record.end_ms)
+    if parent is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = parent
+    for params in _batches([Param(*item) for item in record.params.items()], _MOST_PARAMS):
+        to.client.log_batch(run_id, params=params)
+    # the time is the run's: a point that is logged again is the same point
+    points = [Metric(key, value, run.info.start_time, step) for key, value, step in record.metrics]
+    for metrics in _batches(points, _MOST_METRICS):
+        to.client.log_batch(run_id, metrics)
+    if record.inputs:
+        to.client.log_inputs(run_id, [_data_set(root, *data) for data in record.inputs])
+    lost = [path for path, digest in record.artifacts if not _log_artifact(to.client, run_id, root, path, digest)]
+    if lost:
+        tags["moe_beyond.lost_artifacts"] = ", ".join(lost)
+    for child in record.children:
+        log_record(to, root, child, parent=run_id)
+    tags |= _link(to, run_id, record.links)
+    # last: a run with this tag is whole
+    to.client.log_batch(run_id, tags=[RunTag(*tag) for tag in (*tags.items(), (LOGGED_TAG, "complete"))])
+    return lost
+
+
+def _batches(items: list[Item], most: int) -> Iterable[list[Item]]:
+    return (items[start : start + most] for start in range(0, len(items), most))
+
+
+def data_name(path: str) -> str:
+    """The name of a data set in MLflow."""
+    return path.replace("/", ".")
+
+
+def _data_set(root: Path, path: str, digest: str) -> DatasetInput:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow knows local paths twice and says so
+        source = resolve_dataset_source(str(root / path))
+    data = MetaDataset(source, name=data_name(path), digest=digest)  # type: ignore[abstract]  # mlflow leaves out `profile` itself
+    return DatasetInput(data._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, "input")])
+
+
+def _log_artifact(client: MlflowClient, run_id: str, root: Path, path: str, digest: str) -> bool:
+    """Log a file or a folder under the path that it has in the project; False where nobody has it as it was."""
+    if (root / path).exists() and folder_digest(root / path) == digest:
+        log_path(client, run_id, root, path)
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        found = copy_from_cache(root, digest, Path(folder) / path)
+        if found:
+            log_path(client, run_id, Path(folder), path)
+    return found
+
+
+def log_path(client: MlflowClient, run_id: str, root: Path, path: str) -> None:
+    """Log a file or a folder under the path, relative to a root, that it has in the project."""
+    if (root / path).is_dir():
+        client.log_artifacts(run_id, str(root / path), artifact_path=path)
+    else:
+        parent = Path(path).parent.as_posix()
+        client.log_artifact(run_id, str(root / path), artifact_path=None if parent == "." else parent)
+
+
+def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
+    """Tags that name the runs that belong to a run, by stage; one without a parent stands below it from now on."""
+    lines, tags = ["Runs of the stages, each with its parameters, metrics and outs:", ""], {}
+    for stage, key in links.items():
+        found = to.find(key)
+        if not found:
+            lines.append(f"- {stage}: not in this MLflow")
+            continue
+        run = found[0]
+        tags[f"run.{stage}"] = run.info.run_id
+        lines.append(f"- [{stage}](#/experiments/{to.experiment_id}/runs/{run.info.run_id}?{_NOT_GENAI})")
+        if MLFLOW_PARENT_RUN_ID not in run.data.tags:
+            to.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
+    return tags | {"mlflow.note.content": "\n".join(lines)} if links else {}
+
+
+def _reason(error: BaseException) -> str:
+    # what mlflow wraps in pages of its own says why
+    while (deeper := error.__cause__ or error.__context__) and not isinstance(deeper, LookupError):
+        error = deeper
+    return without_secrets(str(error))[:200]

@@ -1,4 +1,4 @@
-"""What dvc.yaml says of a stage, and its former outs from DVC's cache."""
+"""What DVC knows: a stage of dvc.yaml, its former outs in the cache, and the receipts that lie among the outs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dvc.repo import Repo
 
 from moe_beyond.errors import InputError
-from moe_beyond.files import replacing
+from moe_beyond.files import replacing, write_json
+from moe_beyond.settings import STAGES
+
+RECEIPT = "run.json"
+"""Name of the file in a stage's folder of reports that holds the key of the MLflow run behind the outs."""
 
 
 @dataclass(frozen=True)
 class DvcStage:
-    """A stage of dvc.yaml, paths relative to the project's root."""
+    """A stage of dvc.yaml, paths relative to the project's root.
+
+    Attributes:
+        name: In dvc.yaml.
+        deps: Files and folders that it reads.
+        outs: Outs, metrics and plots together.
+        params: Keys of params.yaml, and names of further parameter files.
+        always_changed: DVC runs it every time, and keeps no outs of it.
+    """
 
     name: str
     deps: tuple[str, ...]
     outs: tuple[str, ...]
-    """Outs, metrics and plots together."""
     params: tuple[str, ...]
+    always_changed: bool
 
 
 def read_stage(dvc_yaml: Path, name: str) -> DvcStage:
@@ -39,12 +50,26 @@ def read_stage(dvc_yaml: Path, name: str) -> DvcStage:
     if name not in stages:
         raise InputError(f"{dvc_yaml}: no stage {name!r}; it has {', '.join(stages)}")
     entry = stages[name]
-    outs = [*_paths(entry.get("outs")), *_paths(entry.get("metrics")), *_paths(entry.get("plots"))]
-    return DvcStage(name, tuple(_paths(entry.get("deps"))), tuple(outs), tuple(_paths(entry.get("params"))))
+    deps, params = _paths(entry.get("deps")), _paths(entry.get("params"))
+    outs = tuple(path for kind in ("outs", "metrics", "plots") for path in _paths(entry.get(kind)))
+    return DvcStage(name, deps, outs, params, bool(entry.get("always_changed", False)))
 
 
-def _paths(items: list[str | dict[str, Any]] | None) -> list[str]:
-    return [item if isinstance(item, str) else next(iter(item)) for item in items or []]
+def _paths(items: list[str | dict[str, Any]] | None) -> tuple[str, ...]:
+    return tuple(item if isinstance(item, str) else next(iter(item)) for item in items or [])
+
+
+def write_receipt(root: Path, stage: str, key: str) -> None:
+    """Write the receipt beside a stage's outs, so that DVC restores it with them."""
+    write_json(root / "reports" / stage / RECEIPT, {"stage": stage, "key": key})
+
+
+def receipts(root: Path) -> dict[str, str]:
+    """The key in every stage's receipt, in the stages' order."""
+    paths = {stage: root / "reports" / stage / RECEIPT for stage in STAGES}
+    return {
+        stage: json.loads(path.read_text(encoding="utf-8"))["key"] for stage, path in paths.items() if path.exists()
+    }
 
 
 def restore_outs(root: Path, stage: str) -> None:
@@ -58,24 +83,43 @@ def restore_outs(root: Path, stage: str) -> None:
         stage: Name in dvc.lock; nothing happens where it is not there, or its files are not in the cache.
     """
     lock = root / "dvc.lock"
-    if not lock.exists() or not (root / ".dvc").is_dir():
+    if not lock.exists():
         return
     locked = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].get(stage, {})
+    for out in locked.get("outs", []):
+        if not (root / out["path"]).exists():
+            copy_from_cache(root, out["md5"], root / out["path"])
+
+
+def copy_from_cache(root: Path, digest: str, target: Path) -> bool:
+    """Copy a file or a folder from DVC's cache; False where the cache does not hold all of it.
+
+    Args:
+        root: The project's root.
+        digest: As in dvc.lock: an MD5, of a folder with `.dir` behind it.
+        target: Path of the copy.
+    """
+    if not (root / ".dvc").is_dir():
+        return False
+    from dvc.repo import Repo  # noqa: PLC0415 - takes a second to import, and is seldom needed
+
     with Repo(str(root)) as repo:
         cache = Path(repo.cache.local.path)
-    for out in locked.get("outs", []):
-        source, target = cache / out["md5"][:2] / out["md5"][2:], root / out["path"]
-        if target.exists() or not source.exists():
-            continue
-        with replacing(target) as temporary:
-            if out["md5"].endswith(".dir"):
-                for entry in json.loads(source.read_text(encoding="utf-8")):
-                    _copy(cache / entry["md5"][:2] / entry["md5"][2:], temporary / entry["relpath"])
-            else:
-                _copy(source, temporary)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # the contents alone: files in the cache are read-only
-    shutil.copyfile(source, target)
+    listing = cache / digest[:2] / digest[2:]
+    if not listing.exists():
+        return False
+    files = {"": digest}
+    if digest.endswith(".dir"):
+        files = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
+    sources = {name: cache / md5[:2] / md5[2:] for name, md5 in files.items()}
+    if not all(source.exists() for source in sources.values()):
+        return False
+    with replacing(target) as temporary:
+        if digest.endswith(".dir"):
+            temporary.mkdir()
+        for name, source in sources.items():
+            copy = temporary / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # the contents alone: files in the cache are read-only
+            shutil.copyfile(source, copy)
+    return True

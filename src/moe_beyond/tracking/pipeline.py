@@ -1,130 +1,131 @@
-"""The run of a pipeline state: from it one reaches the run behind every artifact.
+"""The run of a pipeline state: what two states are compared by, and the way to the run behind every artifact.
 
-Stage runs hold their own parameters, metrics and outs. The pipeline's run holds what two states are compared by, all
-parameters and the headline metrics, and names the run of every stage, also of one that DVC restored from its cache.
+Stage runs hold their own parameters, metrics and outs. The pipeline's run holds all parameters, what the search chose,
+the dozen numbers that decide, and curves over the cache's capacity, so that MLflow's compare view shows what matters.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mlflow.entities import RunStatus
-from mlflow.exceptions import MlflowException
-from requests.exceptions import RequestException
+import polars as pl
+from mlflow.entities import Metric
+from mlflow.tracking import MlflowClient
 
-from moe_beyond.files import fingerprint
-from moe_beyond.settings import STAGES, flatten
-from moe_beyond.tracking.client import LOCAL, PatientClient, is_away
-from moe_beyond.tracking.dvc import read_stage
-from moe_beyond.tracking.entries import log_metrics, log_params
-from moe_beyond.tracking.stage import StageRun, context_tags, log_artifact, log_outs, stage_params
+from moe_beyond.files import fingerprint, folder_digest
+from moe_beyond.settings import Settings, flatten
+from moe_beyond.tracking.client import MlflowMissingError, asking, data_name, keep_here, send, warn
+from moe_beyond.tracking.dvc import receipts
+from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms
+
+log = logging.getLogger(__name__)
+
+HEADLINE = Path("reports/simulate/metrics.json")
+"""The numbers that decide, name -> value and, where there is an interval, low and high."""
+CHOICE = Path("reports/tune/best.yaml")
+_ON_DEVICE = Path("reports/simulate/tables/on_device.parquet")
+_CURVES = ("ms_per_token", "hit_rate")
+_SHOWN = ("reports/index.html", "reports/figures", "models/predictor")
 
 
-@contextmanager
-def pipeline_run(run: StageRun[Any], artifacts: Sequence[str]) -> Iterator[str]:
-    """Open the pipeline's run inside its last stage and yield its id; on success fill it.
+def log_pipeline(root: Path, params: Settings, device: str | None, splits: Sequence[str]) -> str:
+    """Log the run of this state of the pipeline where this MLflow has none yet, after the stages' runs that wait.
 
     Args:
-        run: The open run of the last stage.
-        artifacts: Files and folders, relative to the root, that belong on the pipeline's run itself.
+        root: The project's root.
+        params: Every section.
+        device: Whose curves are logged, the headline's; None where nothing was timed.
+        splits: Folders of the prompts trained on and tested on; the headline is of the last one.
+
+    Returns:
+        Id of the run.
+
+    Raises:
+        MlflowMissingError: MLflow is away or did not take it; the run's record waits then.
     """
-    client = run.client
-    tags = {**context_tags("pipeline", run.root), "moe_beyond.stage": "pipeline"}
-    label = tags.get("dvc_exp_name") or tags.get("git.commit", "")[:7]
-    name = f"pipeline {label}".rstrip()
-    run_id = client.create_run(run_name=name, tags=tags).info.run_id
-    status = RunStatus.FAILED
+    warn(send(root))
+    flat = as_text(flatten(params.model_dump(by_alias=True, mode="json")) | chosen_params(root / CHOICE))
+    keys = receipts(root)
+    key = fingerprint("pipeline", flat, keys)
+
+    def found() -> str | None:
+        with asking(root) as to:
+            return to.has(key)
+
+    def record() -> Record:
+        tags, now = context_tags(root, "pipeline"), now_ms()
+        label = tags.get("dvc_exp_name") or tags.get("git.commit", "")[:7]
+        return Record(
+            key=key,
+            name=f"pipeline {label}".rstrip(),
+            start_ms=now,
+            end_ms=now,
+            tags=tags,
+            params=flat,
+            metrics=(*headline(root), *capacity_curves(root / _ON_DEVICE, device)),
+            inputs=digests(root, splits),
+            artifacts=digests(root, _SHOWN),
+            links=keys,
+        )
+
     try:
-        yield run_id
-        runs = stage_runs(run) | {run.stage: run.run_id}
-        _link(client, run_id, runs)
-        log_params(client, run_id, flatten(run.params.model_dump(by_alias=True, mode="json")))
-        log_metrics(client, run_id, headline_metrics(run.root))
-        for path in artifacts:
-            log_artifact(client, run_id, run.root, path)
-        status = RunStatus.FINISHED
-    finally:
-        client.set_terminated(run_id, RunStatus.to_string(status))
-
-
-def stage_runs(run: StageRun[Any]) -> dict[str, str]:
-    """Run id of every earlier stage, from the receipts beside their outs.
-
-    A receipt can name a run that this MLflow does not have, where DVC fetched the outs from a remote. Then the stage's
-    parameters, metrics and outs are logged once more, as a run tagged `restored`.
-    """
-    found = {}
-    for stage in STAGES:
-        receipt = run.root / "reports" / stage / "run.json"
-        if stage == run.stage or not receipt.exists():
-            continue
-        run_id = json.loads(receipt.read_text(encoding="utf-8"))["run_id"]
-        known = _exists(run.client, run_id)
-        found[stage] = run.client.resolve(run_id) if known else _mirror(run, stage, run_id)
-    return found
-
-
-def headline_metrics(root: Path) -> dict[str, float]:
-    """What two pipeline states are compared by: quality on the test splits, cost, and what the replay says."""
-    metrics: dict[str, float] = {}
-    for stage in STAGES:
-        path = root / "reports" / stage / "metrics.json"
-        if not path.exists():
-            continue
-        for key, value in flatten(json.loads(path.read_text(encoding="utf-8")), "/").items():
-            if _is_headline(stage, key):
-                metrics[f"{stage}/{key}"] = value
-    return metrics
-
-
-def _is_headline(stage: str, key: str) -> bool:
-    if stage == "export":
-        return key.count("/") == 0 or key.startswith("recall_at_k/test_")
-    if stage == "publish":
-        return True
-    if stage in ("tune", "train"):
-        return key.endswith(("recall_at_k", "latency_ms", "parameters"))
-    return stage == "simulate" and key.endswith(("/hit_rate", "/mib_per_token", "/ms_per_token"))
-
-
-def _exists(client: PatientClient, run_id: str) -> bool:
-    try:
-        client.get_run(run_id)
-    except (MlflowException, RequestException) as error:
-        if is_away(error):
-            return True  # nobody can say
-        if not isinstance(error, MlflowException) or error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return run_id.startswith(LOCAL)  # it waits to be created
-    return True
-
-
-def _mirror(run: StageRun[Any], stage: str, original: str) -> str:
-    tags = {"moe_beyond.stage": stage, "restored": "true", "original_run_id": original}
-    run_id: str = run.client.create_run(run_name=stage, tags=tags).info.run_id
-    declared = read_stage(run.root / "dvc.yaml", stage)
-    log_params(run.client, run_id, stage_params(run.params, declared))
-    metrics = run.root / "reports" / stage / "metrics.json"
-    if metrics.exists():
-        log_metrics(run.client, run_id, flatten(json.loads(metrics.read_text(encoding="utf-8")), "/"))
-    log_outs(run.client, run_id, run.root, declared)
-    run.client.set_terminated(run_id)
+        run_id = found()
+    except MlflowMissingError:
+        keep_here(root, record())
+        raise
+    if run_id is None:
+        keep_here(root, record())
+        sent = send(root)
+        run_id = found()
+        if run_id is None:
+            raise MlflowMissingError("; ".join(sent.sentences()))
+        with asking(root) as to:
+            log.info("MLflow lists this state's run at %s", to.runs_page)
     return run_id
 
 
-def _link(client: PatientClient, run_id: str, runs: dict[str, str]) -> None:
-    client.set_tag(run_id, "moe_beyond.state", fingerprint(runs))
-    lines = ["Runs of the stages, each with its parameters, metrics and outs:", ""]
-    for stage, stage_run_id in runs.items():
-        client.set_tag(run_id, f"run.{stage}", stage_run_id)
-        experiment = client.known_experiment
-        link = f"[{stage}](#/experiments/{experiment}/runs/{stage_run_id})" if experiment else f"{stage} {stage_run_id}"
-        lines.append(f"- {link}")
-        # the tree in MLflow's list: a stage stands below the first pipeline run that used it
-        client.set_tag_once(stage_run_id, "mlflow.parentRunId", run_id)
-    client.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
-    client.log_dict(run_id, runs, "stage_runs.json")
+def headline(root: Path) -> list[Point]:
+    """The numbers that decide: `name`, `name/low` and `name/high`."""
+    points = []
+    for name, interval in json.loads((root / HEADLINE).read_text(encoding="utf-8")).items():
+        points += [(name if part == "value" else f"{name}/{part}", value, 0) for part, value in interval.items()]
+    return points
+
+
+def capacity_curves(table: Path, device: str | None) -> list[Point]:
+    """Time and hit rate over the cache's capacity, the step, on the last test split.
+
+    Of LRU, of ours as it was chosen at each capacity, and of the best policy without the predictor.
+
+    Args:
+        table: The simulate stage's `on_device`.
+        device: One of its devices.
+    """
+    rows = pl.read_parquet(table).filter(pl.col("device") == device)
+    rows = rows.filter(pl.col("split") == rows["split"].last()) if rows.height else rows
+    of = {"lru": pl.col("policy") == "lru"} | {name: pl.col(name) for name in ("ours", "best_without_predictor")}
+    return [
+        (f"{measure}_by_capacity/{name}", row[measure], row["capacity_experts"])
+        for name, chosen in of.items()
+        for row in rows.filter(chosen).iter_rows(named=True)
+        for measure in _CURVES
+    ]
+
+
+def credit(client: MlflowClient, run_id: str, model_id: str, root: Path, split: str) -> None:
+    """Tie the numbers that decide to the model, and to the prompts that they were measured on.
+
+    Args:
+        client: MLflow's own.
+        run_id: Of the pipeline.
+        model_id: Of the logged model.
+        root: The project's root.
+        split: Folder of the prompts, the last one of the pipeline's inputs.
+    """
+    # as it was logged without a model: the same points
+    at = client.get_run(run_id).info.start_time
+    name, digest = data_name(split), folder_digest(root / split)
+    client.log_batch(run_id, [Metric(*point[:2], at, point[2], model_id, name, digest) for point in headline(root)])

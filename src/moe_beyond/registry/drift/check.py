@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 from moe_beyond.errors import InputError
@@ -15,8 +16,8 @@ from moe_beyond.registry.states import only_model
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
-from moe_beyond.tracking.asking import asking
-from moe_beyond.tracking.entries import log_metrics
+from moe_beyond.tracking.client import asking, log_run
+from moe_beyond.tracking.record import STAGE_TAG, Record, now_ms, points
 
 
 def check_drift(
@@ -36,17 +37,18 @@ def check_drift(
     Raises:
         InputError: Something cannot be read, is of another model, or MLflow does not answer.
     """
+    start_ms = now_ms()
     trace = None if new.suffix == ".csv" else _trace(new)
     usage = read_counts(new) if trace is None else Window.of(trace)
     window, measured = _window(root, against, trace, settings.capacity, simulate)
     report = drift(usage, window, settings.drift, seed, measured=measured)
     if log:
-        with asking(root) as client:
-            tags = {"moe_beyond.stage": "drift", "drift.trace": str(new), "drift.against": against}
-            run_id = client.create_run(run_name="drift", tags=tags).info.run_id
-            log_metrics(client, run_id, report.metrics())
-            client.log_dict(run_id, report.document(), "drift.json")
-            client.set_terminated(run_id)
+        tags = {STAGE_TAG: "drift", "drift.trace": str(new), "drift.against": against}
+        numbers = points(report.metrics())
+        for layer, psi in zip(report.layer_numbers, report.psi_L.tolist(), strict=True):
+            numbers += points({"drift/psi_by_layer": psi}, step=layer)
+        times = {"start_ms": start_ms, "end_ms": now_ms()}
+        log_run(root, Record(key=uuid.uuid4().hex, name="drift", tags=tags, metrics=tuple(numbers), **times))
     return report
 
 
@@ -79,8 +81,8 @@ def _window(
 
 def _bundle(root: Path, against: str) -> Path:
     model, _, alias = against.rpartition("@")
-    with asking(root) as client:
-        registry = Registry(client, model or only_model(client))
+    with asking(root) as connection:
+        registry = Registry(connection.client, model or only_model(connection.client))
         version = registry.version(alias)
         return registry.bundle_of(version)
 

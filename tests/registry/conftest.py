@@ -1,0 +1,3 @@
+from tests.tracking.conftest import empty_database, project
+
+__all__ = ["empty_database", "project"]

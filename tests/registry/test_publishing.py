@@ -1,0 +1,221 @@
+"""The gate against a registry in a local database: who becomes champion, who does not, and the way back."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
+
+from moe_beyond.errors import InputError
+from moe_beyond.params import Params
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.registry import publishing
+from moe_beyond.registry.publishing import Gate, publish
+from moe_beyond.registry.registry import Registry
+from moe_beyond.registry.settings import PublishSettings
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.tracking.pipeline import log_pipeline
+from tests.registry.bundles import small_bundle, small_project
+from tests.traces_of_chance import chance_trace
+from tests.tracking.small_pipeline import client, runs, warnings
+
+SETTINGS = PublishSettings(metric="recall_at_k", margin=0.0, bootstrap_samples=100, latency_repeats=10)
+NAME = "moe-beyond.chance.laptop_nvme"
+DATA = "data/traces"
+
+
+@pytest.fixture
+def project(project, exported):
+    """With the outs of the stages before, an exported predictor among them."""
+    small_project(project, exported[0])
+    return project
+
+
+def run_publish(project, trace=None, settings=SETTINGS):
+    """What the publish stage does; returns verdict.json."""
+    trace = trace or chance_trace(12, seed=5)
+    gate = Gate({"gate_in_domain": trace}, settings, SimulateSettings(), 1, ("digest",))
+    publish(
+        project,
+        gate,
+        lambda: log_pipeline(project, Params(), "laptop_nvme", [DATA]),
+        lambda folder: small_bundle(folder, project, trace),
+        DATA,
+    )
+    return json.loads((project / "reports/publish/verdict.json").read_text())
+
+
+def spoil(predictor, share):
+    """Another predictor: a share of the numbers in the first graph's output layer drawn anew, which makes it worse."""
+    for path in predictor.glob("token_step*.onnx"):
+        model = onnx.load(path)
+        rng = np.random.default_rng(0)
+        for tensor in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32 and values.ndim >= 1:
+                noise = rng.normal(0, values.std() + 1e-3, values.shape) * (rng.random(values.shape) < share)
+                tensor.CopyFrom(onnx.numpy_helper.from_array((values + noise).astype(np.float32), tensor.name))
+        onnx.save(model, path)
+
+
+def aliases(project):
+    to = client(project)
+    return {alias: str(to.get_model_version_by_alias(NAME, alias).version) for alias in ("champion", "challenger")}
+
+
+def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(project, exported):
+    good = {file.name: file.read_bytes() for file in exported[0].iterdir()}
+    spoil(project / "models/predictor", 0.5)
+    first = run_publish(project)
+    assert (first["outcome"], first["champion_before"], first["champion"]) == ("first", None, "1")
+    spoil(project / "models/predictor", 1.0)
+    worse = run_publish(project)
+    assert worse["outcome"] == "refused", worse["reasons"]
+    assert any(reason.startswith("fails: recall_at_k improves by more than") for reason in worse["reasons"])
+    assert aliases(project) == {"champion": "1", "challenger": "2"}
+    for name, content in good.items():
+        (project / "models/predictor" / name).write_bytes(content)
+    better = run_publish(project)
+    assert (better["outcome"], better["champion_before"]) == ("promoted", "1")
+    assert better["improvement"]["low"] > 0
+    assert aliases(project) == {"champion": "3", "challenger": "3"}
+    # the verdict of a fresh clone, which knows nothing: no second version, nothing moves
+    (project / "reports/publish/verdict.json").unlink()
+    assert run_publish(project)["outcome"] == "unchanged"
+    to = client(project)
+    versions = {v.version: v.tags for v in to.search_model_versions(f"name = '{NAME}'")}
+    assert {str(number): tags["gate"] for number, tags in versions.items()} == {
+        "1": "first", "2": "refused", "3": "promoted"
+    }  # fmt: skip
+    registry = Registry(to, NAME)
+    assert registry.roll_back() == ("3", "1")
+    assert aliases(project)["champion"] == "1"
+    with pytest.raises(InputError, match="version 1 is the first champion"):
+        registry.roll_back()
+    # what was rolled back does not come back by itself
+    again = run_publish(project)
+    assert again["outcome"] == "refused"
+    assert "rolled back on" in again["reasons"][0]
+    assert registry.roll_back("3") == ("1", "3")
+    assert registry.history() == ["1", "3"]
+
+
+def test_a_second_time_nothing_is_new_and_nothing_is_computed(project, monkeypatch):
+    """Before a merge the gate only judges; the next time it moves the champion without judging again."""
+    monkeypatch.setenv("MOE_BEYOND_GATE", "judge")
+    verdict = run_publish(project)
+    assert (verdict["outcome"], verdict["champion"]) == ("first", None)
+    assert Registry(client(project), NAME).by_alias("champion") is None
+    monkeypatch.delenv("MOE_BEYOND_GATE")
+    for name in ("latencies", "score", "_register"):
+        monkeypatch.setattr(publishing, name, lambda *_: pytest.fail("nothing is new"))
+    for _ in range(2):
+        assert run_publish(project) == verdict | {"champion": "1"}
+        assert aliases(project)["champion"] == "1"
+    (run,) = [run for name, run in runs(project) if name.startswith("pipeline")]
+    assert (run.info.run_id, run.info.status) == (verdict["pipeline_run"], "FINISHED")
+    assert run.data.tags["gate.outcome"] == "first"
+    version = client(project).get_model_version(NAME, "1")
+    assert (version.tags["run.pipeline"], version.run_id) == 2 * (verdict["pipeline_run"],)
+    model = client(project).get_logged_model(version.source.removeprefix("models:/"))
+    assert {metric.dataset_name for metric in model.metrics} == {"data.traces"}
+
+
+def test_while_mlflow_is_away_the_champion_stays_and_the_next_time_catches_up(project, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    pending = run_publish(project)
+    assert (pending["outcome"], pending["moves_champion"], pending["champion"]) == ("pending", False, None)
+    assert (project / "reports/publish/table.csv").exists()
+    assert [line for line in warnings(caplog) if "the champion stays as it is" in line] == [
+        "MLFLOW_TRACKING_URI: http://127.0.0.1:9 failed ([Errno 111] Connection refused); start it (make ui on "
+        "this machine), or correct or unset the variable; the champion stays as it is, the next dvc repro judges"
+    ]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert run_publish(project)["outcome"] == "first"
+    # what was judged stays said while MLflow is away again
+    verdict = (project / "reports/publish/verdict.json").read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    run_publish(project)
+    assert (project / "reports/publish/verdict.json").read_bytes() == verdict
+
+
+@pytest.mark.parametrize("name", ["register", "note", "promote"])
+def test_what_fails_in_the_middle_is_done_the_next_time_once(project, monkeypatch, name):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, name, fail)
+        assert run_publish(project)["champion"] is None
+    assert run_publish(project)["champion"] == "1"
+    assert len(client(project).search_model_versions(f"name = '{NAME}'")) == 1
+    assert aliases(project) == {"champion": "1", "challenger": "1"}
+
+
+def test_a_champion_loads_without_torch_and_predicts_as_the_runtime_does(project):
+    run_publish(project)
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    assert "torch" not in Path(mlflow.pyfunc.get_model_dependencies(f"models:/{NAME}@champion")).read_text()
+    stream = OnnxPredictor(project / "models/predictor").stream()
+    before = np.array([[1, 2], [3, 4], [5, 6]])
+    stream.step("Ġword1", None)
+    expected = np.argsort(-stream.step("Ġword2", before), axis=1, kind="stable")[:, :3]
+    rows = pd.DataFrame([{"tokens": ["Ġword1", "Ġword2"], "routing": [before.tolist()]}])
+    found = model.predict(rows, params={"top": 3})
+    assert np.array(found["experts"][0]).tolist() == [expected.tolist()]
+    assert np.shape(model.predict(rows, params={"every_token": True})["probabilities"][0]) == (2, 3, 2)
+    assert np.shape(model.predict(pd.DataFrame([{"tokens": ["Ġword1"]}]))["experts"][0]) == (1, 3, 2)
+    # as a server gets it
+    request = {"dataframe_records": [{"tokens": ["Ġthe", "Ġcat"], "routing": [[[0, 1]] * 3]}], "params": {"top": 3}}
+    reply = TestClient(scoring_server.init(model)).post("/invocations", json=request)
+    assert [len(layer) for layer in reply.json()["predictions"][0]["experts"][0]] == [3, 3, 3]
+    with pytest.raises(InputError, match="routing: of 1 tokens, expected that of all 2"):
+        model.unwrap_python_model().predict(
+            None, pd.DataFrame([{"tokens": ["a", "b", "c"], "routing": [before.tolist()]}])
+        )
+
+
+def test_a_champion_of_another_shape_stays_and_is_said(project):
+    run_publish(project)
+    stored = next((project / "mlartifacts").rglob("bundle/bundle.json"))
+    manifest = json.loads(stored.read_text())
+    spoil(project / "models/predictor", 0.1)
+    for damage, words in (
+        ({"num_experts": 8}, "made for chance, 3 layers of 8 experts"),
+        ({"bundle_version": 99}, "99"),
+    ):
+        stored.write_text(json.dumps(manifest | damage))
+        other = run_publish(project)
+        assert other["outcome"] == "incomparable"
+        assert words in other["reasons"][0]
+    stored.unlink()
+    assert "this is no bundle" in run_publish(project)["reasons"][0]
+    assert aliases(project) == {"champion": "1", "challenger": "2"}
+    # it may come back
+    stored.write_text(json.dumps(manifest))
+    assert run_publish(project)["outcome"] in ("promoted", "refused")
+
+
+def test_a_version_that_is_not_there_is_told_with_the_models_there_are(project):
+    run_publish(project)
+    for name, version, words in (
+        ("nobody", None, f"nobody@champion: no such version or alias; .*{NAME}"),
+        (NAME, "9", f"{NAME}@9: no such version"),
+        (NAME, "1", "version 1 is the champion already"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Registry(client(project), name).roll_back(version)
+
+
+def test_traces_of_the_same_name_but_another_shape_are_not_scored(project):
+    other = chance_trace(4)
+    renamed = replace(other, metadata=other.metadata.model_copy(update={"layer_numbers": (4, 5, 6)}))
+    with pytest.raises(InputError, match="layers"):
+        run_publish(project, renamed)
