@@ -9,8 +9,8 @@ from moe_beyond.capture.shards import capture
 from moe_beyond.parallel import run_tasks
 from moe_beyond.simulator.study.experiment import replay_splits
 from moe_beyond.simulator.study.tables import replay_table, timing_table
-from tests.simulator.test_experiment import SETTINGS, Drawn, drawn
-from tests.traces.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
+from tests.simulator.study.test_study import SETTINGS, Drawn, drawn
+from tests.capture.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,7 +17,7 @@ from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
-from tests.simulator import slow_cache
+from tests.simulator.engine import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, traces
 
 

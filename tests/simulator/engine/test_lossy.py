@@ -18,7 +18,7 @@ from moe_beyond.simulator.engine.timing import Workload, timed_replay
 from moe_beyond.simulator.jit import DEMAND, compiled
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator import slow_lossy
+from tests.simulator.engine import slow_lossy
 from tests.simulator.strategies import make_trace, traces
 
 SHARES = (1.0, 0.25)

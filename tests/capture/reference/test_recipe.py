@@ -12,7 +12,7 @@ from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.capture.shards import capture
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
-from tests.reference.test_training import TEXT, TINY
+from tests.capture.reference.test_training import TEXT, TINY
 
 
 @pytest.fixture(scope="module")

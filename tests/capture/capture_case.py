@@ -12,7 +12,7 @@ from moe_beyond.capture.reference.corpus import Document
 from moe_beyond.capture.reference.model import train_tokenizer
 from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.capture.shards import CaptureJob, capture
-from tests.traces.tiny_models import tiny_model
+from tests.capture.tiny_models import tiny_model
 
 NUM_PROMPTS = 24
 DEFAULTS = {"decode_tokens": 6, "batch_prompts": 2, "shard_prompts": 2}

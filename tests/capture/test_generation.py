@@ -12,7 +12,7 @@ from moe_beyond.capture.hooks import RoutingRecorder, by_falling_weight
 from moe_beyond.capture.prompts import EncodedPrompt, pad
 from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.errors import InputError
-from tests.traces.tiny_models import tiny_model
+from tests.capture.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")

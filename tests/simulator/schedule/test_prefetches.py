@@ -18,7 +18,7 @@ from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
-from tests.simulator import slow_cache
+from tests.simulator.engine import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, traces
 
 

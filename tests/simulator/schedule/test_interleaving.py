@@ -11,7 +11,7 @@ from moe_beyond.simulator.engine.timing import Workload, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.traces.schema import Trace
-from tests.simulator import slow_cache
+from tests.simulator.engine import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, traces
 
 PREFILLS = st.sampled_from(["batched", "token_by_token"])

@@ -5,7 +5,7 @@ import pytest
 from moe_beyond.devices.device import dump_device, known_devices, load_device
 from moe_beyond.devices.recording import calibrate
 from moe_beyond.errors import InputError
-from tests.simulator.phone_traces import shared
+from tests.phone_traces import shared
 
 
 def record(path, *, link_gb_per_s=2.0, computing_ms=50.0, tokens=60, noise_ms=0.0):

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.golden.checks import FAMILIES, Check
 from moe_beyond import formats as importers
 from moe_beyond.paper.protocol import published_replay
-from tests.simulator.phone_traces import shared
+from tests.phone_traces import shared
 
 
 @pytest.mark.parametrize("family", ["toy", "phone", "paper"])

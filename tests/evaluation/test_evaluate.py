@@ -16,7 +16,7 @@ from moe_beyond.paper.scores import PUBLISHED_FILLINGS, protocol_table, publishe
 from moe_beyond.predictor import recall
 from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.baselines import Popularity, TokenUnigram
-from tests.simulator.phone_traces import shared
+from tests.phone_traces import shared
 from tests.traces_of_chance import chance_trace
 
 HORIZONS = ["token", "1", "2"]

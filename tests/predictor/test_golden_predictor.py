@@ -16,7 +16,7 @@ from moe_beyond.predictor.graph_file import FORMAT_VERSION, STEPS, graph_file
 from moe_beyond.predictor.recall import hits_at_k, most_probable
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.traces import store
-from tests.simulator.phone_traces import shared
+from tests.phone_traces import shared
 
 PREDICTOR = Path(__file__).parents[1] / "build" / "deepseek" / "models" / "predictor"
 

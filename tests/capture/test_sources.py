@@ -11,7 +11,7 @@ from moe_beyond.capture.shards import capture
 from moe_beyond.capture.sources import transformers_job, transformers_prompts
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
-from tests.traces.capture_case import save_tiny_model, tiny_tokenizer
+from tests.capture.capture_case import save_tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

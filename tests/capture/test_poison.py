@@ -14,7 +14,7 @@ from moe_beyond.capture.generation import route_batch
 from moe_beyond.capture.hooks import RoutingRecorder
 from moe_beyond.capture.prompts import EncodedPrompt, pad
 from moe_beyond.capture.settings import ExtractSettings
-from tests.traces.tiny_models import ARCHITECTURES, tiny_model
+from tests.capture.tiny_models import ARCHITECTURES, tiny_model
 
 LENGTHS = (5, 9, 2)
 DECODED = 5

@@ -14,7 +14,7 @@ from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.shards import CaptureCounts, capture, capture_key, gate_inputs_path
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
-from tests.traces.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
+from tests.capture.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
 
 
 @pytest.fixture(scope="module")

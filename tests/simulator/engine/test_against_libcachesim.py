@@ -16,7 +16,7 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Fifo, LfuResident, Lru
 from moe_beyond.simulator.schedule.events import Events, events_of
-from tests.simulator.phone_traces import shared
+from tests.phone_traces import shared
 from tests.simulator.strategies import make_trace
 
 # it counts uses from the admission on, and its Belady may not bypass

@@ -12,7 +12,7 @@ from moe_beyond.paper.scores import published_counts, published_rows
 from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.recall import most_probable
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator import slow_cache
+from tests.simulator.engine import slow_cache
 from tests.traces_of_chance import chance_trace
 
 SMALL = 10

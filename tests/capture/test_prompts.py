@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.capture.prompts import EncodedPrompt, Prompt, encode, pad, read_prompts
 from moe_beyond.errors import InputError
-from tests.traces.capture_case import tiny_tokenizer
+from tests.capture.capture_case import tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "data" / "raw" / "prompts.jsonl"
 

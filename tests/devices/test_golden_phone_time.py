@@ -10,7 +10,7 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies.on_demand import Lru
-from tests.simulator.phone_traces import recording
+from tests.phone_traces import recording
 
 
 def recorded(name):
