@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from moe_beyond.devices.device import load_device
+from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import FULL, SKIP, ChangedDemand
 from moe_beyond.simulator.engine.replay import replay
-from moe_beyond.simulator.engine.timing import Workload, timed_replay
+from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.jit import DEMAND, compiled
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
@@ -109,7 +110,7 @@ def test_a_demand_that_changes_nothing_equals_the_fast_loop():
 def test_with_a_clock_what_is_skipped_takes_no_time_and_what_is_small_little():
     trace = make_trace(3, num_layers=3, num_experts=9, lengths=(60,), prefill=(0,), expert_bytes=(10**7,) * 3)
     events, budget = events_of(trace), Budget.slots(trace.metadata, 5)
-    device, workload = load_device("phone_ufs"), Workload.like_its_experts(events, 0, 2)
+    device, workload = load_device("phone_ufs"), Workload.of(trace.metadata, 2)
     lossy = timed_replay(events, ByShare(), budget, device, workload)
     lossless = timed_replay(events, Lru(), budget, device, workload)
     assert lossy.ms_per_token < lossless.ms_per_token
@@ -151,11 +152,3 @@ def test_without_weights_nothing_can_be_given_up(policy):
     trace = replace(make_trace(1), weights_TLK=None)
     with pytest.raises(InputError, match=rf"policy {policy.name}: .*weights"):
         replay(events_of(trace), policy, Budget.slots(trace.metadata, 3))
-
-
-@given(trace=traces())
-def test_shares_of_every_event_sum_to_1(trace):
-    events = events_of(trace)
-    assert events.shares_A is not None
-    sums = np.add.reduceat(events.shares_A, events.offsets_N[:-1])
-    np.testing.assert_allclose(sums, 1, atol=1e-4)

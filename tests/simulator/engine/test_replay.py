@@ -1,9 +1,6 @@
 """The compiled replay against a slow, obvious one, and what must hold of any replay."""
 
-from dataclasses import replace
-
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,13 +9,13 @@ from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.replay import replay, sweep
-from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru, Random
+from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator.engine import slow_cache
-from tests.simulator.strategies import capacities_of, make_trace, traces
+from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, prefetching, traces
 
 
 def policy_of(name: str, trace: Trace, seed: int) -> Policy:
@@ -34,11 +31,6 @@ def policy_of(name: str, trace: Trace, seed: int) -> Policy:
         "belady": Belady(),
         "belady_forced": BeladyForced(),
     }[name]
-
-
-def probabilities(trace: Trace, seed: int) -> npt.NDArray[np.float32]:
-    shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
-    return np.random.default_rng(seed).random(shape, np.float32)
 
 
 DEMAND = ["lru", "lfu", "lfu_resident", "fifo", "lfru", "least_stale"]
@@ -68,35 +60,6 @@ def test_counts_equal_the_slow_reference(name, data, rules, seed):
     assert result.total.hits == sum(expected.hits)
 
 
-@given(data=st.data(), keep_warm=st.booleans(), width=st.integers(0, 4), seed=st.integers(0, 99))
-def test_prefetch_equals_the_slow_reference(data, keep_warm, width, seed):
-    trace = data.draw(traces())
-    meta, events = trace.metadata, events_of(trace)
-    policy = Prefetch("drawn", probabilities(trace, seed), width, Lru(), threshold=0.3)
-    budget = Budget.slots(meta, data.draw(capacities_of(trace)))
-    wanted = []
-    for layer, step in zip(events.layer_N, events.step_N, strict=True):
-        token = events.token_S[step]
-        scores = policy.probabilities_TLE[token, layer] if token >= 0 else np.zeros(meta.num_experts)
-        ranked = sorted((-scores[e], e) for e in range(meta.num_experts))[:width]
-        wanted.append([int(layer) * meta.num_experts + e for negated, e in ranked if -negated >= np.float32(0.3)])
-    expected = slow_cache.replay(
-        events,
-        "lru",
-        capacities={0: int(budget.budget_G[0])},
-        group_of=dict.fromkeys(range(meta.num_model_experts), 0),
-        keep_warm=keep_warm,
-        wanted=wanted,
-    )
-    total = replay(events, policy, budget, keep_warm=keep_warm).total
-    assert total.hits == sum(expected.hits)
-    assert (total.prefetches, total.prefetches_useful, total.prefetches_useless) == (
-        expected.prefetched,
-        expected.useful,
-        expected.useless,
-    )
-
-
 @given(data=st.data(), keep_warm=st.booleans(), seed=st.integers(0, 99))
 def test_no_lossless_policy_loads_less_than_belady(data, keep_warm, seed):
     trace = data.draw(traces())
@@ -107,25 +70,17 @@ def test_no_lossless_policy_loads_less_than_belady(data, keep_warm, seed):
     for name in (*DEMAND, "static"):
         policy = policy_of(name, trace, seed)
         assert bound.hits >= replay(events, policy, budget, keep_warm=keep_warm).total.hits
-        prefetch = Prefetch("drawn", probabilities(trace, seed), 2, policy)
+        prefetch = Prefetch("drawn", drawn_TLE(trace, seed), 2, policy)
         assert bound.loads <= replay(events, prefetch, budget, keep_warm=keep_warm).total.loads
     for name in DEMAND:
         assert forced.hits >= replay(events, policy_of(name, trace, seed), budget, keep_warm=keep_warm).total.hits
-
-
-@given(trace=traces(), keep_warm=st.booleans())
-def test_lru_hits_rise_with_capacity(trace, keep_warm):
-    meta = trace.metadata
-    budgets = [Budget.slots(meta, capacity) for capacity in range(1, meta.num_model_experts + 1)]
-    hits = [r.total.hits for r in sweep(events_of(trace), Lru(), budgets, keep_warm=keep_warm)]
-    assert hits == sorted(hits)
 
 
 @given(data=st.data(), width=st.integers(0, 4), seed=st.integers(0, 99))
 def test_bytes_moved_are_those_of_misses_and_prefetches(data, width, seed):
     trace = data.draw(traces())
     events, meta = events_of(trace), trace.metadata
-    policy = Prefetch("drawn", probabilities(trace, seed), width, Lru())
+    policy = prefetching(trace, seed, width)
     result = replay(events, policy, Budget.slots(meta, data.draw(capacities_of(trace))))
     by_layer = np.asarray(meta.expert_bytes)[events.layer_N]
     total = result.total
@@ -158,35 +113,11 @@ def test_a_global_lru_that_the_other_layers_fill_never_hits_in_decode():
     assert spare.total.hits > 0
 
 
-def test_a_cold_cache_forgets_the_prompt_before():
-    trace = make_trace(2, lengths=(5, 5), prefill=(0, 0))
-    events, budget = events_of(trace), Budget.slots(trace.metadata, trace.metadata.num_model_experts)
-    warm = replay(events, Lru(), budget, keep_warm=True)
-    cold = replay(events, Lru(), budget, keep_warm=False)
-    assert warm.hits_P[0] == cold.hits_P[0]
-    assert warm.hits_P[1] > cold.hits_P[1]
-    alone = replay(events_of(trace.select(np.array([1]))), Lru(), budget)
-    assert cold.hits_P[1] == alone.total.hits
-
-
-def test_prefetching_what_comes_hits_everything_and_still_moves_bytes():
-    trace = make_trace(6, lengths=(20,), prefill=(0,))
-    meta, events = trace.metadata, events_of(trace)
-    truth_TLE = np.zeros((20, meta.num_layers, meta.num_experts), np.float32)
-    np.put_along_axis(truth_TLE, trace.experts_TLK.astype(np.int64), 1, axis=2)
-    budget = Budget.slots(meta, meta.top_k)
-    total = replay(events, Prefetch("oracle", truth_TLE, meta.top_k, Lru()), budget).total
-    assert total.hit_rate == 1
-    assert total.prefetches_useless == 0
-    assert total.loads_avoided < replay(events, Belady(), budget).total.loads_avoided + 1e-12
-    assert total.bytes_moved >= replay(events, Belady(), budget).total.bytes_moved
-
-
 @given(data=st.data(), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_a_replay_does_not_change_its_input(data, seed):
     trace = data.draw(traces())
-    events, table = events_of(trace), probabilities(trace, seed)
+    events, table = events_of(trace), drawn_TLE(trace, seed)
     before = (events.members_A.copy(), table.copy())
     policy = Prefetch("drawn", table, 2, Lru())
     budget = Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
@@ -194,15 +125,3 @@ def test_a_replay_does_not_change_its_input(data, seed):
     np.testing.assert_array_equal(first.counts_PFC, second.counts_PFC)
     np.testing.assert_array_equal(events.members_A, before[0])
     np.testing.assert_array_equal(table, before[1])
-
-
-def test_random_eviction_follows_its_seed_and_treats_all_alike():
-    trace = make_trace(3, num_layers=1, num_experts=20, top_k=1, lengths=(4000,), prefill=(0,))
-    uniform = np.random.default_rng(0).integers(0, 20, (4000, 1, 1)).astype(np.uint8)
-    events = events_of(replace(trace, experts_TLK=uniform))
-    budget = Budget.slots(trace.metadata, 10)
-    runs = {seed: replay(events, Random(seed), budget).misses_N for seed in (0, 0, 1)}
-    np.testing.assert_array_equal(runs[0], replay(events, Random(0), budget).misses_N)
-    assert (runs[0] != runs[1]).any()
-    # of 20 equally likely experts half are resident, whoever leaves
-    assert replay(events, Random(0), budget).total.hit_rate == pytest.approx(0.5, abs=0.03)

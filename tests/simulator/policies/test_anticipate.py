@@ -17,7 +17,7 @@ from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Antici
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.strategies import capacities_of, make_trace, traces
+from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, traces, truth_TLE
 
 
 def test_the_expected_wait_in_layers():
@@ -63,21 +63,17 @@ def test_the_rate_starts_from_popularity_at_each_prompt_and_knows_only_the_past(
 def test_it_never_loads_less_than_belady(data, seed, keep_warm):
     trace = data.draw(traces())
     meta, events = trace.metadata, events_of(trace)
-    draw = np.random.default_rng(seed)
-    probabilities_TLE = draw.random((trace.num_tokens, meta.num_layers, meta.num_experts), np.float32)
-    popularity_LE = draw.random((meta.num_layers, meta.num_experts), np.float32)
+    popularity_LE = np.random.default_rng(seed).random((meta.num_layers, meta.num_experts), np.float32)
     budget = Budget.slots(meta, data.draw(capacities_of(trace)))
     bound = replay(events, Belady(), budget, keep_warm=keep_warm).total
     for bypass in (False, True):
-        policy = Anticipate("drawn", probabilities_TLE, popularity_LE, bypass)
+        policy = Anticipate("drawn", drawn_TLE(trace, seed), popularity_LE, bypass)
         assert replay(events, policy, budget, keep_warm=keep_warm).total.hits <= bound.hits
 
 
 def test_knowing_the_token_beats_lru_where_layers_cycle():
     trace = make_trace(5, num_layers=4, num_experts=16, lengths=(300,), prefill=(0,))
-    truth_TLE = np.zeros((300, 4, 16), np.float32)
-    np.put_along_axis(truth_TLE, trace.experts_TLK.astype(np.int64), 1, axis=2)
-    policy = Anticipate("oracle", truth_TLE, truth_TLE.mean(axis=0))
+    policy = Anticipate("oracle", truth_TLE(trace), truth_TLE(trace).mean(axis=0))
     events, budget = events_of(trace), Budget.slots(trace.metadata, 6)
     known = replay(events, policy, budget).total.hits
     assert replay(events, Lru(), budget).total.hits == 0

@@ -1,13 +1,9 @@
 import numpy as np
 from hypothesis import given
 
-from moe_beyond.simulator.schedule.events import NEVER, Events, events_of
+from moe_beyond.simulator.schedule.events import NEVER, events_of
 from moe_beyond.traces.schema import Trace
-from tests.simulator.strategies import make_trace, traces
-
-
-def members(events: Events) -> list[list[int]]:
-    return [events.members_A[a:b].tolist() for a, b in zip(events.offsets_N[:-1], events.offsets_N[1:], strict=True)]
+from tests.simulator.strategies import make_trace, members, traces
 
 
 def test_a_batched_prefill_is_one_step_with_the_union_of_each_layer():

@@ -3,16 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
-from moe_beyond.simulator.engine.timing import Workload, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator.engine import slow_cache
-from tests.simulator.strategies import capacities_of, make_trace, traces
+from tests.simulator.strategies import capacities_of, make_trace, members, traces
 
 PREFILLS = st.sampled_from(["batched", "token_by_token"])
 
@@ -44,10 +42,6 @@ def slow_steps(trace: Trace, prefill: str, batch: int, waves: bool) -> list[tupl
             steps.append((True, [tokens.pop(0) for tokens in running], session))
         running = [tokens for tokens in running if tokens]
     return steps
-
-
-def members(events: Events) -> list[list[int]]:
-    return [events.members_A[a:b].tolist() for a, b in zip(events.offsets_N[:-1], events.offsets_N[1:], strict=True)]
 
 
 @given(traces(), PREFILLS, st.integers(1, 4), st.booleans())
@@ -146,7 +140,7 @@ def test_a_prompt_that_has_ended_gives_its_place_to_the_next_but_not_within_a_wa
 
 
 @given(traces(), st.integers(2, 4))
-def test_tokens_of_a_step_ask_together(trace: Trace, batch):
+def test_the_chance_of_a_step_is_that_any_of_its_tokens_wants_the_expert(trace: Trace, batch):
     chances_TLE = np.random.default_rng(0).random((trace.num_tokens, 2, 3), np.float32)
     events = events_of(trace, batch=batch)
     assert events.schedule is not None
@@ -182,25 +176,6 @@ def test_a_replay_counts_for_each_prompt_what_a_slow_one_finds(trace: Trace, pre
         assert result.hits_P[prompt] == np.asarray(expected.found)[mine].sum()
     assert result.total.hits == sum(expected.hits)
     assert result.total.tokens == trace.num_tokens
-
-
-def test_every_running_prompt_asks_so_a_batch_loads_less_than_its_prompts_alone():
-    trace = make_trace(3, num_layers=3, num_experts=12, top_k=2, lengths=(30,) * 6, prefill=(0,) * 6)
-    budget = Budget.slots(trace.metadata, 12)
-    alone, together = (replay(events_of(trace, batch=batch), Lru(), budget).total for batch in (1, 3))
-    assert together.accesses < alone.accesses
-    assert together.misses < alone.misses
-    assert together.tokens == alone.tokens
-
-
-def test_times_of_a_batch_are_shared_by_its_tokens():
-    trace = make_trace(3, num_layers=2, lengths=(20,) * 4, prefill=(0,) * 4, expert_bytes=(10_000_000,) * 2)
-    device, budget = load_device("laptop_nvme"), Budget.slots(trace.metadata, 6)
-    events = events_of(trace, batch=4)
-    timed = timed_replay(events, Lru(), budget, device, Workload.like_its_experts(events, 0.0, 0))
-    assert events.by_prompt(timed.step_ms_S) == pytest.approx([timed.step_ms_S.sum() / 4] * 4)
-    assert timed.ms_per_token == pytest.approx(timed.step_ms_S.sum() / trace.num_tokens)
-    assert timed.tokens_per_second == pytest.approx(1000 / timed.ms_per_token)
 
 
 @pytest.mark.parametrize("batch", [0, -2])
