@@ -11,8 +11,10 @@ import polars as pl
 from moe_beyond.intervals import Interval, Resamples
 from moe_beyond.simulator.engine.timing import TimedReplay
 from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.predictions import prefetch_width
+from moe_beyond.simulator.study.grid import Facts
 from moe_beyond.simulator.study.pays import by_bandwidth_table, by_width_table, pays_table
-from moe_beyond.simulator.study.study import Place, SplitReplays
+from moe_beyond.simulator.study.study import SplitReplays
 from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE, record
 
 FACTS = {
@@ -95,7 +97,7 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
                 continue
             lru, best = timed[Lru.name], split.best_without_predictor(place)
             for policy, one in timed.items():
-                row = _device_row(split, place, one, draws)
+                row = _device_row(split, one, split.facts[policy], draws)
                 row |= _spread("against_lru_ms", draws.difference(one.time, lru.time))
                 if best is not None and split.facts[policy].predictor == _first_predictor(split):
                     row |= _spread("against_best_ms", draws.difference(one.time, best.time))
@@ -147,7 +149,7 @@ def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
         for step, ablated in enumerate(split.ablation):
             rows += [
                 {"step": step, "added": ablated.added}
-                | _device_row(split, (one.device.name, one.replay.capacity_experts), one, draws)
+                | _device_row(split, one, ablated.replays.facts, draws)
                 for one in (ablated.replays.timed if split.bounds else ())
             ]
     columns = [name for name in ON_DEVICE if not name.startswith(("against", "gap", "ours", "best"))]
@@ -178,7 +180,8 @@ def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.Da
         return pl.DataFrame(schema=TIMELINE), pl.DataFrame(schema=COSTLIEST)
     ours = split.predictions[0]
     device = next(one for one in case.devices if one.name == headline_device(split))
-    policies = ours.policies(split.metadata.top_k, settings.prefetch_threshold)
+    width = prefetch_width(split.metadata, settings.batch, settings.prefetch_width)
+    policies = ours.policies(width, settings.prefetch_threshold)
     used = split.chosen[device.name, case.headline_slots]
     policy = next(policy for policy in policies if policy.name == used)
     recordings = [
@@ -190,17 +193,18 @@ def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.Da
 
 
 def headline_device(split: SplitReplays) -> str:
-    """The device of the headline."""
-    return split.case.settings.headline_device or split.case.devices[0].name
+    """The name of the device of the headline, which the settings may give as the path of a file."""
+    settings = split.case.settings
+    place = 0 if settings.headline_device is None else settings.devices.index(settings.headline_device)
+    return split.case.devices[place].name
 
 
-def _device_row(split: SplitReplays, place: Place, one: TimedReplay, draws: Resamples) -> dict[str, Any]:
-    total, bound = one.replay.total, split.bounds[place]
-    facts = split.facts.get(one.replay.policy)
+def _device_row(split: SplitReplays, one: TimedReplay, facts: Facts, draws: Resamples) -> dict[str, Any]:
+    total, bound = one.replay.total, split.bounds[one.device.name, one.replay.capacity_experts]
     return {
         "split": split.split,
         "device": one.device.name,
-        **({"policy": one.replay.policy} if facts is None else asdict(facts)),
+        **asdict(facts),
         "capacity_experts": one.replay.capacity_experts,
         "capacity_fraction": one.replay.capacity_experts / split.metadata.num_model_experts,
         "token_step_ms": one.token_step_ms,
