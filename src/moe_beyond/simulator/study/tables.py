@@ -99,7 +99,11 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
             for policy, one in timed.items():
                 row = _device_row(split, one, split.facts[policy], draws)
                 row |= _spread("against_lru_ms", draws.difference(one.time, lru.time))
-                if best is not None and split.facts[policy].predictor == _first_predictor(split):
+                if (
+                    best is not None
+                    and split.predictions
+                    and split.facts[policy].predictor == split.predictions[0].name
+                ):
                     row |= _spread("against_best_ms", draws.difference(one.time, best.time))
                 gap = lru.ms_per_token - split.bounds[place].ms_per_token
                 row["gap_closed"] = (lru.ms_per_token - one.ms_per_token) / gap if gap > 0 else None
@@ -148,8 +152,7 @@ def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
         draws = _draws(split, seed)
         for step, ablated in enumerate(split.ablation):
             rows += [
-                {"step": step, "added": ablated.added}
-                | _device_row(split, one, ablated.replays.facts, draws)
+                {"step": step, "added": ablated.added} | _device_row(split, one, ablated.replays.facts, draws)
                 for one in (ablated.replays.timed if split.bounds else ())
             ]
     columns = [name for name in ON_DEVICE if not name.startswith(("against", "gap", "ours", "best"))]
@@ -225,10 +228,6 @@ def _device_row(split: SplitReplays, one: TimedReplay, facts: Facts, draws: Resa
 
 def _spread(name: str, found: Interval) -> dict[str, float]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _first_predictor(split: SplitReplays) -> str | None:
-    return split.predictions[0].name if split.predictions else None
 
 
 def _draws(split: SplitReplays, seed: int) -> Resamples:
