@@ -25,8 +25,8 @@ from moe_beyond.predictor.latency import (
 )
 from tests.predictor.small import SHAPE
 
-SIZES = {name: (1, 64) for name in ("num_layers", "top_k", "horizon", "reach", "window", "depth")}
-SIZES |= {name: (1, 4096) for name in ("num_experts", "width", "embedding_width", "layer_width", "layer_hidden")}
+SIZES = dict.fromkeys(("num_layers", "top_k", "horizon", "reach", "window", "depth"), (1, 64))
+SIZES |= dict.fromkeys(("num_experts", "width", "embedding_width", "layer_width", "layer_hidden"), (1, 4096))
 SHAPES = st.builds(replace, st.just(SHAPE), **{name: st.integers(*limits) for name, limits in SIZES.items()})
 MS = st.one_of(st.just(0.0), st.floats(1e-6, 1e4), st.integers(1, 999).map(lambda n: n * 0.1))
 MEASURED = st.builds(Latency, MS, MS, MS)
