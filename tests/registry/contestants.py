@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from moe_beyond.registry.contest import Latency, Metric, Ratio, Score
+from moe_beyond.intervals import Ratio
+from moe_beyond.predictor.latency import Latency
+from moe_beyond.registry.contest import Metric, Score
 
 
 def drawn_score(name="challenger", *, faster=0.0, hits=0.5, latency_ms=0.1, worse_abroad=0.0, prompts=40, seed=3):
     """Milliseconds vary by prompt, the same for every contestant of a seed, and `faster` takes a share of them off."""
     splits: dict[str, dict[Metric, Ratio]] = {}
-    for number, split in enumerate(("test_in_domain", "test_out_of_domain")):
+    for number, split in enumerate(("gate_in_domain", "gate_out_of_domain")):
         rng = np.random.default_rng(seed + number)
         tokens_P = rng.integers(5, 30, prompts).astype(float)
         rate = hits - worse_abroad * number
@@ -18,4 +20,4 @@ def drawn_score(name="challenger", *, faster=0.0, hits=0.5, latency_ms=0.1, wors
             "recall_at_k": Ratio(0.8 * tokens_P, tokens_P),
             "layer_recall_at_k": Ratio(0.85 * tokens_P, tokens_P),
         }
-    return Score(name, None, Latency(latency_ms, latency_ms / 20), splits)
+    return Score(name, None, Latency(latency_ms, latency_ms / 20, 0.01), splits)

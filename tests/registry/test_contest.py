@@ -3,94 +3,96 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
+from moe_beyond.predictor.latency import Latency
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.registry.contest import Contestant, Latency, latencies, score
+from moe_beyond.registry.contest import Contestant, latencies, score
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
+from tests.simulator.strategies import truth_TLE
 from tests.traces_of_chance import chance_trace
 
 SETTINGS = PublishSettings(capacity=0.25, latency_repeats=10)
 SIMULATE = SimulateSettings()
-AT_ONCE = Latency(0.0, 0.0)
+AT_ONCE = Latency(0.0, 0.0, 0.0)
+SPLITS = {"gate_in_domain": chance_trace(8, seed=5)}
 
 
 class Fixed:
-    """Answers what it is told to."""
+    """Predicts what it is told to."""
 
     name = "fixed"
 
-    def __init__(self, answer):
-        self.probabilities_TLE = answer
-
-
-def knowing(trace):
-    probabilities = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
-    np.put_along_axis(probabilities, trace.experts_TLK.astype(np.int64), 1.0, axis=2)
-    return probabilities
-
-
-def test_foresight_beats_ignorance_and_is_charged_for_its_time():
-    splits = {"test_in_domain": chance_trace(8, seed=5)}
-    foresight = score(Contestant("challenger", None, Fixed(knowing), AT_ONCE), splits, SETTINGS, SIMULATE)
-    slow = score(Contestant("challenger", None, Fixed(knowing), Latency(2.0, 0.0)), splits, SETTINGS, SIMULATE)
-    ignorant = score(Contestant("champion", "1", Fixed(lambda t: 1 - knowing(t)), AT_ONCE), splits, SETTINGS, SIMULATE)
-    ms = [s.pooled("ms_per_token").value for s in (foresight, ignorant, slow)]
-    assert ms[0] < ms[1]
-    assert foresight.pooled("recall_at_k").value == 1
-    assert foresight.pooled("hit_rate").value > ignorant.pooled("hit_rate").value
-    # while the predictor thinks, its prefetches have not begun: no more than its own time is lost
-    assert 0 < ms[2] - ms[0] <= 2.0 + 1e-9
-
-
-def nothing(trace):
-    return np.zeros_like(knowing(trace))
+    def __init__(self, said):
+        self.probabilities_TLE = said
 
 
 class Layered(Fixed):
     """Expects nothing ahead of a token, and of the layers after each router what it is told."""
 
-    def __init__(self, answer):
-        super().__init__(nothing)
-        self.layer_probabilities_HTLE = lambda trace: answer(trace)[None]
+    def __init__(self, said):
+        super().__init__(lambda trace: 0 * truth_TLE(trace))
+        self.layer_probabilities_HTLE = lambda trace: said(trace)[None]
+
+
+def wrong(trace):
+    return 1 - truth_TLE(trace)
+
+
+def scored(predictor, latency=AT_ONCE, splits=SPLITS, **simulate):
+    return score(
+        Contestant("challenger", None, predictor, latency), splits, SETTINGS, SIMULATE.model_copy(update=simulate)
+    )
+
+
+def ms(found):
+    return found.pooled("ms_per_token").value
+
+
+def test_foresight_beats_ignorance_and_is_charged_for_its_time_on_the_device():
+    foresight, slow, ignorant = (
+        scored(Fixed(truth_TLE)),
+        scored(Fixed(truth_TLE), Latency(2.0, 0.0, 0.0)),
+        scored(Fixed(wrong)),
+    )
+    assert ms(foresight) < ms(ignorant)
+    assert foresight.pooled("recall_at_k").value == 1
+    assert foresight.pooled("hit_rate").value > ignorant.pooled("hit_rate").value
+    charged_ms = 2.0 * load_device(SETTINGS.device).predictor_slowdown
+    assert slow.latency == Latency(charged_ms, 0.0, 0.0)
+    # while the predictor works its prefetches have not begun: no more than its own time is lost
+    assert 0 < ms(slow) - ms(foresight) <= charged_ms + 1e-9
 
 
 def test_the_layer_step_is_judged_too_and_charged_for_every_layer():
-    splits = {"test_in_domain": chance_trace(8, seed=5)}
-    only_probable = SIMULATE.model_copy(update={"prefetch_threshold": 0.5})
     token_alone, both, slow = (
-        score(Contestant("challenger", None, predictor, latency), splits, SETTINGS, only_probable)
+        scored(predictor, latency, prefetch_threshold=0.5)
         for predictor, latency in (
-            (Fixed(nothing), AT_ONCE),
-            (Layered(knowing), AT_ONCE),
-            (Layered(knowing), Latency(0.0, 0.5)),
+            (Fixed(lambda trace: 0 * truth_TLE(trace)), AT_ONCE),
+            (Layered(truth_TLE), AT_ONCE),
+            (Layered(truth_TLE), Latency(0.0, 0.5, 0.0)),
         )
     )
-    assert both.pooled("hit_rate").value > token_alone.pooled("hit_rate").value
-    assert both.pooled("ms_per_token").value < min(
-        token_alone.pooled("ms_per_token").value, slow.pooled("ms_per_token").value
-    )
+    assert ms(both) < min(ms(token_alone), ms(slow))
     assert both.pooled("recall_at_k").value == token_alone.pooled("recall_at_k").value
     assert both.pooled("layer_recall_at_k").value == 1
 
 
 def test_several_prompts_at_once_are_replayed_as_in_the_simulate_stage():
-    splits = {"test_in_domain": chance_trace(8, seed=5)}
-    foresight = Contestant("challenger", None, Layered(knowing), AT_ONCE)
-    alone, together = (
-        score(foresight, splits, SETTINGS, SIMULATE.model_copy(update={"batch": batch})) for batch in (1, 4)
-    )
+    alone, together = (scored(Layered(truth_TLE), batch=batch) for batch in (1, 4))
     # what several tokens of a step share is loaded once
-    assert together.pooled("ms_per_token").value != alone.pooled("ms_per_token").value
-    assert together.pooled("ms_per_token").bottom_P.sum() == alone.pooled("ms_per_token").bottom_P.sum()
+    assert ms(together) != ms(alone)
+    tokens = [found.pooled("ms_per_token").denominator_P.sum() for found in (alone, together)]
+    assert tokens[0] == tokens[1]
 
 
 def test_tokens_of_all_prompts_are_counted_once():
-    trace = chance_trace(8, seed=5)
-    found = score(Contestant("challenger", None, Fixed(knowing), AT_ONCE), {"a": trace, "b": trace}, SETTINGS, SIMULATE)
+    (trace,) = SPLITS.values()
+    found = scored(Fixed(truth_TLE), splits={"a": trace, "b": trace})
     decoded = trace.num_tokens - trace.num_prefill_P.sum()
-    assert found.pooled("ms_per_token").bottom_P.sum() == 2 * decoded
-    assert found.pooled("ms_per_token").value == pytest.approx(found.splits["a"]["ms_per_token"].value)
+    assert found.pooled("ms_per_token").denominator_P.sum() == 2 * decoded
+    assert ms(found) == pytest.approx(found.splits["a"]["ms_per_token"].value)
     assert found.worst_domain[0] == "a"
 
 
@@ -98,11 +100,16 @@ def test_prefill_alone_has_no_decoded_tokens_to_time():
     trace = chance_trace(4)
     prefill = replace(trace, num_prefill_P=np.diff(trace.prompt_offsets).astype(np.int32))
     with pytest.raises(InputError, match=r"set simulate\.prefill to token_by_token"):
-        score(Contestant("challenger", None, Fixed(knowing), AT_ONCE), {"a": prefill}, SETTINGS, SIMULATE)
+        scored(Fixed(truth_TLE), splits={"a": prefill})
 
 
-def test_latencies_are_measured_in_turns(exported):
-    predictor = OnnxPredictor(exported[0])
-    times = latencies([predictor, predictor], 10)
-    assert len(times) == 2
-    assert all(0 < time.layer_ms < time.token_ms < 50 for time in times)
+def test_each_is_charged_what_its_bundle_says_or_what_it_takes_here_where_that_is_more(exported, monkeypatch):
+    predictors = [OnnxPredictor(exported[0]) for _ in range(2)]
+    charge = predictors[0].charge
+    # measured in turns, three rounds: the quietest counts
+    times = iter([9.0, 3.0, 7.0, 2.0, 8.0, 1e-6])
+    monkeypatch.setattr(OnnxPredictor, "token_step_ms", lambda self, repeats: next(times))
+    monkeypatch.setattr(OnnxPredictor, "layer_step_ms", lambda self, repeats: charge.layer_step_ms / 2)
+    assert [one.token_step_ms for one in latencies(predictors, 10)] == [7.0, charge.token_step_ms]
+    times = iter([1.0] * 6)
+    assert {one.layer_step_ms for one in latencies(predictors, 10)} == {charge.layer_step_ms}

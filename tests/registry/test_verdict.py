@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.registry.contest import Ratio
+from moe_beyond.intervals import Ratio
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.registry.verdict import improvement, judge, metrics, table
 from tests.registry.contestants import drawn_score
@@ -34,7 +34,7 @@ def test_each_rule_alone_refuses_and_names_itself():
     champion = drawn_score("champion")
     for challenger, words in [
         (drawn_score(faster=0.004), "ms_per_token improves by more than 0.50%"),
-        (drawn_score(faster=0.02, worse_abroad=0.02), "worst domain (test_out_of_domain) loses at most 1.0%"),
+        (drawn_score(faster=0.02, worse_abroad=0.02), "worst domain (gate_out_of_domain) loses at most 1.0%"),
         (drawn_score(faster=0.02, latency_ms=5.1), "a token step takes at most 5 ms"),
     ]:
         verdict = judge(challenger, champion, SETTINGS, 1)
@@ -51,7 +51,7 @@ def test_a_gain_that_some_prompts_do_not_share_must_outweigh_its_doubt():
     noisy = drawn_score(prompts=10)
     for split in noisy.splits.values():
         ratio = split["ms_per_token"]
-        split["ms_per_token"] = Ratio(ratio.top_P * rng.normal(0.98, 0.3, 10), ratio.bottom_P)
+        split["ms_per_token"] = Ratio(ratio.numerator_P * rng.normal(0.98, 0.3, 10), ratio.denominator_P)
     verdict = judge(noisy, champion, SETTINGS, 1)
     assert verdict.improvement is not None
     assert verdict.improvement.low < SETTINGS.margin < verdict.improvement.high
