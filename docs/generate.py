@@ -1,6 +1,8 @@
-"""Writes what can be derived: docs/parameters.md, and the measured figures and the picture of the README.
+"""Writes what can be derived: docs/parameters.md, docs/figures/*.json, and from these the README's blocks of figures.
 
-Run it by `make docs` after `make repro`; the figures are those of the committed run.
+`make docs` runs it after `make repro`, `make deepseek`, `make gpt-oss`. The JSON files are committed. A test writes the
+README's blocks from them again, and compares the default's with the digests in dvc.lock: a figure in the README cannot
+change without its run.
 """
 
 from __future__ import annotations
@@ -11,29 +13,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from pydantic.fields import FieldInfo
 
-from moe_beyond.errors import InputError
-from moe_beyond.files import replacing
+from docs.figures import block, figures
+from moe_beyond.files import replacing, write_json
 from moe_beyond.params import Params
-from moe_beyond.reporting.choice import headline_standouts
-from moe_beyond.reporting.headline import contest, hardest_split, split_label
-from moe_beyond.reporting.names import label
-from moe_beyond.reporting.sections.beside import smallest_caches
-from moe_beyond.reporting.tables import Tables, read_tables
-from moe_beyond.reporting.verdict import races
 from moe_beyond.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-PREDICTORS = (
-    ("predictor", "1"),
-    ("predictor", "token"),
-    ("token unigram", "token"),
-    ("previous token", "token"),
-    ("popularity", "token"),
-)
-"""Predictors of the README's table, with how far ahead each answers."""
+FIGURES = ROOT / "docs" / "figures"
+RUNS = {"default": ROOT, "deepseek": ROOT / "build" / "deepseek", "gpt-oss": ROOT / "build" / "gpt-oss"}
 
 
 def parameters() -> str:
@@ -81,142 +70,29 @@ def meaning(field: FieldInfo) -> str:
     return (text + (f" ({', '.join(ranges)})" if ranges else "")).strip().replace("|", "\\|")
 
 
-def measured() -> str:
-    """The README's table of figures, from the metrics that the pipeline wrote."""
-    quality = read("export")
-    replay = read("simulate")
-    split = "test_out_of_domain"
-    lines = ["| predictor | recall@6, same domain | recall@6, other domain (95 % interval) |", "| --- | --- | --- |"]
-    table = pl.read_csv(ROOT / "reports/export/quality.csv", schema_overrides={"layer": pl.String})
-    overall = table.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))
-    for name, horizon in PREDICTORS:
-        of = (pl.col("predictor") == name) & (pl.col("horizon") == horizon)
-        rows = {row["split"]: row for row in overall.filter(of).iter_rows(named=True)}
-        near, far = rows["test_in_domain"], rows[split]
-        interval = f"{far['recall_low']:.1%} to {far['recall_high']:.1%}"
-        cells = f"{near['recall_at_k']:.1%} | {far['recall_at_k']:.1%} ({interval})"
-        when = "ahead of the token" if horizon == "token" else "ahead of each layer"
-        lines.append(f"| {name}, {when} | {cells} |")
-    lines += ["", "| policy | hit rate, other domain | MiB moved per token |", "| --- | --- | --- |"]
-    tables = read_tables(ROOT)
-    few = headline_standouts(tables, split, replay["headline_capacity"])
-    # what answers otherwise than the model belongs where its price can be told beside it
-    policies = {name: row for name, row in replay[split].items() if name in few and name not in tables.lossy}
-    for name, row in sorted(policies.items(), key=lambda item: -item[1]["hit_rate"]):
-        lines.append(f"| {label(name)} | {row['hit_rate']:.1%} | {row['mib_per_token']:.3f} |")
-    latency = f"{quality['latency_ms']:.2f} ms a token"
-    if "layer_latency_ms" in quality:
-        latency += f" and {quality['layer_latency_ms']:.3f} ms a layer"
-    lines += [
-        "",
-        f"The cache holds {replay[split]['capacity_experts']} experts ({replay['headline_capacity']:.0%} of the "
-        f"model); all {len(tables.policies)} policies are on the page. The predictor has "
-        f"{read('train')['parameters'] / 1e6:.1f} M parameters and takes {latency} on one thread.",
-    ]
-    return "\n".join(lines)
-
-
-def real_model(root: Path) -> str:
-    """Recall and time per token of a run on published traces, on the split that the page's first sentence speaks of."""
-    tables = read_tables(root)
-    split = hardest_split(tables)
-    fraction = read("simulate", root)["headline_capacity"]
-    result = None if split is None else contest(tables, split, fraction)
-    times = tables.times
-    if split is None or result is None or times is None:
-        raise InputError(f"{root}/reports: no timed replay of a predictor; run `make published` again")
-    quality = tables["quality"].rows.filter(
-        (pl.col("split") == split) & (pl.col("phase") == "all") & (pl.col("layer") == "all")
-    )
-
-    def recall(predictor: str, horizon: str) -> str:
-        row = quality.filter((pl.col("predictor") == predictor) & (pl.col("horizon") == horizon)).row(0, named=True)
-        return f"{row['recall_at_k']:.1%} ({row['recall_low']:.1%} to {row['recall_high']:.1%})"
-
-    lru = times.filter((pl.col("split") == split) & (pl.col("policy") == "lru"))
-    lru = lru.filter(pl.col("capacity_experts") == result.ours.capacity_experts)
-    lru_ms = dict(lru.select("device", "ms_per_token").iter_rows())
-    name, where = tables.card["model_id"], split_label(split)
-    lines = [
-        f"**{name}**, {where}: recall@{tables.card['top_k']} {recall('predictor', '1')} ahead of each layer, "
-        f"{recall('predictor', 'token')} ahead of the token; token unigram {recall('token_unigram', 'token')}.",
-        "",
-        f"| {result.ours.capacity_experts} experts ({fraction:.0%}), ms per token | LRU | best without the predictor "
-        "| ours |",
-        "| --- | --- | --- | --- |",
-    ]
-    for race in races(tables, result):
-        rival = f"{race.rival_ms:.1f} ({label(race.rival)})"
-        lines.append(
-            f"| {label(race.device)} | {lru_ms[race.device]:.1f} | {rival} | {race.ours_ms:.1f} ({label(race.ours)}) |"
-        )
-    return "\n".join(lines + papers_replay(tables, split))
-
-
-def papers_replay(tables: Tables, split: str) -> list[str]:
-    """The paper's prompts at a tenth of the model, in its replay and in ours; nothing where nothing was published."""
-    table = tables["published_cache"]
-    if table.frame is None:
-        return []
-    found = smallest_caches(table.frame.filter(pl.col("split") == split))
-
-    def cell(predictor: str, cache: str) -> str:
-        row = found[predictor, cache]
-        return f"{row['hit_rate']:.1%} ({row['low']:.1%} to {row['high']:.1%}), {row['mib_per_token']:,.0f} MiB a token"
-
-    def against(row: dict[str, Any]) -> str:
-        return (
-            f"hits {100 * row['gain']:+.1f} points ({100 * row['gain_low']:+.1f} to {100 * row['gain_high']:+.1f}) and "
-            f"moves {row['mib_change']:+,.0f} MiB a token ({row['mib_change_low']:+,.0f} to "
-            f"{row['mib_change_high']:+,.0f})"
-        )
-
-    touched = found["predictor", "published_touched"]
-    return [
-        "",
-        f"| the paper's replay, {touched['capacity_experts']} experts | the paper's predictions, which see the whole "
-        "prompt | ours, ahead of each layer |",
-        "| --- | --- | --- |",
-        *(
-            f"| {words} | {cell('published_predictions', cache)} | {cell('predictor', cache)} |"
-            for cache, words in (
-                ("published", "its own LRU"),
-                ("published_touched", "its own LRU, what is still expected touched"),
-                ("lru", "LRU that only uses renew"),
-            )
-        ),
-        f"| eviction by predicted next use | | {cell('predictor', 'anticipate')} |",
-        "",
-        f"At most {tables.card['top_k']} experts are fetched ahead of a layer in all of them; a touch is of a resident "
-        "and loads nothing. Against the paper's predictions in its own LRU, ours with touches "
-        f"{against(touched)}; with its own eviction it {against(found['predictor', 'anticipate'])}.",
-    ]
-
-
-def read(stage: str, root: Path = ROOT) -> dict[str, Any]:
-    """A stage's metrics."""
-    metrics: dict[str, Any] = json.loads((root / "reports" / stage / "metrics.json").read_text(encoding="utf-8"))
-    return metrics
-
-
 def main() -> None:
     """Write all of it."""
     write(ROOT / "docs/parameters.md", parameters())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme = filled(readme, "measured", measured())
-    for name in ("deepseek", "gpt-oss"):
-        root = ROOT / "build" / name
-        if (root / "reports/simulate/timing.csv").exists():  # `make published` was run here
-            readme = filled(readme, f"measured {name}", real_model(root))
+    for name, root in RUNS.items():
+        if (root / "reports/simulate/tables/on_device.parquet").exists():
+            write_json(FIGURES / f"{name}.json", figures(root))
+        readme = filled(readme, name, block(name, read(name)))
     write(ROOT / "README.md", readme)
-    with replacing(ROOT / "docs/images/hit_rate.png") as temporary:
-        shutil.copy(ROOT / "reports/figures/hit_rate_test_out_of_domain.png", temporary)
+    with replacing(ROOT / "docs/images/ms_per_token.png") as temporary:
+        shutil.copy(ROOT / "reports/figures/ms_per_token.png", temporary)
+
+
+def read(name: str) -> dict[str, Any]:
+    """The committed figures of a run."""
+    found: dict[str, Any] = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def filled(text: str, name: str, content: str) -> str:
     """The text with the block between two comments of that name replaced."""
-    block = re.compile(rf"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
-    return block.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
+    between = re.compile(rf"(<!-- figures {name} -->).*?(<!-- /figures {name} -->)", re.DOTALL)
+    return between.sub(lambda m: f"{m[1]}\n{content}\n{m[2]}", text)
 
 
 def write(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.capture.reference.settings import ReferenceSettings
 from moe_beyond.capture.settings import ExtractSettings, TracesSettings
 from moe_beyond.data.settings import SplitSettings
+from moe_beyond.numerics import Numerics
 from moe_beyond.predictor.settings import ExportSettings
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.reporting.settings import ReportSettings
@@ -21,6 +22,7 @@ class Params(Settings):
     """All of params.yaml. A stage passes its own section down, never all of it."""
 
     seed: Seed = 7
+    numerics: Numerics = "portable"
     traces: TracesSettings = TracesSettings()
     reference: ReferenceSettings = ReferenceSettings()
     extract: ExtractSettings = ExtractSettings()

@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import RESAMPLES, AsJson, TracePath, app, one_line_errors, read_trace, show
+from moe_beyond.cli.common import (
+    RESAMPLES,
+    AllowTrainingPrompts,
+    AsJson,
+    TracePath,
+    app,
+    one_line_errors,
+    read_trace,
+    show,
+)
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
     from moe_beyond.advisor.plans import Room
+    from moe_beyond.predictor.latency import Latency
     from moe_beyond.predictor.runtime import OnnxPredictor
+    from moe_beyond.traces.schema import Trace
 
-LATENCY_REPEATS = 100
 Capacity = Annotated[int | None, typer.Option(help="Experts that the cache holds.")]
 BudgetMib = Annotated[float | None, typer.Option(help="MiB that the cache holds, instead of a capacity.")]
 DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
-PredictorMs = Annotated[
-    float | None, typer.Option(min=0, help="Milliseconds of its token step; by default measured here.")
-]
-LayerPredictorMs = Annotated[
-    float | None, typer.Option(min=0, help="Milliseconds of its layer step; by default measured here.")
-]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
 Lookahead = Annotated[int, typer.Option(min=0, help="Layers ahead for which prefetches may be under way.")]
 Seed = Annotated[int, typer.Option(help="Of the intervals.")]
@@ -53,8 +57,7 @@ def replay(
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Judge accesses one by one, to compare with older papers only.")
     ] = False,
-    predictor_ms: PredictorMs = None,
-    layer_predictor_ms: LayerPredictorMs = None,
+    allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
     seed: Seed = 7,
     as_json: AsJson = False,
@@ -66,8 +69,8 @@ def replay(
     with one_line_errors():
         room = _room(capacity, budget_mib)
         where = None if device is None else load_device(device)
-        model = _open(predictor)
-        token_ms, layer_ms = _latencies(model, predictor_ms, layer_predictor_ms)
+        routing, model = read_trace(trace), _open(predictor)
+        charge = _charge(model, routing, allow_training_prompts)
         setup = Setup(
             policy=policy,
             room=room,
@@ -79,14 +82,14 @@ def replay(
             keep_warm=not cold,
             sequential=sequential,
             device=where,
-            token_step_ms=token_ms,
-            layer_step_ms=layer_ms,
+            token_step_ms=charge.token_step_ms,
+            layer_step_ms=charge.layer_step_ms,
             lookahead=lookahead,
             samples=RESAMPLES,
             seed=seed,
         )
         training = None if train is None else read_trace(train)
-        show(replay_one(read_trace(trace), setup, training, model), as_json)
+        show(replay_one(routing, setup, training, model), as_json)
 
 
 @app.command()
@@ -103,8 +106,7 @@ def advise(
     target: Annotated[float, typer.Option(min=0, help="Tokens a second below which it is not worth it.")] = 5.0,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let policies give up router weight.")] = False,
     batch: Batch = 1,
-    predictor_ms: PredictorMs = None,
-    layer_predictor_ms: LayerPredictorMs = None,
+    allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
     max_tokens: Annotated[int, typer.Option(min=100, help="About how many tokens are replayed.")] = 12_000,
     seed: Seed = 7,
@@ -121,13 +123,14 @@ def advise(
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
-        room, where, model = _room(capacity, budget_mib), load_device(device), _open(predictor)
-        token_ms, layer_ms = _latencies(model, predictor_ms, layer_predictor_ms)
+        room, where = _room(capacity, budget_mib), load_device(device)
+        routing, model = read_trace(trace), _open(predictor)
+        charge = _charge(model, routing, allow_training_prompts)
         question = Question(
             device=where,
             room=room,
-            token_step_ms=token_ms,
-            layer_step_ms=layer_ms,
+            token_step_ms=charge.token_step_ms,
+            layer_step_ms=charge.layer_step_ms,
             lookahead=lookahead,
             batch=batch,
             dense_bytes=None if dense_mib is None else round(dense_mib * MIB),
@@ -137,7 +140,7 @@ def advise(
             seed=seed,
         )
         with Console(stderr=True).status("trying policies, splits and prefetches ..."):
-            found = document(answer(read_trace(trace), question, model), target)
+            found = document(answer(routing, question, model), target)
         if as_json:
             show(found, as_json)
         else:
@@ -167,7 +170,7 @@ def calibrate_device(
             "device": str(out),
             **fitted.device.model_dump(include={"link_gb_per_s", "memory_gb_per_s"}),
             "tokens": fitted.tokens,
-            "second_half_foretold_with_median_error": fitted.median_error,
+            "median_error_on_second_half": fitted.median_error,
         }
         show(result, as_json)
 
@@ -191,10 +194,12 @@ def _open(directory: Path | None) -> OnnxPredictor | None:
     return OnnxPredictor(directory)
 
 
-def _latencies(model: OnnxPredictor | None, token_ms: float | None, layer_ms: float | None) -> tuple[float, float]:
-    """As told, or measured on this machine, one thread."""
+def _charge(model: OnnxPredictor | None, trace: Trace, allow_training_prompts: bool) -> Latency:
+    """What is charged for a predictor that is fit to be judged on a trace; nothing without one."""
+    from moe_beyond.predictor.latency import Latency  # noqa: PLC0415
+
     if model is None:
-        return token_ms or 0.0, layer_ms or 0.0
-    charge = model.charge
-    token = charge.token_step_ms if token_ms is None else token_ms
-    return token, charge.layer_step_ms if layer_ms is None else layer_ms
+        return Latency(0.0, 0.0, 0.0)
+    if not allow_training_prompts:
+        model.refuse_training_prompts(trace)
+    return model.charge

@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace.")]
+AllowTrainingPrompts = Annotated[
+    bool,
+    typer.Option("--allow-training-prompts", help="Go on though the predictor learned from these prompts."),
+]
 RESAMPLES = 1000
 
 
