@@ -1,157 +1,168 @@
-"""The paper's rules of counting, through its own cache, with touches and without, and through ours."""
+"""Both predictors under the paper's rules of counting, in the paper's cache and in two others: like with like."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
+from moe_beyond.paper import caches
 from moe_beyond.paper.caches import CACHES, rows_by_cache
-from moe_beyond.paper.scores import published_counts, published_rows
+from moe_beyond.paper.scores import published_rows
 from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.recall import most_probable
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.engine import slow_cache
+from tests.simulator.strategies import truth_TLE
 from tests.traces_of_chance import chance_trace
 
 SMALL = 10
 """Experts of the smallest cache: a tenth of 3 layers of 36."""
-HALF = 54
+TRAINING = chance_trace(30, num_experts=36, seed=1)
+DRAWN = chance_trace(10, num_experts=36, seed=2, name="t")
+# the published predictor names what the token before used
+TRACE = replace(DRAWN, predicted_TLK=np.sort(np.roll(DRAWN.experts_TLK, 1, axis=0), axis=2))
 
 
-@pytest.fixture(scope="module")
-def training():
-    return chance_trace(30, num_experts=36, seed=1)
+@dataclass
+class Says:
+    """A layer step of given probabilities, which nothing ahead of a token comes near to."""
 
-
-@pytest.fixture(scope="module")
-def trace():
-    drawn = chance_trace(10, num_experts=36, seed=2, name="t")
-    # the published predictor names what the token before used
-    return replace(drawn, predicted_TLK=np.roll(drawn.experts_TLK, 1, axis=0))
-
-
-class KnowsEachLayer:
-    """Knows nothing ahead of a token, and everything one layer ahead."""
-
-    name = "seer"
-    horizon = 1
+    said_TLE: np.ndarray
+    name: str = "says"
+    horizon: int = 1
 
     def probabilities_TLE(self, trace):
-        meta = trace.metadata
-        return np.full((trace.num_tokens, meta.num_layers, meta.num_experts), 0.01, np.float32)
+        return np.full_like(self.said_TLE, 1e-9)
 
     def layer_probabilities_HTLE(self, trace):
-        answer_TLE = self.probabilities_TLE(trace)
-        np.put_along_axis(answer_TLE[:, 1:], trace.experts_TLK[:, 1:].astype(np.int64), 1, axis=2)
-        return answer_TLE[None]
+        return self.said_TLE[None]
 
 
-def rows_of(trace, training, *predictors):
-    return rows_by_cache("test", trace, training, predictors, resamples=50, seed=3)
+@dataclass
+class AsPublished(Says):
+    """Ahead of a token the same as ahead of a layer."""
+
+    def probabilities_TLE(self, trace):
+        return self.said_TLE
 
 
-def one(rows, predictor, cache, capacity=SMALL):
-    chosen = (pl.col("predictor") == predictor) & (pl.col("cache") == cache) & (pl.col("capacity_experts") == capacity)
-    return rows.filter(chosen).row(0, named=True)
+def named_TLE(named_TLK):
+    """1 for what is named, 0 for all else."""
+    return truth_TLE(replace(DRAWN, experts_TLK=named_TLK))
 
 
-def test_every_predictor_meets_every_cache_it_can_drive(trace, training):
-    rows = rows_of(trace, training, TokenUnigram.fit(training), KnowsEachLayer())
+def rows_of(predictor, trace=TRACE):
+    return rows_by_cache("test", trace, TRAINING, predictor, resamples=50, seed=3)
+
+
+def one(rows, cache, capacity=SMALL):
+    return rows.filter((pl.col("cache") == cache) & (pl.col("capacity_experts") == capacity)).row(0, named=True)
+
+
+def test_each_cache_holds_both_predictors_in_one_row():
+    rows = rows_of(Says(truth_TLE(DRAWN)))
     assert rows.schema == pl.Schema(CACHES)
-    assert rows["capacity_experts"].unique().sort().to_list() == [10, 21, 54]
-    each = rows.filter(pl.col("capacity_experts") == SMALL).select("predictor", "cache").rows()
-    assert each == [
-        *(("token_unigram", cache) for cache in ("published", "published_touched", "lru", "anticipate")),
-        *(("seer", cache) for cache in ("published", "published_touched", "lru", "anticipate")),
-        # eviction by predicted next use needs probabilities, and none were published
-        *(("published_predictions", cache) for cache in ("published", "published_touched", "lru")),
-    ]
+    expected = [(cache, capacity) for capacity in (10, 21, 54) for cache in ("paper_lru", "lru", "anticipate")]
+    assert rows.select("cache", "capacity_experts").rows() == expected
+    for figure in ("hit_rate", "mib_per_token"):
+        difference = rows[f"ours_{figure}"] - rows[f"paper_{figure}"]
+        assert rows[f"difference_{figure}"].to_list() == pytest.approx(difference.to_list())
+        for side in ("ours", "paper", "difference"):
+            value = rows[f"{side}_{figure}"]
+            assert ((rows[f"{side}_{figure}_low"] <= value) & (value <= rows[f"{side}_{figure}_high"])).all()
 
 
-def test_the_papers_cache_is_the_published_protocol(trace, training):
-    rows = rows_of(trace, training).filter(pl.col("cache") == "published")
-    named_TLK = np.asarray(trace.predicted_TLK)
-    expected = published_rows(trace, named_TLK, resamples=50, seed=3, rival_TLM=named_TLK)
-    shared = [column for column in expected.columns if column in rows.columns]
-    assert len(shared) == len(CACHES) - 3
-    assert_frame_equal(rows.select(shared), expected.select(shared))
+def test_the_papers_cache_is_the_published_protocol_on_both_sides():
+    said_TLE = np.random.default_rng(0).random(truth_TLE(DRAWN).shape, np.float32)
+    rows = rows_of(Says(said_TLE)).filter(pl.col("cache") == "paper_lru")
+    theirs_TLK, ours_TLK = np.asarray(TRACE.predicted_TLK), most_probable(said_TLE, TRACE.metadata.top_k)
+    for side, named_TLK in (("ours", ours_TLK), ("paper", theirs_TLK)):
+        expected = published_rows(TRACE, named_TLK, resamples=50, seed=3, rival_TLM=theirs_TLK)
+        columns = {"hit_rate": "hit_rate", "low": "hit_rate_low", "high": "hit_rate_high"}
+        columns |= {"mib_per_token": "mib_per_token", "mib_low": "mib_per_token_low", "mib_high": "mib_per_token_high"}
+        for theirs, ours in columns.items():
+            assert rows[f"{side}_{ours}"].to_list() == expected[theirs].to_list()
+        if side == "ours":
+            for theirs, ours in (("gain", "hit_rate"), ("mib_change", "mib_per_token")):
+                for end in ("", "_low", "_high"):
+                    assert rows[f"difference_{ours}{end}"].to_list() == expected[f"{theirs}{end}"].to_list()
 
 
-def test_lru_that_only_uses_renew_equals_the_slow_reference(trace, training):
-    meta, events = trace.metadata, events_of(trace, "token_by_token")
-    counted_N = (trace.positions_T >= 10)[events.token_S[events.step_N]]
+@pytest.mark.parametrize("capacity", [10, 21])
+def test_lru_that_only_uses_renew_equals_the_slow_reference(capacity):
+    meta, events = TRACE.metadata, events_of(TRACE, "token_by_token")
+    counted_N = (TRACE.positions_T >= 10)[events.token_S[events.step_N]]
+    theirs_TLK = np.asarray(TRACE.predicted_TLK).astype(int)
     wanted = [
-        (trace.predicted_TLK[step, layer].astype(int) + layer * meta.num_experts).tolist() if counted else []
+        (theirs_TLK[step, layer] + layer * meta.num_experts).tolist() if counted else []
         for step, layer, counted in zip(events.step_N, events.layer_N, counted_N, strict=True)
     ]
     group = dict.fromkeys(range(meta.num_model_experts), 0)
-    slow = slow_cache.replay(events, "lru", {0: SMALL}, group, keep_warm=False, wanted=wanted)
+    slow = slow_cache.replay(events, "lru", {0: capacity}, group, keep_warm=False, wanted=wanted)
     hits, accesses = np.array(slow.hits)[counted_N].sum(), meta.top_k * counted_N.sum()
-    found = one(rows_of(trace, training), "published_predictions", "lru")
-    assert found["hit_rate"] == pytest.approx(hits / accesses)
+    found = one(rows_of(Says(truth_TLE(DRAWN))), "lru", capacity)
+    assert found["paper_hit_rate"] == pytest.approx(hits / accesses)
     loaded_mib = (accesses - hits + slow.prefetched) * meta.expert_bytes[0] / 2**20
-    tokens = accesses / meta.token_cycle
-    assert found["mib_per_token"] == pytest.approx(loaded_mib / tokens)
-    assert found["low"] < found["hit_rate"] < found["high"]
-    paper = one(rows_of(trace, training), "published_predictions", "published")
-    assert found["gain"] == pytest.approx(found["hit_rate"] - paper["hit_rate"])
-    assert found["mib_change"] == pytest.approx(found["mib_per_token"] - paper["mib_per_token"])
-    assert found["gain_low"] <= found["gain"] <= found["gain_high"]
+    assert found["paper_mib_per_token"] == pytest.approx(loaded_mib / (accesses / meta.token_cycle))
 
 
-def test_what_is_known_a_layer_ahead_is_there(trace, training):
-    rows = rows_of(trace, training, KnowsEachLayer())
-    for cache in ("lru", "anticipate"):
-        found = one(rows, "seer", cache)
-        # of the first of three layers nothing is known
-        assert 2 / 3 <= found["hit_rate"] < 1
-    assert one(rows, "seer", "published", HALF)["hit_rate"] >= 2 / 3
+@pytest.mark.parametrize("many", [2, 6])
+def test_both_sides_fetch_as_many_for_a_layer_as_were_published(monkeypatch, many):
+    """Ours is sure of all experts."""
+    every = np.tile(np.arange(36, dtype=np.uint8), (DRAWN.num_tokens, 3, 1))
+    trace = replace(TRACE, predicted_TLK=np.random.default_rng(0).permuted(every, axis=2)[..., :many])
+    fetched = []
+
+    def watched(events, policy, budget, **rules):
+        assert isinstance(policy, Prefetch)
+        offsets_N, _ = policy.prefetches(events).just_in_time(events.num_events)
+        # ahead of the uncounted tokens nothing is fetched
+        counted_N = (trace.positions_T >= 10)[events.token_S[events.step_N]]
+        fetched.append((set(np.diff(offsets_N)[counted_N].tolist()), set(np.diff(offsets_N)[~counted_N].tolist())))
+        return replay(events, policy, budget, **rules)
+
+    monkeypatch.setattr(caches, "replay", watched)
+    rows_of(AsPublished(np.full(truth_TLE(DRAWN).shape, 0.9, np.float32)), trace)
+    assert fetched == [({many}, {0})] * (2 * 2 * 3)
 
 
-def test_the_nearest_answer_says_what_is_touched_of_a_layer(trace, training):
-    """Of a layer's own row and the one before it the layer step says, of layers farther ahead the token step."""
-    truth_TLE = np.zeros((trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts), np.float32)
-    np.put_along_axis(truth_TLE, trace.experts_TLK.astype(np.int64), 1, axis=2)
+def test_predictors_that_say_the_same_differ_by_exactly_nothing():
+    rows = rows_of(AsPublished(named_TLE(np.asarray(TRACE.predicted_TLK))))
+    for figure in ("hit_rate", "mib_per_token"):
+        for end in ("", "_low", "_high"):
+            assert rows[f"difference_{figure}{end}"].to_list() == [0] * rows.height
+    assert rows["ours_hit_rate"].n_unique() > 3
 
-    class Sure(KnowsEachLayer):
-        horizon = 2
 
-        def probabilities_TLE(self, trace):
-            return 0.03 * truth_TLE
+def test_what_is_known_a_layer_ahead_is_there():
+    for predictor, least in ((AsPublished(truth_TLE(DRAWN)), 1), (Says(truth_TLE(DRAWN)), 2 / 3)):
+        rows = rows_of(predictor)
+        for cache in ("lru", "anticipate"):
+            found = one(rows, cache, 54)
+            # ahead of a token's first layer there is the token step alone
+            assert found["ours_hit_rate"] == 1 if least == 1 else least < found["ours_hit_rate"] < 1
+            assert found["difference_hit_rate_low"] > 0
+        assert one(rows, "paper_lru", 54)["ours_hit_rate"] == 1
+
+
+def test_eviction_by_next_use_loads_less_than_lru_where_words_decide():
+    class Table(TokenUnigram):
+        horizon = 1
 
         def layer_probabilities_HTLE(self, trace):
-            return np.stack([0.02 * (1 - truth_TLE), 0.029 * truth_TLE])
+            return self.probabilities_TLE(trace)[None]
 
-    class NeverSure(Sure):
-        def probabilities_TLE(self, trace):
-            return 0.029 * truth_TLE
-
-    expected_DTLE = np.zeros((3, *truth_TLE.shape), np.bool_)
-    expected_DTLE[2] = truth_TLE > 0
-    named_TLK = most_probable(1 - truth_TLE, trace.metadata.top_k)
-    by_hand = published_counts(trace, named_TLK, HALF, 3, expected_DTLE)
-
-    def hit_rates(predictor):
-        rows = rows_of(trace, training, predictor)
-        return [one(rows, "seer", cache, HALF)["hit_rate"] for cache in ("published", "published_touched")]
-
-    plain, touched = hit_rates(Sure())
-    assert touched == by_hand.hits_P.sum() / by_hand.accesses_P.sum()
-    assert touched > plain
-    assert hit_rates(NeverSure()) == [plain, plain]
+    rows = rows_of(Table(**vars(TokenUnigram.fit(TRAINING))))
+    assert one(rows, "anticipate")["ours_mib_per_token"] < one(rows, "lru")["ours_mib_per_token"]
 
 
-def test_eviction_by_next_use_loads_less_than_lru_where_words_decide(trace, training):
-    rows = rows_of(trace, training, TokenUnigram.fit(training))
-    lru, ours = (one(rows, "token_unigram", cache) for cache in ("lru", "anticipate"))
-    assert ours["mib_per_token"] < lru["mib_per_token"]
-
-
-def test_no_rows_without_published_predictions_or_beyond_the_warm_up(trace, training):
-    assert rows_of(replace(trace, predicted_TLK=None), training, KnowsEachLayer()).schema == pl.Schema(CACHES)
-    assert rows_of(replace(trace, predicted_TLK=None), training, KnowsEachLayer()).is_empty()
-    short = trace.select(np.nonzero(np.diff(trace.prompt_offsets) <= 10)[0])
+def test_no_rows_without_published_predictions_or_beyond_the_warm_up():
+    said = Says(truth_TLE(DRAWN))
+    assert rows_of(said, replace(TRACE, predicted_TLK=None)).schema == pl.Schema(CACHES)
+    assert rows_of(said, replace(TRACE, predicted_TLK=None)).is_empty()
+    short = TRACE.select(np.nonzero(np.diff(TRACE.prompt_offsets) <= 10)[0])
     assert short.num_prompts > 0
-    assert rows_of(short, training).is_empty()
+    assert rows_of(said, short).is_empty()
