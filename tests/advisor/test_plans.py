@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from moe_beyond.advisor.plans import ANTICIPATE, Answers, Fetch, Lessons, Plan, Room, budget_of, parse_plan, policy_of
+from moe_beyond.advisor.plans import ANTICIPATE, Fetch, Lessons, Plan, Room, budget_of, parse_plan, policy_of
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
 from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.predictions import Predictions
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
@@ -59,15 +60,20 @@ def test_an_unknown_name_lists_all_of_them(name):
 
 def test_the_predictor_is_asked_only_for_what_a_plan_needs():
     predictor = Drawn()
-    answers = Answers(predictor, TRACE, events_of(TRACE))
+    answers = Predictions(predictor, TRACE, events_of(TRACE), 0.3, 0.05)
     lessons = Lessons(TRAINING)
     assert isinstance(policy_of(Plan("lru"), lessons, answers), Lru)
     assert predictor.asked == []
     policy = policy_of(Plan("lru", fetch=FETCH), lessons, answers)
     assert policy.name == "drawn_by_lot_prefetch_lru"
     assert predictor.asked == ["token"]
-    assert policy_of(Plan("lru", fetch=Fetch(2, layers=True)), lessons, answers).predicts_layers
+    assert (policy.token_step_ms, policy.layer_step_ms) == (0.3, 0)
+    both = policy_of(Plan("lru", fetch=Fetch(2, layers=True)), lessons, answers)
+    assert (both.token_step_ms, both.layer_step_ms) == (0.3, 0.05)
     assert predictor.asked == ["token", "layer"]
+    evicts = policy_of(Plan(ANTICIPATE), lessons, answers)
+    assert (evicts.token_step_ms, evicts.layer_step_ms) == (0.3, 0)
+    np.testing.assert_array_equal(evicts.popularity_LE, lessons.popularity_LE)
 
 
 def test_a_plan_without_its_predictor_is_refused():

@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_beyond.cli import app
+from moe_beyond.devices.device import load_device
+from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import LayerLru
@@ -39,11 +41,12 @@ def test_replay_counts_what_the_library_does(trace_file):
     plain = replay(events_of(TRACE), LayerLru(), Budget.slots(TRACE.metadata, 12, per_layer=True)).total
     assert (found["hits"], found["misses"], found["accesses"]) == (plain.hits, plain.misses, plain.accesses)
     assert found["split_over_layers"] == "even"
-    assert found["hit_rate_low"] <= found["hit_rate"] <= found["hit_rate_high"]
+    rate = "hit_rate_unlimited_link"
+    assert found[f"{rate}_low"] <= found[rate] <= found[f"{rate}_high"]
     assert "time" not in found
     table = run("replay", trace_file, "--policy", "layer_lru", "--capacity", 12)
     assert table.exit_code == 0
-    assert "hit_rate" in table.stdout
+    assert rate in table.stdout
 
 
 def test_both_forms_of_a_trace_and_of_a_budget_say_the_same(trace_file, tmp_path):
@@ -55,15 +58,20 @@ def test_both_forms_of_a_trace_and_of_a_budget_say_the_same(trace_file, tmp_path
     assert in_bytes == {name: value for name, value in slots.items() if name != "budget_mib"}
 
 
-def test_replay_takes_the_time_on_a_device_of_ones_own(trace_file, tmp_path):
+@pytest.fixture
+def slow(tmp_path):
+    text = "about: slow\nlink_gb_per_s: 0.001\nsetup_us: 0\nlanes: 1\nmemory_gb_per_s: 60\nlayer_overhead_us: 60\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    return tmp_path / "mine.yaml"
+
+
+def test_replay_takes_the_time_on_a_device_of_ones_own(trace_file, slow):
     words = ("replay", trace_file, "--policy", "lru", "--capacity", 10, "--device")
     packaged = told(*words, "laptop_nvme")["time"]
     assert packaged["tokens_per_second"] == pytest.approx(1000 / packaged["ms_per_token"])
-    own = "about: slow\nlink_gb_per_s: 0.001\nsetup_us: 0\nlanes: 1\nmemory_gb_per_s: 60\nlayer_overhead_us: 60\n"
-    (tmp_path / "mine.yaml").write_text(own)
-    slow = told(*words, tmp_path / "mine.yaml")["time"]
-    assert slow["device"] == "mine"
-    assert slow["stall_ms_per_token"] > packaged["stall_ms_per_token"]
+    own = told(*words, slow)["time"]
+    assert own["device"] == "mine"
+    assert own["stall_ms_per_token"] > packaged["stall_ms_per_token"]
 
 
 def test_modes_change_what_is_counted(trace_file):
@@ -90,21 +98,50 @@ def test_a_policy_that_learns_takes_training_prompts(trace_file, tmp_path):
     assert fitted["split_over_layers"] == "fitted"
 
 
-def test_replay_fetches_ahead_on_a_predictors_word(trace_file, exported):
-    words = ("replay", trace_file, "--capacity", 20, "--predictor", exported[0], "--device", "laptop_nvme")
-    ahead = told(*words, "--policy", "prefetch_lru", "--width", 3, "--threshold", 0.2)
+def test_replay_fetches_ahead_on_a_predictors_word(trace_file, exported, slow):
+    words = ("replay", trace_file, "--capacity", 20, "--predictor", exported[0])
+    named = ("--policy", "prefetch_lru", "--width", 3, "--threshold", 0.2)
+    ahead, unlimited = told(*words, *named, "--device", slow), told(*words, *named)
     assert ahead["prefetch"] == {"width": 3, "threshold": 0.2, "layers": False}
     assert ahead["prefetches"] > 0
-    layers = told(*words, "--policy", "layer_prefetch_lru", "--layer-predictor-ms", 0)
+    layers = told(*words, "--policy", "layer_prefetch_lru", "--device", "laptop_nvme")
     assert layers["policy"] == "predictor_layer_prefetch_lru"
     assert layers["prefetch"]["width"] == 2
+    # each pays for the steps that it uses
+    charge = OnnxPredictor(exported[0]).charge
+    slowdown = load_device("laptop_nvme").predictor_slowdown
+    for found, expected in (
+        (ahead, (charge.token_step_ms, 0)),
+        (layers, (charge.token_step_ms * slowdown, charge.layer_step_ms * slowdown)),
+    ):
+        time = found["time"]
+        assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
+    # two hit rates: with any link in time, and on the device
+    time = ahead.pop("time")
+    assert ahead == unlimited
+    assert time["prefetches_late"] > 0
+    assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]
+
+
+def test_prompts_that_the_predictor_learned_from_are_refused_unless_allowed(tmp_path, train_trace, exported):
+    store.write_parquet(train_trace.select(np.arange(16)), tmp_path / "seen.parquet")
+    predictor = ("--predictor", exported[0])
+    for command in (
+        ("score", tmp_path / "seen.parquet"),
+        ("replay", tmp_path / "seen.parquet", "--policy", "prefetch_lru", "--capacity", 12),
+        ("advise", tmp_path / "seen.parquet", "--device", "laptop_nvme", "--capacity", 12),
+    ):
+        result = run(*command, *predictor)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: 16 of 16 prompts ('train0' for one) took part in the fit of ")
+        assert len(result.stderr.splitlines()) == 1
+        assert run(*command, *predictor, "--allow-training-prompts", "--json").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--capacity", 0), "capacity: 0 experts, chance has 48; give between 1 and 48"),
-        (("--capacity", -3), "capacity: -3 experts, chance has 48; give between 1 and 48"),
         (("--capacity", 49), "capacity: 49 experts, chance has 48; give between 1 and 48"),
         (("--budget-mib", 0.0005), "budget: 524 bytes, the largest expert of chance has 1000; give more"),
         ((), "how large is the cache? give either --capacity in experts or --budget-mib in MiB"),
@@ -131,9 +168,9 @@ def test_a_policy_that_does_not_exist_lists_those_that_do(trace_file):
 
 
 def test_a_predictor_of_another_model_is_one_line(tmp_path, exported):
-    other = chance_trace(16, num_experts=8)
+    other = chance_trace(16, num_experts=8, name="other")
     store.write_parquet(other, tmp_path / "other.parquet")
-    for command in (("replay", "--policy", "anticipate"), ("advise", "--device", "laptop_nvme")):
+    for command in (("replay", "--policy", "prefetch_lru"), ("advise", "--device", "laptop_nvme")):
         result = run(command[0], tmp_path / "other.parquet", *command[1:], "--capacity", 5, "--predictor", exported[0])
         assert result.exit_code == 1
         assert "made for 3 layers, 16 experts, top-2" in result.stderr
@@ -154,7 +191,7 @@ def test_advice_is_one_screen_and_one_document(trace_file, exported):
     assert found["verdict"]["answer"] in ("yes", "no", "with more memory", "not needed")
     assert found["best"]["ms_per_token_low"] <= found["best"]["ms_per_token"] <= found["best"]["ms_per_token_high"]
     assert any("prefetch" in plan["plan"] for plan in found["tried"])
-    assert found["settings"]["predictor_ms"] > 0
+    assert found["settings"]["token_step_ms"] > 0
     screen = run(*words)
     assert screen.exit_code == 0
     assert len(screen.stdout.splitlines()) <= 45
@@ -175,7 +212,7 @@ def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):
     (tmp_path / "run.csv").write_text("\n".join(["read_bytes,wall_ms", *rows]))
     found = told("calibrate-device", tmp_path / "run.csv", tmp_path / "mine.yaml", "--resident-mib", 100)
     assert found["link_gb_per_s"] == pytest.approx(2.0)
-    assert found["second_half_foretold_with_median_error"] < 0.01
+    assert found["median_error_on_second_half"] < 0.01
     device = tmp_path / "mine.yaml"
     assert (
         told("replay", trace_file, "--policy", "lru", "--capacity", 5, "--device", device)["time"]["device"] == "mine"
