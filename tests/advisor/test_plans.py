@@ -4,6 +4,7 @@ import pytest
 from moe_beyond.advisor.plans import ANTICIPATE, Fetch, Lessons, Plan, Room, budget_of, parse_plan, policy_of
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
+from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions
 from moe_beyond.simulator.schedule.events import events_of
@@ -73,6 +74,7 @@ def test_the_predictor_is_asked_only_for_what_a_plan_needs():
     assert predictor.asked == ["token", "layer"]
     evicts = policy_of(Plan(ANTICIPATE), lessons, answers)
     assert (evicts.token_step_ms, evicts.layer_step_ms) == (0.3, 0)
+    assert isinstance(evicts, Anticipate)
     np.testing.assert_array_equal(evicts.popularity_LE, lessons.popularity_LE)
 
 

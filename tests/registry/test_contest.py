@@ -67,13 +67,15 @@ def test_foresight_beats_ignorance_and_is_charged_for_its_time_on_the_device():
 
 def test_the_layer_step_is_judged_too_and_charged_for_every_layer():
     token_alone, both, slow = (
-        scored(predictor, latency, prefetch_threshold=0.5)
+        # experts as small as traced arrive within a layer's time
+        scored(predictor, latency, prefetch_threshold=0.5, timed_expert_mib=None)
         for predictor, latency in (
             (Fixed(lambda trace: 0 * truth_TLE(trace)), AT_ONCE),
             (Layered(truth_TLE), AT_ONCE),
             (Layered(truth_TLE), Latency(0.0, 0.5, 0.0)),
         )
     )
+    assert both.pooled("hit_rate").value > token_alone.pooled("hit_rate").value
     assert ms(both) < min(ms(token_alone), ms(slow))
     assert both.pooled("recall_at_k").value == token_alone.pooled("recall_at_k").value
     assert both.pooled("layer_recall_at_k").value == 1

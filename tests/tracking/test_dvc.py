@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.tracking.dvc import read_stage, restore_outs
 from moe_beyond.files import folder_digest
+from moe_beyond.tracking.dvc import read_stage, restore_outs
 
 
 def test_digests_equal_dvcs_own(tmp_path):
