@@ -1,5 +1,4 @@
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from moe_beyond.intervals import Ratio, Resamples
@@ -7,7 +6,7 @@ from moe_beyond.simulator.engine import cache
 from moe_beyond.simulator.engine.results import Replay
 
 
-def replay_of(hits_P: npt.ArrayLike, accesses_P: npt.ArrayLike) -> Replay:
+def replay_of(hits_P, accesses_P):
     counts = np.zeros((np.size(hits_P), 2, cache.NUM_COUNTERS), np.int64)
     counts[:, 1, cache.HITS], counts[:, 1, cache.ACCESSES] = hits_P, accesses_P
     tokens = np.ones((np.size(hits_P), 2), np.int64)

@@ -1,7 +1,5 @@
 """The assessment of a trace: tables that agree with each other, and verdicts that differ as they should."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +21,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "traces"
 SETTINGS = AssessSettings()
 
 
-def test_routing_at_random_is_not_worth_offloading() -> None:
+def test_routing_at_random_is_not_worth_offloading():
     assessment = assess(random_trace([500, 500, 500], layers=4, experts=16, top_k=2), SETTINGS)
     assert assessment.card["verdict"] == "do not"
     assert assessment.metrics()["verdict_level"] == 0
 
 
-def test_routing_that_lasts_is_worth_offloading() -> None:
+def test_routing_that_lasts_is_worth_offloading():
     rng = np.random.default_rng(0)
     choices = np.repeat(rng.integers(0, 16, (60, 4, 1)), 25, axis=0)
     assessment = assess(trace_of(choices, [500, 500, 500], 16), SETTINGS)
@@ -37,7 +35,7 @@ def test_routing_that_lasts_is_worth_offloading() -> None:
     assert assessment.card["shares"]["temporal_locality"] > 0.5
 
 
-def test_tables_are_complete_and_agree() -> None:
+def test_tables_are_complete_and_agree():
     trace = random_trace([60, 80], layers=3, experts=16, top_k=2)
     assessment = assess(trace, SETTINGS)
     assert assessment.layers["layer"].to_list() == [1, 2, 3]
@@ -57,7 +55,7 @@ def test_tables_are_complete_and_agree() -> None:
     json.dumps(assessment.card, allow_nan=False)
 
 
-def test_a_long_curve_is_thinned_and_keeps_the_token_cycle() -> None:
+def test_a_long_curve_is_thinned_and_keeps_the_token_cycle():
     trace = random_trace([60], layers=3, experts=16, top_k=2)
     curves = assess(trace, AssessSettings(curve_points=10)).hit_curves
     lru = curves.filter(pl.col("policy") == "lru")
@@ -65,14 +63,14 @@ def test_a_long_curve_is_thinned_and_keeps_the_token_cycle() -> None:
     assert lru.height <= 12
 
 
-def test_one_token_is_enough_to_get_a_card() -> None:
+def test_one_token_is_enough_to_get_a_card():
     card = assess(random_trace([1]), SETTINGS).card
     assert card["verdict"] == "do not"
     assert card["headline"]["previous_token_overlap"] is None
     json.dumps(card, allow_nan=False)
 
 
-def test_decode_alone_leaves_the_prompt_out() -> None:
+def test_decode_alone_leaves_the_prompt_out():
     trace = random_trace([10, 20, 5])
     trace = replace(trace, num_prefill_P=np.array([4, 20, 0], np.int32))
     card = assess(trace, AssessSettings(tokens="decode")).card
@@ -81,13 +79,13 @@ def test_decode_alone_leaves_the_prompt_out() -> None:
         assess(random_trace([3]), AssessSettings(tokens="decode"))
 
 
-def test_sampling_takes_whole_prompts_from_the_whole_trace() -> None:
+def test_sampling_takes_whole_prompts_from_the_whole_trace():
     trace = random_trace([10] * 9)
     assert every_nth_prompt(trace, 1000) is trace
     assert every_nth_prompt(trace, 45).prompt_ids == ("p0", "p2", "p4", "p6", "p8")
 
 
-def test_cards_of_real_models_differ_as_they_should() -> None:
+def test_cards_of_real_models_differ_as_they_should():
     sources = {"esft": SHARED / "esft.tar.xz", "bigmoe-route": SHARED / "bigmoe-on-edge" / "qwen.route.csv.gz"}
     if not all(path.exists() for path in sources.values()):
         pytest.skip("the published traces are not beside the repository")
@@ -101,7 +99,7 @@ def test_cards_of_real_models_differ_as_they_should() -> None:
     assert not any("trace is short" in reason for reason in deepseek["reasons"])
 
 
-def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path: Path) -> None:
+def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path):
     ours = chance_trace(20)
     other = replace(ours, metadata=ours.metadata.model_copy(update={"model_id": "other"}))
     for name, trace in (("other", other), ("ours", ours)):
@@ -114,12 +112,12 @@ def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path: 
         other_cards(AssessSettings(others=(OtherTrace(format="unheard-of", path="x"),)))
 
 
-def test_a_card_without_the_usual_window_stands_in_the_table_all_the_same() -> None:
+def test_a_card_without_the_usual_window_stands_in_the_table_all_the_same():
     table = cards_table([assess(chance_trace(20), AssessSettings(windows=(4,))).card])
     assert table["working_set_64_fraction"].to_list() == [None]
 
 
-def test_a_verdict_looks_at_held_out_prompts_only_if_there_are_no_others() -> None:
+def test_a_verdict_looks_at_held_out_prompts_only_if_there_are_no_others():
     held_out, ours = chance_trace(3, held_out=True), chance_trace(4, name="q")
     assert in_domain(concatenate([held_out, ours])).prompt_ids == ours.prompt_ids
     assert in_domain(held_out).prompt_ids == held_out.prompt_ids

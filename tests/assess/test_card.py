@@ -1,7 +1,5 @@
 """The verdict separates routing that a cache can use from routing that it cannot."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from tests.traces.random_traces import random_trace, trace_of
 SETTINGS = AssessSettings()
 
 
-def _budget(held: float, belady: float, lru: float, static: float = 0.0) -> dict[str, float]:
+def _budget(held, belady, lru, static=0.0):
     return {
         "capacity_fraction": held,
         "mib": 1.0,
@@ -35,22 +33,20 @@ def _budget(held: float, belady: float, lru: float, static: float = 0.0) -> dict
         ((0.25, 0.50, 0.45), (0.5, 0.7, 0.7), "do not"),
     ],
 )
-def test_both_tests_must_pass_at_one_of_the_budgets(
-    small: tuple[float, ...], large: tuple[float, ...], verdict: str
-) -> None:
+def test_both_tests_must_pass_at_one_of_the_budgets(small, large, verdict):
     given, reasons = judge(_budget(*small), _budget(*large), SETTINGS)
     assert given == verdict
     assert len(reasons) == (2 if verdict == "go" else 4)
 
 
-def test_shares_add_up_to_the_overlap() -> None:
+def test_shares_add_up_to_the_overlap():
     layers = layer_statistics(random_trace([40, 30]), (4,))
     shares = overlap_shares(layers)
     overlap = np.mean([layer.previous_token_overlap for layer in layers])
     assert sum(share for share in shares.values() if share is not None) == pytest.approx(overlap)
 
 
-def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality() -> None:
+def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality():
     rng = np.random.default_rng(0)
     # expert 0 half of the time, whenever: skew. A choice that lasts ten tokens, all experts alike: locality.
     skewed = np.where(rng.random(4000) < 0.5, 0, rng.integers(1, 16, 4000))
@@ -68,7 +64,7 @@ def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[400], [100, 100, 100, 100]])
-def test_a_pinned_set_is_judged_on_what_it_was_not_learned_from(lengths: list[int]) -> None:
+def test_a_pinned_set_is_judged_on_what_it_was_not_learned_from(lengths):
     curve = static_popularity_curve(random_trace(lengths, layers=2, experts=64, top_k=2))
     assert curve.hit_rate[-1] == 1
     assert (np.diff(curve.hit_rate) >= 0).all()
@@ -76,6 +72,6 @@ def test_a_pinned_set_is_judged_on_what_it_was_not_learned_from(lengths: list[in
     assert curve.at(32) == pytest.approx(0.25, abs=0.05)
 
 
-def test_a_curve_is_linear_between_its_points_and_starts_at_nothing() -> None:
+def test_a_curve_is_linear_between_its_points_and_starts_at_nothing():
     curve = HitCurve(np.array([2, 4]), np.array([0.5, 0.9]))
     assert [curve.at(capacity) for capacity in (0, 1, 2, 3, 4)] == pytest.approx([0, 0.25, 0.5, 0.7, 0.9])

@@ -1,7 +1,5 @@
 """Pairs of experts equal a slow count; bits are known at both ends."""
 
-from __future__ import annotations
-
 import numpy as np
 import polars as pl
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 
 from moe_beyond.assess.pair_tables import MOST_EXPERTS, pair_tables
 from moe_beyond.assess.pairs import bits_by_chance, coactivation, transitions
-from moe_beyond.traces.schema import Trace
 from tests.traces.random_traces import random_trace, trace_of
 
 traces = st.builds(
@@ -24,7 +21,7 @@ traces = st.builds(
 
 
 @given(trace=traces)
-def test_counts_equal_a_slow_count(trace: Trace) -> None:
+def test_counts_equal_a_slow_count(trace):
     experts = trace.metadata.num_experts
     here, there = trace.experts_TLK[:, 0], trace.experts_TLK[:, 1]
     inside, across = coactivation(here, experts), transitions(here, there, experts)
@@ -42,7 +39,7 @@ def test_counts_equal_a_slow_count(trace: Trace) -> None:
     assert across.bits >= 0
 
 
-def test_experts_that_always_come_in_pairs_are_lifted_and_no_others() -> None:
+def test_experts_that_always_come_in_pairs_are_lifted_and_no_others():
     twins = np.random.default_rng(0).integers(0, 4, 4000)
     pairs = coactivation(np.stack([2 * twins, 2 * twins + 1], axis=1).astype(np.uint8), 8)
     assert pairs is not None
@@ -53,14 +50,14 @@ def test_experts_that_always_come_in_pairs_are_lifted_and_no_others() -> None:
     assert pairs.bits == pytest.approx(np.log2(7), rel=0.02)
 
 
-def test_a_layer_that_decides_the_next_gives_all_its_entropy_and_chance_gives_none() -> None:
+def test_a_layer_that_decides_the_next_gives_all_its_entropy_and_chance_gives_none():
     here = np.random.default_rng(1).integers(0, 8, (20_000, 1), np.uint8)
     there = (here * 3 + 1) % 8
     assert transitions(here, there, 8).bits == pytest.approx(3, abs=0.01)
     assert bits_by_chance(here, there, 8) < 0.01
 
 
-def test_experts_drawn_at_random_show_next_to_no_bits() -> None:
+def test_experts_drawn_at_random_show_next_to_no_bits():
     trace = random_trace([3000], layers=2, experts=8, top_k=2)
     pairs = coactivation(trace.experts_TLK[:, 0], 8)
     assert pairs is not None
@@ -68,7 +65,7 @@ def test_experts_drawn_at_random_show_next_to_no_bits() -> None:
     assert transitions(trace.experts_TLK[:, 0], trace.experts_TLK[:, 1], 8).bits < 0.01
 
 
-def test_a_model_that_uses_one_expert_a_token_has_no_pairs_within_a_layer() -> None:
+def test_a_model_that_uses_one_expert_a_token_has_no_pairs_within_a_layer():
     trace = random_trace([50], layers=2, experts=4, top_k=1)
     tables = pair_tables(trace, 5)
     assert tables.coactivation.is_empty()
@@ -76,7 +73,7 @@ def test_a_model_that_uses_one_expert_a_token_has_no_pairs_within_a_layer() -> N
     assert tables.transitions["layer"].unique().to_list() == [1]
 
 
-def test_tables_hold_the_most_telling_pairs_of_each_layer_and_one_layer_whole() -> None:
+def test_tables_hold_the_most_telling_pairs_of_each_layer_and_one_layer_whole():
     rng = np.random.default_rng(2)
     twins = rng.integers(0, 4, 500)
     random = random_trace([500], layers=2, experts=8, top_k=2).experts_TLK
@@ -97,7 +94,7 @@ def test_tables_hold_the_most_telling_pairs_of_each_layer_and_one_layer_whole() 
     assert sums["probability"].to_list() == pytest.approx([2] * 8)
 
 
-def test_a_layer_of_very_many_experts_is_listed_for_the_most_used() -> None:
+def test_a_layer_of_very_many_experts_is_listed_for_the_most_used():
     tables = pair_tables(random_trace([400], layers=2, experts=100, top_k=4), 10)
     whole = tables.coactivation.group_by("layer").agg(pl.col("expert").n_unique(), pl.len()).sort("len")
     assert MOST_EXPERTS * (MOST_EXPERTS - 1) // 2 <= whole["len"][1] <= MOST_EXPERTS * (MOST_EXPERTS - 1) // 2 + 10

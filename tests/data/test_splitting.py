@@ -1,8 +1,5 @@
 """The split keeps like with like, whatever the order, and says what contamination it found."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +23,7 @@ META = TraceMetadata(
 )
 
 
-def trace_of(
-    prompts: Sequence[Sequence[str]],
-    held_out: Sequence[bool] | None = None,
-    prefill: Sequence[int] | None = None,
-    column: str = "texts",
-) -> Trace:
+def trace_of(prompts, held_out=None, prefill=None, column="texts"):
     """A trace with these token strings; the routing follows from each token alone."""
     flat = [token for prompt in prompts for token in prompt]
     words = {token: number for number, token in enumerate(sorted(set(flat)))}
@@ -54,7 +46,7 @@ def trace_of(
     )
 
 
-def random_prompts(count: int, length: int = 40, seed: int = 0) -> list[list[str]]:
+def random_prompts(count, length=40, seed=0):
     rng = np.random.default_rng(seed)
     return [[str(word) for word in rng.integers(0, 5000, length)] for _ in range(count)]
 
@@ -62,7 +54,7 @@ def random_prompts(count: int, length: int = 40, seed: int = 0) -> list[list[str
 IN_DOMAIN = ("train", "validation", "gate_in_domain", "test_in_domain")
 
 
-def test_every_prompt_is_in_one_split_and_fractions_are_about_right() -> None:
+def test_every_prompt_is_in_one_split_and_fractions_are_about_right():
     trace = trace_of(random_prompts(3000), held_out=[False] * 2000 + [True] * 1000)
     split = split_prompts(trace, DEFAULTS)
     counts = {name: len(split.prompts(name)) for name in (*SPLITS, EXCLUDED)}
@@ -77,7 +69,7 @@ def test_every_prompt_is_in_one_split_and_fractions_are_about_right() -> None:
     assert split_prompts(trace_of(random_prompts(2000)), DEFAULTS).names == IN_DOMAIN
 
 
-def with_relatives() -> Trace:
+def with_relatives():
     """A trace of two domains, 40 of whose 200 prompts have a copy or a near copy somewhere else in it."""
     prompts = random_prompts(200)
     copies = [prompts[10 * i] for i in range(20)]
@@ -85,7 +77,7 @@ def with_relatives() -> Trace:
     return trace_of([*prompts, *copies, *near], held_out=[p % 3 == 0 for p in range(240)])
 
 
-def test_the_gates_prompts_are_like_none_of_any_other_split() -> None:
+def test_the_gates_prompts_are_like_none_of_any_other_split():
     settings = SplitSettings(gate_fraction=0.3, gate_held_out_fraction=0.5, shared_prefix_tokens=1000)
     split = split_prompts(with_relatives(), settings)
     of = {name: split.prompts(name) for name in split.names}
@@ -97,7 +89,7 @@ def test_the_gates_prompts_are_like_none_of_any_other_split() -> None:
                 assert not set(what[of[gate]].tolist()) & set(what[of[name]].tolist())
 
 
-def test_the_size_of_the_gate_changes_no_test_and_no_validation_split() -> None:
+def test_the_size_of_the_gate_changes_no_test_and_no_validation_split():
     whole = {
         (in_domain, held_out): split_prompts(
             with_relatives(), SplitSettings(gate_fraction=in_domain, gate_held_out_fraction=held_out)
@@ -116,7 +108,7 @@ def test_the_size_of_the_gate_changes_no_test_and_no_validation_split() -> None:
 
 
 @pytest.mark.parametrize("held_out", [1, 60])
-def test_a_held_out_domain_keeps_a_test_whatever_the_gate_takes(held_out: int) -> None:
+def test_a_held_out_domain_keeps_a_test_whatever_the_gate_takes(held_out):
     trace = trace_of(random_prompts(20 + held_out), held_out=[False] * 20 + [True] * held_out)
     nothing = split_prompts(trace, SplitSettings(gate_held_out_fraction=0))
     assert nothing.prompts("test_out_of_domain").tolist() == list(range(20, 20 + held_out))
@@ -127,7 +119,7 @@ def test_a_held_out_domain_keeps_a_test_whatever_the_gate_takes(held_out: int) -
 
 
 @pytest.mark.parametrize("column", ["texts", "ids"])
-def test_exact_duplicates_count_once_and_are_reported(column: str) -> None:
+def test_exact_duplicates_count_once_and_are_reported(column):
     prompts = random_prompts(30)
     trace = trace_of([*prompts, prompts[3], prompts[3]], column=column)
     split = split_prompts(trace, DEFAULTS)
@@ -139,7 +131,7 @@ def test_exact_duplicates_count_once_and_are_reported(column: str) -> None:
     assert EXCLUDED not in everything.assignment
 
 
-def test_near_duplicates_land_on_one_side_and_distant_ones_are_free() -> None:
+def test_near_duplicates_land_on_one_side_and_distant_ones_are_free():
     prompts = random_prompts(300, length=60)
     edited = [[*prompt[:30], "EDIT", *prompt[31:]] for prompt in prompts]
     trace = trace_of(prompts + edited)
@@ -151,7 +143,7 @@ def test_near_duplicates_land_on_one_side_and_distant_ones_are_free() -> None:
     assert len(set(group_prompts(trace, strict).tolist())) == 600
 
 
-def test_groups_equal_a_comparison_of_all_pairs() -> None:
+def test_groups_equal_a_comparison_of_all_pairs():
     rng = np.random.default_rng(3)
     bases = random_prompts(25, length=50)
     prompts = []
@@ -173,14 +165,14 @@ def test_groups_equal_a_comparison_of_all_pairs() -> None:
     assert 25 < len(set(expected)) < 125
 
 
-def test_a_shared_prefix_joins_and_a_shorter_one_does_not() -> None:
+def test_a_shared_prefix_joins_and_a_shorter_one_does_not():
     a, b = random_prompts(2, length=200)
     for shared, groups in ((31, 2), (32, 1)):
         trace = trace_of([a, [*a[:shared], *b]])
         assert len(set(group_prompts(trace, SplitSettings(shared_prefix_tokens=32)).tolist())) == groups
 
 
-def test_continuations_of_one_prompt_stay_together_and_are_all_kept() -> None:
+def test_continuations_of_one_prompt_stay_together_and_are_all_kept():
     prompts = random_prompts(20, length=10)
     tails = random_prompts(20, length=60, seed=1)
     again = [[*prompts[0], *tails[i]] for i in range(5)]
@@ -190,7 +182,7 @@ def test_continuations_of_one_prompt_stay_together_and_are_all_kept() -> None:
     assert EXCLUDED not in split.assignment
 
 
-def test_held_out_prompts_are_test_data_and_their_twins_leave_training() -> None:
+def test_held_out_prompts_are_test_data_and_their_twins_leave_training():
     prompts = random_prompts(40)
     near = [*prompts[1][:20], "EDIT", *prompts[1][21:]]
     trace = trace_of([*prompts, prompts[0], near], held_out=[False] * 40 + [True, True])
@@ -204,7 +196,7 @@ def test_held_out_prompts_are_test_data_and_their_twins_leave_training() -> None
 
 @given(order=st.permutations(range(24)), dropped=st.sets(st.integers(0, 23), max_size=3))
 @settings(max_examples=30, deadline=None)
-def test_a_prompt_keeps_its_side_whatever_the_order_and_the_company(order: list[int], dropped: set[int]) -> None:
+def test_a_prompt_keeps_its_side_whatever_the_order_and_the_company(order, dropped):
     prompts = random_prompts(24)
     chosen = SplitSettings(test_fraction=0.25, validation_fraction=0.25, gate_fraction=0.25)
     whole = split_prompts(trace_of(prompts), chosen)
@@ -214,24 +206,24 @@ def test_a_prompt_keeps_its_side_whatever_the_order_and_the_company(order: list[
 
 
 @pytest.mark.parametrize("count", [4, 6])
-def test_few_prompts_still_fill_every_side(count: int) -> None:
+def test_few_prompts_still_fill_every_side(count):
     for seed in range(20):
         assert split_prompts(trace_of(random_prompts(count, seed=seed)), DEFAULTS).names == IN_DOMAIN
 
 
 @pytest.mark.parametrize("distinct", [1, 3])
-def test_too_few_distinct_prompts_is_one_line(distinct: int) -> None:
+def test_too_few_distinct_prompts_is_one_line(distinct):
     with pytest.raises(InputError, match=f"split: {distinct} distinct in-domain prompts; .*: trace more") as error:
         split_prompts(trace_of(random_prompts(distinct) * 3), DEFAULTS)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
+def test_fractions_that_leave_nothing_to_train_on_are_refused():
     with pytest.raises(ValidationError, match="leave nothing to train on"):
         SplitSettings(validation_fraction=0.3, test_fraction=0.3, gate_fraction=0.4)
 
 
-def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint() -> None:
+def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint():
     prompts = random_prompts(30)
     trace = trace_of([*prompts, prompts[3]], column="none")
     marks = fingerprints(trace)
@@ -240,13 +232,13 @@ def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint() -> None:
     assert split_prompts(trace, DEFAULTS).report["contamination"]["exact_duplicates"] == 1
 
 
-def test_codes_depend_on_the_words_not_on_their_place_in_the_vocabulary() -> None:
+def test_codes_depend_on_the_words_not_on_their_place_in_the_vocabulary():
     forward, backward = trace_of([["a", "b"], ["c"]]), trace_of([["c"], ["a", "b"]])
     assert token_codes_T(forward)[:2].tolist() == token_codes_T(backward)[1:].tolist()
     assert token_codes_T(forward).dtype == np.uint64
 
 
-def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it() -> None:
+def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it():
     prompts = random_prompts(40)
     first, second = trace_of(prompts[:30]), trace_of(prompts[30:], held_out=[True] * 10)
     second = replace(
@@ -263,7 +255,7 @@ def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it() -> None
 
 
 @pytest.mark.slow
-def test_published_prompts_hold_the_known_contamination() -> None:
+def test_published_prompts_hold_the_known_contamination():
     archives = [SHARED / f"{name}.tar.xz" for name in ("puffin", "webglm")]
     if not all(archive.exists() for archive in archives):
         pytest.skip("the published traces are not beside the repository")

@@ -81,7 +81,7 @@ def test_calibration_of_test_splits_agrees_with_the_counts():
     assert result.metrics()["calibration_error"] == error
 
 
-def test_the_answer_does_not_depend_on_how_prompts_are_grouped(monkeypatch: pytest.MonkeyPatch):
+def test_the_answer_does_not_depend_on_how_prompts_are_grouped(monkeypatch):
     splits = chance_splits(published=True)
     whole = evaluated(splits)
     monkeypatch.setattr(recall, "_CHUNK_VALUES", 1)  # a group a prompt

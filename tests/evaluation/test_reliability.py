@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from moe_beyond.evaluation.reliability import EDGES, Reliability
 
 
-def drawn(seed: int, *, tokens: int = 40, layers: int = 3, experts: int = 12, top_k: int = 2, levels: int = 0):
+def drawn(seed, *, tokens=40, layers=3, experts=12, top_k=2, levels=0):
     """Probabilities and true experts at random; with `levels`, few distinct probabilities, so that many tie."""
     rng = np.random.default_rng(seed)
     scores = rng.random((tokens, layers, experts), np.float32)
@@ -18,7 +18,7 @@ def drawn(seed: int, *, tokens: int = 40, layers: int = 3, experts: int = 12, to
 
 
 @given(seed=st.integers(0, 10_000), levels=st.integers(0, 6), experts=st.integers(2, 12))
-def test_counts_equal_a_loop_over_every_statement(seed: int, levels: int, experts: int):
+def test_counts_equal_a_loop_over_every_statement(seed, levels, experts):
     scores, ids = drawn(seed, tokens=6, experts=experts, levels=levels)
     result = Reliability.of(scores, ids)
     count, true, total = np.zeros(13, int), np.zeros(13, int), np.zeros(13)
@@ -36,7 +36,7 @@ def test_counts_equal_a_loop_over_every_statement(seed: int, levels: int, expert
 
 
 @given(seed=st.integers(0, 10_000), cut=st.integers(0, 40), levels=st.sampled_from([0, 4]))
-def test_parts_add_up_to_the_whole(seed: int, cut: int, levels: int):
+def test_parts_add_up_to_the_whole(seed, cut, levels):
     scores, ids = drawn(seed, levels=levels)
     whole, parts = (
         Reliability.of(scores, ids),

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +40,7 @@ def sub(old, new, count=1):
     return change
 
 
-def token_4(document) -> Any:
+def token_4(document):
     return document["router_data"][1]["token_4"]
 
 

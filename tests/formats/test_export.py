@@ -1,10 +1,7 @@
 """What is exported can be read again: by us, by the Hub's conventions, by plain readers."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +18,7 @@ from tests.traces.random_traces import random_trace
 from tests.traces.test_store import assert_same, full_trace
 
 
-def test_a_description_counts_everything(tmp_path: Path) -> None:
+def test_a_description_counts_everything(tmp_path):
     trace = random_trace([5, 9, 4], layers=3, experts=16, top_k=2)
     trace = replace(
         trace,
@@ -43,7 +40,7 @@ def test_a_description_counts_everything(tmp_path: Path) -> None:
     assert describe(full_trace([3]))["columns"] == ["weights", "token_ids", "token_texts", "predicted_experts"]
 
 
-def test_a_hub_dataset_has_splits_shards_and_a_card(tmp_path: Path) -> None:
+def test_a_hub_dataset_has_splits_shards_and_a_card(tmp_path):
     trace = full_trace([5, 9, 4])
     trace = replace(trace, held_out_P=np.array([False, True, False]), domains=("a", "b|c", "a"))
     export("hub", trace, tmp_path / "set")
@@ -63,7 +60,7 @@ def test_a_hub_dataset_has_splits_shards_and_a_card(tmp_path: Path) -> None:
     assert_same(store.read_parquet(tmp_path / "set").select(np.array([1, 0, 2])), trace)
 
 
-def test_the_card_s_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_s_example_works(tmp_path, monkeypatch):
     trace = full_trace([5, 9])
     trace = replace(trace, held_out_P=np.zeros(2, np.bool_))
     export("hub", trace, tmp_path / "set")
@@ -74,7 +71,7 @@ def test_the_card_s_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(names["first"], trace.experts_TLK[:5])
 
 
-def test_a_long_trace_becomes_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_trace_becomes_several_shards(tmp_path, monkeypatch):
     assert _SHARD_TOKENS > 1000
     monkeypatch.setattr("moe_beyond.formats.export._SHARD_TOKENS", 10)
     trace = random_trace([4] * 10)
@@ -85,14 +82,14 @@ def test_a_long_trace_becomes_several_shards(tmp_path: Path, monkeypatch: pytest
     assert_same(store.read_parquet(tmp_path / "set"), trace)
 
 
-def test_a_known_licence_has_the_hub_s_name() -> None:
+def test_a_known_licence_has_the_hub_s_name():
     trace = random_trace([3])
     for licence, name in (("Apache-2.0", "apache-2.0"), ("MIT", "mit"), ("none stated", "other")):
         licensed = replace(trace, metadata=trace.metadata.model_copy(update={"licence": licence}))
         assert yaml.safe_load(dataset_card(licensed).split("---\n")[1])["license"] == name
 
 
-def test_the_paper_s_csvs_round_trip(tmp_path: Path) -> None:
+def test_the_paper_s_csvs_round_trip(tmp_path):
     trace = random_trace([3, 5], layers=26, experts=64, top_k=6)
     texts = TokenTexts.encode(['Ġ"', ",", "a\r\n", '"', "é", "", "x", "\n"])
     export("moe-beyond-csv", replace(trace, token_texts=texts), tmp_path / "set")
@@ -103,7 +100,7 @@ def test_the_paper_s_csvs_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.experts_TLK, trace.experts_TLK)
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_said(tmp_path):
     trace = random_trace([3, 5])
     with pytest.raises(InputError, match="neither token strings nor ids"):
         export("moe-beyond-csv", trace, tmp_path / "set")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,7 +223,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
     texts = TokenTexts.encode([f"word{i % 97}" for i in range(trace.num_tokens)])
     export("moe-beyond-csv", replace(trace, token_texts=texts), tmp_path / "source")
 
-    def start(target: Path) -> subprocess.Popen[bytes]:
+    def start(target):
         return subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / "source", target])
 
     for _ in range(2):  # the second time, files and compiled modules are warm

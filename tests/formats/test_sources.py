@@ -35,7 +35,7 @@ def packed(kind, files):
     return buffer.getvalue()
 
 
-def read(source: Path, content: bytes | None = None):
+def read(source, content=None):
     if content is not None:
         source.write_bytes(content)
     return {name: stream.read() for name, stream in members(source, ".csv")}

@@ -1,7 +1,6 @@
 from collections import OrderedDict
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,11 +8,10 @@ from hypothesis import strategies as st
 from moe_beyond.errors import InputError
 from moe_beyond.paper.protocol import WARM_UP_TOKENS, published_replay
 from moe_beyond.predictor.recall import most_probable
-from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace
 
 
-def touch(cache: OrderedDict[int, None], key: int, capacity: int) -> bool:
+def touch(cache, key, capacity):
     hit = key in cache
     cache.pop(key, None)
     cache[key] = None
@@ -22,7 +20,7 @@ def touch(cache: OrderedDict[int, None], key: int, capacity: int) -> bool:
     return hit
 
 
-def by_hand(trace: Trace, predicted_TLK: npt.NDArray[np.int64], fills: list[list[int]]) -> tuple[list[int], list[int]]:
+def by_hand(trace, predicted_TLK, fills):
     """The protocol as one would write it down: an ordered dict, a loop over rows. Hits and loaded bytes by prompt."""
     num_layers, num_experts = trace.metadata.num_layers, trace.metadata.num_experts
     hits, loaded = [], []

@@ -10,13 +10,13 @@ from moe_beyond.simulator.bounds.curves import belady_curve, lru_curve
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import sweep
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace, traces
 
 CURVES = {"lru": (lru_curve, Lru()), "belady": (belady_curve, Belady())}
 
 
-def assert_equals_replays(name: str, events: Events, capacities: list[int], keep_warm: bool) -> None:
+def assert_equals_replays(name, events, capacities, keep_warm):
     curve_of, policy = CURVES[name]
     curve = curve_of(events, keep_warm=keep_warm)
     budgets = [Budget.slots(events.metadata, capacity) for capacity in capacities]

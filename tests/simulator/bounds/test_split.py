@@ -11,12 +11,11 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import LayerLru
 from moe_beyond.simulator.schedule.events import events_of
-from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace, traces
 
 
 @given(traces(), st.booleans(), st.data())
-def test_curves_say_what_a_replay_of_the_split_hits(trace: Trace, keep_warm, data):
+def test_curves_say_what_a_replay_of_the_split_hits(trace, keep_warm, data):
     meta, events = trace.metadata, events_of(trace)
     slots_L = [data.draw(st.integers(1, meta.num_experts)) for _ in range(meta.num_layers)]
     budget = Budget.weighted(meta, sum(slots_L), slots_L)
@@ -27,7 +26,7 @@ def test_curves_say_what_a_replay_of_the_split_hits(trace: Trace, keep_warm, dat
 
 
 @given(traces(), st.booleans(), st.data())
-def test_no_split_within_the_budget_saves_more(trace: Trace, in_bytes, data):
+def test_no_split_within_the_budget_saves_more(trace, in_bytes, data):
     meta = trace.metadata
     size_L = np.asarray(meta.expert_bytes) if in_bytes else np.ones(meta.num_layers, np.int64)
     total = data.draw(st.integers(int(size_L.max()), int(size_L.sum()) * meta.num_experts))
@@ -35,7 +34,7 @@ def test_no_split_within_the_budget_saves_more(trace: Trace, in_bytes, data):
     slots_L = fit_split(meta, hits_LD, total, in_bytes=in_bytes)
     assert slots_L @ size_L <= total
 
-    def saved(split: tuple[int, ...]) -> int:
+    def saved(split):
         return sum(int(hits_LD[layer, slots] * size_L[layer]) for layer, slots in enumerate(split))
 
     every = product(range(meta.num_experts + 1), repeat=meta.num_layers)

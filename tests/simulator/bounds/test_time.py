@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.bounds.belady import Belady
 from moe_beyond.simulator.bounds.curves import belady_curve
-from moe_beyond.simulator.bounds.time import TimeBound, time_bound
+from moe_beyond.simulator.bounds.time import time_bound
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import DEVICES, capacities_of, make_trace, members, prefetching, traces
 
 
-def least_loads(events: Events, slots: int) -> int:
+def least_loads(events, slots):
     """Fewest loads for decoded tokens, whatever is kept after each event: a search over all contents of the cache."""
     best: dict[frozenset[int], int] = {frozenset(): 0}
     for wanted, step in zip(members(events), events.step_N, strict=True):
@@ -35,7 +35,7 @@ def least_loads(events: Events, slots: int) -> int:
     return min(best.values())
 
 
-def bound_of(events: Events, slots: int, device, workload: Workload) -> TimeBound:
+def bound_of(events, slots, device, workload):
     return time_bound(events, belady_curve(events), slots, device, workload)
 
 

@@ -15,7 +15,7 @@ from moe_beyond.simulator.bounds.curves import lru_curve
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Fifo, LfuResident, Lru
-from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.schedule.events import events_of
 from tests.phone_traces import shared
 from tests.simulator.strategies import make_trace
 
@@ -23,7 +23,7 @@ from tests.simulator.strategies import make_trace
 POLICIES = {"LRU": Lru(), "FIFO": Fifo(), "LFU": LfuResident(), "Belady": BeladyForced()}
 
 
-def their_hits(name: str, events: Events, capacity: int) -> int:
+def their_hits(name, events, capacity):
     """Hits by libCacheSim, one request an access."""
     cache = getattr(lcs, name)(capacity, hashpower=12)
     next_use_A = events.next_use_A()
@@ -48,7 +48,7 @@ def test_hits_on_random_traces(name, seed, capacity, length):
 
 
 @pytest.fixture(scope="module")
-def published() -> Events:
+def published():
     source: Path = shared("webglm.tar.xz")
     return events_of(importers.read("moe-beyond-csv", source), "token_by_token").one_by_one()
 

@@ -55,7 +55,7 @@ def by_share(  # noqa: PLR0917 - compiled functions take positional arguments on
             actions_I[place] = FULL
 
 
-def decide(expert: int, share: float, resident: dict[int, int], members: list[int]) -> slow_lossy.Decision:
+def decide(expert, share, resident, members):
     if expert in resident:
         return (slow_lossy.LOADS, 0 if share > 0.6 else resident[expert])
     if share < 0.2:

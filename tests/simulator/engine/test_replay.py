@@ -7,18 +7,16 @@ from hypothesis import strategies as st
 
 from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.replay import replay, sweep
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import events_of
-from moe_beyond.traces.schema import Trace
 from tests.simulator.engine import slow_cache
 from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, prefetching, traces
 
 
-def policy_of(name: str, trace: Trace, seed: int) -> Policy:
+def policy_of(name, trace, seed):
     popularity = np.random.default_rng(seed).integers(0, 4, trace.metadata.num_model_experts).astype(np.float32)
     return {
         "lru": Lru(),

@@ -10,21 +10,20 @@ from hypothesis import strategies as st
 from moe_beyond.devices.device import Device, load_device
 from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.prepared import prepare
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.engine.timing import time_on_demand, timed_replay
 from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
-from moe_beyond.simulator.schedule.events import Events, events_of
+from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import DEVICES, capacities_of, make_trace, prefetching, traces, truth_TLE
 
 CHARGES = st.floats(0, 10)
 
 
-def computing_ms(events: Events, device: Device, workload: Workload) -> float:
+def computing_ms(events, device, workload):
     """Dense parts and experts of every event, one after another."""
     total = 0.0
     for layer, wanted in zip(events.layer_N, np.diff(events.offsets_N), strict=True):
@@ -33,7 +32,7 @@ def computing_ms(events: Events, device: Device, workload: Workload) -> float:
     return total
 
 
-def charged_ms(events: Events, policy: Policy, device: Device, wait_N: list[float]) -> tuple[list[float], list[float]]:
+def charged_ms(events, policy, device, wait_N):
     """What the steps of a predictor add to each event, and what is left of its waiting, which a layer step hides."""
     added, waits = [], []
     steps = events.step_N.tolist()
@@ -98,7 +97,7 @@ def test_perfect_prefetch_hides_loads_behind_computing_and_a_slow_predictor_spoi
     )
     workload = Workload.of(trace.metadata, 3)
 
-    def ms_per_token(token_step_ms: float) -> float:
+    def ms_per_token(token_step_ms):
         policy = Prefetch("oracle", truth_TLE(trace), 2, Lru(), token_step_ms=token_step_ms)
         return timed_replay(events, policy, budget, device, workload).ms_per_token
 

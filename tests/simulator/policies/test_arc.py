@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import Policy, Rank
+from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.policies.arc import PARTS, adaptive_replacement
 from tests.simulator.policies.literal import literal, misses
 
@@ -17,7 +17,7 @@ class Arc(Policy):
 
     @property
     @override
-    def rank(self) -> Rank:
+    def rank(self):
         return adaptive_replacement
 
     @override

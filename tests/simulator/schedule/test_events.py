@@ -2,7 +2,6 @@ import numpy as np
 from hypothesis import given
 
 from moe_beyond.simulator.schedule.events import NEVER, events_of
-from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import make_trace, members, traces
 
 
@@ -36,7 +35,7 @@ def test_token_by_token_turns_prefill_into_decode_steps():
 
 
 @given(traces())
-def test_next_use_names_the_next_event_that_wants_the_expert(trace: Trace):
+def test_next_use_names_the_next_event_that_wants_the_expert(trace):
     events = events_of(trace)
     lists = members(events)
     prompt_N = events.prompt_S[events.step_N].tolist()
@@ -53,7 +52,7 @@ def test_next_use_names_the_next_event_that_wants_the_expert(trace: Trace):
 
 
 @given(traces())
-def test_one_by_one_keeps_the_accesses_and_their_order(trace: Trace):
+def test_one_by_one_keeps_the_accesses_and_their_order(trace):
     events = events_of(trace)
     single = events.one_by_one()
     np.testing.assert_array_equal(single.members_A, events.members_A)

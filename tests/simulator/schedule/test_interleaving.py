@@ -8,14 +8,13 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
-from moe_beyond.traces.schema import Trace
 from tests.simulator.engine import slow_cache
 from tests.simulator.strategies import capacities_of, make_trace, members, traces
 
 PREFILLS = st.sampled_from(["batched", "token_by_token"])
 
 
-def slow_steps(trace: Trace, prefill: str, batch: int, waves: bool) -> list[tuple[bool, list[int], int]]:
+def slow_steps(trace, prefill, batch, waves):
     """Every step in plain Python: whether it decodes, its tokens in no order, and its session."""
     waiting = [
         [*range(int(start), int(end))]
@@ -45,7 +44,7 @@ def slow_steps(trace: Trace, prefill: str, batch: int, waves: bool) -> list[tupl
 
 
 @given(traces(), PREFILLS, st.integers(1, 4), st.booleans())
-def test_steps_and_unions_are_those_of_a_slow_obvious_scheduler(trace: Trace, prefill, batch, waves):
+def test_steps_and_unions_are_those_of_a_slow_obvious_scheduler(trace, prefill, batch, waves):
     events = events_of(trace, prefill, batch=batch, waves=waves)
     expected = slow_steps(trace, prefill, batch, waves)
     assert events.is_decode_S.tolist() == [decodes for decodes, _, _ in expected]
@@ -63,7 +62,7 @@ def test_steps_and_unions_are_those_of_a_slow_obvious_scheduler(trace: Trace, pr
 
 
 @given(traces(), PREFILLS)
-def test_a_batch_of_one_is_one_prompt_after_another(trace: Trace, prefill):
+def test_a_batch_of_one_is_one_prompt_after_another(trace, prefill):
     alone = events_of(trace, prefill)
     one = events_of(trace, prefill, batch=1, waves=True)
     for name in ("members_A", "offsets_N", "layer_N", "step_N", "prompt_S", "token_S", "prompt_tokens_PF", "shares_A"):
@@ -71,7 +70,7 @@ def test_a_batch_of_one_is_one_prompt_after_another(trace: Trace, prefill):
 
 
 @given(traces(), PREFILLS, st.integers(2, 4), st.booleans())
-def test_an_access_counts_for_a_prompt_that_wants_it_the_latest_in_turn(trace: Trace, prefill, batch, waves):
+def test_an_access_counts_for_a_prompt_that_wants_it_the_latest_in_turn(trace, prefill, batch, waves):
     events = events_of(trace, prefill, batch=batch, waves=waves)
     assert events.schedule is not None
     assert events.owner_A is not None
@@ -86,7 +85,7 @@ def test_an_access_counts_for_a_prompt_that_wants_it_the_latest_in_turn(trace: T
 
 
 @given(traces(), PREFILLS, st.integers(1, 4))
-def test_rows_of_counts_name_a_prompt_of_the_step_and_its_phase(trace: Trace, prefill, batch):
+def test_rows_of_counts_name_a_prompt_of_the_step_and_its_phase(trace, prefill, batch):
     events = events_of(trace, prefill, batch=batch)
     prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
     for event, row in enumerate(events.row_N.tolist()):
@@ -104,7 +103,7 @@ def test_rows_of_counts_name_a_prompt_of_the_step_and_its_phase(trace: Trace, pr
 
 
 @given(traces(), PREFILLS, st.integers(1, 4))
-def test_what_a_decode_step_took_is_shared_by_its_tokens(trace: Trace, prefill, batch):
+def test_what_a_decode_step_took_is_shared_by_its_tokens(trace, prefill, batch):
     events = events_of(trace, prefill, batch=batch)
     values_S = np.random.default_rng(0).random(events.num_steps)
     expected_P = np.zeros(trace.num_prompts)
@@ -140,7 +139,7 @@ def test_a_prompt_that_has_ended_gives_its_place_to_the_next_but_not_within_a_wa
 
 
 @given(traces(), st.integers(2, 4))
-def test_the_chance_of_a_step_is_that_any_of_its_tokens_wants_the_expert(trace: Trace, batch):
+def test_the_chance_of_a_step_is_that_any_of_its_tokens_wants_the_expert(trace, batch):
     chances_TLE = np.random.default_rng(0).random((trace.num_tokens, 2, 3), np.float32)
     events = events_of(trace, batch=batch)
     assert events.schedule is not None
@@ -157,14 +156,14 @@ def test_the_chance_of_a_step_is_that_any_of_its_tokens_wants_the_expert(trace: 
 
 
 @given(traces(), PREFILLS, st.integers(1, 4))
-def test_shares_of_the_routers_weight_sum_to_one_in_every_event(trace: Trace, prefill, batch):
+def test_shares_of_the_routers_weight_sum_to_one_in_every_event(trace, prefill, batch):
     events = events_of(trace, prefill, batch=batch)
     assert events.shares_A is not None
     np.testing.assert_allclose(np.add.reduceat(events.shares_A, events.offsets_N[:-1]), 1, atol=1e-5)
 
 
 @given(traces(), PREFILLS, st.integers(2, 4), st.booleans(), st.data())
-def test_a_replay_counts_for_each_prompt_what_a_slow_one_finds(trace: Trace, prefill, batch, keep_warm, data):
+def test_a_replay_counts_for_each_prompt_what_a_slow_one_finds(trace, prefill, batch, keep_warm, data):
     events = events_of(trace, prefill, batch=batch, waves=not keep_warm)
     capacity = data.draw(capacities_of(trace))
     everyone = dict.fromkeys(range(trace.metadata.num_model_experts), 0)

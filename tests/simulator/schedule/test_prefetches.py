@@ -13,7 +13,7 @@ from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Prefetches
 from moe_beyond.simulator.engine.replay import replay
-from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
+from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
@@ -70,7 +70,7 @@ AHEAD, ROUTED = int(before(0)), int(when_routed(0))
 TOY = Device(name="toy", about="toy", link_gb_per_s=1, setup_us=0, lanes=1, memory_gb_per_s=2.5, layer_overhead_us=3000)
 
 
-def toy(requests: list[Request], layer_step_ms: float = 0.0) -> TimedReplay:
+def toy(requests, layer_step_ms=0.0):
     workload = Workload(np.array([10**7, 10**7]), np.array([0, 0]), 100)
     return timed_replay(EVENTS, Requesting(requests, layer_step_ms), Budget.slots(TRACE.metadata, 8), TOY, workload)
 
