@@ -41,15 +41,9 @@ def test_experts_are_ordered_by_weight_and_equal_weights_by_id():
 def test_layers_are_numbered_as_in_the_model_and_measured_in_bytes(deepseek):
     layers = moe_layers(deepseek)
     # layer 0 is dense; an expert has gate, up and down projections of 32 x 16 floats
-    assert [(layer.number, layer.num_experts, layer.expert_bytes) for layer in layers] == [
-        (1, 8, 3 * 32 * 16 * 4),
-        (2, 8, 3 * 32 * 16 * 4),
-    ]
-
-
-def test_bytes_follow_the_precision():
-    layers = moe_layers(tiny_model("deepseek_v2", torch.bfloat16))
-    assert layers[0].expert_bytes == 3 * 32 * 16 * 2
+    found = [(layer.number, layer.num_experts, layer.expert_bytes) for layer in layers]
+    assert found == [(number, 8, 3 * 32 * 16 * 4) for number in (1, 2)]
+    assert moe_layers(tiny_model("deepseek_v2", torch.bfloat16))[0].expert_bytes == 3 * 32 * 16 * 2
 
 
 def test_a_dense_model_is_refused():
@@ -135,12 +129,6 @@ def test_greedy_takes_the_likeliest_token(deepseek):
         logits = deepseek(torch.tensor([one.token_ids_T.tolist()])).logits[0]
     start = len(one.prompt.token_ids)
     assert one.token_ids_T[start:].tolist() == logits[start - 1 : -1].argmax(-1).tolist()
-
-
-def test_bfloat16_routes_and_stays_distinct():
-    model = tiny_model("qwen3_moe", torch.bfloat16)
-    for one in routed(model, decode_tokens=4):
-        assert (np.diff(np.sort(one.experts_TLK, axis=-1), axis=-1) > 0).all()
 
 
 class ListedBlock(nn.Module):

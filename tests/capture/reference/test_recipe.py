@@ -88,16 +88,10 @@ def test_windows_do_not_overlap_and_are_found_in_their_documents():
         used[name] |= places
 
 
-def test_too_little_text_for_the_prompts_is_said_with_the_mend():
-    tokenizer = train_tokenizer(TEXT, 300)
+def test_too_little_text_for_the_prompts_is_said():
+    short, cut = (
+        [Document("short", "the quick brown foxes.")],
+        {"count": 2, "min_tokens": 5, "max_tokens": 5, "seed": 1},
+    )
     with pytest.raises(InputError, match="english has text for 1 prompts of 5 to 5 tokens, 2 are wanted"):
-        windows(
-            [Document("short", "the quick brown foxes.")],
-            tokenizer,
-            count=2,
-            min_tokens=5,
-            max_tokens=5,
-            domain="english",
-            held_out=False,
-            seed=1,
-        )
+        windows(short, train_tokenizer(TEXT, 300), domain="english", held_out=False, **cut)

@@ -63,26 +63,19 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_any_text_survives_the_tokenizer(tokenizer):
+def test_any_text_survives_the_tokenizer_and_documents_end_with_its_end_token(tokenizer, tokens):
     text = "naïve\tcafé — 東京 \U0001f9ea\n  def f(): pass"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_documents_end_with_the_end_token(tokenizer, tokens):
     assert (tokens == tokenizer.eos_token_id).sum() == len(TEXT)
     assert tokens[-1] == tokenizer.eos_token_id
 
 
-def test_balanced_experts_have_a_balance_loss_of_one():
-    # each token prefers one expert, all experts equally often
-    logits = 50 * torch.eye(4).repeat(3, 1)
-    torch.testing.assert_close(reference_model.balance_loss((logits,), 1), torch.tensor(1.0))
-
-
-def test_one_expert_for_all_has_the_greatest_balance_loss():
-    logits = torch.zeros(12, 4)
-    logits[:, 2] = 50
-    torch.testing.assert_close(reference_model.balance_loss((logits,), 1), torch.tensor(4.0))
+def test_the_balance_loss_is_one_for_even_use_and_the_number_of_experts_for_one_sided():
+    # each token prefers one expert, all experts equally often; and one expert for all
+    even, one_sided = 50 * torch.eye(4).repeat(3, 1), torch.zeros(12, 4)
+    one_sided[:, 2] = 50
+    for logits, expected in ((even, 1.0), (one_sided, 4.0)):
+        torch.testing.assert_close(reference_model.balance_loss((logits,), 1), torch.tensor(expected))
 
 
 def test_the_balance_loss_pushes_towards_neglected_experts():
@@ -130,29 +123,19 @@ def test_training_learns_and_repeats_to_the_bit(tokenizer, tokens, tmp_path):
 def test_interrupted_training_goes_on_and_gives_the_same_weights(tokenizer, tokens, tmp_path, monkeypatch):
     whole, history = fit(tokenizer, tokens, tmp_path / "whole")
     monkeypatch.setattr(training, "_CHECKPOINT_STEPS", 5)
-    step = training._train_step
-    done: list[int] = []
-    resumed_at: list[int] = []
+    step, done = training._train_step, []
 
-    def interrupt_at_eighth(*args):
-        if len(done) == 8:
-            raise KeyboardInterrupt
+    def noted(*args):
         done.append(args[-1])
+        if len(done) == 9:
+            raise KeyboardInterrupt
         return step(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_step", interrupt_at_eighth)
-        with pytest.raises(KeyboardInterrupt):
-            fit(tokenizer, tokens, tmp_path / "broken")
-
-    def note(*args):
-        resumed_at.append(args[-1])
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_step", note)
-        resumed, resumed_history = fit(tokenizer, tokens, tmp_path / "broken")
-    assert resumed_at[0] == 5
+    monkeypatch.setattr(training, "_train_step", noted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tokenizer, tokens, tmp_path / "broken")
+    resumed, resumed_history = fit(tokenizer, tokens, tmp_path / "broken")
+    assert done[9] == 5, "where the last checkpoint was"
     assert same(whole, resumed)
     assert history == resumed_history
 
