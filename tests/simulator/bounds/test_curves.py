@@ -1,6 +1,5 @@
 """One pass over all capacities against a replay at each."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,16 +40,6 @@ def test_it_equals_a_replay_on_a_trace_long_enough_to_compact(name, keep_warm):
     trace = make_trace(8, num_layers=6, num_experts=40, top_k=4, lengths=(700, 3, 500, 300), prefill=(100, 0, 200, 300))
     assert trace.num_tokens * trace.metadata.token_cycle > 16 * trace.metadata.num_model_experts
     assert_equals_replays(name, events_of(trace), [1, 3, 24, 60, 61, 120, 200, 240], keep_warm)
-
-
-@given(trace=traces())
-def test_belady_lies_above_lru_and_both_rise(trace):
-    events = events_of(trace)
-    lru, belady = lru_curve(events), belady_curve(events)
-    assert (belady.hits_D >= lru.hits_D).all()
-    assert (np.diff(lru.hits_D) >= 0).all()
-    assert (np.diff(belady.hits_D) >= 0).all()
-    assert belady.hits_D[-1] == lru.hits_D[-1]
 
 
 @given(trace=traces(), data=st.data())

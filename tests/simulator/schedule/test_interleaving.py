@@ -85,24 +85,6 @@ def test_an_access_counts_for_a_prompt_that_wants_it_the_latest_in_turn(trace, p
 
 
 @given(traces(), PREFILLS, st.integers(1, 4))
-def test_rows_of_counts_name_a_prompt_of_the_step_and_its_phase(trace, prefill, batch):
-    events = events_of(trace, prefill, batch=batch)
-    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
-    for event, row in enumerate(events.row_N.tolist()):
-        step = events.step_N[event]
-        if events.schedule is None:
-            assert row // 2 == events.prompt_S[step]
-        else:
-            assert row // 2 == prompt_T[events.schedule.tokens_I[events.schedule.offsets_S[step + 1] - 1]]
-        assert row % 2 == events.is_decode_S[step]
-    if batch > 1:
-        assert (events.row_A // 2 == events.owner_A).all()
-        assert (events.row_A % 2 == np.repeat(events.row_N % 2, np.diff(events.offsets_N))).all()
-    else:
-        assert len(events.row_A) == 0
-
-
-@given(traces(), PREFILLS, st.integers(1, 4))
 def test_what_a_decode_step_took_is_shared_by_its_tokens(trace, prefill, batch):
     events = events_of(trace, prefill, batch=batch)
     values_S = np.random.default_rng(0).random(events.num_steps)
@@ -112,18 +94,6 @@ def test_what_a_decode_step_took_is_shared_by_its_tokens(trace, prefill, batch):
         for token in tokens if decodes else []:
             expected_P[prompt_T[token]] += value / len(tokens)
     np.testing.assert_allclose(events.by_prompt(values_S), expected_P)
-
-
-def test_twins_that_run_together_bear_the_same_share():
-    alone = make_trace(7, num_layers=3, lengths=(12,), prefill=(0,))
-    # the same tokens three times over
-    trace = make_trace(7, num_layers=3, lengths=(12, 12, 12), prefill=(0, 0, 0))
-    for copy in range(3):
-        trace.experts_TLK[12 * copy : 12 * (copy + 1)] = alone.experts_TLK
-    events = events_of(trace, batch=3)
-    assert events.num_accesses == events_of(alone).num_accesses
-    assert events.owner_A is not None
-    assert np.bincount(events.owner_A).tolist() == [events.num_accesses // 3] * 3
 
 
 def test_a_prompt_that_has_ended_gives_its_place_to_the_next_but_not_within_a_wave():
