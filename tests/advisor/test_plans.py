@@ -115,15 +115,6 @@ def test_a_policy_that_deals_its_own_shares_keeps_them():
     assert shares_L[0] > shares_L[2]
 
 
-def test_the_catalogues_fitted_lru_is_the_fitted_plan():
-    lessons = Lessons(TRAINING, "token_by_token")
-    fitted = lessons.policy("layer_lru_fitted").budget(META, 7)
-    planned = budget_of(Plan("layer_lru", "fitted"), lessons.policy("layer_lru"), lessons, META, Room(7))
-    assert fitted.budget_G.tolist() == planned.budget_G.tolist()
-    with pytest.raises(InputError, match="capacity: 19 experts"):
-        lessons.policy("layer_lru_fitted").budget(META, 19)
-
-
 def test_a_plan_reads_as_a_sentence():
     assert str(Plan("lru", "fitted")) == "lru, fitted split"
     plan = Plan("lfu", fetch=Fetch(4, 0.3, layers=True))

@@ -57,14 +57,6 @@ def test_a_layer_that_decides_the_next_gives_all_its_entropy_and_chance_gives_no
     assert bits_by_chance(here, there, 8) < 0.01
 
 
-def test_experts_drawn_at_random_show_next_to_no_bits():
-    trace = random_trace([3000], layers=2, experts=8, top_k=2)
-    pairs = coactivation(trace.experts_TLK[:, 0], 8)
-    assert pairs is not None
-    assert pairs.bits < 0.01
-    assert transitions(trace.experts_TLK[:, 0], trace.experts_TLK[:, 1], 8).bits < 0.01
-
-
 def test_a_model_that_uses_one_expert_a_token_has_no_pairs_within_a_layer():
     trace = random_trace([50], layers=2, experts=4, top_k=1)
     tables = pair_tables(trace, 5)

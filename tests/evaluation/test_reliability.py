@@ -1,5 +1,4 @@
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,15 +57,3 @@ def test_true_probabilities_are_calibrated_and_boasted_ones_are_not():
     # half of the statements say 0.99 and three quarters of those come true
     assert result.calibration_error == pytest.approx(0.24, abs=0.01)
     assert result.bins()["bin_low"].to_list() == [0.01, 0.9]
-
-
-def test_the_error_follows_from_the_table():
-    scores, ids = drawn(5)
-    result = Reliability.of(scores, ids)
-    bins = result.bins()
-    assert bins["count"].sum() == scores.size
-    assert bins["bin_low"].to_list() == list(EDGES[:-1])
-    assert (bins["mean_probability"] >= bins["bin_low"] - 1e-6).all()
-    assert (bins["mean_probability"] <= bins["bin_high"]).all()
-    gap = (pl.col("mean_probability") - pl.col("observed_share")).abs() * pl.col("count") / pl.col("count").sum()
-    assert bins.select(gap.sum()).item() == pytest.approx(result.calibration_error)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score
 
 from moe_beyond.evaluation.scores import Quality, quality_rows, score
-from moe_beyond.intervals import Ratio, Resamples
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.recall import groups, hits_at_k
 from tests.traces_of_chance import chance_trace
@@ -62,18 +61,6 @@ def test_layers_average_to_the_whole():
     whole = rows.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))["recall_at_k"][0]
     assert layers["layer"].to_list() == ["1", "2", "3"]
     assert layers["recall_at_k"].mean() == pytest.approx(whole)
-
-
-def test_interval_encloses_the_estimate_and_shrinks_with_more_prompts():
-    rng = np.random.default_rng(0)
-    widths = []
-    for prompts in (10, 1000):
-        accesses = rng.integers(50, 100, prompts)
-        hits = rng.binomial(accesses, 0.6)
-        found = Resamples.draw(prompts, 500, seed=0).ratio(Ratio(hits, accesses))
-        assert found.low <= found.value <= found.high
-        widths.append(found.high - found.low)
-    assert widths[1] < widths[0] / 3
 
 
 def test_groups_cover_every_prompt_once(monkeypatch):

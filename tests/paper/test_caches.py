@@ -9,7 +9,6 @@ import pytest
 from moe_beyond.paper import caches
 from moe_beyond.paper.caches import CACHES, rows_by_cache
 from moe_beyond.paper.scores import published_rows
-from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.recall import most_probable
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.prefetch import Prefetch
@@ -146,17 +145,6 @@ def test_what_is_known_a_layer_ahead_is_there():
             assert found["ours_hit_rate"] == 1 if least == 1 else least < found["ours_hit_rate"] < 1
             assert found["difference_hit_rate_low"] > 0
         assert one(rows, "paper_lru", 54)["ours_hit_rate"] == 1
-
-
-def test_eviction_by_next_use_loads_less_than_lru_where_words_decide():
-    class Table(TokenUnigram):
-        horizon = 1
-
-        def layer_probabilities_HTLE(self, trace):
-            return self.probabilities_TLE(trace)[None]
-
-    rows = rows_of(Table(**vars(TokenUnigram.fit(TRAINING))))
-    assert one(rows, "anticipate")["ours_mib_per_token"] < one(rows, "lru")["ours_mib_per_token"]
 
 
 def test_no_rows_without_published_predictions_or_beyond_the_warm_up():

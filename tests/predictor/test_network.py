@@ -1,6 +1,6 @@
 import torch
 
-from moe_beyond.predictor.network import TokenStep, num_parameters, one_hot_routing
+from moe_beyond.predictor.network import TokenStep, one_hot_routing
 from moe_beyond.predictor.onnx import example_inputs
 from tests.predictor.small import SHAPE
 
@@ -58,7 +58,3 @@ def test_class_prior_makes_untrained_probabilities_the_popularity():
     step.set_class_prior(popularity)
     logits, *_ = step(*example_inputs(SHAPE, 2, 4, 3))
     assert torch.allclose(logits.sigmoid(), popularity.expand(2, 4, 3, 8), atol=1e-5)
-
-
-def test_parameters_are_counted():
-    assert num_parameters(torch.nn.Linear(3, 4)) == 16

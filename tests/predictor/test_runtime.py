@@ -65,14 +65,6 @@ def test_batch_and_stream_equal_pytorch(exported, fitted, validation_trace):
                     assert not answer_HE[h].any()
 
 
-def test_where_nothing_of_the_token_is_known_the_layer_step_repeats_the_token_step(exported, validation_trace):
-    predictor = OnnxPredictor(exported[0])
-    token, layered = predictor.probabilities_TLE(validation_trace), predictor.layer_probabilities_HTLE(validation_trace)
-    for h in range(predictor.horizon):
-        assert np.allclose(layered[h, :, : h + 1], token[:, : h + 1], atol=1e-6)
-    assert not np.allclose(layered[0, :, 1], token[:, 1], atol=1e-3)
-
-
 def test_no_layer_is_told_its_own_routing_or_that_of_a_layer_after_what_its_horizon_knows(exported, validation_trace):
     predictor = OnnxPredictor(exported[0])
     before = predictor.layer_probabilities_HTLE(validation_trace)

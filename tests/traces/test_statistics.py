@@ -66,21 +66,12 @@ def test_overlaps_equal_a_slow_count(trace):
         assert row.overlap_by_chance == top_k / trace.metadata.num_experts
 
 
-def test_equal_popularity_has_full_entropy_and_no_inequality():
-    counts = np.full(64, 7)
-    assert statistics.entropy_bits(counts) == pytest.approx(6)
-    assert statistics.gini(counts) == pytest.approx(0)
-
-
-def test_one_popular_expert_has_no_entropy_and_the_highest_gini():
-    counts = np.zeros(64, np.int64)
-    counts[5] = 100
-    assert statistics.entropy_bits(counts) == 0
-    assert statistics.gini(counts) == pytest.approx(63 / 64)
-
-
-def test_gini_is_the_mean_absolute_difference_over_twice_the_mean():
-    counts = np.array([1, 4, 9, 20])
+@pytest.mark.parametrize("counts", [[7] * 64, [0] * 5 + [100] + [0] * 58, [1, 4, 9, 20]])
+def test_entropy_and_gini_are_those_of_their_definitions(counts):
+    counts = np.array(counts)
+    share = counts[counts > 0] / counts.sum()
+    assert statistics.entropy_bits(counts) == pytest.approx(-(share * np.log2(share)).sum())
+    # the mean absolute difference over twice the mean
     differences = np.abs(counts[:, None] - counts[None, :]).mean()
     assert statistics.gini(counts) == pytest.approx(differences / (2 * counts.mean()))
 

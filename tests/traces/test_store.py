@@ -93,15 +93,6 @@ def test_streaming_gives_the_prompts_in_order_and_few_at_a_time(tmp_path):
     assert_same(concatenate(batches), trace)
 
 
-def test_plain_readers_see_one_row_a_prompt(tmp_path):
-    trace = full_trace([5, 9])
-    store.write_parquet(trace, tmp_path / "a.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    assert table.num_rows == 2
-    assert table.column("experts")[0].as_py() == trace.experts_TLK[:5].reshape(-1).tolist()
-    assert json.loads(table.schema.metadata[b"moe_beyond"])["top_k"] == 2
-
-
 def test_an_activation_costs_at_most_a_byte(tmp_path):
     # the worst case: routing at random, no entropy to save
     for experts in (64, 256):

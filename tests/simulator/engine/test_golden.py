@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from benchmarks.golden.checks import FAMILIES, Check
-from moe_beyond import formats as importers
-from moe_beyond.paper.protocol import published_replay
 from tests.phone_traces import shared
 
 
@@ -38,10 +35,3 @@ def test_a_known_shortfall_says_why_and_fails_when_it_has_been_mended():
     assert not known.agrees
     assert str(known).endswith("<=10 known shortfall: page faults decide")
     assert replace(known, value=9).fails
-
-
-def test_predicting_every_expert_scores_everything():
-    """Why the paper's protocol cannot decide anything: it counts no bytes."""
-    webglm = importers.read("moe-beyond-csv", shared("webglm.tar.xz"))
-    every = np.broadcast_to(np.arange(64), (webglm.num_tokens, 26, 64))
-    assert published_replay(webglm, every, 166, seed=0).hit_rate == 1

@@ -17,7 +17,6 @@ from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
-from moe_beyond.traces.schema import Trace
 from tests.simulator.strategies import DEVICES, capacities_of, make_trace, prefetching, traces, truth_TLE
 
 CHARGES = st.floats(0, 10)
@@ -141,11 +140,3 @@ def test_ratios_are_those_of_decoded_tokens_by_prompt(batch, data, device, seed)
         busy_ms = decode.loads * device.transfer_ms(3.0 * 2**20)
         idle = max(0, 1 - busy_ms / decode_ms) if decode_ms else 0
         assert timed.link_idle_share == pytest.approx(idle, abs=1e-9)
-
-
-def test_a_batchs_time_is_shared_by_its_tokens():
-    trace: Trace = make_trace(3, lengths=(20,) * 4, prefill=(0,) * 4, expert_bytes=(10_000_000,) * 2)
-    events = events_of(trace, batch=4)
-    device, budget = load_device("laptop_nvme"), Budget.slots(trace.metadata, 6)
-    timed = timed_replay(events, Lru(), budget, device, Workload.of(trace.metadata, 0))
-    assert timed.time.numerator_P == pytest.approx([timed.step_ms_S.sum() / 4] * 4)

@@ -14,10 +14,9 @@ from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, NUM_FEATURES, R
 from moe_beyond.simulator.engine.prepared import prepare
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate, expected_wait
-from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, traces, truth_TLE
+from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, traces
 
 
 def test_the_expected_wait_in_layers():
@@ -69,15 +68,6 @@ def test_it_never_loads_less_than_belady(data, seed, keep_warm):
     for bypass in (False, True):
         policy = Anticipate("drawn", drawn_TLE(trace, seed), popularity_LE, bypass)
         assert replay(events, policy, budget, keep_warm=keep_warm).total.hits <= bound.hits
-
-
-def test_knowing_the_token_beats_lru_where_layers_cycle():
-    trace = make_trace(5, num_layers=4, num_experts=16, lengths=(300,), prefill=(0,))
-    policy = Anticipate("oracle", truth_TLE(trace), truth_TLE(trace).mean(axis=0))
-    events, budget = events_of(trace), Budget.slots(trace.metadata, 6)
-    known = replay(events, policy, budget).total.hits
-    assert replay(events, Lru(), budget).total.hits == 0
-    assert 0.5 * replay(events, Belady(), budget).total.hits < known
 
 
 def test_what_is_fetched_for_a_layer_does_not_push_out_what_the_layer_may_use():

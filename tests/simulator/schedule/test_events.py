@@ -25,15 +25,6 @@ def test_decode_keeps_the_routers_order():
     assert members(events) == expected
 
 
-def test_token_by_token_turns_prefill_into_decode_steps():
-    trace = make_trace(5, lengths=(4,), prefill=(4,))
-    assert events_of(trace).num_steps == 1
-    events = events_of(trace, "token_by_token")
-    assert events.num_steps == 4
-    assert events.is_decode_S.all()
-    assert events.prompt_tokens_PF.tolist() == [[0, 4]]
-
-
 @given(traces())
 def test_next_use_names_the_next_event_that_wants_the_expert(trace):
     events = events_of(trace)

@@ -96,18 +96,6 @@ def test_what_a_decode_step_took_is_shared_by_its_tokens(trace, prefill, batch):
     np.testing.assert_allclose(events.by_prompt(values_S), expected_P)
 
 
-def test_a_prompt_that_has_ended_gives_its_place_to_the_next_but_not_within_a_wave():
-    trace = make_trace(1, lengths=(2, 5, 3), prefill=(0, 1, 0))
-    together = events_of(trace, batch=2)
-    # prefill of the second; first and second; the same; third in the first's place, twice; third alone
-    assert together.num_tokens_S.tolist() == [1, 2, 2, 2, 2, 1]
-    assert together.prompt_S.tolist() == [0] * 6
-    apart = events_of(trace, batch=2, waves=True)
-    assert apart.num_tokens_S.tolist() == [1, 2, 2, 1, 1, 1, 1, 1]
-    assert apart.prompt_S.tolist() == [0] * 5 + [1] * 3
-    assert np.nonzero(apart.starts_prompt_N)[0].tolist() == [0, 5 * 2]
-
-
 @given(traces(), st.integers(2, 4))
 def test_the_chance_of_a_step_is_that_any_of_its_tokens_wants_the_expert(trace, batch):
     chances_TLE = np.random.default_rng(0).random((trace.num_tokens, 2, 3), np.float32)
