@@ -70,9 +70,9 @@ AHEAD, ROUTED = int(before(0)), int(when_routed(0))
 TOY = Device(name="toy", about="toy", link_gb_per_s=1, setup_us=0, lanes=1, memory_gb_per_s=2.5, layer_overhead_us=3000)
 
 
-def toy(requests, layer_step_ms=0.0):
-    workload = Workload(np.array([10**7, 10**7]), np.array([0, 0]), 100)
-    return timed_replay(EVENTS, Requesting(requests, layer_step_ms), Budget.slots(TRACE.metadata, 8), TOY, workload)
+def toy(requests, layer_step_ms=0.0, **device):
+    workload, own = Workload(np.array([10**7, 10**7]), np.array([0, 0]), 100), TOY.model_copy(update=device)
+    return timed_replay(EVENTS, Requesting(requests, layer_step_ms), Budget.slots(TRACE.metadata, 8), own, workload)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,8 @@ def test_what_is_hidden_is_what_could_have_begun(requests, stall_ms, late):
 
 def test_on_a_device_a_hit_is_there_when_its_layer_wants_it():
     # a link of ten times the bandwidth: the second layer's expert is there after 1 of 7 ms, the first's after 1 of 3
-    workload, budget = Workload(np.array([10**7, 10**7]), np.array([0, 0]), 100), Budget.slots(TRACE.metadata, 8)
-    fast = TOY.model_copy(update={"link_gb_per_s": 10.0})
     for requests, hits in (([(AHEAD, 0, [FIRST]), (AHEAD, 1, [SECOND])], 1), ([(ROUTED, 1, [SECOND])], 0.5)):
-        assert timed_replay(EVENTS, Requesting(requests), budget, fast, workload).hits.value == hits
+        assert toy(requests, link_gb_per_s=10.0).hits.value == hits
 
 
 def test_the_link_idles_while_it_loads_nothing():
@@ -111,10 +109,8 @@ def test_the_link_idles_while_it_loads_nothing():
     assert toy([]).link_idle_share == pytest.approx(14 / 34)
     # both loads are prefetches that are waited for: 10 ms of stall
     assert toy([(AHEAD, 0, [FIRST]), (AHEAD, 1, [SECOND])]).link_idle_share == pytest.approx(1 - 20 / 24)
-    workload, budget = Workload(np.array([10**7, 10**7]), np.array([0, 0]), 100), Budget.slots(TRACE.metadata, 8)
-    slow_start = TOY.model_copy(update={"setup_us": 4000, "lanes": 2})
-    timed = timed_replay(EVENTS, Requesting([]), budget, slow_start, workload)
-    assert timed.link_idle_share == pytest.approx(14 / 38), "a load's share of the setup keeps the link busy too"
+    # a load's share of the setup keeps the link busy too
+    assert toy([], setup_us=4000, lanes=2).link_idle_share == pytest.approx(14 / 38)
 
 
 def test_a_layer_step_keeps_the_processor_while_demand_loads_and_delays_what_it_requests():
@@ -127,6 +123,9 @@ def test_a_layer_step_keeps_the_processor_while_demand_loads_and_delays_what_it_
     timed = toy(requests, layer_step_ms=15)
     assert timed.stall_ms_S.sum() == pytest.approx(3)
     assert timed.total_ms == pytest.approx(2 * 3 + 15 + 2 * 4 + 3)
+    # while demand is loading for 20 ms, a prefetch that is under way gets none of the step's 6, but 3 + 4 + 3 around it
+    timed = toy([(AHEAD, 1, [SECOND])], layer_step_ms=6, link_gb_per_s=0.5)
+    assert timed.stall_ms_S.sum() == pytest.approx((20 - 6) + (20 - 10))
 
 
 def test_a_replaced_request_that_has_begun_is_loaded_for_nothing():
