@@ -29,8 +29,9 @@ from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.files import replacing
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import TokenTexts, Trace, concatenate
-from moe_beyond.training.fit import Size, fit
+from moe_beyond.training.fit import fit
 from moe_beyond.training.settings import TrainSettings
+from moe_beyond.training.size import Size
 
 _ROOT = Path(__file__).parents[1]
 _CSV, _TABLE = _ROOT / "docs" / "ablation.csv", _ROOT / "docs" / "ablation.md"
@@ -126,9 +127,6 @@ VARIANTS = (
     Variant("optimiser: batches of 4 windows", {"batch_size": 4}),
     Variant("optimiser: learning rate 0.0015", {"learning_rate": 0.0015}),
     Variant("optimiser: learning rate 0.006", {"learning_rate": 0.006}),
-    Variant("distillation: one teacher, half the weight", {"teachers": 1}),
-    Variant("distillation: three teachers, half the weight", {"teachers": 3}),
-    Variant("distillation: three teachers, all the weight", {"teachers": 3, "teacher_weight": 1.0}),
     Variant("arithmetic: 32 bits", {"precision": "32-true"}),
 )
 

@@ -18,11 +18,14 @@ from pathlib import Path
 from moe_beyond.capture.reference.prompts import reference_job, reference_prompts
 from moe_beyond.capture.shards import capture
 from moe_beyond.params import load_params
-from moe_beyond.simulator.study.experiment import replay_splits
+from moe_beyond.simulator.study.study import replay_splits
 from moe_beyond.traces import store
 from moe_beyond.training.distributed import is_further_process
-from moe_beyond.training.fit import Size, fit
-from moe_beyond.tuning import Inputs, StudyPlace, search
+from moe_beyond.training.fit import fit
+from moe_beyond.training.size import Size
+from moe_beyond.tuning.inputs import Inputs
+from moe_beyond.tuning.search import search
+from moe_beyond.tuning.study import StudyPlace
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, SIZE = 6, Size(192, 2, 4)
@@ -55,25 +58,22 @@ def time_capture(workers: int) -> float:
 def time_replay(workers: int) -> float:
     """Seconds of replaying the policies without a predictor on a test split, the start of processes included."""
     settings = load_params(ROOT / "params.yaml").simulate.model_copy(update={"workers": workers})
-    train, test = (store.open_working(ROOT / "data/splits" / name) for name in ("train", "test_out_of_domain"))
+    names = ("train", "validation", "test_out_of_domain")
+    train, validation, test = (store.open_working(ROOT / "data/splits" / name) for name in names)
     started = time.perf_counter()
-    replay_splits({"test_out_of_domain": test}, train, [], settings)
+    replay_splits({"test_out_of_domain": test}, train, validation, [], settings)
     return time.perf_counter() - started
 
 
 def time_search(workers: int) -> float:
     """Seconds of the search of params.yaml in this many processes, their start included."""
-    # a record of trials that processes can share, without MLflow
-    from tests.tuning_case import FileLog  # noqa: PLC0415
-
     params = load_params(ROOT / "params.yaml")
     tune = params.tune.model_copy(update={"workers": workers})
-    inputs = Inputs(params.seed, tune, params.train, params.replay, params.export.opset)
+    simulate = params.simulate.of_source(params.traces.source)
+    inputs = Inputs(ROOT / "data/splits", params.seed, tune, params.train, simulate)
     with tempfile.TemporaryDirectory() as folder:
-        place = StudyPlace("scaling", None, Path(folder) / "study")
-        made = inputs.job(ROOT / "data/splits", place, FileLog(Path(folder) / "log"))
         started = time.perf_counter()
-        search(made)
+        search(inputs, StudyPlace.of(None, "scaling", Path(folder)), Path(folder))
         return time.perf_counter() - started
 
 

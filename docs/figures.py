@@ -238,6 +238,26 @@ def paper_table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def spread(found: dict[str, dict[str, float]]) -> str:
+    """How far the default's figures spread over seeds, in a sentence."""
+    shown = {
+        "ms_per_token": ("{:.1f}", 1, "ms per token with ours"),
+        "lru_ms_per_token": ("{:.1f}", 1, "with LRU"),
+        "best_without_predictor_ms_per_token": ("{:.1f}", 1, "with the best without the predictor"),
+        "gap_closed": ("{:.0f} %", 100, "of the gap closed"),
+        "recall_at_k": ("{:.1f} %", 100, "recall ahead of the token"),
+        "layer_recall_at_k": ("{:.1f} %", 100, "recall ahead of each layer"),
+    }
+    parts = []
+    for name, (form, scale, words) in shown.items():
+        values = [scale * run[name] for run in found.values()]
+        parts.append(f"{form.format(min(values))} to {form.format(max(values))} {words}")
+    return (
+        f"Over {len(found)} seeds ({', '.join(found)}), each with a reference model, traces and predictor of its own: "
+        f"{'; '.join(parts)} (laptop, another domain). Another make of processor is another draw of this kind."
+    )
+
+
 def split_words(split: str) -> str:
     """A test split for people."""
     return {"test_in_domain": "same domain", "test_out_of_domain": "another domain"}[split]

@@ -7,6 +7,7 @@ change without its run.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from docs.figures import block, figures
+from docs.figures import block, figures, spread
 from moe_beyond.files import replacing, write_json
 from moe_beyond.params import Params
 from moe_beyond.settings import Settings
@@ -78,9 +79,30 @@ def main() -> None:
         if (root / "reports/simulate/tables/on_device.parquet").exists():
             write_json(FIGURES / f"{name}.json", figures(root))
         readme = filled(readme, name, block(name, read(name)))
+    readme = filled(readme, "spread", spread(read("spread")))
+    readme = filled(readme, "tree", tree())
     write(ROOT / "README.md", readme)
     with replacing(ROOT / "docs/images/ms_per_token.png") as temporary:
         shutil.copy(ROOT / "reports/figures/ms_per_token.png", temporary)
+
+
+def tree() -> str:
+    """The packages, a clause each: the first sentence of what they say of themselves."""
+    package = ROOT / "src" / "moe_beyond"
+    lines = ["```"]
+    for path in sorted(package.iterdir(), key=lambda path: (path.is_file(), path.name)):
+        source = path / "__init__.py" if path.is_dir() else path
+        if source.suffix == ".py" and source.exists() and path.name != "__init__.py":
+            lines.append(f"{path.name + ('/' if path.is_dir() else ''):14} {clause(source)}")
+            inner = sorted(part for part in path.iterdir() if (part / "__init__.py").exists()) if path.is_dir() else []
+            lines += [f"  {part.name + '/':12} {clause(part / '__init__.py')}" for part in inner]
+    return "\n".join([*lines, "```"])
+
+
+def clause(source: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = " ".join((ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".")
 
 
 def read(name: str) -> dict[str, Any]:

@@ -38,14 +38,19 @@ def main() -> None:
         params = parameters(arguments.name, arguments.traces.resolve())
     except FileNotFoundError as error:
         sys.exit(f"error: TRACES={arguments.traces}: holds no {error}; see 'Published traces' in README.md")
-    clone = ROOT / "build" / arguments.name
+    run_in_clone(arguments.name, params)
+
+
+def run_in_clone(name: str, params: dict[str, Any]) -> None:
+    """Run the pipeline of the last commit with these parameters in build/<name>."""
+    clone = ROOT / "build" / name
     if not clone.exists():
         run("git", "clone", "-q", str(ROOT), str(clone), where=ROOT)
     run("git", "fetch", "-q", "origin", "HEAD", where=clone)
     run("git", "checkout", "-qf", "FETCH_HEAD", where=clone)
     run("dvc", "cache", "dir", "--local", "-q", str(ROOT / ".dvc" / "cache"), where=clone)
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    print(f"The report will be build/{arguments.name}/reports/index.html", flush=True)
+    print(f"The report will be build/{name}/reports/index.html", flush=True)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
     run("dvc", "repro", where=clone, PYTHONPATH="src", MLFLOW_TRACKING_URI=uri)
 

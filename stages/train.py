@@ -10,8 +10,9 @@ from moe_beyond.predictor.checkpoint import save_checkpoint
 from moe_beyond.settings import Seed, Settings
 from moe_beyond.traces import store
 from moe_beyond.training.distributed import is_further_process
-from moe_beyond.training.fit import fit, read_choice
+from moe_beyond.training.fit import fit
 from moe_beyond.training.settings import TrainSettings
+from moe_beyond.training.size import read_choice
 
 FOLDERS = Path("data/splits/train"), Path("data/splits/validation")
 BEST = Path("reports/tune/best.yaml")

@@ -4,31 +4,37 @@ from pathlib import Path
 
 import yaml
 
-from moe_beyond.files import folder_digest, replacing, scratch_folder
-from moe_beyond.params import load_params
-from moe_beyond.tracking import stage_run
-from moe_beyond.tuning import Inputs, place_of, search
+from moe_beyond.capture.settings import TracesSettings
+from moe_beyond.files import replacing, scratch_folder, write_json
+from moe_beyond.settings import Seed, Settings
+from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.training.settings import TrainSettings
+from moe_beyond.tuning.inputs import Inputs
+from moe_beyond.tuning.search import search
+from moe_beyond.tuning.settings import TuneSettings
+from moe_beyond.tuning.study import StudyPlace
 
-SPLITS = Path("data/splits")
-
-
-def main() -> None:
-    with stage_run("tune", load_params) as run:
-        params = run.params
-        inputs = Inputs(params.seed, params.tune, params.train, params.replay, params.export.opset)
-        # data and code: a study of other code is another study
-        key = inputs.key(folder_digest(run.root / path) for path in run.declared.deps)
-        with scratch_folder(run.root, "tune", key) as scratch:
-            place = place_of(params.tune.storage, f"moe-beyond-{key}", scratch)
-            result, trial_runs = search(inputs.job(run.root / SPLITS, place, run.children))
-            for run_id in trial_runs:
-                run.children.adopt(run_id)
-            with replacing(run.reports / "best.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(result.best, sort_keys=False))
-            with replacing(run.reports / "trials.csv") as temporary:
-                result.trials.write_csv(temporary)
-            run.write_metrics(result.metrics())
+REPORTS = Path("reports/tune")
 
 
-if __name__ == "__main__":
-    main()
+class Params(Settings):
+    seed: Seed
+    traces: TracesSettings
+    tune: TuneSettings = TuneSettings()
+    train: TrainSettings = TrainSettings()
+    simulate: SimulateSettings = SimulateSettings()
+
+
+def main(root: Path, params: Params) -> None:
+    simulate = params.simulate.of_source(params.traces.source)
+    inputs = Inputs(root / "data/splits", params.seed, params.tune, params.train, simulate)
+    key = inputs.key()
+    with scratch_folder(root, "tune", key) as scratch:
+        place = StudyPlace.of(params.tune.storage, f"moe-beyond-{key}", scratch)
+        result = search(inputs, place, scratch)
+        with replacing(root / REPORTS / "best.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(result.best, sort_keys=False))
+        for name, table in (("trials", result.trials), ("epochs", result.epochs)):
+            with replacing(root / REPORTS / f"{name}.csv") as temporary:
+                table.write_csv(temporary)
+        write_json(root / REPORTS / "metrics.json", result.metrics())

@@ -31,7 +31,8 @@ def validation_trace():
 @pytest.fixture(scope="session")
 def fitted(train_trace, validation_trace, tmp_path_factory):
     """A predictor trained for a second."""
-    from moe_beyond.training.fit import Size, fit  # noqa: PLC0415
+    from moe_beyond.training.fit import fit  # noqa: PLC0415
+    from moe_beyond.training.size import Size  # noqa: PLC0415
     from tests.predictor.small import SETTINGS  # noqa: PLC0415
 
     scratch = tmp_path_factory.mktemp("scratch")

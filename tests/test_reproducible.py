@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from moe_beyond.training.fit import Size, fit
+from moe_beyond.training.fit import fit
+from moe_beyond.training.size import Size
 from tests.predictor.small import SETTINGS
 from tests.test_end_to_end import ROOT, TINY, call
 from tests.traces_of_chance import chance_trace

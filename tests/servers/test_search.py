@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.several_workers import check_nothing_lost_nothing_doubled, run_with_a_kill
+from moe_beyond.tuning.study import StudyPlace
+from tests.tuning.several_workers import try_with_a_kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -12,5 +13,5 @@ def test_two_workers_share_a_study_on_postgresql_while_it_is_killed(servers, tmp
         servers.kill_postgres()
         servers.start_postgres()
 
-    ledger = run_with_a_kill(tmp_path, servers.database("optuna"), break_postgres)
-    check_nothing_lost_nothing_doubled(tmp_path, ledger)
+    place = StudyPlace("study", servers.database("optuna"), grace_s=20)
+    try_with_a_kill(place, tmp_path / "log", break_postgres)

@@ -1,17 +1,18 @@
+import itertools
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
 from moe_beyond.evaluation.scores import score
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
-from moe_beyond.training.fit import Size, fit, read_choice
-from moe_beyond.training.settings import TrainSettings
+from moe_beyond.training.fit import fit
+from moe_beyond.training.module import PredictorModule
+from moe_beyond.training.size import Size, read_choice
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 
@@ -33,52 +34,35 @@ def test_same_seed_same_weights(train_trace, validation_trace, tmp_path):
     assert fits[0].history == fits[1].history
 
 
-def test_an_interrupted_fit_goes_on_and_keeps_its_history(train_trace, validation_trace, tmp_path):
-    class StopError(Exception):
-        pass
+class StopError(Exception):
+    """A kill, as far as a fit can tell."""
 
-    def interrupt(metrics, step):
-        seen.append(step)
-        if len(seen) == 3:
+
+@pytest.mark.parametrize("stop", [("on_train_batch_end", 25), ("on_fit_end", 1)], ids=lambda stop: stop[0])
+@pytest.mark.parametrize(
+    ("change", "epochs"), [({"dropout": 0.2}, 4), ({"learning_rate": 1e-12, "patience": 2}, 3)], ids=["all", "early"]
+)
+def test_an_interrupted_fit_ends_as_if_it_had_not_been(tmp_path, monkeypatch, stop, change, epochs):
+    train, validation = chance_trace(40, seed=1, name="t"), chance_trace(10, seed=2, name="v")
+    run = partial(fit, train, validation, Size(16, 1, 2), SETTINGS.model_copy(update=change), epochs=4)
+    whole = run(seed=5, scratch=tmp_path / "whole")
+    calls = itertools.count(1)
+
+    hook, stop_at = stop
+
+    def interrupt(*_):
+        if next(calls) == stop_at:
             raise StopError
 
-    seen = []
-    run = {"epochs": 4, "seed": 5, "scratch": tmp_path}
-    with pytest.raises(StopError):
-        fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, log_step=interrupt, **run)
-    assert (tmp_path / "last.ckpt").exists()
-    resumed = fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, **run)
-    steps = [row["step"] for row in resumed.history]
-    assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
-    assert steps == sorted(steps)
-
-
-def test_teachers_are_fitted_first_and_resumed_and_only_the_student_is_kept(train_trace, validation_trace, tmp_path):
-    class StopError(Exception):
-        pass
-
-    def stop(metrics, step):
-        raise StopError
-
-    settings = SETTINGS.model_copy(update={"teachers": 2, "teacher_weight": 1.0})
-    run: dict[str, Any] = {"epochs": 3, "seed": 5}
-    with pytest.raises(StopError):
-        # what is logged is the student's alone
-        fit(train_trace, validation_trace, Size(16, 1, 2), settings, scratch=tmp_path, log_step=stop, **run)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("teacher-*/best*.ckpt")}
-    assert sorted(path.parent.name for path in before) == ["teacher-1", "teacher-2"]
-    student = fit(train_trace, validation_trace, Size(16, 1, 2), settings, scratch=tmp_path, **run)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    alone = fit(train_trace, validation_trace, Size(16, 1, 2), SETTINGS, scratch=tmp_path / "alone", **run)
-    taught, untaught = (result.checkpoint.network.state_dict() for result in (student, alone))
-    assert taught.keys() == untaught.keys()
-    assert not all(torch.equal(taught[name], untaught[name]) for name in taught)
-    assert student.best_recall > alone.history[0]["validation_recall_at_k"]
-
-
-def test_teachers_without_probabilities_are_refused():
-    with pytest.raises(ValidationError, match="teachers need the loss bce, not softmax"):
-        TrainSettings(teachers=1, loss="softmax")
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(PredictorModule, hook, interrupt)
+        run(seed=5, scratch=tmp_path / "stopped")
+    resumed = run(seed=5, scratch=tmp_path / "stopped")
+    assert resumed.history == whole.history
+    assert len(whole.history) == epochs
+    for step in ("network", "layer_step"):
+        before, after = (getattr(one.checkpoint, step).state_dict() for one in (whole, resumed))
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_splits_that_share_a_prompt_are_refused(train_trace, tmp_path):

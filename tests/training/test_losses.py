@@ -8,7 +8,6 @@ from moe_beyond.training.losses import (
     binary_cross_entropy,
     ranking,
     softmax_cross_entropy,
-    taught_cross_entropy,
 )
 
 LOGITS = torch.tensor([[[2.0, 1.0, 0.0, -1.0]]])
@@ -18,14 +17,6 @@ CHOSEN = torch.tensor([[[0, 2]]])
 def test_binary_cross_entropy_is_that_of_a_tensor_of_targets():
     expected = torch.nn.functional.binary_cross_entropy_with_logits(LOGITS, torch.tensor([[[1.0, 0, 1, 0]]]))
     assert binary_cross_entropy(LOGITS, CHOSEN).item() == pytest.approx(expected.item())
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_teachers_mix_their_probabilities_with_the_truth(weight):
-    taught = torch.tensor([[[0.9, 0.6, 0.4, 0.1]]])
-    targets = weight * taught + (1 - weight) * torch.tensor([[[1.0, 0, 1, 0]]])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(LOGITS, targets)
-    assert taught_cross_entropy(LOGITS, CHOSEN, taught, weight).item() == pytest.approx(expected.item())
 
 
 def test_softmax_asks_for_each_chosen_expert():

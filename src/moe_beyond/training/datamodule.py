@@ -39,27 +39,18 @@ class Batch:
 class WindowDataset(Dataset[tuple[int, int]]):
     """Windows of a trace as (first token, end), without their content.
 
-    Prompts are cut into windows of at most `length` tokens. With a generator, the first cut of each prompt is drawn
-    anew in every epoch, so that no token always stands at a window's start, where it sees no history.
+    Prompts are cut into windows of at most `length` tokens. With a generator, the first cut of each prompt is drawn, so
+    that in training no token always stands at a window's start, where it sees no history.
     """
 
     def __init__(self, trace: Trace, length: int, generator: np.random.Generator | None = None) -> None:
-        self.offsets = np.asarray(trace.prompt_offsets)
         self.windows: list[tuple[int, int]] = []
-        self.length = length
-        self.generator = generator
-        self.redraw()
-
-    def redraw(self) -> None:
-        """Draw the cuts of the next epoch."""
-        windows: list[tuple[int, int]] = []
-        for start, end in zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True):
+        for start, end in itertools.pairwise(np.asarray(trace.prompt_offsets).tolist()):
             shift = 0
-            if self.generator is not None and end - start > self.length:
-                shift = int(self.generator.integers(0, self.length))
-            cuts = [start, *range(start + (shift or self.length), end, self.length), end]
-            windows += itertools.pairwise(cuts)
-        self.windows = windows
+            if generator is not None and end - start > length:
+                shift = int(generator.integers(0, length))
+            cuts = [start, *range(start + (shift or length), end, length), end]
+            self.windows += itertools.pairwise(cuts)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -91,22 +82,22 @@ class LengthBatches(Sampler[list[int]]):
             raise InputError(
                 f"train.batch_size: {batch_size} windows of {len(windows)} for {num_ranks} processes; each needs one"
             )
-        self.lengths = np.array([end - start for start, end in windows])
-        self.batch_size, self.generator, self.rank, self.num_ranks = batch_size, generator, rank, num_ranks
+        lengths = np.array([end - start for start, end in windows])
+        order = generator.permutation(len(windows))
+        stretches = np.array_split(order, range(0, len(order), self._STRETCH * batch_size)[1:])
+        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in stretches])
         # a last batch that is too small for all processes joins the one before
         left = len(windows) % batch_size
-        self.cuts = range(0, len(windows) - (left if left < num_ranks else 0), batch_size)[1:]
+        cuts = range(0, len(windows) - (left if left < num_ranks else 0), batch_size)[1:]
+        batches = np.array_split(order, cuts)
+        # drawn once: Lightning starts the iteration anew as often as it likes
+        self.batches = [batches[index][rank::num_ranks].tolist() for index in generator.permutation(len(batches))]
 
     def __len__(self) -> int:
-        return len(self.cuts) + 1
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.generator.permutation(len(self.lengths))
-        stretches = np.array_split(order, range(0, len(order), self._STRETCH * self.batch_size)[1:])
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in stretches])
-        batches = np.array_split(order, self.cuts)
-        for index in self.generator.permutation(len(batches)).tolist():
-            yield batches[index][self.rank :: self.num_ranks].tolist()
+        return iter(self.batches)
 
 
 class Collate:
@@ -143,25 +134,20 @@ class RoutingData(pl.LightningDataModule):
         self, train: Trace, validation: Trace, encoder: TokenEncoder, *, length: int, batch_size: int, seed: int
     ) -> None:
         super().__init__()
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.train_windows = WindowDataset(train, length, np.random.default_rng(seed))
+        self.train, self.length, self.batch_size, self.seed = train, length, batch_size, seed
         self.validation_windows = WindowDataset(validation, length)
         self.train_collate = Collate(train, token_features(train, encoder))
         self.validation_collate = Collate(validation, token_features(validation, encoder))
-        self.generator = np.random.default_rng(seed + 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled windows with fresh cuts; the trainer asks for a new loader every epoch."""
-        self.train_windows.redraw()
+        """Windows with the cuts and in the order of this epoch; the trainer calls it for every epoch."""
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        generator = np.random.default_rng([self.seed, epoch])
+        windows = WindowDataset(self.train, self.length, generator)
         rank, num_ranks = self._rank()
-        batches = LengthBatches(
-            self.train_windows.windows, self.batch_size, self.generator, rank=rank, num_ranks=num_ranks
-        )
-        return DataLoader(
-            self.train_windows,  # type: ignore[arg-type]  # the collate function turns windows into a Batch
-            batch_sampler=batches,
-            collate_fn=self.train_collate,
-        )
+        batches = LengthBatches(windows.windows, self.batch_size, generator, rank=rank, num_ranks=num_ranks)
+        # the collate function turns windows into a Batch
+        return DataLoader(windows, batch_sampler=batches, collate_fn=self.train_collate)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation windows in order, of several processes each its share."""

@@ -1,7 +1,7 @@
 """Which of several processes of one training this is, as their launchers say in the environment.
 
 Lightning starts the further processes of a machine as the very script that it runs in; torchrun and Slurm start the
-script everywhere. Only the first process tells MLflow and writes outs.
+script everywhere. Only the first process writes outs.
 """
 
 from __future__ import annotations

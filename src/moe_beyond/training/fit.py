@@ -1,7 +1,8 @@
 """One way to fit a predictor, shared by the search for its size and the final fit.
 
-Progress is a bar in a terminal and a line an epoch elsewhere. With a scratch directory, an interrupted fit goes on at
-the epoch after its last checkpoint.
+Progress is a bar in a terminal and a line an epoch elsewhere. An interrupted fit goes on after its best epoch so
+far, and ends as it would have without the interruption: whatever is random in an epoch follows from the seed and the
+epoch's number.
 """
 
 from __future__ import annotations
@@ -9,28 +10,25 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from pydantic import ValidationError
 
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.network import num_parameters
-from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.threads import keep_freed_memory, torch_threads
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.datamodule import RoutingData
 from moe_beyond.training.module import PredictorModule
 from moe_beyond.training.settings import TrainSettings
+from moe_beyond.training.size import Size, network_shape
 
 log = logging.getLogger(__name__)
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -41,38 +39,6 @@ warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is
 
 # the metrics of an epoch are brought together by torchmetrics before they are logged
 warnings.filterwarnings("ignore", message="It is recommended to use `self.log.'validation.*sync_dist=True")
-
-LogStep = Callable[[dict[str, float], int], None]
-
-
-@dataclass(frozen=True)
-class Size:
-    """What the search chooses."""
-
-    width: int
-    depth: int
-    heads: int
-
-
-def read_choice(path: Path, settings: TrainSettings) -> tuple[Size, TrainSettings]:
-    """The size that the search wrote, and the parameters with what it chose beside the size.
-
-    Args:
-        path: Width, depth and heads, and perhaps parameters of `train`.
-        settings: Where the search says nothing.
-
-    Raises:
-        InputError: The file is missing or does not hold the three numbers, or what else it holds is no such parameter.
-    """
-    try:
-        chosen = yaml.safe_load(path.read_text(encoding="utf-8"))
-        size = Size(**{field.name: chosen.pop(field.name) for field in fields(Size)})
-        return size, TrainSettings.model_validate(settings.model_dump() | chosen)
-    except (FileNotFoundError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: expected width, depth and heads ({error}); run the tune stage first") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: train.{first['loc'][0]}: {first['msg']}; run the tune stage again") from error
 
 
 @dataclass(frozen=True)
@@ -111,35 +77,23 @@ class Fit:
 
 
 class _History(Callback):
-    """Keeps a row an epoch, also over an interruption, hands it on, and remembers the best weights."""
+    """Keeps a row an epoch, also over an interruption, and logs it."""
 
-    def __init__(self, log_step: LogStep | None) -> None:
+    def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
-        self.log_step = log_step
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "train_loss": metrics["train/loss"],
-            **{
-                name.replace("/", "_"): value
-                for name, value in sorted(metrics.items())
-                if name.startswith("validation/")
-            },
-        }
-        self.rows.append(row)
-        if self.log_step is not None and trainer.is_global_zero:
-            self.log_step(metrics, trainer.global_step)
+        metrics = {name.replace("/", "_"): float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "train_loss": metrics["train_loss"]}
+        self.rows.append(row | {name: value for name, value in metrics.items() if name.startswith("validation_")})
         log.info(
             "epoch %d/%d  train loss %.4f  validation loss %.4f  recall@k %.4f, one layer ahead %.4f",
             trainer.current_epoch + 1,
             trainer.max_epochs,
-            row["train_loss"],
-            row["validation_loss"],
-            row["validation_recall_at_k"],
-            row["validation_recall_at_k_ahead_1"],
+            metrics["train_loss"],
+            metrics["validation_loss"],
+            metrics["validation_recall_at_k"],
+            metrics["validation_recall_at_k_ahead_1"],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,7 +112,6 @@ def fit(
     epochs: int,
     seed: int,
     scratch: Path,
-    log_step: LogStep | None = None,
 ) -> Fit:
     """Train a predictor and return the network of the best epoch.
 
@@ -169,21 +122,21 @@ def fit(
         settings: Everything else.
         epochs: At most; the learning rate falls to zero over them.
         seed: Of weights, order, dropout and cuts.
-        scratch: Directory for checkpoints of this fit alone; one that lies there is resumed.
-        log_step: Called with the metrics of an epoch and the optimiser's step.
+        scratch: Directory for checkpoints of this fit alone; one that lies there is resumed, and the outcome is the
+            same to the bit.
 
     Raises:
         InputError: The splits share a prompt, or the traces are of different models, or the loss became NaN.
     """
     require_disjoint(train, validation)
     train.metadata.require_same_model(validation.metadata, "validation split")
-    teachers = _fit_teachers(train, validation, size, settings, epochs=epochs, seed=seed, scratch=scratch)
     keep_freed_memory()
     lightning.seed_everything(seed, workers=True, verbose=False)
     encoder = TokenEncoder.fit(train, settings.min_token_count, settings.letter_buckets)
-    shape = network_shape(train, encoder, size, settings)
+    shape = network_shape(train.metadata, encoder.num_tokens, size, settings)
     module = PredictorModule(
         shape.as_dict(),
+        seed=seed,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_fraction=settings.warmup_fraction,
@@ -194,11 +147,10 @@ def fit(
         loss=settings.loss,
     )
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
-    module.learn_from([(teacher.network, teacher.layer_step) for teacher in teachers], settings.teacher_weight)
     data = RoutingData(
         train, validation, encoder, length=2 * settings.window, batch_size=settings.batch_size, seed=seed
     )
-    history = _History(log_step)
+    history = _History()
     best = ModelCheckpoint(
         scratch, "best", monitor="validation/score", mode="max", save_last=True, enable_version_counter=False
     )
@@ -209,45 +161,11 @@ def fit(
         with torch_threads(settings.threads):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except FloatingPointError as error:
-        raise InputError(f"train: {error}; the last good checkpoint is {best.best_model_path or 'none'}") from error
+        raise InputError(f"train: {error}") from error
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)
     checkpoint = Checkpoint(module.network.cpu().eval(), module.layer_step.cpu().eval(), encoder, train.metadata)
     return Fit(checkpoint, tuple(history.rows))
-
-
-def _fit_teachers(
-    train: Trace, validation: Trace, size: Size, settings: TrainSettings, *, epochs: int, seed: int, scratch: Path
-) -> list[Checkpoint]:
-    """Predictors of the seeds after this one, each fitted on its own; what an interruption left of them is resumed."""
-    alone = settings.model_copy(update={"teachers": 0})
-    teachers = []
-    for number in range(1, settings.teachers + 1):
-        log.info("teacher %d/%d", number, settings.teachers)
-        folder = scratch / f"teacher-{number}"
-        fitted = fit(train, validation, size, alone, epochs=epochs, seed=seed + number, scratch=folder)
-        teachers.append(fitted.checkpoint)
-    return teachers
-
-
-def network_shape(train: Trace, encoder: TokenEncoder, size: Size, settings: TrainSettings) -> NetworkShape:
-    """Shapes that follow from the traced model, the vocabulary and the chosen size."""
-    return NetworkShape(
-        num_layers=train.metadata.num_layers,
-        num_experts=train.metadata.num_experts,
-        top_k=train.metadata.top_k,
-        num_tokens=encoder.num_tokens,
-        letter_buckets=settings.letter_buckets,
-        embedding_width=settings.embedding_width,
-        width=size.width,
-        depth=size.depth,
-        heads=size.heads,
-        window=settings.window,
-        horizon=settings.horizon,
-        reach=max(settings.reach, settings.horizon),
-        layer_width=settings.layer_width,
-        layer_hidden=settings.layer_hidden,
-    )
 
 
 def require_disjoint(train: Trace, other: Trace) -> None:
@@ -258,7 +176,8 @@ def require_disjoint(train: Trace, other: Trace) -> None:
 
 
 def _trainer(settings: TrainSettings, epochs: int, callbacks: list[Callback]) -> lightning.Trainer:
-    terminal = sys.stderr.isatty()
+    # workers of the search show nothing of their own
+    terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
     return lightning.Trainer(
         accelerator=settings.accelerator,
         precision=settings.precision,

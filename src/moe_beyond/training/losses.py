@@ -24,16 +24,6 @@ def binary_cross_entropy(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
     return loss_LN.mean() / logits_LNE.shape[-1]
 
 
-def taught_cross_entropy(logits_LNE: Tensor, experts_LNK: Tensor, taught_LNE: Tensor, weight: float) -> Tensor:
-    """Element-wise against probabilities: what teachers say, by `weight`, and the truth for the rest.
-
-    Distillation (arXiv 1503.02531) of sigmoids, at a temperature of 1.
-    """
-    positive_LN = logits_LNE.gather(-1, experts_LNK).sum(-1) * (1 - weight) + (logits_LNE * taught_LNE).sum(-1) * weight
-    loss_LN = functional.softplus(logits_LNE).sum(-1) - positive_LN
-    return loss_LN.mean() / logits_LNE.shape[-1]
-
-
 def softmax_cross_entropy(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
     """Of the softmax over a layer's experts, each of the K chosen ones a target of its own."""
     positive_LN = logits_LNE.gather(-1, experts_LNK).sum(-1)

@@ -8,13 +8,12 @@ E experts, K top-k, M = 2 * K.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -23,7 +22,7 @@ from moe_beyond.predictor.layer_step import LayerStep
 from moe_beyond.predictor.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.training.datamodule import Batch
-from moe_beyond.training.losses import LOSSES, taught_cross_entropy
+from moe_beyond.training.losses import LOSSES
 
 
 class PredictorModule(pl.LightningModule):
@@ -33,6 +32,7 @@ class PredictorModule(pl.LightningModule):
         self,
         shape: dict[str, int],
         *,
+        seed: int,
         learning_rate: float,
         weight_decay: float,
         warmup_fraction: float,
@@ -49,25 +49,16 @@ class PredictorModule(pl.LightningModule):
         self.layer_step = LayerStep(self.shape)
         self.learning_rate, self.weight_decay, self.warmup_fraction = learning_rate, weight_decay, warmup_fraction
         self.history_dropout, self.token_dropout = history_dropout, token_dropout
-        self.layer_loss_weight, self.loss = layer_loss_weight, loss
-        # a tuple, so that teachers are no part of what is trained and saved
-        self._teachers: tuple[tuple[TokenStep, LayerStep], ...] = ()
-        self._teacher_weight = 0.0
+        self.layer_loss_weight, self.loss, self.seed = layer_loss_weight, loss, seed
         self.validation_loss, self.validation_recall = MeanMetric(), MeanMetric()
         self.validation_layer_recall = [MeanMetric() for _ in range(self.shape.horizon)]
         # a list alone would stay behind when the module changes devices
         self.metrics_to_move = nn.ModuleList(self.validation_layer_recall)
 
-    def learn_from(self, teachers: Sequence[tuple[TokenStep, LayerStep]], weight: float) -> None:
-        """Take the mean probabilities of teachers as targets, by `weight`, beside the truth; they see all inputs."""
-        for part in itertools.chain.from_iterable(teachers):
-            part.requires_grad_(requires_grad=False).eval()
-        self._teachers, self._teacher_weight = tuple(teachers), weight
-
-    def on_fit_start(self) -> None:
-        """Teachers work where the predictor is trained."""
-        for part in itertools.chain.from_iterable(self._teachers):
-            part.to(self.device)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw the same dropout in an epoch, whether or not an interruption came before it."""
+        if batch_idx == 0:  # the hook of the epoch's start is not called where a fit is resumed
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, self.current_epoch]).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, with some tokens and some history hidden."""
@@ -77,9 +68,9 @@ class PredictorModule(pl.LightningModule):
         hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
         previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
         seen = replace(batch, tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
-        told = zip(answer(self.network, self.layer_step, seen), self._taught(batch), strict=True)
+        predictions = predict(self.network, self.layer_step, seen)
         # a model of few layers has none at the farthest horizons
-        loss, *layer_losses = (self._loss(*said, taught) for said, taught in told if len(said[0]))
+        loss, *layer_losses = (self._loss(*prediction) for prediction in predictions if len(prediction[0]))
         for layer_loss in layer_losses:
             loss = loss + layer_loss * (self.layer_loss_weight / len(layer_losses))
         if not torch.isfinite(loss):
@@ -89,14 +80,14 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
-        answers = answer(self.network, self.layer_step, batch)
+        token_step, *layer_steps = predict(self.network, self.layer_step, batch)
         real = batch.real_BT.sum()
-        self.validation_loss.update(self._loss(*answers[0]), real)
-        hits_L = hits_at_k(*answers[0])
+        self.validation_loss.update(self._loss(*token_step), real)
+        hits_L = hits_at_k(*token_step)
         self.validation_recall.update(hits_L.mean(), real)
-        for h, metric in enumerate(self.validation_layer_recall):
-            # over all layers, as at use: the first have the token step's answer
-            metric.update(torch.cat([hits_L[: h + 1], hits_at_k(*answers[h + 1])]).mean(), real)
+        for h, (metric, layer_step) in enumerate(zip(self.validation_layer_recall, layer_steps, strict=True)):
+            # over all layers, as at use: the first have the token step's prediction
+            metric.update(torch.cat([hits_L[: h + 1], hits_at_k(*layer_step)]).mean(), real)
 
     def on_validation_epoch_end(self) -> None:
         """Metrics of the epoch, by name `<split>/<metric>`; `validation/recall_at_k_ahead_h` is h layers ahead."""
@@ -124,28 +115,15 @@ class PredictorModule(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _taught(self, batch: Batch) -> list[Tensor | None]:
-        """The teachers' mean probabilities [L, N, E] for each answer; without teachers nothing for each."""
-        if not self._teachers:
-            return [None] * (1 + self.shape.horizon)
-        with torch.no_grad():
-            by_teacher = [answer(*teacher, batch) for teacher in self._teachers]
-            return [
-                torch.stack([logits.float().sigmoid() for logits, _ in said]).mean(0)
-                for said in zip(*by_teacher, strict=True)
-            ]
-
-    def _loss(self, logits_LNE: Tensor, experts_LNK: Tensor, taught_LNE: Tensor | None = None) -> Tensor:
-        if taught_LNE is not None:
-            return taught_cross_entropy(logits_LNE.float(), experts_LNK, taught_LNE, self._teacher_weight)
+    def _loss(self, logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
         return LOSSES[self.loss](logits_LNE.float(), experts_LNK)
 
 
-def answer(network: TokenStep, layer_step: LayerStep, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+def predict(network: TokenStep, layer_step: LayerStep, batch: Batch) -> list[tuple[Tensor, Tensor]]:
     """Logits [L, N, E] of the token step, then those of the layer step at each horizon; each with the truth."""
     state = [part.to(batch.tokens_BT.device) for part in network.empty_state(len(batch.tokens_BT))]
     logits_BTLE, _, _, context_BTW = network(batch.tokens_BT, batch.letters_BTG, batch.previous_BTLM, *state)
-    # padding is left out here, and layers come first: both save time in the layer step
+    # without padding, and with layers first: both save time in the layer step
     logits_LNE = logits_BTLE[batch.real_BT].transpose(0, 1)
     experts_LNK = batch.experts_BTLK[batch.real_BT].transpose(0, 1).contiguous()
     informed = layer_step.informed(experts_LNK, logits_LNE, context_BTW[batch.real_BT])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from moe_beyond.settings import Settings
 
@@ -20,7 +20,7 @@ class TrainSettings(Settings):
     learning_rate: float = Field(default=3e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     loss: Literal["bce", "softmax", "ranking"] = "bce"
-    """See `predictor/losses.py`; docs/ablation.md compares them."""
+    """See `training/losses.py`; docs/ablation.md compares them."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     history_dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -38,7 +38,7 @@ class TrainSettings(Settings):
     embedding_width: int = Field(default=128, ge=4)
     """Width of the embeddings of token strings and n-grams, which hold most of the weights."""
     horizon: int = Field(default=2, ge=1)
-    """Layers ahead that the layer step answers for, each horizon apart."""
+    """Layers ahead that the layer step predicts, each horizon apart."""
     reach: int = Field(default=6, ge=1)
     """Layers ahead to which an expert of a layer speaks directly; at least the horizon."""
     layer_width: int = Field(default=128, ge=8)
@@ -47,11 +47,6 @@ class TrainSettings(Settings):
     """Hidden units of the small network that reads this; more say little and cost time at every layer."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
-    teachers: int = Field(default=0, ge=0)
-    """Predictors of other seeds that are fitted first; the one that is shipped learns their mean probabilities beside
-    the truth. Each costs a fit of its own; the search does without. They need the loss `bce`."""
-    teacher_weight: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the teachers' probabilities in the targets; the truth has the rest."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Of the arithmetic in training. A processor with bfloat16 instructions multiplies about five times faster in
     bf16-mixed, at no loss of recall that was measured; one without is slower."""
@@ -68,9 +63,3 @@ class TrainSettings(Settings):
     published_epochs: int = Field(default=0, ge=0)
     """Epochs of the paper's own network (`predictor/published.py`), causal and leaky, as a baseline; 0 leaves it out.
     On one CPU core an epoch over the published traces takes about an hour and a half, for each."""
-
-    @model_validator(mode="after")
-    def _teachers_speak_in_probabilities(self) -> Self:
-        if self.teachers and self.loss != "bce":
-            raise ValueError(f"teachers need the loss bce, not {self.loss}: only its logits are log-odds")
-        return self

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 import polars as pl
-from optuna.trial import FrozenTrial, TrialState
 
 from moe_beyond.errors import InputError
-from moe_beyond.tuning.ledger import is_tried
+from moe_beyond.tuning.candidates import Candidate, Drawn
 from moe_beyond.tuning.settings import TuneSettings
-from moe_beyond.tuning.space import Candidate, choices
+from moe_beyond.tuning.study import Outcome
 
-MEASURED: dict[str, type[pl.DataType]] = {
+_COLUMNS: dict[str, type[pl.DataType]] = {
     "recall_at_k": pl.Float64,
     "recall_at_k_ahead_1": pl.Float64,
-    "latency_ms": pl.Float64,
-    "layer_latency_ms": pl.Float64,
+    "token_step_ms": pl.Float64,
+    "layer_step_ms": pl.Float64,
     "parameters": pl.Int64,
-    "size_bytes": pl.Int64,
     "ms_per_token": pl.Float64,
     "hit_rate": pl.Float64,
     "use": pl.String,
@@ -29,93 +27,67 @@ MEASURED: dict[str, type[pl.DataType]] = {
 
 @dataclass(frozen=True)
 class Search:
-    """Outcome of a study.
+    """Outcome of a search.
 
     Attributes:
-        trials: A row a trial: trial, state, the candidate's names, what was measured (empty where a trial ended early),
-            on_front, chosen, reason.
+        trials: A row a candidate: trial (its index), state (complete or failed), the candidate's names, what was
+            measured and charged, chosen, reason.
+        epochs: A row an epoch of each: trial, and the columns of `Fit.history`.
         best: The candidate that the rule chose.
         on_demand_ms: Milliseconds per token without a predictor, on the same device and cache.
+        infeasible: Candidates of the space that are slower than `tune.max_latency_ms`.
     """
 
     trials: pl.DataFrame
+    epochs: pl.DataFrame
     best: Candidate
     on_demand_ms: float
+    infeasible: int
 
     def metrics(self) -> dict[str, Any]:
-        """Headline numbers of the study."""
-        row = self.trials.filter(pl.col("chosen")).row(0, named=True)
-        chosen = {key: row[key] for key in (*self.best, *MEASURED, "reason")}
-        states = self.trials["state"].to_list()
+        """Headline numbers of the search."""
+        chosen = self.trials.filter("chosen").drop("state", "chosen").row(0, named=True)
         return {
-            "trials": len(states),
-            "pruned": states.count("pruned"),
-            "failed": states.count("fail"),
-            "on_front": int(self.trials["on_front"].sum()),
+            "trials": len(self.trials),
+            "failed": int((self.trials["state"] == "failed").sum()),
+            "infeasible": self.infeasible,
             "on_demand_ms_per_token": self.on_demand_ms,
             "chosen": chosen,
         }
 
 
-def trials_table(study: optuna.Study, settings: TuneSettings) -> pl.DataFrame:
-    """Tried candidates, with those on the Pareto front of recall, latency and bytes marked."""
-    front = {trial.number for trial in study.best_trials}
-    rows = [_row(trial, settings, trial.number in front) for trial in study.get_trials(deepcopy=False)]
-    tried = [row for row in rows if row is not None]
-    if not tried:
-        raise InputError("tune: no candidate was tried; see the messages above")
-    return pl.DataFrame(tried, schema_overrides=MEASURED | {"ended": pl.String})
-
-
-def _row(trial: FrozenTrial, settings: TuneSettings, on_front: bool) -> dict[str, Any] | None:
-    if not is_tried(trial):
-        return None
-    measured = trial.user_attrs["measured"] if trial.state == TrialState.COMPLETE else {}
-    return {
-        "trial": trial.number,
-        "state": trial.state.name.lower(),
-        **{name: trial.params[name] for name in choices(settings.space)},
-        **{name: measured.get(name) for name in MEASURED},
-        "on_front": on_front,
-        "ended": trial.user_attrs.get("reason"),
-    }
-
-
-def choose(trials: pl.DataFrame, settings: TuneSettings, on_demand_ms: float) -> Search:
-    """The rule: of the candidates that answer fast enough, the one of least milliseconds per token on the device.
+def choose(drawn: Drawn, outcomes: Mapping[int, Outcome], settings: TuneSettings, on_demand_ms: float) -> Search:
+    """The rule: least milliseconds per token on the device; of equal ones fewest parameters, then the first.
 
     Args:
-        trials: As `trials_table` makes them.
-        settings: Device, capacity, and what is fast enough.
-        on_demand_ms: Without a predictor; for the reason that is given.
+        drawn: All candidates.
+        outcomes: What came of each, by its index.
+        settings: Device and capacity, for the reason that is given.
+        on_demand_ms: Without a predictor.
 
     Raises:
-        InputError: No candidate was measured, or all are slower than `tune.max_latency_ms`.
+        InputError: No candidate could be measured.
     """
-    measured = trials.filter(pl.col("state") == "complete")
-    if measured.is_empty():
-        raise InputError(f"tune: no candidate could be measured; the first one: {trials['ended'][0]}")
-    fast = measured.filter(pl.col("latency_ms") <= settings.max_latency_ms)
-    if fast.is_empty():
-        fastest = float(measured["latency_ms"].to_numpy().min())
-        raise InputError(
-            f"params.yaml: tune.max_latency_ms: {settings.max_latency_ms} ms, but the fastest candidate takes "
-            f"{fastest:.3f} ms; raise it or widen tune.space"
-        )
-    best = fast.sort("ms_per_token", "size_bytes", "trial").row(0, named=True)
-    reasons = [_reason(row, best, settings, on_demand_ms) for row in trials.iter_rows(named=True)]
-    trials = trials.with_columns(chosen=pl.col("trial") == best["trial"], reason=pl.Series(reasons)).drop("ended")
-    return Search(trials, {name: best[name] for name in choices(settings.space)}, on_demand_ms)
-
-
-def _reason(row: dict[str, Any], best: dict[str, Any], settings: TuneSettings, on_demand_ms: float) -> str:
-    if row["trial"] == best["trial"]:
-        return (
-            f"least time per token on {settings.device} at capacity {settings.capacity:g}: "
-            f"{row['ms_per_token']:.3f} ms (LRU without a predictor {on_demand_ms:.3f} ms)"
-        )
-    if row["ended"] is not None:
-        return str(row["ended"])
-    if row["latency_ms"] > settings.max_latency_ms:
-        return f"its token step takes {row['latency_ms']:.3f} ms, more than tune.max_latency_ms"
-    return f"{row['ms_per_token'] - best['ms_per_token']:.3f} ms per token more than trial {best['trial']}"
+    measured = {index: outcome.numbers for index, outcome in sorted(outcomes.items()) if outcome.reason is None}
+    if not measured:
+        raise InputError(f"tune: no candidate could be measured; the first one: {outcomes[0].reason}")
+    best = min(measured, key=lambda index: (measured[index]["ms_per_token"], measured[index]["parameters"], index))
+    least_ms = measured[best]["ms_per_token"]
+    rows = []
+    for index, (candidate, latency) in enumerate(zip(drawn.candidates, drawn.latencies, strict=True)):
+        outcome = outcomes[index]
+        row = {"token_step_ms": latency.token_step_ms, "layer_step_ms": latency.layer_step_ms, **outcome.numbers}
+        reason = outcome.reason
+        if index == best:
+            reason = (
+                f"least time per token on {settings.device} at capacity {settings.capacity:g}: "
+                f"{least_ms:.3f} ms (LRU without a predictor {on_demand_ms:.3f} ms)"
+            )
+        elif reason is None:
+            reason = f"{row['ms_per_token'] - least_ms:.3f} ms per token more than trial {best}"
+        state = "failed" if index not in measured else "complete"
+        own = {"trial": index, "state": state, **candidate, **{name: row.get(name) for name in _COLUMNS}}
+        rows.append(own | {"chosen": index == best, "reason": reason})
+    epochs = [{"trial": index} | epoch for index in measured for epoch in outcomes[index].epochs]
+    trials = pl.DataFrame(rows, schema_overrides=_COLUMNS)
+    return Search(trials, pl.DataFrame(epochs), drawn.candidates[best], on_demand_ms, drawn.infeasible)

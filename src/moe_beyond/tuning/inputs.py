@@ -2,70 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from moe_beyond.files import fingerprint
+import moe_beyond
+from moe_beyond.devices.device import load_device
+from moe_beyond.files import fingerprint, folder_digest
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.settings import TrainSettings
-from moe_beyond.tuning.payoff import bench_of
+from moe_beyond.tuning.candidates import Drawn, draw
+from moe_beyond.tuning.payoff import Bench, bench_of
 from moe_beyond.tuning.settings import TuneSettings
-from moe_beyond.tuning.storage import StudyPlace
-from moe_beyond.tuning.trial import Job, TrialLog
 
-_NO_MATTER = {"workers", "storage"}  # who works on the study, and where it lies
+_CODE = Path(moe_beyond.__file__).parent
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Parameters of a search.
+    """Data and parameters of a search; can be sent to another process, which opens the data itself.
 
     Attributes:
-        seed: Of the sampler, the prompts drawn and every fit.
-        tune: Space, number of trials, workers, rule.
+        splits: Folder of the splits; no test split is read.
+        seed: Of the candidates, the prompts drawn and every fit.
+        tune: Space, number of candidates, rule.
         train: Of every fit.
         simulate: How a cache is replayed.
-        opset: Of the exported graphs that are timed.
     """
 
+    splits: Path
     seed: int
     tune: TuneSettings
     train: TrainSettings
     simulate: SimulateSettings
-    opset: int
 
-    def key(self, digests: Iterable[str]) -> str:
-        """Fingerprint of the parameters and of the digests of data and code, in their order."""
-        earlier = None
-        if self.tune.warm_start is not None and Path(self.tune.warm_start).is_file():
-            earlier = Path(self.tune.warm_start).read_text(encoding="utf-8")
-        tune = self.tune.model_dump(exclude=_NO_MATTER)
-        return fingerprint(self.seed, tune, self.train, self.simulate, self.opset, earlier, *digests)
+    def key(self) -> str:
+        """Fingerprint of data, parameters and code."""
+        # who works on the study and where it lies change nothing
+        tune = self.tune.model_dump(exclude={"workers", "storage"})
+        folders = [self.splits / "train", self.splits / "validation", _CODE]
+        if self.tune.warm_start is not None:
+            folders.append(Path(self.tune.warm_start))
+        digests = [folder_digest(folder) for folder in folders]
+        device = load_device(self.tune.device)
+        return fingerprint(self.seed, tune, self.train, self.simulate, device, *digests)
 
-    def job(self, splits: Path, place: StudyPlace, trial_log: TrialLog) -> Job:
-        """What each worker gets.
+    @cached_property
+    def validation(self) -> Trace:
+        """Prompts that recall and time per token are measured on."""
+        return store.open_working(self.splits / "validation")
 
-        Args:
-            splits: Folder of the splits; no test split is read.
-            place: Where the study lies.
-            trial_log: Records each trial.
+    @cached_property
+    def train_prompts(self) -> Trace:
+        """Prompts to learn from: at most `tune.max_prompts`, drawn by the seed."""
+        whole = store.open_working(self.splits / "train")
+        drawn = np.random.default_rng(self.seed).permutation(whole.num_prompts)[: self.tune.max_prompts]
+        return whole.select(np.sort(drawn))
 
-        Raises:
-            InputError: Unknown device, or validation prompts that decode nothing.
-        """
-        return self.job_on(
-            store.open_working(splits / "train"), store.open_working(splits / "validation"), place, trial_log
-        )
+    @cached_property
+    def bench(self) -> Bench:
+        """Where time per token is found. Raises InputError as `bench_of` does."""
+        return bench_of(self.validation, self.tune, self.simulate)
 
-    def job_on(self, train: Trace, validation: Trace, place: StudyPlace, trial_log: TrialLog) -> Job:
-        """As `job`, on traces that are open already; at most `tune.max_prompts` are trained on, drawn by the seed."""
-        drawn = np.sort(np.random.default_rng(self.seed).permutation(train.num_prompts)[: self.tune.max_prompts])
-        bench = bench_of(validation, self.tune, self.simulate)
-        return Job(
-            place, train.select(drawn), validation, self.tune, self.train, bench, self.opset, self.seed, trial_log
-        )
+    @cached_property
+    def drawn(self) -> Drawn:
+        """The candidates. Raises InputError as `draw` does."""
+        return draw(self.tune, self.train, self.validation.metadata, self.seed)

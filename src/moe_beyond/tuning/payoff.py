@@ -6,11 +6,13 @@ Shape suffixes: T tokens, L MoE layers, E experts, H horizons.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from moe_beyond.devices.device import load_device
 from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
-from moe_beyond.predictor.base import LayerPredictor
+from moe_beyond.predictor.base import Predictor
+from moe_beyond.predictor.latency import Latency
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
@@ -28,7 +30,7 @@ class Payoff:
     """How a predictor is best used, and what that costs.
 
     Attributes:
-        use: `token_step`, or `both_steps` where asking the layer step too is faster.
+        use: `token_step`, or `both_steps` where the layer step saves more time than it takes.
         ms_per_token: Mean time of a decoded token.
         hit_rate: Of decoded tokens on the device.
     """
@@ -54,20 +56,23 @@ class Bench:
     device: str
     capacity: float
 
+    @cached_property
+    def events(self) -> Events:
+        """What the prompts want."""
+        return events_of(self.trace, self.settings.prefill)
+
     def on_demand_ms(self) -> float:
         """Milliseconds per token of LRU without any predictor: what a candidate must beat."""
         return self._replay(Lru()).ms_per_token
 
-    def payoff(self, predictor: LayerPredictor, token_step_ms: float, layer_step_ms: float) -> Payoff:
+    def payoff(self, predictor: Predictor, latency: Latency) -> Payoff:
         """Replay with the predictor's prefetches, once by the token step alone and once by both.
 
         Args:
-            predictor: Answers for the trace.
-            token_step_ms: Milliseconds of its token step.
-            layer_step_ms: Milliseconds of its layer step, asked once a layer.
+            predictor: Predicts for the trace.
+            latency: What is charged for its steps, before the device's slowdown.
         """
-        events = self._events()
-        said = Predictions(predictor, self.trace, events, token_step_ms, layer_step_ms)
+        said = Predictions(predictor, self.trace, self.events, latency.token_step_ms, latency.layer_step_ms)
         width = prefetch_width(self.trace.metadata, 1, self.settings.prefetch_width)
         outcomes = []
         for use in ("token_step", "both_steps"):
@@ -80,11 +85,9 @@ class Bench:
         settings, meta = self.settings, self.trace.metadata
         workload = Workload.of(meta, settings.lookahead_layers, expert_mib=settings.timed_expert_mib)
         slots = Budget.slots(meta, max(1, round(self.capacity * meta.num_model_experts)))
-        device = load_device(self.device)
-        return timed_replay(self._events(), policy, slots, device, workload, keep_warm=settings.keep_warm)
-
-    def _events(self) -> Events:
-        return events_of(self.trace, self.settings.prefill)
+        return timed_replay(
+            self.events, policy, slots, load_device(self.device), workload, keep_warm=settings.keep_warm
+        )
 
 
 def bench_of(validation: Trace, tune: TuneSettings, settings: SimulateSettings) -> Bench:
@@ -94,9 +97,8 @@ def bench_of(validation: Trace, tune: TuneSettings, settings: SimulateSettings) 
         InputError: Unknown device, or prompts that decode nothing.
     """
     load_device(tune.device)
-    trace = first_tokens(validation, tune.replay_tokens)
-    bench = Bench(trace, settings, tune.device, tune.capacity)
-    if not bench._events().is_decode_S.any():
+    bench = Bench(first_tokens(validation, tune.replay_tokens), settings, tune.device, tune.capacity)
+    if not bench.events.is_decode_S.any():
         raise InputError(
             "simulate.prefill: batched, but the validation prompts hold prefill alone, so there is no time per token "
             "to tune for; set it to token_by_token"

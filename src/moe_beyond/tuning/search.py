@@ -1,157 +1,141 @@
-"""The search: opens the study, lets workers try candidates until all are tried, and chooses.
+"""The search: enqueues the candidates, lets workers try them until all are tried, and chooses.
 
-No trial sees a test split.
+No trial sees a test split. The outcome follows from the inputs alone: not from the number of workers, nor from when one
+of them was interrupted.
 """
 
 from __future__ import annotations
 
-import csv
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-import optuna
-from optuna.trial import TrialState
+import joblib
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.errors import InputError
-from moe_beyond.tuning.choice import Search, choose, trials_table
-from moe_beyond.tuning.ledger import MAX_DEATHS, Ledger, earlier_candidates, is_tried
-from moe_beyond.tuning.settings import TuneSettings
-from moe_beyond.tuning.storage import patiently
-from moe_beyond.tuning.trial import Job, run_trial
+from moe_beyond.tuning.candidates import choices
+from moe_beyond.tuning.choice import Search, choose
+from moe_beyond.tuning.inputs import Inputs
+from moe_beyond.tuning.study import MAX_DEATHS, Study, StudyPlace
 
 log = logging.getLogger(__name__)
-WAIT_S = 1.0
+POLL_S = 1.0
 
 
-def search(job: Job) -> tuple[Search, tuple[str, ...]]:
-    """Run the study, or the rest of one that was interrupted; each trial is of another candidate.
+def search(inputs: Inputs, place: StudyPlace, scratch: Path) -> Search:
+    """Run the study, or the rest of one that was interrupted.
 
-    Returns:
-        The outcome, and the ids of the trials' records.
+    Args:
+        inputs: Data and parameters.
+        place: Of the study.
+        scratch: For the fits on this machine; one that lies there is resumed.
 
     Raises:
-        InputError: No candidate is fast enough, a warm start that holds nothing, or a storage that does not answer.
+        InputError: A candidate was interrupted each time, none can be measured, or the storage does not answer.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = job.settings
-    # the schema and the study are made once, before there are several workers
-    ledger = Ledger(job.place, settings, job.seed)
-    # for those who join from other machines
-    patiently(lambda: ledger.study.set_user_attr("parent_run", job.trial_log.parent))
-    ledger.enqueue_first(_warm_start(ledger, settings))
-    if settings.workers == 1:
-        work(job)
-    else:
-        _in_processes(job, settings.workers)
-    table = patiently(lambda: trials_table(ledger.study, settings))
-    outcome = choose(table, settings, job.bench.on_demand_ms())
-    tried = [trial for trial in ledger.trials() if is_tried(trial) and "run_id" in trial.user_attrs]
-    return outcome, tuple(trial.user_attrs["run_id"] for trial in tried)
+    drawn, bench = inputs.drawn, inputs.bench
+    study = place.open(create=True)
+    study.enqueue(drawn.candidates, choices(inputs.tune.space))
+    with _workers(inputs, place, scratch, study) as finish:
+        # beside their first fits: what it compiles they find compiled
+        on_demand_ms = bench.on_demand_ms()
+        finish()
+    outcomes = study.tried()
+    if untried := [index for index in range(len(drawn.candidates)) if index not in outcomes]:
+        candidate = ", ".join(f"{name} {value}" for name, value in drawn.candidates[untried[0]].items())
+        raise InputError(
+            f"tune: {len(untried)} of {len(drawn.candidates)} candidates lost their worker up to {MAX_DEATHS} times "
+            f"({candidate}); is memory short? set fewer tune.workers, and run it again: it goes on where it was"
+        )
+    return choose(drawn, outcomes, inputs.tune, on_demand_ms)
 
 
-def work(job: Job) -> None:
-    """Try candidates until all are tried, also those whose workers die meanwhile."""
-    ledger = Ledger(job.place, job.settings, job.seed)
-    while (claim := ledger.claim()) != "done":
-        if claim == "wait":
-            time.sleep(WAIT_S)
-        else:
-            run_trial(job, ledger, claim)
+def join(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
+    """Help a search that was started on another machine until all candidates are tried; arguments as `search`.
+
+    Raises:
+        InputError: The study lies in a file, or is not begun.
+    """
+    if not place.is_shared:
+        raise InputError("tune.storage: a file is not shared; set OPTUNA_STORAGE to PostgreSQL's address")
+    with _workers(inputs, place, scratch, place.open()) as finish:
+        finish()
 
 
-def _in_processes(job: Job, workers: int) -> None:
-    """Keep that many workers going; one that is killed is replaced, an error of one ends all."""
-    context = multiprocessing.get_context("spawn")
+@contextmanager
+def _workers(inputs: Inputs, place: StudyPlace, scratch: Path, study: Study) -> Iterator[Callable[[], None]]:
+    """Start workers, and yield what waits until all candidates are tried; no worker outlives the `with`."""
+    total = len(inputs.drawn.candidates)
+    # of a container its share
+    cores = joblib.cpu_count() if inputs.train.accelerator == "cpu" else 1
+    context, running = multiprocessing.get_context("spawn"), list[BaseProcess]()
+    unopened = replace(inputs)  # each worker maps the data itself
 
-    def start() -> BaseProcess:
-        process = context.Process(target=_worker, args=(job,))
+    def start() -> None:
+        process = context.Process(target=_work, args=(unopened, place, scratch))
         process.start()
-        return process
+        running.append(process)
 
-    running, killed = [start() for _ in range(workers)], 0
+    for _ in range(min(inputs.tune.workers or cores, total - len(study.tried()))):
+        start()
     try:
-        while running:
-            time.sleep(WAIT_S / 4)
-            ended = [process for process in running if process.exitcode is not None]
-            running = [process for process in running if process.exitcode is None]
-            for process in ended:
-                if (process.exitcode or 0) > 0:
-                    raise RuntimeError(f"a worker of the search failed with status {process.exitcode}; see above")
-                if process.exitcode:
-                    killed += 1
-                    log.warning("a worker of the search was ended by signal %d; another goes on", -process.exitcode)
-                    if killed > MAX_DEATHS * workers:
-                        raise InputError(f"tune.workers: {killed} workers were killed; memory may be short, set fewer")
-                    running.append(start())
+        yield partial(_wait, study, total, running, start)
     finally:
         for process in running:
             process.terminate()
             process.join()
 
 
-def _worker(job: Job) -> None:
+def _wait(study: Study, total: int, running: list[BaseProcess], start: Callable[[], None]) -> None:
+    """Wait for the workers; one that is killed is replaced, an error of one ends all."""
+    killed = 0
+    columns = (TextColumn("trying candidates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=total, completed=len(study.tried()))
+        while running:
+            wait([process.sentinel for process in running], POLL_S)
+            for process in [process for process in running if process.exitcode is not None]:
+                running.remove(process)
+                if process.exitcode and process.exitcode > 0:
+                    raise InputError("tune: a worker failed, its message stands above; what was tried is kept")
+                if process.exitcode:
+                    killed += 1
+                    log.warning("a worker of the search was ended by signal %d; another goes on", -process.exitcode)
+                    if killed > MAX_DEATHS * total:
+                        raise InputError(f"tune.workers: {killed} workers were killed; is memory short? set fewer")
+                    start()
+            progress.update(bar, completed=len(study.tried()))
+
+
+def _work(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
+    """A worker's process."""
+    from moe_beyond.tuning.trial import measure  # noqa: PLC0415 - loads torch, which the search itself does without
+
+    # its parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("moe_beyond").setLevel(logging.INFO)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        work(job)
+        place.open().work(partial(measure, inputs, scratch))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
         raise SystemExit(1) from error
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker does not outlive the stage that started it, however that ends."""
-    while os.getppid() == parent:
-        time.sleep(WAIT_S)
-    os._exit(1)
-
-
-def _warm_start(ledger: Ledger, settings: TuneSettings) -> list[dict[str, Any]]:
-    """Candidates of an earlier search, fastest per token first."""
-    if settings.warm_start is None:
-        return []
-    kind, _, name = settings.warm_start.partition(":")
-    if kind == "study" and name:
-        return earlier_candidates(_rows_of_study(ledger, name), settings)
-    path = Path(settings.warm_start)
-    if not path.is_file():
-        raise InputError(f"tune.warm_start: {path}: no such file; give a copy of an earlier trials.csv or study:NAME")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return earlier_candidates(sorted(rows, key=_by_time), settings)
-
-
-def _rows_of_study(ledger: Ledger, name: str) -> list[dict[str, Any]]:
-    try:
-        study = patiently(lambda: optuna.load_study(study_name=name, storage=ledger.storage))
-    except KeyError as error:
-        raise InputError(f"tune.warm_start: no study {name!r} in the storage; correct its name") from error
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    rows = [trial.params | {"ms_per_token": trial.user_attrs["measured"]["ms_per_token"]} for trial in complete]
-    return sorted(rows, key=_by_time)
-
-
-def _by_time(row: dict[str, Any]) -> float:
-    value = row.get("ms_per_token")
-    return float(value) if isinstance(value, int | float) else float("inf")
-
-
-def _number(text: str) -> Any:
-    """What a cell of a table meant."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _end_with_parent() -> None:
+    """A worker does not outlive the search that started it, however that ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

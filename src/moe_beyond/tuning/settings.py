@@ -11,8 +11,6 @@ from moe_beyond.training.settings import TrainSettings
 
 _NOT_SEARCHED = (
     "epochs",
-    "teachers",
-    "teacher_weight",
     "accelerator",
     "devices",
     "num_nodes",
@@ -62,29 +60,26 @@ class TuneSettings(Settings):
     """The search for the predictor that saves most time."""
 
     trials: int = Field(default=8, ge=1)
-    """Candidates to try, each once; all of the space if it holds fewer."""
+    """Candidates to try, each once: drawn by the seed from those that are fast enough, so that they fill the space; all
+    of them if there are fewer."""
     epochs: int = Field(default=3, ge=1)
     """Epochs of a trial; every trial gets the same."""
     max_prompts: int = Field(default=300, ge=1)
     """At most this many training prompts in a trial, drawn by the seed."""
-    workers: int = Field(default=1, ge=1)
-    """Processes of this machine that try candidates at once. With one, the same study comes out every time."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes of this machine that try candidates at once; null: as many as it has cores, or one where `train` uses
+    another accelerator. The outcome does not depend on it."""
     storage: str | None = Field(default=None, pattern="^postgresql")
-    """Where the study lies: null for a journal file in `.scratch`, or a PostgreSQL address, so that other machines can
-    join. The variable OPTUNA_STORAGE goes before it and is the place for an address with a password."""
+    """Where the study lies: null for a file in `.scratch`, or a PostgreSQL address, so that other machines can join.
+    The variable OPTUNA_STORAGE goes before it and is the place for an address with a password."""
     warm_start: str | None = None
-    """Candidates of an earlier search to try first: a `trials.csv` (a copy: the stage's own is replaced), or
-    `study:NAME` in the same storage."""
-    pruning_margin: float | None = Field(default=0.01, ge=0, le=1)
-    """A trial ends early when a smaller predictor, in no searched number larger, had after as many epochs a validation
-    recall that was higher by this; null: never."""
+    """Candidates of an earlier search to try first: a `trials.csv` (a copy: the stage's own is replaced)."""
     space: SearchSpace = SearchSpace()
     device: str = "phone_ufs"
-    """The device whose time per token decides, a name of a file under simulator/devices."""
+    """The device whose time per token decides, a name of a file under devices/profiles."""
     capacity: float = Field(default=0.1, gt=0, le=1)
     """The cache on it, as a share of all routed experts of the model."""
     replay_tokens: int = Field(default=20_000, ge=100)
     """At most about this many validation tokens are replayed to find a candidate's time per token."""
     max_latency_ms: float = Field(default=5.0, gt=0)
-    """A candidate whose median token step takes longer on one thread is never chosen."""
-    latency_repeats: int = Field(default=200, ge=10)
+    """A candidate whose token step is charged more is not tried."""

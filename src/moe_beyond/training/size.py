@@ -1,0 +1,71 @@
+"""What the search chooses, and the shapes that follow. No torch here: the search draws candidates without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from moe_beyond.errors import InputError
+from moe_beyond.predictor.shape import NetworkShape
+from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the token step: width, number of transformer blocks, heads of the attention."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+def read_choice(path: Path, settings: TrainSettings) -> tuple[Size, TrainSettings]:
+    """The size that the search wrote, and the parameters with what it chose beside the size.
+
+    Args:
+        path: Width, depth and heads, and perhaps parameters of `train`.
+        settings: Where the search says nothing.
+
+    Raises:
+        InputError: The file is missing or does not hold the three numbers, or what else it holds is no such parameter.
+    """
+    try:
+        chosen = yaml.safe_load(path.read_text(encoding="utf-8"))
+        size = Size(**{field.name: chosen.pop(field.name) for field in fields(Size)})
+        return size, TrainSettings.model_validate(settings.model_dump() | chosen)
+    except (FileNotFoundError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: expected width, depth and heads ({error}); run the tune stage first") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: train.{first['loc'][0]}: {first['msg']}; run the tune stage again") from error
+
+
+def network_shape(traced: TraceMetadata, num_tokens: int, size: Size, settings: TrainSettings) -> NetworkShape:
+    """Shapes of both steps.
+
+    Args:
+        traced: The model whose routing is predicted.
+        num_tokens: Token strings with an embedding of their own, and one row for all others.
+        size: Of the token step.
+        settings: Everything else.
+    """
+    return NetworkShape(
+        num_layers=traced.num_layers,
+        num_experts=traced.num_experts,
+        top_k=traced.top_k,
+        num_tokens=num_tokens,
+        letter_buckets=settings.letter_buckets,
+        embedding_width=settings.embedding_width,
+        width=size.width,
+        depth=size.depth,
+        heads=size.heads,
+        window=settings.window,
+        horizon=settings.horizon,
+        reach=max(settings.reach, settings.horizon),
+        layer_width=settings.layer_width,
+        layer_hidden=settings.layer_hidden,
+    )

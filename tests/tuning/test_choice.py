@@ -1,0 +1,56 @@
+import pytest
+
+from moe_beyond.errors import InputError
+from moe_beyond.predictor.latency import Latency
+from moe_beyond.tuning.candidates import Drawn
+from moe_beyond.tuning.choice import choose
+from moe_beyond.tuning.settings import TuneSettings
+from moe_beyond.tuning.study import Outcome
+
+WIDTHS = (64, 96, 128, 192)
+DRAWN = Drawn(tuple({"width": width} for width in WIDTHS), tuple(Latency(w / 100, 0.1, 0.0) for w in WIDTHS), 5)
+FAILED = Outcome({}, [], "train: loss is nan at step 3")
+
+
+def outcome(ms, parameters):
+    numbers = {"recall_at_k": 0.5, "ms_per_token": ms, "parameters": parameters, "hit_rate": 0.25, "use": "both_steps"}
+    return Outcome(numbers, [{"epoch": 0, "train_loss": ms}, {"epoch": 1, "train_loss": ms / 2}])
+
+
+OUTCOMES = {0: outcome(41.0, 100), 1: outcome(40.0, 300), 2: FAILED, 3: outcome(40.5, 400)}
+
+
+def choice(outcomes):
+    # workers end in any order
+    return choose(DRAWN, dict(reversed(outcomes.items())), TuneSettings(), 50.0)
+
+
+def test_the_rule_takes_the_least_time_per_token_and_says_why_of_each():
+    result = choice(OUTCOMES)
+    assert result.best == {"width": 96}
+    assert result.trials["trial"].to_list() == [0, 1, 2, 3]
+    assert result.trials["state"].to_list() == ["complete", "complete", "failed", "complete"]
+    assert result.trials["chosen"].to_list() == [False, True, False, False]
+    assert result.trials["reason"].to_list() == [
+        "1.000 ms per token more than trial 1",
+        "least time per token on phone_ufs at capacity 0.1: 40.000 ms (LRU without a predictor 50.000 ms)",
+        "train: loss is nan at step 3",
+        "0.500 ms per token more than trial 1",
+    ]
+    assert result.trials["token_step_ms"].to_list() == [0.64, 0.96, 1.28, 1.92]
+    assert result.trials["ms_per_token"].to_list() == [41.0, 40.0, None, 40.5]
+    assert result.epochs.select("trial", "epoch").rows() == [(i, epoch) for i in (0, 1, 3) for epoch in (0, 1)]
+    metrics = result.metrics()
+    assert (metrics["trials"], metrics["failed"], metrics["infeasible"]) == (4, 1, 5)
+    assert (metrics["chosen"]["trial"], metrics["chosen"]["width"], metrics["chosen"]["hit_rate"]) == (1, 96, 0.25)
+
+
+@pytest.mark.parametrize(("parameters", "best"), [((200, 100, 300), 96), ((100, 100, 300), 64), ((300, 200, 100), 192)])
+def test_equal_times_go_to_the_smaller_and_then_to_the_first(parameters, best):
+    equal = dict(zip((0, 1, 3), (outcome(40.0, number) for number in parameters), strict=True))
+    assert choice(OUTCOMES | equal).best == {"width": best}
+
+
+def test_a_search_in_which_nothing_could_be_measured_says_why():
+    with pytest.raises(InputError, match="no candidate could be measured; the first one: train: loss is nan at step 3"):
+        choice(dict.fromkeys(range(4), FAILED))

@@ -1,0 +1,94 @@
+"""The same files come out of a search whoever works on it, and whatever is killed."""
+
+import json
+from contextlib import nullcontext
+from functools import partial
+
+import psutil
+import pytest
+import yaml
+
+from moe_beyond.errors import InputError
+from moe_beyond.training.fit import fit
+from moe_beyond.tuning import search as search_module
+from moe_beyond.tuning.candidates import choices
+from moe_beyond.tuning.choice import choose
+from moe_beyond.tuning.search import join, search
+from moe_beyond.tuning.study import StudyPlace
+from moe_beyond.tuning.trial import measure
+from tests.tuning.case import inputs_of, write_splits
+from tests.tuning.several_workers import start, wait_for
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    write_splits(tmp_path)
+    return tmp_path
+
+
+def searched_here(inputs, scratch):
+    """By this process alone, without an interruption."""
+    place = StudyPlace.of(None, "study", scratch)
+    study = place.open(create=True)
+    study.enqueue(inputs.drawn.candidates, choices(inputs.tune.space))
+    study.work(partial(measure, inputs, scratch))
+    return choose(inputs.drawn, study.tried(), inputs.tune, inputs.bench.on_demand_ms())
+
+
+@pytest.mark.timeout(600)
+def test_a_search_of_two_workers_that_is_killed_ends_as_that_of_one(root, tmp_path):
+    interrupted = start("tests/tuning/case.py", root, 2)
+    wait_for(lambda: len(list(root.glob(".scratch/tune/*/candidate-*/last.ckpt"))) >= 2)
+    # a worker, then all of it
+    worker = next(child for child in psutil.Process(interrupted.pid).children() if "spawn_main" in str(child.cmdline()))
+    worker.kill()
+    worker.wait()
+    interrupted.kill()
+    interrupted.wait()
+    assert not (root / "reports").exists()
+    assert start("tests/tuning/case.py", root, 1).wait(300) == 0
+    assert not list((root / ".scratch").iterdir())
+    expected = searched_here(inputs_of(root), tmp_path)
+    reports = root / "reports/tune"
+    assert (reports / "trials.csv").read_text() == expected.trials.write_csv()
+    assert (reports / "epochs.csv").read_text() == expected.epochs.write_csv()
+    assert yaml.safe_load((reports / "best.yaml").read_text()) == expected.best
+    assert json.loads((reports / "metrics.json").read_text()) == expected.metrics()
+    assert expected.trials["state"].to_list() == ["complete"] * 4
+    assert len(expected.epochs) == 12
+
+
+def test_a_candidate_that_lost_its_workers_is_refused_and_not_passed_over(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_module, "_workers", lambda *_: nullcontext(lambda: None))
+    with pytest.raises(InputError, match=r"4 of 4 candidates lost their worker .*width 8, depth 1, heads 1"):
+        search(inputs_of(root), StudyPlace.of(None, "study", tmp_path), tmp_path)
+
+
+def test_a_candidate_that_cannot_be_fitted_fails_with_the_reason(root, tmp_path, monkeypatch):
+    def fit_small(train, validation, size, *args, **options):
+        if size.width == 16:
+            raise InputError("train: loss is nan at step 3")
+        return fit(train, validation, size, *args, **options)
+
+    monkeypatch.setattr("moe_beyond.tuning.trial.fit", fit_small)
+    result = searched_here(inputs_of(root, epochs=1), tmp_path)
+    assert result.best["width"] == 8
+    assert result.trials.filter(width=16)["state"].unique().to_list() == ["failed"]
+    assert result.trials.filter(width=16)["reason"].unique().to_list() == ["train: loss is nan at step 3"]
+
+
+def test_only_a_shared_study_can_be_joined(root, tmp_path):
+    with pytest.raises(InputError, match="a file is not shared; set OPTUNA_STORAGE"):
+        join(inputs_of(root), StudyPlace.of(None, "study", tmp_path), tmp_path)
+
+
+def test_inputs_that_decide_the_outcome_make_the_name_and_others_do_not(root):
+    key = inputs_of(root).key()
+    assert inputs_of(root, workers=3).key() == key
+    assert inputs_of(root, epochs=4).key() != key
+    write_splits(root)
+    assert inputs_of(root).key() == key
+    with (root / "data/splits/validation/trace.json").open("a") as file:
+        file.write("\n")
+    assert inputs_of(root).key() != key

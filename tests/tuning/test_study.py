@@ -1,0 +1,126 @@
+"""Workers share a study: each candidate is tried to its end once, whoever is killed."""
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+
+from moe_beyond.errors import InputError
+from moe_beyond.tuning import study as study_module
+from moe_beyond.tuning.study import MAX_DEATHS, Outcome, StudyPlace, patiently
+from tests.tuning.several_workers import CANDIDATES, CHOICES, OUTCOMES, try_with_a_kill
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    folder = tmp_path / "an {odd}?#% name"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def place(folder):
+    return replace(StudyPlace.of(None, "study", folder), grace_s=3)
+
+
+def begun(place):
+    study = place.open(create=True)
+    study.enqueue(CANDIDATES, CHOICES)
+    return study
+
+
+def silence(folder):
+    """Let every heartbeat be of long ago, as those of a killed worker will be."""
+    with sqlite3.connect(folder / "study.db") as connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_try_each_candidate_once_though_one_is_killed(place, tmp_path):
+    try_with_a_kill(place, tmp_path / "log")
+
+
+def test_no_two_workers_claim_the_same_trial(place):
+    begun(place)
+    barrier = threading.Barrier(len(CANDIDATES))
+
+    def claim(_):
+        study = place.open()
+        barrier.wait()
+        return study._claim().user_attrs["candidate"]
+
+    with ThreadPoolExecutor(len(CANDIDATES)) as pool:
+        assert sorted(pool.map(claim, CANDIDATES)) == sorted(OUTCOMES)
+
+
+def test_a_search_that_is_started_again_tries_only_what_is_missing(place):
+    study, failed = begun(place), Outcome({}, [], "loss is nan")
+    study._tell(study._claim(), OUTCOMES[0])
+    study._tell(study._claim(), failed)
+    study._claim()  # and killed
+    again, tried = begun(place), []
+
+    def measure(index, candidate):
+        tried.append((index, candidate))
+        return OUTCOMES[index]
+
+    again.work(measure)
+    assert sorted(tried) == list(enumerate(CANDIDATES))[2:]
+    assert place.open().tried() == OUTCOMES | {1: failed}
+
+
+def test_a_candidate_whose_worker_is_killed_each_time_waits_for_the_next_search(place, folder):
+    study = begun(place)
+    for _ in range(MAX_DEATHS):
+        assert study._claim().user_attrs["candidate"] == 0
+        for trial in study.study.get_trials(states=(TrialState.WAITING,)):
+            study._tell(study._claim(), OUTCOMES[trial.user_attrs["candidate"]])
+        silence(folder)
+    assert study._claim() is None
+    assert not study._is_any_open()
+    assert sorted(study.tried()) == sorted(OUTCOMES)[1:]
+    assert begun(place)._claim().user_attrs["candidate"] == 0
+
+
+def test_a_worker_that_was_thought_dead_changes_nothing(place, folder):
+    study = begun(place)
+    sleeper = study._claim()
+    silence(folder)
+    study.work(lambda index, _: OUTCOMES[index])
+    study._tell(sleeper, Outcome({"ms_per_token": 99.0}, []))
+    assert study.tried() == OUTCOMES
+
+
+def test_a_study_that_is_not_begun_cannot_be_joined(place):
+    with pytest.raises(InputError, match="study study: not begun; start the tune stage first"):
+        place.open()
+
+
+def test_calls_wait_for_a_storage_that_is_away_but_not_forever(monkeypatch):
+    away = [sqlalchemy.exc.OperationalError("select", {}, ConnectionError("refused"))] * 3
+
+    def call():
+        if away:
+            raise away.pop()
+        return "answer"
+
+    monkeypatch.setattr(study_module, "PAUSE_S", 0.01)
+    assert patiently(call) == "answer"
+    away.append(sqlalchemy.exc.OperationalError("select", {}, ConnectionError("refused")))
+    monkeypatch.setattr(study_module, "PATIENCE_S", -1.0)
+    with pytest.raises(InputError, match=r"tune.storage: it does not answer \(.*refused.*\); start it"):
+        patiently(call)
+
+
+def test_the_environment_names_the_storage_before_the_parameter(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://user:secret@host/db")
+    place = StudyPlace.of(None, "study", tmp_path)
+    assert (place.url, place.is_shared) == ("postgresql+psycopg2://user:secret@host/db", True)
+    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///user:secret@x.db")
+    with pytest.raises(InputError, match=r"'x\.db' is no PostgreSQL address"):
+        StudyPlace.of(None, "study", tmp_path)
