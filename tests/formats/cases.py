@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ def experts(tokens: int, shape: tuple[int, int, int], seed: int = 0) -> npt.NDAr
     return np.random.default_rng(seed).permuted(every, axis=2)[:, :, :top_k]
 
 
-def table(rows: list[list[object]], terminator: str = "\r\n") -> bytes:
+def table(rows: list[Any], terminator: str = "\r\n") -> bytes:
     """A CSV."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator=terminator).writerows(rows)

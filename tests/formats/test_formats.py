@@ -101,6 +101,7 @@ def test_esfts_sequences_become_prompts_of_their_task(tmp_path):
     assert (trace.prompt_ids, trace.domains) == (("law/sequence_0", "law/sequence_1"), ("law", "law"))
     assert trace.num_prefill_P.tolist() == [2, 3]
     np.testing.assert_array_equal(trace.experts_TLK, np.concatenate(sequences))
+    assert trace.weights_TLK is not None
     np.testing.assert_allclose(trace.weights_TLK, 1 / (2 + trace.experts_TLK.astype(np.float64)), atol=1e-4)
 
 

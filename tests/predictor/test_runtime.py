@@ -133,8 +133,7 @@ def redescribed(**changes):
     """Other metadata in a file."""
 
     def change(path):
-        step = "token_step" if path.name == GRAPH_FILE else "layer_step"
-        describe(path, GraphFile(path, step, 1).description | changes)
+        describe(path, GraphFile(path, FILES[path.name], 1).description | changes)
 
     return change
 

@@ -64,7 +64,7 @@ def assert_same(a, b):
 )
 def test_both_forms_give_back_what_was_written(tmp_path_factory, lengths, experts, dropped, seed):
     folder = tmp_path_factory.mktemp("trace")
-    trace = replace(full_trace(lengths, experts, seed), **dict.fromkeys(dropped))  # type: ignore[arg-type]
+    trace = replace(full_trace(lengths, experts, seed), **dict.fromkeys(dropped))
     store.write_parquet(trace, folder / "a.parquet")
     assert_same(store.read_parquet(folder / "a.parquet"), trace)
     store.write_working(trace, folder / "working")
