@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from moe_beyond.simulator.schedule.events import Events
+from tests.simulator.strategies import members
 
 
 @dataclass
@@ -19,6 +20,17 @@ class Outcome:
     prefetched: int = 0
     useful: int = 0
     useless: int = 0
+
+
+@dataclass
+class Memory:
+    """What is known of an expert: clock and step of its last use, uses, uses since its admission, and when that was."""
+
+    last: int = -1
+    step: int = -1
+    uses: int = 0
+    uses_resident: int = 0
+    admitted: int = 0
 
 
 def replay(
@@ -44,18 +56,12 @@ def replay(
         scores: For "static", a score of each expert.
         wanted: Experts to prefetch before each event, a list a event.
     """
-    lists = [events.members_A[events.offsets_N[n] : events.offsets_N[n + 1]].tolist() for n in range(events.num_events)]
+    lists, steps = members(events), events.step_N.tolist()
     prompts = events.prompt_S[events.step_N].tolist()
-    outcome = Outcome()
+    outcome, clock = Outcome(), 0
     resident: set[int] = set()
     unused: set[int] = set()
-    last: dict[int, int] = {}
-    uses: Counter[int] = Counter()
-    uses_resident: Counter[int] = Counter()
-    admitted: dict[int, int] = {}
-    last_step: dict[int, int] = {}
-    steps = events.step_N.tolist()
-    clock = 0
+    known: defaultdict[int, Memory] = defaultdict(Memory)
 
     def next_use(expert: int, now: int) -> float:
         for later in range(now + 1, len(lists)):
@@ -66,68 +72,57 @@ def replay(
         return np.inf
 
     def order(expert: int, now: int) -> tuple[float, int, int]:
-        if policy == "lfu":
-            first: float = uses[expert]
-        elif policy == "lfu_resident":
-            first = uses_resident[expert]
-        elif policy == "fifo":
-            first = admitted[expert]
-        elif policy == "lfru":
-            first = uses[expert] / (clock + 1 - last[expert])
-        elif policy == "least_stale":
-            first = admitted[expert] + 1e9 * (last_step.get(expert) == steps[now])
-        elif scores is not None:
+        of = known[expert]
+        first: float = {
+            "lfu": of.uses,
+            "lfu_resident": of.uses_resident,
+            "fifo": of.admitted,
+            "lfru": of.uses / (clock + 1 - of.last),
+            "least_stale": of.admitted + 1e9 * (of.step == steps[now]),
+        }.get(policy, of.last)
+        if scores is not None:
             first = scores[expert]
         elif policy.startswith("belady"):
             first = -next_use(expert, now)
-        else:
-            first = last.get(expert, -1)
-        return (first, last.get(expert, -1), expert)
+        return (first, of.last, expert)
 
     def shrink(group: int, limit: int, spared: set[int], now: int) -> None:
         while True:
             mine = {e for e in resident if group_of[e] == group}
-            candidates = mine - spared
-            if len(mine) <= limit or not candidates:
+            if len(mine) <= limit or not mine - spared:
                 return
-            victim = min(candidates, key=lambda e: order(e, now))
+            victim = min(mine - spared, key=lambda e: order(e, now))
             resident.discard(victim)
-            if victim in unused:
-                unused.discard(victim)
-                outcome.useless += 1
+            outcome.useless += victim in unused
+            unused.discard(victim)
 
-    for now, members in enumerate(lists):
+    for now, wants in enumerate(lists):
         if not keep_warm and now and prompts[now] != prompts[now - 1]:
             outcome.useless += len(unused)
-            for memory in (resident, unused, last, last_step, uses):
+            for memory in (resident, unused, known):
                 memory.clear()
         ahead = wanted[now] if wanted else []
         for expert in ahead:
-            if expert in resident:
-                continue
             group = group_of[expert]
-            shrink(group, capacities[group] - 1, set(ahead), now)
-            if sum(group_of[e] == group for e in resident) < capacities[group]:
-                resident.add(expert)
-                unused.add(expert)
-                outcome.prefetched += 1
-        outcome.hits.append(sum(e in resident for e in members))
-        outcome.found += [e in resident for e in members]
-        for expert in members:
-            if expert in unused:
-                unused.discard(expert)
-                outcome.useful += 1
-            clock += 1
-            last[expert] = clock
-            last_step[expert] = steps[now]
-            uses[expert] += 1
             if expert not in resident:
-                admitted[expert] = clock
-                uses_resident[expert] = 0
-            uses_resident[expert] += 1
-        resident |= set(members)
-        for group in {group_of[e] for e in members}:
-            shrink(group, capacities[group], set() if policy in ("static", "belady") else set(members), now)
+                shrink(group, capacities[group] - 1, set(ahead), now)
+                if sum(group_of[e] == group for e in resident) < capacities[group]:
+                    resident.add(expert)
+                    unused.add(expert)
+                    outcome.prefetched += 1
+        outcome.found += [e in resident for e in wants]
+        outcome.hits.append(sum(e in resident for e in wants))
+        for expert in wants:
+            outcome.useful += expert in unused
+            unused.discard(expert)
+            clock += 1
+            of = known[expert]
+            if expert not in resident:
+                of.admitted, of.uses_resident = clock, 0
+            of.last, of.step, of.uses, of.uses_resident = clock, steps[now], of.uses + 1, of.uses_resident + 1
+        resident |= set(wants)
+        for group in {group_of[e] for e in wants}:
+            shrink(group, capacities[group], set() if policy in ("static", "belady") else set(wants), now)
             if not overrun:
                 shrink(group, capacities[group], set(), now)
     outcome.useless += len(unused)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,15 +25,7 @@ SHARES = (1.0, 0.25)
 
 
 @compiled(DEMAND)
-def by_share(  # noqa: PLR0917 - compiled functions take positional arguments only
-    features_FM: npt.NDArray[np.float64],
-    precision_M: npt.NDArray[np.int64],
-    members_I: npt.NDArray[np.int32],
-    shares_I: npt.NDArray[np.float32],
-    step: int,
-    layer: int,
-    actions_I: npt.NDArray[np.int64],
-) -> None:
+def by_share(features_FM, precision_M, members_I, shares_I, step, layer, actions_I):  # noqa: PLR0917 - as compiled ones
     """Everything that a demand may say, by an expert's share and what is resident."""
     for place in range(len(members_I)):
         expert, share = members_I[place], shares_I[place]
