@@ -113,14 +113,3 @@ def test_a_policy_that_deals_its_own_shares_keeps_them():
     shares_L = budget_of(plan, policy_of(plan, lessons, None), lessons, META, Room(9)).budget_G
     assert shares_L.tolist() == policy_of(plan, lessons, None).budget(META, 9).budget_G.tolist()
     assert shares_L[0] > shares_L[2]
-
-
-def test_a_plan_reads_as_a_sentence():
-    assert str(Plan("lru", "fitted")) == "lru, fitted split"
-    plan = Plan("lfu", fetch=Fetch(4, 0.3, layers=True))
-    assert str(plan) == "lfu, prefetch 4 a layer from p >= 0.3 by token and layer step"
-    assert plan.row() == {
-        "policy": "lfu",
-        "split": "shared",
-        "prefetch": {"width": 4, "threshold": 0.3, "layers": True},
-    }

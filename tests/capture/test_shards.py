@@ -101,16 +101,6 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, 
     assert killed_inside, "every process ended before it was killed; the test shows nothing"
 
 
-def test_half_written_files_do_not_end_up_among_the_traces(model, unbroken, tmp_path):
-    job, prompts = case_job(model), case_prompts()
-    revision = load(job.model).revision
-    folder = tmp_path / ".scratch" / "extract" / capture_key(job, prompts, revision)
-    folder.mkdir(parents=True)
-    (folder / ".part-00003-of-00012.parquet.99.tmp").write_bytes(b"half")
-    capture(job, prompts, tmp_path, tmp_path / "traces")
-    assert file_bytes(tmp_path / "traces") == unbroken
-
-
 def test_processes_share_the_work_and_give_the_same_bytes(model, unbroken, tmp_path):
     capture(case_job(model, workers=2), case_prompts(), tmp_path, tmp_path / "traces")
     assert file_bytes(tmp_path / "traces") == unbroken

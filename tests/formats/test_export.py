@@ -19,55 +19,36 @@ from tests.traces.test_store import assert_same, full_trace
 
 
 def test_a_description_counts_everything(tmp_path):
+    held_out, prefill = np.array([False, True, False]), np.array([5, 4, 0], np.int32)
     trace = random_trace([5, 9, 4], layers=3, experts=16, top_k=2)
-    trace = replace(
-        trace,
-        domains=("a", "b", "a"),
-        held_out_P=np.array([False, True, False]),
-        num_prefill_P=np.array([5, 4, 0], np.int32),
-    )
+    trace = replace(trace, domains=("a", "b", "a"), held_out_P=held_out, num_prefill_P=prefill)
     facts = describe(trace)
     assert (facts["tokens"], facts["prefill_tokens"], facts["decode_tokens"]) == (18, 9, 9)
     assert facts["domains"] == {
         "a": {"prompts": 2, "tokens": 9, "held_out": False},
         "b": {"prompts": 1, "tokens": 9, "held_out": True},
     }
-    assert facts["activations"] == 18 * 3 * 2
-    assert facts["columns"] == []
+    assert (facts["activations"], facts["columns"]) == (18 * 3 * 2, [])
     store.write_parquet(trace, tmp_path / "a.parquet")
-    on_disk = describe_path(tmp_path)
-    assert on_disk["file_bytes"] == (tmp_path / "a.parquet").stat().st_size
+    assert describe_path(tmp_path)["file_bytes"] == (tmp_path / "a.parquet").stat().st_size
     assert describe(full_trace([3]))["columns"] == ["weights", "token_ids", "token_texts", "predicted_experts"]
 
 
-def test_a_hub_dataset_has_splits_shards_and_a_card(tmp_path):
-    trace = full_trace([5, 9, 4])
-    trace = replace(trace, held_out_P=np.array([False, True, False]), domains=("a", "b|c", "a"))
+def test_a_hub_dataset_has_splits_shards_and_a_card_whose_example_works(tmp_path, monkeypatch):
+    trace = replace(full_trace([5, 9, 4]), held_out_P=np.array([False, True, False]), domains=("a", "b|c", "a"))
     export("hub", trace, tmp_path / "set")
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
-        "README.md",
-        "test-00000-of-00001.parquet",
-        "train-00000-of-00001.parquet",
-    ]
+    files = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert files == ["README.md", "test-00000-of-00001.parquet", "train-00000-of-00001.parquet"]
     text = (tmp_path / "set" / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "other"
-    assert front["configs"][0]["data_files"] == [
-        {"split": "train", "path": "train-*.parquet"},
-        {"split": "test", "path": "test-*.parquet"},
-    ]
+    paths = [{"split": split, "path": f"{split}-*.parquet"} for split in ("train", "test")]
+    assert front["configs"][0]["data_files"] == paths
     assert "| b\\|c | 1 | 9 | yes |" in text
     assert_same(store.read_parquet(tmp_path / "set").select(np.array([1, 0, 2])), trace)
-
-
-def test_the_card_s_example_works(tmp_path, monkeypatch):
-    trace = full_trace([5, 9])
-    trace = replace(trace, held_out_P=np.zeros(2, np.bool_))
-    export("hub", trace, tmp_path / "set")
-    code = re.findall(r"```python\n(.*?)```", (tmp_path / "set" / "README.md").read_text(), re.DOTALL)[0]
     monkeypatch.chdir(tmp_path / "set")
     names: dict[str, np.ndarray] = {}
-    exec(code, names)  # noqa: S102 - the example that we print
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)  # noqa: S102 - the example that we print
     np.testing.assert_array_equal(names["first"], trace.experts_TLK[:5])
 
 

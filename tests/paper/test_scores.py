@@ -4,12 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond import formats as importers
 from moe_beyond.paper.protocol import published_replay
 from moe_beyond.paper.scores import PUBLISHED_FILLINGS, protocol_table, published_rows
 from moe_beyond.predictor.baselines import TokenUnigram
 from tests.evaluation.test_evaluate import TableOfTwoHorizons, chance_splits
-from tests.phone_traces import shared
 from tests.traces_of_chance import chance_trace
 
 
@@ -57,14 +55,3 @@ def test_prompts_within_the_warm_up_give_no_rows():
     short = trace.select(np.nonzero(np.diff(trace.prompt_offsets) <= 10)[0])
     assert short.num_prompts > 0
     assert published_rows(short, short.experts_TLK, resamples=10, seed=0).is_empty()
-
-
-def test_the_papers_predictor_scores_what_the_paper_published():
-    webglm = importers.read("moe-beyond-csv", shared("webglm.tar.xz"))
-    rows = published_rows(webglm, np.asarray(webglm.predicted_TLK), resamples=200, seed=0)
-    assert rows["capacity_experts"].to_list() == [166, 332, 832]
-    assert (100 * rows["hit_rate"]).to_list() == pytest.approx([72.8, 81.6, 91.0], abs=0.4)
-    assert (100 * rows["recall_at_k"]).to_list() == pytest.approx([72.5] * 3, abs=0.05)
-    assert (rows["low"] < rows["hit_rate"]).all()
-    assert (rows["hit_rate"] < rows["high"]).all()
-    assert rows["gain"].null_count() == 3
