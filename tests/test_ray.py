@@ -7,10 +7,10 @@ import pytest
 
 from moe_beyond.capture.shards import capture
 from moe_beyond.parallel import run_tasks
-from moe_beyond.simulator.study.experiment import replay_splits
-from moe_beyond.simulator.study.tables import replay_table, timing_table
-from tests.simulator.test_experiment import SETTINGS, Drawn, drawn
-from tests.traces.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
+from moe_beyond.simulator.study.study import Charged, replay_splits
+from moe_beyond.simulator.study.tables import all_tables
+from tests.capture.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
+from tests.simulator.study.cases import SETTINGS, Knows, drawn
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,9 +57,8 @@ def test_shards_are_the_same_to_the_byte(tmp_path, on_cluster, monkeypatch):
 
 
 def test_replays_count_and_time_the_same(on_cluster, monkeypatch):
-    splits = {"test_in_domain": drawn(1), "test_out_of_domain": drawn(2)}
-    by_ray = replay_splits(splits, drawn(3), [Drawn()], SETTINGS)
+    study = ({"test": drawn(1)}, drawn(3), drawn(4), [Charged(Knows(0.5), 0.3, 0.05)], SETTINGS)
+    by_ray = all_tables(replay_splits(*study), 7)
     monkeypatch.delenv("RAY_ADDRESS")
-    here = replay_splits(splits, drawn(3), [Drawn()], SETTINGS)
-    assert replay_table(by_ray, SETTINGS, 7).equals(replay_table(here, SETTINGS, 7))
-    assert timing_table(by_ray, SETTINGS, 7).equals(timing_table(here, SETTINGS, 7))
+    here = all_tables(replay_splits(*study), 7)
+    assert all(by_ray[name].equals(here[name]) for name in here)

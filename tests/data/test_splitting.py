@@ -1,8 +1,5 @@
 """The split keeps like with like, whatever the order, and says what contamination it found."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from moe_beyond import formats as importers
-from moe_beyond.data.duplicates import fingerprints, group_prompts, token_codes_T
+from moe_beyond.data.duplicates import fingerprints, group_prompts
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.data.splitting import EXCLUDED, SPLITS, split_prompts
 from moe_beyond.errors import InputError
@@ -25,12 +23,7 @@ META = TraceMetadata(
 )
 
 
-def trace_of(
-    prompts: Sequence[Sequence[str]],
-    held_out: Sequence[bool] | None = None,
-    prefill: Sequence[int] | None = None,
-    column: str = "texts",
-) -> Trace:
+def trace_of(prompts, held_out=None, prefill=None, column="texts"):
     """A trace with these token strings; the routing follows from each token alone."""
     flat = [token for prompt in prompts for token in prompt]
     words = {token: number for number, token in enumerate(sorted(set(flat)))}
@@ -53,24 +46,80 @@ def trace_of(
     )
 
 
-def random_prompts(count: int, length: int = 40, seed: int = 0) -> list[list[str]]:
+def random_prompts(count, length=40, seed=0):
     rng = np.random.default_rng(seed)
     return [[str(word) for word in rng.integers(0, 5000, length)] for _ in range(count)]
 
 
-def test_every_prompt_is_in_one_split_and_fractions_are_about_right() -> None:
-    split = split_prompts(trace_of(random_prompts(2000)), DEFAULTS)
+IN_DOMAIN = ("train", "validation", "gate_in_domain", "test_in_domain")
+
+
+def test_every_prompt_is_in_one_split_and_fractions_are_about_right():
+    trace = trace_of(random_prompts(3000), held_out=[False] * 2000 + [True] * 1000)
+    split = split_prompts(trace, DEFAULTS)
     counts = {name: len(split.prompts(name)) for name in (*SPLITS, EXCLUDED)}
-    assert sum(counts.values()) == 2000
-    # a binomial of 2000 at 0.1 has a standard deviation of 13
-    assert abs(counts["validation"] - 200) < 55
-    assert abs(counts["test_in_domain"] - 200) < 55
-    assert counts["test_out_of_domain"] == counts[EXCLUDED] == 0
-    assert split.names == ("train", "validation", "test_in_domain")
+    assert sum(counts.values()) == 3000
+    assert split.names == SPLITS
+    # binomials of 2000 at 0.1 and of 1000 at 0.2 have a standard deviation of 13
+    for name, expected in (("validation", 200), ("test_in_domain", 200), ("gate_in_domain", 200)):
+        assert abs(counts[name] - expected) < 55
+    assert abs(counts["gate_out_of_domain"] - 200) < 55
+    assert counts["gate_out_of_domain"] + counts["test_out_of_domain"] == 1000
+    assert counts[EXCLUDED] == 0
+    assert split_prompts(trace_of(random_prompts(2000)), DEFAULTS).names == IN_DOMAIN
+
+
+def with_relatives():
+    """A trace of two domains, 40 of whose 200 prompts have a copy or a near copy somewhere else in it."""
+    prompts = random_prompts(200)
+    copies = [prompts[10 * i] for i in range(20)]
+    near = [[*prompts[10 * i + 5][:20], "EDIT", *prompts[10 * i + 5][21:]] for i in range(20)]
+    return trace_of([*prompts, *copies, *near], held_out=[p % 3 == 0 for p in range(240)])
+
+
+def test_the_gates_prompts_are_like_none_of_any_other_split():
+    settings = SplitSettings(gate_fraction=0.3, gate_held_out_fraction=0.5, shared_prefix_tokens=1000)
+    split = split_prompts(with_relatives(), settings)
+    of = {name: split.prompts(name) for name in split.names}
+    for gate in ("gate_in_domain", "gate_out_of_domain"):
+        assert len(of[gate]) > 5
+        for name in set(of) - {gate}:
+            assert not set(of[gate].tolist()) & set(of[name].tolist())
+            for what in (split.group_P, np.array(split.fingerprints)):
+                assert not set(what[of[gate]].tolist()) & set(what[of[name]].tolist())
+
+
+def test_the_size_of_the_gate_changes_no_test_and_no_validation_split():
+    whole = {
+        (in_domain, held_out): split_prompts(
+            with_relatives(), SplitSettings(gate_fraction=in_domain, gate_held_out_fraction=held_out)
+        )
+        for in_domain in (0.05, 0.3, 0.6)
+        for held_out in (0.2, 0.5)
+    }
+    for name in ("validation", "test_in_domain"):
+        assert len({tuple(split.prompts(name)) for split in whole.values()}) == 1
+    assert len({tuple(split.prompts("gate_in_domain")) for split in whole.values()}) == 3
+    # a larger gate takes from training alone, and of a held-out domain from its test
+    small, large = whole[0.05, 0.2], whole[0.6, 0.5]
+    assert set(small.prompts("gate_in_domain")) < set(large.prompts("gate_in_domain"))
+    assert set(large.prompts("train")) < set(small.prompts("train"))
+    assert set(small.prompts("gate_out_of_domain")) < set(large.prompts("gate_out_of_domain"))
+
+
+@pytest.mark.parametrize("held_out", [1, 60])
+def test_a_held_out_domain_keeps_a_test_whatever_the_gate_takes(held_out):
+    trace = trace_of(random_prompts(20 + held_out), held_out=[False] * 20 + [True] * held_out)
+    nothing = split_prompts(trace, SplitSettings(gate_held_out_fraction=0))
+    assert nothing.prompts("test_out_of_domain").tolist() == list(range(20, 20 + held_out))
+    assert "gate_out_of_domain" not in nothing.names
+    nearly_all = split_prompts(trace, SplitSettings(gate_held_out_fraction=0.999))
+    assert len(nearly_all.prompts("test_out_of_domain")) == 1
+    assert len(nearly_all.prompts("gate_out_of_domain")) == held_out - 1
 
 
 @pytest.mark.parametrize("column", ["texts", "ids"])
-def test_exact_duplicates_count_once_and_are_reported(column: str) -> None:
+def test_exact_duplicates_count_once_and_are_reported(column):
     prompts = random_prompts(30)
     trace = trace_of([*prompts, prompts[3], prompts[3]], column=column)
     split = split_prompts(trace, DEFAULTS)
@@ -82,19 +131,7 @@ def test_exact_duplicates_count_once_and_are_reported(column: str) -> None:
     assert EXCLUDED not in everything.assignment
 
 
-def test_near_duplicates_land_on_one_side_and_distant_ones_are_free() -> None:
-    prompts = random_prompts(300, length=60)
-    edited = [[*prompt[:30], "EDIT", *prompt[31:]] for prompt in prompts]
-    trace = trace_of(prompts + edited)
-    groups = group_prompts(trace, SplitSettings(shared_prefix_tokens=1000))
-    # one changed token spoils 5 of 56 shingles: Jaccard index 51 / 61
-    np.testing.assert_array_equal(groups[:300], groups[300:])
-    assert len(set(groups.tolist())) == 300
-    strict = SplitSettings(shared_prefix_tokens=1000, near_duplicate_jaccard=0.9)
-    assert len(set(group_prompts(trace, strict).tolist())) == 600
-
-
-def test_groups_equal_a_comparison_of_all_pairs() -> None:
+def test_groups_equal_a_comparison_of_all_pairs():
     rng = np.random.default_rng(3)
     bases = random_prompts(25, length=50)
     prompts = []
@@ -116,14 +153,14 @@ def test_groups_equal_a_comparison_of_all_pairs() -> None:
     assert 25 < len(set(expected)) < 125
 
 
-def test_a_shared_prefix_joins_and_a_shorter_one_does_not() -> None:
+def test_a_shared_prefix_joins_and_a_shorter_one_does_not():
     a, b = random_prompts(2, length=200)
     for shared, groups in ((31, 2), (32, 1)):
         trace = trace_of([a, [*a[:shared], *b]])
         assert len(set(group_prompts(trace, SplitSettings(shared_prefix_tokens=32)).tolist())) == groups
 
 
-def test_continuations_of_one_prompt_stay_together_and_are_all_kept() -> None:
+def test_continuations_of_one_prompt_stay_together_and_are_all_kept():
     prompts = random_prompts(20, length=10)
     tails = random_prompts(20, length=60, seed=1)
     again = [[*prompts[0], *tails[i]] for i in range(5)]
@@ -133,11 +170,11 @@ def test_continuations_of_one_prompt_stay_together_and_are_all_kept() -> None:
     assert EXCLUDED not in split.assignment
 
 
-def test_held_out_prompts_are_test_data_and_their_twins_leave_training() -> None:
+def test_held_out_prompts_are_test_data_and_their_twins_leave_training():
     prompts = random_prompts(40)
     near = [*prompts[1][:20], "EDIT", *prompts[1][21:]]
     trace = trace_of([*prompts, prompts[0], near], held_out=[False] * 40 + [True, True])
-    split = split_prompts(trace, SplitSettings(shared_prefix_tokens=1000))
+    split = split_prompts(trace, SplitSettings(shared_prefix_tokens=1000, gate_held_out_fraction=0))
     assert split.assignment[40:] == ("test_out_of_domain", "test_out_of_domain")
     assert split.assignment[0] == split.assignment[1] == EXCLUDED
     contamination = split.report["contamination"]
@@ -147,30 +184,34 @@ def test_held_out_prompts_are_test_data_and_their_twins_leave_training() -> None
 
 @given(order=st.permutations(range(24)), dropped=st.sets(st.integers(0, 23), max_size=3))
 @settings(max_examples=30, deadline=None)
-def test_a_prompt_keeps_its_side_whatever_the_order_and_the_company(order: list[int], dropped: set[int]) -> None:
+def test_a_prompt_keeps_its_side_whatever_the_order_and_the_company(order, dropped):
     prompts = random_prompts(24)
-    whole = split_prompts(trace_of(prompts), SplitSettings(test_fraction=0.3, validation_fraction=0.3))
+    chosen = SplitSettings(test_fraction=0.25, validation_fraction=0.25, gate_fraction=0.25)
+    whole = split_prompts(trace_of(prompts), chosen)
     kept = [p for p in order if p not in dropped]
-    part = split_prompts(
-        trace_of([prompts[p] for p in kept]), SplitSettings(test_fraction=0.3, validation_fraction=0.3)
-    )
+    part = split_prompts(trace_of([prompts[p] for p in kept]), chosen)
     assert [whole.assignment[p] for p in kept] == list(part.assignment)
 
 
-@pytest.mark.parametrize("count", [3, 4, 6])
-def test_few_prompts_still_fill_every_side(count: int) -> None:
+@pytest.mark.parametrize("count", [4, 6])
+def test_few_prompts_still_fill_every_side(count):
     for seed in range(20):
-        split = split_prompts(trace_of(random_prompts(count, seed=seed)), DEFAULTS)
-        assert split.names == ("train", "validation", "test_in_domain")
+        assert split_prompts(trace_of(random_prompts(count, seed=seed)), DEFAULTS).names == IN_DOMAIN
 
 
-def test_too_few_distinct_prompts_is_an_input_error() -> None:
-    prompt = random_prompts(1)[0]
-    with pytest.raises(InputError, match="1 distinct in-domain prompts"):
-        split_prompts(trace_of([prompt, prompt, prompt]), DEFAULTS)
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_too_few_distinct_prompts_is_one_line(distinct):
+    with pytest.raises(InputError, match=f"split: {distinct} distinct in-domain prompts; .*: trace more") as error:
+        split_prompts(trace_of(random_prompts(distinct) * 3), DEFAULTS)
+    assert len(str(error.value).splitlines()) == 1
 
 
-def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint() -> None:
+def test_fractions_that_leave_nothing_to_train_on_are_refused():
+    with pytest.raises(ValidationError, match="leave nothing to train on"):
+        SplitSettings(validation_fraction=0.3, test_fraction=0.3, gate_fraction=0.4)
+
+
+def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint():
     prompts = random_prompts(30)
     trace = trace_of([*prompts, prompts[3]], column="none")
     marks = fingerprints(trace)
@@ -179,19 +220,13 @@ def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint() -> None:
     assert split_prompts(trace, DEFAULTS).report["contamination"]["exact_duplicates"] == 1
 
 
-def test_codes_depend_on_the_words_not_on_their_place_in_the_vocabulary() -> None:
-    forward, backward = trace_of([["a", "b"], ["c"]]), trace_of([["c"], ["a", "b"]])
-    assert token_codes_T(forward)[:2].tolist() == token_codes_T(backward)[1:].tolist()
-    assert token_codes_T(forward).dtype == np.uint64
-
-
-def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it() -> None:
+def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it():
     prompts = random_prompts(40)
     first, second = trace_of(prompts[:30]), trace_of(prompts[30:], held_out=[True] * 10)
     second = replace(
         second, prompt_ids=tuple(f"q{i}" for i in range(10)), predicted_TLK=second.experts_TLK, domains=("e",) * 10
     )
-    split = split_prompts(concatenate([first, second]), DEFAULTS)
+    split = split_prompts(concatenate([first, second]), SplitSettings(gate_held_out_fraction=0))
     out_of_domain = split.trace([first, second], "test_out_of_domain")
     assert out_of_domain.prompt_ids == second.prompt_ids
     assert out_of_domain.predicted_TLK is not None
@@ -202,7 +237,7 @@ def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it() -> None
 
 
 @pytest.mark.slow
-def test_published_prompts_hold_the_known_contamination() -> None:
+def test_published_prompts_hold_the_known_contamination():
     archives = [SHARED / f"{name}.tar.xz" for name in ("puffin", "webglm")]
     if not all(archive.exists() for archive in archives):
         pytest.skip("the published traces are not beside the repository")
@@ -210,7 +245,7 @@ def test_published_prompts_hold_the_known_contamination() -> None:
         importers.read("moe-beyond-csv", archive, held_out=archive.name == "webglm.tar.xz") for archive in archives
     )
     split = split_prompts(concatenate([puffin, webglm]), DEFAULTS)
-    assert len(split.prompts("test_out_of_domain")) == 50
+    assert len(split.prompts("test_out_of_domain")) + len(split.prompts("gate_out_of_domain")) == 50
     assert split.report["contamination"]["distinct_prompts"] == 1702 + 50
     assert split.report["contamination"]["in_domain_prompts_near_held_out"] == 0
     sides = [set(np.array(split.assignment)[split.group_P == group]) - {EXCLUDED} for group in set(split.group_P)]

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,21 +65,16 @@ def test_batch_and_stream_equal_pytorch(exported, fitted, validation_trace):
                     assert not answer_HE[h].any()
 
 
-def test_where_nothing_of_the_token_is_known_the_layer_step_repeats_the_token_step(exported, validation_trace):
-    predictor = OnnxPredictor(exported[0])
-    token, layered = predictor.probabilities_TLE(validation_trace), predictor.layer_probabilities_HTLE(validation_trace)
-    for h in range(predictor.horizon):
-        assert np.allclose(layered[h, :, : h + 1], token[:, : h + 1], atol=1e-6)
-    assert not np.allclose(layered[0, :, 1], token[:, 1], atol=1e-3)
-
-
 def test_no_layer_is_told_its_own_routing_or_that_of_a_layer_after_what_its_horizon_knows(exported, validation_trace):
     predictor = OnnxPredictor(exported[0])
     before = predictor.layer_probabilities_HTLE(validation_trace)
     experts = validation_trace.experts_TLK.copy()
     last = validation_trace.num_tokens - 1
     experts[last, 1] = (experts[last, 1] + 1) % 16
-    after = predictor.layer_probabilities_HTLE(replace(validation_trace, experts_TLK=experts))
+    changed = replace(validation_trace, experts_TLK=experts)
+    # the token step knows no routing of the token at all
+    assert np.array_equal(predictor.probabilities_TLE(changed), predictor.probabilities_TLE(validation_trace))
+    after = predictor.layer_probabilities_HTLE(changed)
     changed_HL = (before != after)[:, last].any(axis=-1)
     # only layer 2, one layer ahead, may know what layer 1 chose
     assert np.argwhere(changed_HL).tolist() == [[0, 2]]
@@ -119,16 +115,6 @@ def test_prompts_do_not_touch_each_other(exported, validation_trace):
         assert np.allclose(together[..., start:end, :, :], getattr(predictor, method)(alone), atol=1e-6)
 
 
-def test_no_answer_depends_on_the_tokens_own_routing(exported, validation_trace):
-    predictor = OnnxPredictor(exported[0])
-    prompt = validation_trace.select(np.array([0]))
-    changed = prompt.experts_TLK.copy()
-    changed[-1] = (changed[-1] + 1) % 16
-    assert np.array_equal(
-        predictor.probabilities_TLE(prompt)[-1], predictor.probabilities_TLE(replace(prompt, experts_TLK=changed))[-1]
-    )
-
-
 @pytest.mark.parametrize("step", ["token_step", "layer_step"])
 def test_a_wrong_graph_is_noticed_and_refused(exported, fitted, validation_trace, tmp_path, step):
     path = copied(exported, tmp_path) / graph_file(step)
@@ -137,45 +123,47 @@ def test_a_wrong_graph_is_noticed_and_refused(exported, fitted, validation_trace
     weight = next(x for x in model.graph.initializer if x.name == name)
     weight.raw_data = (onnx.numpy_helper.to_array(weight) + 1).astype(np.float32).tobytes()
     onnx.save(model, path)
-    errors = dict(
-        zip(("token_step", "layer_step"), parity(fitted.checkpoint, tmp_path, validation_trace, 20), strict=True)
-    )
-    assert errors[step] > 0.005
+    errors = parity(fitted.checkpoint, tmp_path, validation_trace, 20)
+    assert dict(zip(STEPS, errors, strict=True))[step] > 0.005
     with pytest.raises(InputError, match="do not ship this graph"):
         require_parity(fitted.checkpoint, tmp_path, validation_trace, ExportSettings(parity_tokens=20))
 
 
-def test_files_that_are_no_predictor_are_refused(exported, tmp_path):
-    with pytest.raises(InputError, match="run the export stage first"):
-        OnnxPredictor(tmp_path)
-    (tmp_path / GRAPH_FILE).write_bytes(b"no protobuf")
-    with pytest.raises(InputError, match="not an ONNX file"):
-        OnnxPredictor(tmp_path)
-    model = onnx.load(exported[0] / GRAPH_FILE)
+def redescribed(**changes):
+    """Other metadata in a file."""
+
+    def change(path):
+        describe(path, GraphFile(path, FILES[path.name], 1).description | changes)
+
+    return change
+
+
+def bare(path):
+    model = onnx.load(path)
     del model.metadata_props[:]
-    onnx.save(model, tmp_path / GRAPH_FILE)
-    with pytest.raises(InputError, match="no 'moe_beyond' metadata"):
-        OnnxPredictor(tmp_path)
+    onnx.save(model, path)
 
 
-@pytest.mark.parametrize(("version", "said"), [(99, "newer than this release"), (1, "of an older release")])
-def test_files_of_another_format_are_refused(exported, tmp_path, version, said):
-    path = copied(exported, tmp_path) / GRAPH_FILE
-    describe(path, GraphFile(path, "token_step", 1).description | {"format_version": version})
-    with pytest.raises(InputError, match=said):
-        OnnxPredictor(tmp_path)
-
-
-def test_steps_that_do_not_belong_together_are_refused(exported, tmp_path):
-    path = copied(exported, tmp_path) / graph_file("layer_step")
-    describe(path, GraphFile(path, "layer_step", 1).description | {"fit": "another"})
-    with pytest.raises(InputError, match=r"from another fit than token_step\.onnx"):
-        OnnxPredictor(tmp_path).layer_step_ms(1)
-    path.write_bytes((tmp_path / GRAPH_FILE).read_bytes())
-    with pytest.raises(InputError, match="holds the token_step, expected the layer_step"):
-        OnnxPredictor(tmp_path).layer_step_ms(1)
-    path.unlink()
-    with pytest.raises(InputError, match=r"layer_step.onnx: no such file; run the export stage first"):
+@pytest.mark.parametrize(
+    ("step", "change", "message"),
+    [
+        ("token_step", Path.unlink, "run the export stage first"),
+        ("token_step", lambda path: path.write_bytes(b"no protobuf"), "not an ONNX file"),
+        ("token_step", bare, "no 'moe_beyond' metadata"),
+        ("token_step", redescribed(format_version=99), "newer than this release"),
+        ("token_step", redescribed(format_version=1), "of an older release"),
+        ("layer_step", redescribed(fit="another"), r"from another fit than token_step\.onnx"),
+        (
+            "layer_step",
+            lambda path: path.write_bytes((path.parent / GRAPH_FILE).read_bytes()),
+            "expected the layer_step",
+        ),
+        ("layer_step", Path.unlink, r"layer_step.onnx: no such file; run the export stage first"),
+    ],
+)
+def test_files_that_are_no_predictor_or_not_of_one_fit_are_refused(exported, tmp_path, step, change, message):
+    change(copied(exported, tmp_path) / graph_file(step))
+    with pytest.raises(InputError, match=message):
         OnnxPredictor(tmp_path).layer_step_ms(1)
 
 
@@ -184,45 +172,30 @@ def test_a_trace_of_another_model_is_refused(exported):
         OnnxPredictor(exported[0]).probabilities_TLE(chance_trace(2, num_layers=2))
 
 
-def test_a_state_of_the_wrong_shape_is_refused(exported):
+def test_routing_or_a_state_of_the_wrong_shape_and_layers_out_of_order_are_refused(exported):
     stream = OnnxPredictor(exported[0]).stream()
-    stream.keys_BNSD = np.zeros((1, 1, 0, 4), np.float32)
-    with pytest.raises(InputError, match=r"keys has shape \(1, 1, 0, 4\), expected"):
-        stream.step("word", None)
-    stream = OnnxPredictor(exported[0]).stream()
+
+    def refused(message, step, *arguments):
+        with pytest.raises(InputError, match=message):
+            step(*arguments)
+
+    refused("step is due", stream.layer_step, 0, [0, 1])
+    refused("expected layers x top-k", stream.step, "word", np.zeros((2, 2)))
+    refused("outside 0 to 15", stream.step, "word", np.full((3, 2), 16))
     stream.step("word", None)
-    assert stream._layers is not None
-    stream._layers = replace(stream._layers, context_BW=np.zeros((1, 3), np.float32))
-    with pytest.raises(InputError, match=r"context has shape \(1, 3\), expected"):
-        stream.layer_step(0, [1, 2])
-
-
-def test_routing_of_the_wrong_shape_or_range_is_refused(exported):
-    stream = OnnxPredictor(exported[0]).stream()
-    with pytest.raises(InputError, match="expected layers x top-k"):
-        stream.step("word", np.zeros((2, 2)))
-    with pytest.raises(InputError, match="outside 0 to 15"):
-        stream.step("word", np.full((3, 2), 16))
-    stream.step("word", None)
-    with pytest.raises(InputError, match=r"routing of layer 0 has shape \(3,\), expected top-k \(2,\)"):
-        stream.layer_step(0, [1, 2, 3])
-    with pytest.raises(InputError, match="outside 0 to 15"):
-        stream.layer_step(0, [1, 16])
-
-
-def test_layers_out_of_order_are_refused(exported):
-    stream = OnnxPredictor(exported[0]).stream()
-    with pytest.raises(InputError, match="step is due"):
-        stream.layer_step(0, [0, 1])
-    stream.step("word", None)
-    with pytest.raises(InputError, match="layer 0 is due; give layers 0 to 1 once, in order"):
-        stream.layer_step(1, [0, 1])
+    refused(r"routing of layer 0 has shape \(3,\), expected top-k \(2,\)", stream.layer_step, 0, [1, 2, 3])
+    refused("outside 0 to 15", stream.layer_step, 0, [1, 16])
+    refused("layer 0 is due; give layers 0 to 1 once, in order", stream.layer_step, 1, [0, 1])
     stream.layer_step(0, [0, 1])
     stream.layer_step(1, [0, 1])
-    with pytest.raises(InputError, match="step is due"):
-        stream.layer_step(2, [0, 1])
+    refused("step is due", stream.layer_step, 2, [0, 1])
     stream.step("word", np.zeros((3, 2)))
     stream.layer_step(0, [0, 1])
+    assert stream._layers is not None
+    stream._layers = replace(stream._layers, context_BW=np.zeros((1, 3), np.float32))
+    refused(r"context has shape \(1, 3\), expected", stream.layer_step, 1, [1, 2])
+    stream.keys_BNSD = np.zeros((1, 1, 0, 4), np.float32)
+    refused(r"keys has shape \(1, 1, 0, 4\), expected", stream.step, "word", None)
 
 
 def test_the_files_say_nothing_of_the_machine_and_all_that_a_runtime_needs(exported):

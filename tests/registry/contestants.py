@@ -20,4 +20,4 @@ def drawn_score(name="challenger", *, faster=0.0, hits=0.5, latency_ms=0.1, wors
             "recall_at_k": Ratio(0.8 * tokens_P, tokens_P),
             "layer_recall_at_k": Ratio(0.85 * tokens_P, tokens_P),
         }
-    return Score(name, None, Latency(latency_ms, latency_ms / 20, 0.0), splits)
+    return Score(name, None, Latency(latency_ms, latency_ms / 20, 0.01), splits)

@@ -1,14 +1,31 @@
-"""Small traces for property tests.
+"""Small traces, predictions and devices for property tests.
 
-Shape suffixes: T tokens, L MoE layers, K experts per token, E routed experts in a layer, P prompts.
+Shape suffixes: T tokens, L MoE layers, K experts per token, E routed experts in a layer, H layers ahead, N events.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import strategies as st
 
+from moe_beyond.devices.device import Device
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace, TraceMetadata, validate
+
+DEVICES = st.builds(
+    Device,
+    name=st.just("drawn"),
+    about=st.just("drawn"),
+    link_gb_per_s=st.floats(1e-6, 1e3),
+    setup_us=st.floats(0, 10),
+    lanes=st.integers(1, 4),
+    memory_gb_per_s=st.floats(1e-6, 1e3),
+    layer_overhead_us=st.floats(0.01, 10),
+    predictor_slowdown=st.floats(0.5, 4),
+)
 
 
 def make_trace(
@@ -68,3 +85,42 @@ def traces(draw: st.DrawFn) -> Trace:
 def capacities_of(trace: Trace) -> st.SearchStrategy[int]:
     """Any legal capacity in slots."""
     return st.integers(1, trace.metadata.num_model_experts)
+
+
+def members(events: Events) -> list[list[int]]:
+    """The experts that each event wants."""
+    return [events.members_A[a:b].tolist() for a, b in zip(events.offsets_N[:-1], events.offsets_N[1:], strict=True)]
+
+
+def drawn_TLE(trace: Trace, seed: int) -> npt.NDArray[np.float32]:
+    """Probabilities by chance."""
+    shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def truth_TLE(trace: Trace) -> npt.NDArray[np.float32]:
+    """1 for what the router chose, 0 for all else."""
+    shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
+    truth = np.zeros(shape, np.float32)
+    np.put_along_axis(truth, trace.experts_TLK.astype(np.int64), 1, axis=2)
+    return truth
+
+
+def prefetching(trace: Trace, seed: int, width: int = 2, threshold: float = 0.0, *, layers: bool = False) -> Prefetch:
+    """Prefetching over LRU by probabilities of chance, of a token step or of a layer step of horizon 2 as well."""
+    ahead_HTLE = np.stack([drawn_TLE(trace, seed + 1), drawn_TLE(trace, seed + 2)]) if layers else None
+    return Prefetch("drawn", drawn_TLE(trace, seed), width, Lru(), threshold, ahead_HTLE)
+
+
+def requested(events: Events, policy: Prefetch) -> list[list[int]]:
+    """What is requested ahead of each event, by sorting: of a later layer the layer step's word is the last."""
+    wanted = []
+    for layer, step in zip(events.layer_N.tolist(), events.step_N.tolist(), strict=True):
+        token = int(events.token_S[step])
+        by_layer_step = policy.layers_HTLE is not None and layer > 0
+        said_TLE = policy.layers_HTLE[0] if by_layer_step else policy.probabilities_TLE  # type: ignore[index]
+        num_experts = said_TLE.shape[2]
+        scores = said_TLE[token, layer] if token >= 0 else []
+        ranked = sorted((-score, expert) for expert, score in enumerate(scores))[: policy.width]
+        wanted.append([layer * num_experts + e for negated, e in ranked if -negated >= np.float32(policy.threshold)])
+    return wanted

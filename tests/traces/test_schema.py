@@ -1,9 +1,6 @@
 """The rules of a trace, and cutting and joining that keep them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +19,7 @@ from tests.traces.test_store import assert_same, full_trace
     seed=st.integers(0, 99),
     place=st.none() | st.tuples(st.integers(0, 4), st.integers(0, 2)),
 )
-def test_an_expert_listed_twice_is_found_wherever_it_is(top_k: int, seed: int, place: tuple[int, int] | None) -> None:
+def test_an_expert_listed_twice_is_found_wherever_it_is(top_k, seed, place):
     trace = random_trace([2, 3], layers=3, experts=16, top_k=top_k, seed=seed)
     if place is None or top_k == 1:
         assert validate(trace, "here") is trace
@@ -48,12 +45,12 @@ def test_an_expert_listed_twice_is_found_wherever_it_is(top_k: int, seed: int, p
         ({"token_texts": TokenTexts.encode(["a", "\ud800", "b", "c", "d"])}, "is no valid Unicode"),
     ],
 )
-def test_a_broken_rule_is_named(changes: dict[str, Any], message: str) -> None:
+def test_a_broken_rule_is_named(changes, message):
     with pytest.raises(InputError, match=message):
         validate(replace(full_trace([2, 3]), **changes), "here")
 
 
-def test_a_trace_of_no_prompts_is_refused() -> None:
+def test_a_trace_of_no_prompts_is_refused():
     with pytest.raises(InputError, match="no prompts"):
         validate(random_trace([2]).select(np.array([], np.int64)), "here")
 
@@ -69,14 +66,14 @@ def test_a_trace_of_no_prompts_is_refused() -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-def test_metadata_must_be_a_model_s_shape(changes: dict[str, object], message: str) -> None:
+def test_metadata_must_be_a_model_s_shape(changes, message):
     good = random_trace([2], experts=8).metadata.model_dump()
     with pytest.raises(ValidationError, match=message):
         TraceMetadata.model_validate(good | changes)
 
 
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), data=st.data())
-def test_a_selection_is_the_prompts_in_that_order(lengths: list[int], data: st.DataObject) -> None:
+def test_a_selection_is_the_prompts_in_that_order(lengths, data):
     trace = full_trace(lengths)
     prompts = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True, min_size=1))
     chosen = validate(trace.select(np.array(prompts)), "here")
@@ -88,7 +85,7 @@ def test_a_selection_is_the_prompts_in_that_order(lengths: list[int], data: st.D
     assert_same(concatenate([trace.select(np.array([p])) for p in prompts]), chosen)
 
 
-def test_positions_and_phases_follow_the_prompts() -> None:
+def test_positions_and_phases_follow_the_prompts():
     trace = replace(random_trace([3, 2]), num_prefill_P=np.array([2, 0], np.int32))
     assert trace.positions_T.tolist() == [0, 1, 2, 0, 1]
     assert trace.is_prefill_T.tolist() == [True, True, False, False, False]
@@ -98,7 +95,7 @@ def test_positions_and_phases_follow_the_prompts() -> None:
     assert locate(trace, 4, 1) == "prompt 'p1', position 1, layer 2"
 
 
-def test_a_column_survives_joining_only_where_all_have_it() -> None:
+def test_a_column_survives_joining_only_where_all_have_it():
     first, second = full_trace([2]), full_trace([3], seed=1, name="q")
     assert concatenate([first, second]).weights_TLK is not None
     joined = concatenate([first, replace(second, weights_TLK=None, token_texts=None)])
@@ -107,14 +104,14 @@ def test_a_column_survives_joining_only_where_all_have_it() -> None:
     assert joined.token_ids_T is not None
 
 
-def test_traces_of_two_models_do_not_join() -> None:
+def test_traces_of_two_models_do_not_join():
     with pytest.raises(InputError, match="num_experts is 8, m has 16"):
         concatenate([random_trace([2], experts=16), random_trace([2], experts=8)])
     with pytest.raises(InputError, match="the list is empty"):
         concatenate([])
 
 
-def test_ids_above_255_take_two_bytes() -> None:
+def test_ids_above_255_take_two_bytes():
     assert empty_experts((1,), 256).dtype == np.uint8
     assert empty_experts((1,), 257).dtype == np.uint16
     wide: Trace = trace_of(np.array([[[511]]]), [1], 512)

@@ -1,14 +1,9 @@
 """What is written comes back unchanged; what is damaged is refused in one line."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +14,11 @@ from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
-from moe_beyond.traces.schema import TokenTexts, Trace, concatenate
+from moe_beyond.traces.schema import TokenTexts, concatenate
 from tests.traces.random_traces import random_trace
 
 
-def full_trace(lengths: list[int], experts: int = 16, seed: int = 0, name: str = "p") -> Trace:
+def full_trace(lengths, experts=16, seed=0, name="p"):
     """A trace with every column."""
     rng = np.random.default_rng(seed)
     trace = random_trace(lengths, layers=3, experts=experts, top_k=2, seed=seed)
@@ -40,7 +35,7 @@ def full_trace(lengths: list[int], experts: int = 16, seed: int = 0, name: str =
     )
 
 
-def assert_same(a: Trace, b: Trace) -> None:
+def assert_same(a, b):
     assert (a.metadata, a.prompt_ids, a.domains) == (b.metadata, b.prompt_ids, b.domains)
     for field in (
         "held_out_P",
@@ -67,32 +62,30 @@ def assert_same(a: Trace, b: Trace) -> None:
     dropped=st.sets(st.sampled_from(["weights_TLK", "token_ids_T", "token_texts", "predicted_TLK"])),
     seed=st.integers(0, 99),
 )
-def test_both_forms_give_back_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], experts: int, dropped: set[str], seed: int
-) -> None:
+def test_both_forms_give_back_what_was_written(tmp_path_factory, lengths, experts, dropped, seed):
     folder = tmp_path_factory.mktemp("trace")
-    trace = replace(full_trace(lengths, experts, seed), **dict.fromkeys(dropped))  # type: ignore[arg-type]
+    trace = replace(full_trace(lengths, experts, seed), **dict.fromkeys(dropped))
     store.write_parquet(trace, folder / "a.parquet")
     assert_same(store.read_parquet(folder / "a.parquet"), trace)
     store.write_working(trace, folder / "working")
     assert_same(store.open_working(folder / "working"), trace)
 
 
-def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_bytes(tmp_path):
     trace = full_trace([5, 9])
     store.write_parquet(trace, tmp_path / "a.parquet")
     store.write_parquet(store.read_parquet(tmp_path / "a.parquet"), tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-def test_a_directory_is_read_in_order_of_names(tmp_path: Path) -> None:
+def test_a_directory_is_read_in_order_of_names(tmp_path):
     first, second = full_trace([3], name="p"), full_trace([4, 2], seed=1, name="q")
     store.write_parquet(second, tmp_path / "1.parquet")
     store.write_parquet(first, tmp_path / "0.parquet")
     assert_same(store.read_parquet(tmp_path), concatenate([first, second]))
 
 
-def test_streaming_gives_the_prompts_in_order_and_few_at_a_time(tmp_path: Path) -> None:
+def test_streaming_gives_the_prompts_in_order_and_few_at_a_time(tmp_path):
     trace = full_trace([2] * 150)
     store.write_parquet(trace, tmp_path / "a.parquet")
     batches = list(store.iterate_parquet(tmp_path))
@@ -100,16 +93,7 @@ def test_streaming_gives_the_prompts_in_order_and_few_at_a_time(tmp_path: Path) 
     assert_same(concatenate(batches), trace)
 
 
-def test_plain_readers_see_one_row_a_prompt(tmp_path: Path) -> None:
-    trace = full_trace([5, 9])
-    store.write_parquet(trace, tmp_path / "a.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    assert table.num_rows == 2
-    assert table.column("experts")[0].as_py() == trace.experts_TLK[:5].reshape(-1).tolist()
-    assert json.loads(table.schema.metadata[b"moe_beyond"])["top_k"] == 2
-
-
-def test_an_activation_costs_at_most_a_byte(tmp_path: Path) -> None:
+def test_an_activation_costs_at_most_a_byte(tmp_path):
     # the worst case: routing at random, no entropy to save
     for experts in (64, 256):
         trace = random_trace([200] * 50, layers=8, experts=experts, top_k=8)
@@ -118,24 +102,24 @@ def test_an_activation_costs_at_most_a_byte(tmp_path: Path) -> None:
         assert (tmp_path / "a.parquet").stat().st_size - overhead <= trace.experts_TLK.size * np.log2(experts) / 8
 
 
-def _table(trace: Trace, folder: Path) -> pa.Table:
+def _table(trace, folder):
     store.write_parquet(trace, folder / "a.parquet")
     return pq.read_table(folder / "a.parquet")
 
 
-def _replace(name: str, values: Any, kind: Any = None) -> Callable[[pa.Table], pa.Table]:
-    def change(table: pa.Table) -> pa.Table:
+def _replace(name, values, kind=None):
+    def change(table):
         return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
 
     return change
 
 
-def _metadata(text: bytes) -> Callable[[pa.Table], pa.Table]:
+def _metadata(text):
     return lambda table: table.replace_schema_metadata({b"moe_beyond": text})
 
 
-def _changed(**fields: Any) -> Callable[[pa.Table], pa.Table]:
-    def change(table: pa.Table) -> pa.Table:
+def _changed(**fields):
+    def change(table):
         raw = json.loads(table.schema.metadata[b"moe_beyond"]) | fields
         return table.replace_schema_metadata({b"moe_beyond": json.dumps(raw).encode()})
 
@@ -189,7 +173,7 @@ GOOD = [[0, 1, 2, 3, 4, 5] * 2, [0, 1, 2, 3, 4, 5]]
         (_changed(top_k=3, num_experts=2), "exceeds num_experts"),
     ],
 )
-def test_a_broken_file_is_one_line(tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str) -> None:
+def test_a_broken_file_is_one_line(tmp_path, change, message):
     table = _table(full_trace([2, 1]), tmp_path)
     metadata = table.schema.metadata
     changed = change(table)
@@ -204,7 +188,7 @@ def test_a_broken_file_is_one_line(tmp_path: Path, change: Callable[[pa.Table], 
         list(store.iterate_parquet(tmp_path / "a.parquet")) or store.read_parquet(tmp_path / "a.parquet")
 
 
-def test_other_writers_integer_types_and_lists_are_read(tmp_path: Path) -> None:
+def test_other_writers_integer_types_and_lists_are_read(tmp_path):
     table = _table(full_trace([2, 1]), tmp_path)
     changed = _replace("experts", GOOD)(table)
     assert changed.schema.field("experts").type == pa.list_(pa.int64())
@@ -214,7 +198,7 @@ def test_other_writers_integer_types_and_lists_are_read(tmp_path: Path) -> None:
     assert trace.experts_TLK.reshape(-1).tolist() == GOOD[0] + GOOD[1]
 
 
-def test_two_files_with_a_prompt_of_one_name_or_of_two_models_are_refused(tmp_path: Path) -> None:
+def test_two_files_with_a_prompt_of_one_name_or_of_two_models_are_refused(tmp_path):
     store.write_parquet(full_trace([3]), tmp_path / "0.parquet")
     store.write_parquet(full_trace([3]), tmp_path / "1.parquet")
     with pytest.raises(InputError, match=r"1\.parquet: prompt 'p0' also stands in .*0\.parquet"):
@@ -224,7 +208,7 @@ def test_two_files_with_a_prompt_of_one_name_or_of_two_models_are_refused(tmp_pa
         store.read_parquet(tmp_path)
 
 
-def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
+def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"expected a \.parquet file or a directory of them"):
         store.read_parquet(tmp_path)
     (tmp_path / "a.parquet").touch()
@@ -234,7 +218,7 @@ def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-def test_any_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_damage_is_found_or_harmless(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damage")
     trace = full_trace([40, 30])
     store.write_parquet(trace, folder / "a.parquet")
@@ -273,7 +257,7 @@ def test_any_damage_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactor
         (lambda folder: np.save(folder / "prompt_offsets.npy", np.array([0, 9])), "files of different traces"),
     ],
 )
-def test_a_damaged_working_form_is_one_line(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_a_damaged_working_form_is_one_line(tmp_path, damage, message):
     folder = tmp_path / "working"
     store.write_working(full_trace([5, 4]), folder)
     damage(folder)
@@ -281,7 +265,7 @@ def test_a_damaged_working_form_is_one_line(tmp_path: Path, damage: Callable[[Pa
         store.open_working(folder)
 
 
-def test_a_kill_while_writing_leaves_the_old_file_and_a_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_kill_while_writing_leaves_the_old_file_and_a_rerun_gives_the_same_bytes(tmp_path):
     target = tmp_path / "a.parquet"
     store.write_parquet(full_trace([50] * 20), target)
     old = target.read_bytes()

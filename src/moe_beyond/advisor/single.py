@@ -11,9 +11,10 @@ from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Resamples
 from moe_beyond.predictor.base import LayerPredictor
-from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.engine.results import MIB, Replay
-from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
+from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import Events, Prefill, events_of
@@ -71,7 +72,7 @@ def replay_one(
         predictor: For policies that ask one.
 
     Returns:
-        For JSON: what was replayed, counts and ratios; with a device, times.
+        For JSON: what was replayed, counts and ratios on an unlimited link; with a device, its own under `time`.
 
     Raises:
         InputError: An unknown policy, one that lacks predictor, training or weights, a budget that the model does not
@@ -94,12 +95,12 @@ def replay_one(
         plan = replace(plan, split="fitted" if isinstance(policy, LayerLruFitted) else "even")
     budget = budget_of(plan, policy, lessons, trace.metadata, setup.room)
     document = {"policy": policy.name, **_asked(events, plan, setup, budget.capacity_experts)}
-    if setup.device is None:
-        counted = replay(events, policy, budget, keep_warm=setup.keep_warm)
-        return document | _counts(counted, setup)
-    workload = Workload.of(meta, setup.lookahead)
-    timed = timed_replay(events, policy, budget, setup.device, workload, keep_warm=setup.keep_warm)
-    return document | _counts(timed.replay, setup) | {"time": _times(timed)}
+    prepared = prepare(events, policy, keep_warm=setup.keep_warm)
+    document |= _counts(sweep_prepared(prepared, [budget])[0], setup)
+    if setup.device is not None:
+        workload = Workload.of(meta, setup.lookahead)
+        document["time"] = _times(timed_sweep(prepared, [budget], [setup.device], workload)[0])
+    return document
 
 
 def _asked(events: Events, plan: Plan, setup: Setup, capacity: int) -> dict[str, Any]:
@@ -150,7 +151,9 @@ def _times(timed: TimedReplay) -> dict[str, Any]:
         "tokens_per_second": timed.tokens_per_second,
         "stall_ms_per_token": timed.stall.value,
         "hit_rate": timed.hits.value,
+        "mib_per_token": timed.moved.value,
         "token_step_ms_charged": timed.token_step_ms,
         "layer_step_ms_charged": timed.layer_step_ms,
+        "prefetches": timed.replay.total.prefetches,
         "prefetches_late": timed.late_prefetches,
     }

@@ -44,7 +44,9 @@ class Evaluation:
         by_horizon: dict[str, dict[str, float]] = {}
         for row in overall.iter_rows(named=True):
             if row["horizon"] == TOKEN:
-                by_predictor.setdefault(row["split"], {})[row["predictor"].replace(" ", "_")] = row["recall_at_k"]
+                # MLflow takes no comma in the name of a metric
+                name = row["predictor"].replace(",", "").replace(" ", "_")
+                by_predictor.setdefault(row["split"], {})[name] = row["recall_at_k"]
             else:
                 by_horizon.setdefault(row["split"], {})[f"ahead_{row['horizon']}"] = row["recall_at_k"]
         return {

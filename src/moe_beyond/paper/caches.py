@@ -149,11 +149,11 @@ class _AfterWarmUp:
 
 
 def _side(trace: Trace, training: Trace, predictor: LayerPredictor) -> _Side:
-    meta, events = trace.metadata, events_of(trace, "token_by_token")
+    events = events_of(trace, "token_by_token")
     popularity_LE = Popularity.fit(training).popularity_LE
-    named_TLK = most_probable(predictor.layer_probabilities_HTLE(trace)[0], meta.top_k)
-    if isinstance(predictor, _Published):
-        named_TLK = np.asarray(trace.predicted_TLK, np.int64)
+    named_TLK = np.asarray(trace.predicted_TLK, np.int64)
+    if not isinstance(predictor, _Published):
+        named_TLK = most_probable(predictor.layer_probabilities_HTLE(trace)[0], named_TLK.shape[2])
     told = Predictions(_AfterWarmUp(predictor, trace.positions_T < WARM_UP_TOKENS), trace, events)
     evictions: dict[str, Policy] = {
         "lru": Lru(),

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 
 from moe_beyond.errors import InputError
@@ -134,7 +135,4 @@ def read_charge(directory: Path) -> Latency:
 
 def _round_up(ms: float) -> float:
     """To two significant digits, never down."""
-    if ms <= 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(ms)) - 1)
-    return float(f"{math.ceil(ms / unit - 1e-9) * unit:.12g}")
+    return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal(repr(float(ms))))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import Policy, Rank
+from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.policies.arc import PARTS, adaptive_replacement
 from tests.simulator.policies.literal import literal, misses
 
@@ -17,7 +17,7 @@ class Arc(Policy):
 
     @property
     @override
-    def rank(self) -> Rank:
+    def rank(self):
         return adaptive_replacement
 
     @override
@@ -83,9 +83,3 @@ def test_one_expert_at_a_time_it_is_the_textbook_s(capacity, seed):
     pages = np.where(draw.random(600) < 0.7, popular, scan).astype(np.uint8)
     book = Textbook(capacity)
     assert misses(Arc(), literal(pages.tolist(), num_experts=12), capacity) == [book.miss(page) for page in pages]
-
-
-def test_a_scan_does_not_push_out_what_was_seen_again():
-    # 0 and 1 are used twice, then others pass through once each
-    pages = [0, 1, 0, 1, 2, 3, 4, 5, 6, 0, 1]
-    assert misses(Arc(), literal(pages, num_experts=8), 3)[-2:] == [0, 0]

@@ -54,7 +54,7 @@ def test_a_policy_bears_the_name_that_it_is_known_by_and_says_where_it_comes_fro
 
 
 def test_every_policy_has_a_test_of_its_name():
-    written = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    written = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert not [name for name in NAMES if not re.search(rf"^def test_{name}\(", written, re.M)]
 
 
@@ -67,7 +67,9 @@ def test_every_policy_is_described():
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**16), capacity=st.integers(3, 24), keep_warm=st.booleans())
 @settings(max_examples=8)
-def test_a_replay_counts_every_access_once_and_the_same_each_time(policies, name, seed, capacity, keep_warm):
+def test_a_replay_counts_every_access_once_the_same_each_time_and_moves_no_less_than_belady(
+    policies, name, seed, capacity, keep_warm
+):
     policy, trace = policies[name], trace_of(seed)
     events, budget = events_of(trace), policy.budget(trace.metadata, capacity)
     first = replay(events, policy, budget, keep_warm=keep_warm)
@@ -83,22 +85,13 @@ def test_a_replay_counts_every_access_once_and_the_same_each_time(policies, name
         assert total.loads - total.evictions <= capacity
     assert (first.counts_PFC[..., HITS] <= first.counts_PFC[..., ACCESSES]).all()
     assert total.bytes_moved <= total.loads * max(trace.metadata.expert_bytes)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@given(seed=st.integers(0, 2**16), capacity=st.integers(3, 24), keep_warm=st.booleans())
-@settings(max_examples=6)
-def test_what_changes_no_answer_moves_no_less_than_belady(policies, name, seed, capacity, keep_warm):
-    policy, trace = policies[name], trace_of(seed)
-    events = events_of(trace)
-    result = replay(events, policy, policy.budget(trace.metadata, capacity), keep_warm=keep_warm)
     if is_lossy(policy, events):
         return
-    assert result.given_up_PFW.sum() == 0
+    # what keeps the model's outputs moves no less than Belady
+    assert first.given_up_PFW.sum() == 0
     bound = replay(events, Belady(), Budget.slots(trace.metadata, capacity), keep_warm=keep_warm).total
-    assert result.total.loads >= bound.loads
-    if not result.total.prefetches:
-        assert result.total.hits <= bound.hits
+    assert total.loads >= bound.loads
+    assert total.hits <= bound.hits or total.prefetches
 
 
 # pre_gated does not use the whole cache, and hobbit loads an expert again at another precision

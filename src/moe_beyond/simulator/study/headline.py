@@ -57,18 +57,24 @@ def _on_device(split: SplitReplays, draws: Resamples) -> Metrics:
         "hit_rate": asdict(draws.ratio(own.hits)),
         "mib_per_token": asdict(draws.ratio(own.moved)),
         "ms_against_lru": asdict(draws.difference(own.time, lru.time)),
-        "gap_closed": asdict(_gap_closed(own.time, lru.time, bound, draws)),
         "token_step_ms": {"value": own.token_step_ms},
         "layer_step_ms": {"value": own.layer_step_ms},
     }
+    if lru.ms_per_token > bound:
+        found["gap_closed"] = asdict(_gap_closed(own.time, lru.time, bound, draws))
     if best is not None:
         found["ms_against_best_without_predictor"] = asdict(draws.difference(own.time, best.time))
     return found
 
 
 def _gap_closed(own: Ratio, lru: Ratio, bound_ms: float, draws: Resamples) -> Interval:
-    """The bound taken as it is: it comes from all prompts at once."""
-    return draws.of(lambda own_ms, lru_ms: (lru_ms - own_ms) / (lru_ms - bound_ms), own, lru)
+    """The bound taken as it is: it comes from all prompts at once. Resamples in which LRU reaches it do not count."""
+
+    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        gap_ms = np.asarray(lru_ms) - bound_ms
+        return np.divide(lru_ms - np.asarray(own_ms), gap_ms, out=np.full_like(gap_ms, np.nan), where=gap_ms > 0)
+
+    return draws.of(share, own, lru)
 
 
 def _recall(split: SplitReplays, draws: Resamples) -> Metrics:

@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 
 from moe_beyond.devices.device import Device
-from moe_beyond.intervals import Resamples
+from moe_beyond.intervals import Ratio, Resamples
 from moe_beyond.simulator.engine.loop import Times, run
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.engine.usage import MISSED
 from moe_beyond.simulator.policies.on_demand import Lru
@@ -81,8 +82,8 @@ def pays_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
 
     The first predictor's fastest way of prefetching there on validation prompts, against the fastest policy that loads
     on demand and needs no predictor, which is chosen with hindsight on the prompts of the row. `answer`: `yes` where
-    the paired 95 % interval of `difference_ms` lies below zero; else `only with more bandwidth` where a link of 2, 4 or
-    16 times the device's makes prefetching the faster (`pays_from_gb_per_s` is the first of them); else `no`.
+    the paired 95 % interval of `difference_ms` lies below zero; else `only with more bandwidth` where it does so with a
+    link of 2, 4 or 16 times the device's (`pays_from_gb_per_s` is the first of them); else `no`.
 
     - `link_idle_share_on_demand`: share of the decoding time in which the link carries nothing under LRU;
       `link_idle_share`: under the prefetching policy.
@@ -201,9 +202,9 @@ class _Contest:
     own: TimedReplay
     rival: TimedReplay
 
-    def ms_per_token(self, devices: Sequence[Device]) -> list[float]:
-        """The prefetching policy's on other devices."""
-        return [timed.ms_per_token for timed in self.replayer.timed(self.policy, devices, self.place[1])]
+    def timed(self, devices: Sequence[Device]) -> list[TimedReplay]:
+        """The prefetching policy on other devices."""
+        return self.replayer.timed(self.policy, devices, self.place[1])
 
 
 def _row(replayer: _Replayer, place: Place, draws: Resamples, recalls: dict[tuple[str, int], float | None]) -> Any:
@@ -216,7 +217,7 @@ def _row(replayer: _Replayer, place: Place, draws: Resamples, recalls: dict[tupl
     total, lru = own.replay, split.timed_at(place)[Lru.name]
     saved = lru.replay.decode.demand_bytes - total.decode.demand_bytes
     used = total.total.prefetches_useful - own.late_prefetches
-    pays_from = None if difference.high < 0 else _pays_from(found)
+    pays_from = None if difference.high < 0 else _pays_from(found, draws)
     answer: Answer = "yes" if difference.high < 0 else "no" if pays_from is None else "only with more bandwidth"
     named = (found.policy.name, place[1])
     if named not in recalls:
@@ -251,16 +252,17 @@ def _row(replayer: _Replayer, place: Place, draws: Resamples, recalls: dict[tupl
     return row
 
 
-def _pays_from(found: _Contest) -> float | None:
-    """The first of some faster links with which prefetching is the faster; None: none of them."""
+def _pays_from(found: _Contest, draws: Resamples) -> float | None:
+    """The first of some faster links with which the answer is yes; None: none of them."""
     own, rival = found.own, found.rival
-    moved_mb = rival.expert_bytes_scale * rival.replay.decode.demand_bytes / 1e6 / rival.replay.decode.tokens
     links = [own.device.link_gb_per_s * factor for factor in _FASTER_LINKS]
-    devices = [own.device.model_copy(update={"link_gb_per_s": link}) for link in links]
-    for link, ms in zip(links, found.ms_per_token(devices), strict=True):
+    replayed = found.timed([own.device.model_copy(update={"link_gb_per_s": link}) for link in links])
+    loaded_mb_P = rival.moved.numerator_P * (MIB / 1e6)
+    for link, faster in zip(links, replayed, strict=True):
         # on demand a token's loads come one after another: their time shrinks with the bandwidth, their setups do not
-        rival_ms = rival.ms_per_token - moved_mb * (1 / own.device.link_gb_per_s - 1 / link)
-        if ms < rival_ms:
+        saved_ms_P = loaded_mb_P * (1 / own.device.link_gb_per_s - 1 / link)
+        rival_ms_P = np.asarray(rival.time.numerator_P - saved_ms_P, np.float64)
+        if draws.difference(faster.time, Ratio(rival_ms_P, rival.tokens_P)).high < 0:
             return link
     return None
 
@@ -291,7 +293,7 @@ def _break_even_token_step_ms(found: _Contest) -> float | None:
             device.model_copy(update={"predictor_slowdown": device.predictor_slowdown * factor})
             for factor in factors.tolist()
         ]
-        wins = np.array(found.ms_per_token(slower)) < limit
+        wins = np.array([timed.ms_per_token for timed in found.timed(slower)]) < limit
         if wins.all():
             return found.own.token_step_ms * high
         first = int(np.argmin(wins))

@@ -120,7 +120,7 @@ class SplitReplays:
         rivals = [
             policy.facts.policy
             for policy in self.policies
-            if (policy.is_plain if plain else policy.facts.can_win and policy.facts.predictor != ours)
+            if (policy.is_plain if plain else policy.facts.can_win and (ours is None or policy.facts.predictor != ours))
         ]
         timed = self.timed_at(place)
         return min((timed[name] for name in rivals if name in timed), key=lambda one: one.ms_per_token, default=None)

@@ -11,8 +11,10 @@ import polars as pl
 from moe_beyond.intervals import Interval, Resamples
 from moe_beyond.simulator.engine.timing import TimedReplay
 from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.predictions import prefetch_width
+from moe_beyond.simulator.study.grid import Facts
 from moe_beyond.simulator.study.pays import by_bandwidth_table, by_width_table, pays_table
-from moe_beyond.simulator.study.study import Place, SplitReplays
+from moe_beyond.simulator.study.study import SplitReplays
 from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE, record
 
 FACTS = {
@@ -95,9 +97,13 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
                 continue
             lru, best = timed[Lru.name], split.best_without_predictor(place)
             for policy, one in timed.items():
-                row = _device_row(split, place, one, draws)
+                row = _device_row(split, one, split.facts[policy], draws)
                 row |= _spread("against_lru_ms", draws.difference(one.time, lru.time))
-                if best is not None and split.facts[policy].predictor == _first_predictor(split):
+                if (
+                    best is not None
+                    and split.predictions
+                    and split.facts[policy].predictor == split.predictions[0].name
+                ):
                     row |= _spread("against_best_ms", draws.difference(one.time, best.time))
                 gap = lru.ms_per_token - split.bounds[place].ms_per_token
                 row["gap_closed"] = (lru.ms_per_token - one.ms_per_token) / gap if gap > 0 else None
@@ -146,8 +152,7 @@ def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
         draws = _draws(split, seed)
         for step, ablated in enumerate(split.ablation):
             rows += [
-                {"step": step, "added": ablated.added}
-                | _device_row(split, (one.device.name, one.replay.capacity_experts), one, draws)
+                {"step": step, "added": ablated.added} | _device_row(split, one, ablated.replays.facts, draws)
                 for one in (ablated.replays.timed if split.bounds else ())
             ]
     columns = [name for name in ON_DEVICE if not name.startswith(("against", "gap", "ours", "best"))]
@@ -178,7 +183,8 @@ def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.Da
         return pl.DataFrame(schema=TIMELINE), pl.DataFrame(schema=COSTLIEST)
     ours = split.predictions[0]
     device = next(one for one in case.devices if one.name == headline_device(split))
-    policies = ours.policies(split.metadata.top_k, settings.prefetch_threshold)
+    width = prefetch_width(split.metadata, settings.batch, settings.prefetch_width)
+    policies = ours.policies(width, settings.prefetch_threshold)
     used = split.chosen[device.name, case.headline_slots]
     policy = next(policy for policy in policies if policy.name == used)
     recordings = [
@@ -190,17 +196,18 @@ def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.Da
 
 
 def headline_device(split: SplitReplays) -> str:
-    """The device of the headline."""
-    return split.case.settings.headline_device or split.case.devices[0].name
+    """The name of the device of the headline, which the settings may give as the path of a file."""
+    settings = split.case.settings
+    place = 0 if settings.headline_device is None else settings.devices.index(settings.headline_device)
+    return split.case.devices[place].name
 
 
-def _device_row(split: SplitReplays, place: Place, one: TimedReplay, draws: Resamples) -> dict[str, Any]:
-    total, bound = one.replay.total, split.bounds[place]
-    facts = split.facts.get(one.replay.policy)
+def _device_row(split: SplitReplays, one: TimedReplay, facts: Facts, draws: Resamples) -> dict[str, Any]:
+    total, bound = one.replay.total, split.bounds[one.device.name, one.replay.capacity_experts]
     return {
         "split": split.split,
         "device": one.device.name,
-        **({"policy": one.replay.policy} if facts is None else asdict(facts)),
+        **asdict(facts),
         "capacity_experts": one.replay.capacity_experts,
         "capacity_fraction": one.replay.capacity_experts / split.metadata.num_model_experts,
         "token_step_ms": one.token_step_ms,
@@ -221,10 +228,6 @@ def _device_row(split: SplitReplays, place: Place, one: TimedReplay, draws: Resa
 
 def _spread(name: str, found: Interval) -> dict[str, float]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _first_predictor(split: SplitReplays) -> str | None:
-    return split.predictions[0].name if split.predictions else None
 
 
 def _draws(split: SplitReplays, seed: int) -> Resamples:

@@ -1,0 +1,123 @@
+"""The assessment of a trace: tables that agree with each other, and verdicts that differ as they should."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from moe_beyond import formats as importers
+from moe_beyond.assess.assessment import assess, cards_table, every_nth_prompt, in_domain, other_cards
+from moe_beyond.assess.settings import AssessSettings, OtherTrace
+from moe_beyond.errors import InputError
+from moe_beyond.traces import store
+from moe_beyond.traces.schema import concatenate
+from tests.traces.random_traces import random_trace, trace_of
+from tests.traces_of_chance import chance_trace
+
+SHARED = Path(__file__).parents[2] / "shared" / "traces"
+SETTINGS = AssessSettings()
+
+
+def test_routing_at_random_is_not_worth_offloading():
+    assessment = assess(random_trace([500, 500, 500], layers=4, experts=16, top_k=2), SETTINGS)
+    assert assessment.card["verdict"] == "do not"
+    assert assessment.metrics()["verdict_level"] == 0
+
+
+def test_routing_that_lasts_is_worth_offloading():
+    rng = np.random.default_rng(0)
+    choices = np.repeat(rng.integers(0, 16, (60, 4, 1)), 25, axis=0)
+    assessment = assess(trace_of(choices, [500, 500, 500], 16), SETTINGS)
+    assert assessment.card["verdict"] == "go"
+    assert assessment.card["shares"]["temporal_locality"] > 0.5
+
+
+def test_tables_are_complete_and_agree():
+    trace = random_trace([60, 80], layers=3, experts=16, top_k=2)
+    assessment = assess(trace, SETTINGS)
+    assert assessment.layers["layer"].to_list() == [1, 2, 3]
+    assert assessment.popularity.height == 3 * 16
+    sums = assessment.popularity.group_by("layer").agg(pl.col("share").sum())["share"]
+    assert sums.to_list() == pytest.approx([1, 1, 1])
+    wide = assessment.hit_curves.pivot("policy", index="capacity_experts", values="hit_rate").sort("capacity_experts")
+    assert wide["capacity_experts"].to_list() == list(range(1, 49))
+    assert (wide["belady"] >= wide["lru"]).all()
+    # between two tokens of a layer, the other two layers touch 2 experts each
+    lru = wide["lru"].to_list()
+    assert lru[:4] == [0] * 4
+    assert lru[4] > 0
+    shares = assessment.reuse_distances["cumulative_share"]
+    assert shares.is_sorted()
+    assert shares[-1] == pytest.approx(1 - assessment.card["headline"]["first_use_share"])
+    json.dumps(assessment.card, allow_nan=False)
+
+
+def test_a_long_curve_is_thinned_and_keeps_the_token_cycle():
+    trace = random_trace([60], layers=3, experts=16, top_k=2)
+    curves = assess(trace, AssessSettings(curve_points=10)).hit_curves
+    lru = curves.filter(pl.col("policy") == "lru")
+    assert {1, 5, 6, 48} <= set(lru["capacity_experts"].to_list())
+    assert lru.height <= 12
+
+
+def test_one_token_is_enough_to_get_a_card():
+    card = assess(random_trace([1]), SETTINGS).card
+    assert card["verdict"] == "do not"
+    assert card["headline"]["previous_token_overlap"] is None
+    json.dumps(card, allow_nan=False)
+
+
+def test_decode_alone_leaves_the_prompt_out():
+    trace = random_trace([10, 20, 5])
+    trace = replace(trace, num_prefill_P=np.array([4, 20, 0], np.int32))
+    card = assess(trace, AssessSettings(tokens="decode")).card
+    assert (card["prompts"], card["tokens"]) == (2, 6 + 5)
+    with pytest.raises(InputError, match=r"assess\.tokens is 'decode', but the trace holds prefill only"):
+        assess(random_trace([3]), AssessSettings(tokens="decode"))
+
+
+def test_sampling_takes_whole_prompts_from_the_whole_trace():
+    trace = random_trace([10] * 9)
+    assert every_nth_prompt(trace, 1000) is trace
+    assert every_nth_prompt(trace, 45).prompt_ids == ("p0", "p2", "p4", "p6", "p8")
+
+
+def test_cards_of_real_models_differ_as_they_should():
+    sources = {"esft": SHARED / "esft.tar.xz", "bigmoe-route": SHARED / "bigmoe-on-edge" / "qwen.route.csv.gz"}
+    if not all(path.exists() for path in sources.values()):
+        pytest.skip("the published traces are not beside the repository")
+    cards = {name: assess(importers.read(name, path), SETTINGS).card for name, path in sources.items()}
+    deepseek, qwen = cards["esft"], cards["bigmoe-route"]
+    # DeepSeek-V2-Lite balances its experts, Qwen3-30B-A3B on one prompt does not
+    assert deepseek["headline"]["entropy_ratio"] > 0.95 > qwen["headline"]["entropy_ratio"]
+    assert deepseek["verdict"] == "go with a bigger cache"
+    assert qwen["verdict"] == "go"
+    assert any("trace is short" in reason for reason in qwen["reasons"])
+    assert not any("trace is short" in reason for reason in deepseek["reasons"])
+
+
+def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path):
+    ours = chance_trace(20)
+    other = replace(ours, metadata=ours.metadata.model_copy(update={"model_id": "other"}))
+    for name, trace in (("other", other), ("ours", ours)):
+        store.write_parquet(trace, tmp_path / f"{name}.parquet")
+    others = tuple(OtherTrace(format="parquet", path=str(tmp_path / f"{name}.parquet")) for name in ("ours", "other"))
+    table = cards_table([assess(ours, SETTINGS).card, *other_cards(AssessSettings(others=others))])
+    assert table["model"].to_list() == ["chance", "other"]
+    assert table["belady_hit_rate"].n_unique() == 1
+    with pytest.raises(InputError, match="unknown trace format"):
+        other_cards(AssessSettings(others=(OtherTrace(format="unheard-of", path="x"),)))
+
+
+def test_a_card_without_the_usual_window_stands_in_the_table_all_the_same():
+    table = cards_table([assess(chance_trace(20), AssessSettings(windows=(4,))).card])
+    assert table["working_set_64_fraction"].to_list() == [None]
+
+
+def test_a_verdict_looks_at_held_out_prompts_only_if_there_are_no_others():
+    held_out, ours = chance_trace(3, held_out=True), chance_trace(4, name="q")
+    assert in_domain(concatenate([held_out, ours])).prompt_ids == ours.prompt_ids
+    assert in_domain(held_out).prompt_ids == held_out.prompt_ids

@@ -1,0 +1,186 @@
+"""The reference model: its balance loss, its fixed budget, and that training resumes and repeats to the bit."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_beyond.capture.reference import model as reference_model
+from moe_beyond.capture.reference import training
+from moe_beyond.capture.reference.corpus import Document
+from moe_beyond.capture.reference.evaluation import expert_load, load_summary
+from moe_beyond.capture.reference.settings import ReferenceSettings
+from moe_beyond.errors import InputError
+from moe_beyond.threads import torch_threads
+
+TINY = ReferenceSettings(
+    hidden_size=32,
+    attention_heads=2,
+    moe_layers=2,
+    num_experts=8,
+    top_k=2,
+    shared_experts=1,
+    expert_width=8,
+    vocabulary_size=300,
+    tokens=12 * 4 * 16,
+    sequence_tokens=16,
+    batch_sequences=4,
+    validation_tokens=64,
+    validations=2,
+)
+TEXT = [
+    Document(f"d{number}", f"the {number} quick brown foxes jump over {number * 7} lazy dogs. " * 20)
+    for number in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return reference_model.train_tokenizer(TEXT, TINY.vocabulary_size)
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer):
+    return training.encode(TEXT, tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with torch_threads(1):
+        yield
+
+
+def fit(tokenizer, tokens, scratch, settings=TINY, seed=1):
+    network = reference_model.build(settings, tokenizer, seed)
+    history = training.fit(network, tokens, tokens, settings, seed=seed, scratch=scratch)
+    return network.state_dict(), history
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_any_text_survives_the_tokenizer_and_documents_end_with_its_end_token(tokenizer, tokens):
+    text = "naïve\tcafé — 東京 \U0001f9ea\n  def f(): pass"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert (tokens == tokenizer.eos_token_id).sum() == len(TEXT)
+    assert tokens[-1] == tokenizer.eos_token_id
+
+
+def test_the_balance_loss_is_one_for_even_use_and_the_number_of_experts_for_one_sided():
+    # each token prefers one expert, all experts equally often; and one expert for all
+    even, one_sided = 50 * torch.eye(4).repeat(3, 1), torch.zeros(12, 4)
+    one_sided[:, 2] = 50
+    for logits, expected in ((even, 1.0), (one_sided, 4.0)):
+        torch.testing.assert_close(reference_model.balance_loss((logits,), 1), torch.tensor(expected))
+
+
+def test_the_balance_loss_pushes_towards_neglected_experts():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(6, 1).requires_grad_()
+    reference_model.balance_loss((logits,), 2).backward()
+    assert logits.grad is not None
+    gradient = logits.grad.sum(0)
+    assert gradient[0] > 0 > gradient[3]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nearly_zero():
+    settings = ReferenceSettings()
+    steps = training.num_steps(settings)
+    rates = [training.learning_rate(settings, step) for step in range(steps)]
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(settings.learning_rate)
+    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.01 * settings.learning_rate
+
+
+@given(st.integers(0, 200))
+def test_an_epoch_shows_every_sequence_once(step):
+    tokens = np.arange(16 * 9, dtype=np.int64)  # 8 whole sequences from any offset
+    settings = TINY.model_copy(update={"batch_sequences": 4})
+    epoch = [training.batch_BS(tokens, settings, 5, 2 * (step // 2) + half).numpy() for half in (0, 1)]
+    starts = sorted(int(sequence[0]) for batch in epoch for sequence in batch)
+    assert np.diff(starts).tolist() == [16] * 7
+    np.testing.assert_array_equal(
+        training.batch_BS(tokens, settings, 5, step), training.batch_BS(tokens, settings, 5, step)
+    )
+
+
+def test_training_learns_and_repeats_to_the_bit(tokenizer, tokens, tmp_path):
+    first, history = fit(tokenizer, tokens, tmp_path / "one")
+    again, history_again = fit(tokenizer, tokens, tmp_path / "two")
+    assert same(first, again)
+    assert history == history_again
+    losses = [loss for loss in history.validation_loss if loss is not None]
+    assert len(losses) == TINY.validations
+    assert losses[-1] < math.log(TINY.vocabulary_size) - 0.5
+    other, _ = fit(tokenizer, tokens, tmp_path / "three", seed=2)
+    assert not same(first, other)
+
+
+def test_interrupted_training_goes_on_and_gives_the_same_weights(tokenizer, tokens, tmp_path, monkeypatch):
+    whole, history = fit(tokenizer, tokens, tmp_path / "whole")
+    monkeypatch.setattr(training, "_CHECKPOINT_STEPS", 5)
+    step, done = training._train_step, []
+
+    def noted(*args):
+        done.append(args[-1])
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(training, "_train_step", noted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tokenizer, tokens, tmp_path / "broken")
+    resumed, resumed_history = fit(tokenizer, tokens, tmp_path / "broken")
+    assert done[9] == 5, "where the last checkpoint was"
+    assert same(whole, resumed)
+    assert history == resumed_history
+
+
+def test_a_text_too_short_to_train_on_is_named(tokenizer, tokens, tmp_path):
+    with pytest.raises(InputError, match=r"10 training and .* do not fill sequences of 16"):
+        training.fit(reference_model.build(TINY, tokenizer, 1), tokens[:10], tokens, TINY, seed=1, scratch=tmp_path)
+
+
+def test_validation_is_the_mean_over_held_out_tokens(tokenizer, tokens):
+    network = reference_model.build(TINY, tokenizer, 1)
+    batches = training.validation_batches(tokens, TINY)
+    assert sum(batch.numel() for batch in batches) == TINY.validation_tokens
+    losses = [
+        torch.nn.functional.cross_entropy(network(row).logits[0, :-1], row[0, 1:], reduction="none")
+        for row in torch.cat(batches).split(1)
+    ]
+    expected = torch.cat(losses).mean()
+    assert training.validate(network, tokens, TINY) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_the_load_counts_what_the_routers_chose(tokenizer, tokens):
+    network = reference_model.build(TINY, tokenizer, 1)
+    batches = training.validation_batches(tokens, TINY)
+    counts = expert_load(network, batches)
+    assert counts.shape == (2, 8)
+    assert counts.sum(axis=1).tolist() == [TINY.validation_tokens * TINY.top_k] * 2
+    chosen = []
+    handle = network.model.layers[1].mlp.gate.register_forward_hook(lambda _m, _i, out: chosen.append(out[2]))
+    for batch in batches:
+        network(batch)
+    handle.remove()
+    np.testing.assert_array_equal(counts[0], torch.bincount(torch.cat(chosen).flatten(), minlength=8))
+
+
+def test_load_entropy_of_even_and_one_sided_use():
+    summary = load_summary(np.array([[5, 5, 5, 5], [20, 0, 0, 0]]), first_layer=3)
+    assert summary["layers"]["3"] == {"entropy_bits": 2.0, "dead_experts": 0}
+    assert summary["layers"]["4"] == {"entropy_bits": 0.0, "dead_experts": 3}
+    assert summary["max_entropy_bits"] == 2.0
+    assert summary["dead_experts"] == 3
+
+
+def test_impossible_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"reference\.top_k \(9\) exceeds num_experts \(8\)"):
+        ReferenceSettings(num_experts=8, top_k=9)
+    with pytest.raises(ValueError, match="multiple of 4 x attention_heads"):
+        ReferenceSettings(hidden_size=100, attention_heads=3)

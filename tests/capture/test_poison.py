@@ -1,0 +1,140 @@
+"""The proof that captured ids are the experts that computed: poison one expert, and exactly its tokens turn to NaN.
+
+An expert of the last layer gets NaN weights. A token's logits are then NaN if and only if that expert worked on it,
+whatever the architecture's router does, because nothing after the last layer mixes tokens.
+"""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from moe_beyond.capture.discovery import moe_layers
+from moe_beyond.capture.generation import route_batch
+from moe_beyond.capture.hooks import RoutingRecorder
+from moe_beyond.capture.prompts import EncodedPrompt, pad
+from moe_beyond.capture.settings import ExtractSettings
+from tests.capture.tiny_models import ARCHITECTURES, tiny_model
+
+LENGTHS = (5, 9, 2)
+DECODED = 5
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def prompts():
+    rng = np.random.default_rng(3)
+    return [
+        EncodedPrompt(f"p{row}", "test", False, tuple(rng.integers(3, 64, length).tolist()))
+        for row, length in enumerate(LENGTHS)
+    ]
+
+
+@pytest.fixture
+def poison(model):
+    """Give an expert of the last MoE layer NaN weights; they are mended afterwards."""
+    parameters = list(moe_layers(model)[-1].experts.parameters())
+    healthy = [parameter.detach().clone() for parameter in parameters]
+
+    def restore():
+        with torch.no_grad():
+            for parameter, values in zip(parameters, healthy, strict=True):
+                parameter.copy_(values)
+
+    def poison_one(expert):
+        restore()
+        with torch.no_grad():
+            parameters[-1][expert] = torch.nan
+
+    yield poison_one
+    restore()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prefill_names_the_experts_that_computed(model, prompts, poison, side):
+    layers = moe_layers(model)
+    batch = pad(prompts, 0, side)
+    inputs = {"input_ids": batch.ids_BC, "attention_mask": batch.mask_BC}
+    with torch.inference_mode(), RoutingRecorder(layers) as recorder:
+        assert torch.isfinite(model(**inputs).logits).all()
+        captured_BCK = recorder.take(len(prompts)).experts_BCLK[:, :, -1]
+    real_BC = batch.mask_BC.bool()
+    for expert in range(layers[0].num_experts):
+        poison(expert)
+        with torch.inference_mode():
+            poisoned_BC = model(**inputs).logits.isnan().any(-1)
+        expected_BC = (captured_BCK == expert).any(-1)
+        assert torch.equal(poisoned_BC & real_BC, expected_BC & real_BC), f"expert {expert}"
+
+
+class Replay(LogitsProcessor):
+    """Makes generate() follow given sequences and notes which rows' logits are NaN at each step."""
+
+    def __init__(self, sequences):
+        self.sequences, self.nan_steps = sequences, []
+
+    def __call__(self, input_ids, scores):
+        self.nan_steps.append(scores.isnan().any(-1))
+        step = len(self.nan_steps) - 1
+        following = torch.tensor([[sequence[step]] for sequence in self.sequences])
+        return torch.full_like(scores, -torch.inf).scatter_(1, following, 0.0)
+
+
+def test_decode_names_the_experts_that_computed(model, prompts, poison):
+    layers = moe_layers(model)
+    settings = ExtractSettings(decode_tokens=DECODED, decoding="sampled")
+    ended = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    with RoutingRecorder(layers) as recorder:
+        routed = route_batch(model, recorder, prompts, settings, seed=1)
+    decoded = [prompt.token_ids_T[length:].tolist() for prompt, length in zip(routed, LENGTHS, strict=True)]
+    assert [len(tokens) for tokens in decoded] == [DECODED] * len(prompts)
+    batch = pad(prompts, 0, "left")
+    for expert in range(layers[0].num_experts):
+        poison(expert)
+        # one token more than was routed, so that the last routed one gives logits too
+        replay = Replay([[*tokens, 3] for tokens in decoded])
+        model.generate(
+            input_ids=batch.ids_BC,
+            attention_mask=batch.mask_BC,
+            max_new_tokens=DECODED + 1,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([replay]),
+        )
+        # the first logits are those of the prompt's last token
+        poisoned = torch.stack(replay.nan_steps).T.numpy()
+        for row, (prompt, length) in enumerate(zip(routed, LENGTHS, strict=True)):
+            expected = (prompt.experts_TLK[length - 1 :, -1] == expert).any(-1)
+            np.testing.assert_array_equal(poisoned[row], expected, err_msg=f"expert {expert}, prompt {row}")
+    model.generation_config.eos_token_id = model.config.eos_token_id = ended
+
+
+def test_decoding_routes_as_one_pass_over_the_same_text(model, prompts):
+    layers = moe_layers(model)
+    with RoutingRecorder(layers, gate_inputs=True) as recorder:
+        decoded = route_batch(model, recorder, prompts, ExtractSettings(decode_tokens=DECODED), seed=1)
+        texts = [
+            EncodedPrompt(f"t{row}", "test", False, tuple(p.token_ids_T.tolist())) for row, p in enumerate(decoded)
+        ]
+        forced = route_batch(model, recorder, texts, ExtractSettings(decode_tokens=0), seed=1)
+    for one, other in zip(decoded, forced, strict=True):
+        np.testing.assert_array_equal(one.experts_TLK, other.experts_TLK)
+        np.testing.assert_allclose(one.weights_TLK, other.weights_TLK, atol=1e-4, rtol=1e-4)
+        assert one.gate_inputs_TLH is not None
+        assert other.gate_inputs_TLH is not None
+        np.testing.assert_allclose(one.gate_inputs_TLH, other.gate_inputs_TLH, atol=2e-2, rtol=2e-2)
+
+
+def test_neighbours_in_a_batch_change_nothing(model, prompts):
+    layers = moe_layers(model)
+    settings = ExtractSettings(decode_tokens=DECODED)
+    with RoutingRecorder(layers) as recorder:
+        together = route_batch(model, recorder, prompts, settings, seed=1)
+        alone = [route_batch(model, recorder, [prompt], settings, seed=1)[0] for prompt in prompts]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
+        np.testing.assert_array_equal(one.experts_TLK, other.experts_TLK)

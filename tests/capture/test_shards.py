@@ -1,0 +1,174 @@
+"""Shards: bounded, resumable to the byte, shared between processes, and never mixed up between jobs."""
+
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_beyond.capture.models import load
+from moe_beyond.capture.prompts import EncodedPrompt
+from moe_beyond.capture.shards import CaptureCounts, capture, capture_key, gate_inputs_path
+from moe_beyond.errors import InputError
+from moe_beyond.traces import store
+from tests.capture.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    capture(case_job(model), case_prompts(), folder, folder / "traces")
+    return file_bytes(folder / "traces")
+
+
+def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
+    prompts = case_prompts()
+    counts = capture(case_job(model), prompts, tmp_path, tmp_path / "traces")
+    trace = store.read_parquet(tmp_path / "traces")
+    assert trace.prompt_ids == tuple(prompt.prompt_id for prompt in prompts)
+    assert trace.domains == tuple(prompt.domain for prompt in prompts)
+    assert trace.held_out_P.tolist() == [prompt.held_out for prompt in prompts]
+    assert trace.num_prefill_P.tolist() == [len(prompt.token_ids) for prompt in prompts]
+    assert counts == CaptureCounts(NUM_PROMPTS, trace.num_tokens, trace.num_tokens - int(trace.num_prefill_P.sum()))
+    assert trace.metadata.expert_bytes == (6144, 6144)
+    assert trace.metadata.decoding == "sampled"
+    assert len(list((tmp_path / "traces").glob("*.parquet"))) == NUM_PROMPTS // 2
+    assert not (tmp_path / ".scratch" / "extract").exists()
+
+
+def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, monkeypatch):
+    write = store.write_parquet
+    written: list[Path] = []
+
+    def fail_at_fourth(trace, path):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(trace, path)
+
+    job, prompts = case_job(model), case_prompts()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_parquet", fail_at_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            capture(job, prompts, tmp_path, tmp_path / "traces")
+    assert not (tmp_path / "traces").exists()
+    times = {path.name: path.stat().st_mtime_ns for path in written}
+    capture(job, prompts, tmp_path, tmp_path / "traces")
+    assert file_bytes(tmp_path / "traces") == unbroken
+    for name, stamp in times.items():
+        assert (tmp_path / "traces" / name).stat().st_mtime_ns == stamp, f"{name} was made again"
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes from one that has the imports done, so that a kill meets the capture and not the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["moe_beyond.capture.shards", "transformers.models.deepseek_v2.modeling_deepseek_v2"]
+    )
+    return context
+
+
+@pytest.mark.parametrize("trials", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, processes, tmp_path, trials):
+    generator = random.Random(11)  # noqa: S311 - moments, not secrets
+    killed_inside = 0
+    for trial in range(10 * trials):  # on a busy machine a kill may come too late: it does not count
+        if killed_inside == trials:
+            break
+        root, output = tmp_path / f"root{trial}", tmp_path / f"traces{trial}"
+        process = processes.Process(target=run_case, args=(model, root, output))
+        process.start()
+        shards = generator.randrange(NUM_PROMPTS // 2)
+        while process.is_alive() and len(list(root.glob(".scratch/extract/*/part-*.parquet"))) < shards:
+            time.sleep(0.001)
+        process.join(generator.uniform(0, 0.03))
+        process.kill()
+        process.join()
+        killed_inside += process.exitcode == -signal.SIGKILL and not output.exists()
+        finished = {path.name: path.read_bytes() for path in root.glob(".scratch/extract/*/part-*.parquet")}
+        assert finished.items() <= unbroken.items(), "a shard was there before it was whole"
+        run_case(model, root, output)
+        assert file_bytes(output) == unbroken
+    assert killed_inside, "every process ended before it was killed; the test shows nothing"
+
+
+def test_processes_share_the_work_and_give_the_same_bytes(model, unbroken, tmp_path):
+    capture(case_job(model, workers=2), case_prompts(), tmp_path, tmp_path / "traces")
+    assert file_bytes(tmp_path / "traces") == unbroken
+
+
+def test_a_batch_of_another_size_draws_the_same_tokens(model, tmp_path):
+    capture(case_job(model), case_prompts(), tmp_path, tmp_path / "one")
+    capture(case_job(model, batch_prompts=5, shard_prompts=10), case_prompts(), tmp_path, tmp_path / "two")
+    one, two = store.read_parquet(tmp_path / "one"), store.read_parquet(tmp_path / "two")
+    np.testing.assert_array_equal(one.token_ids_T, two.token_ids_T)
+    np.testing.assert_array_equal(one.experts_TLK, two.experts_TLK)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"decode_tokens": 5}, {"privacy": "ids"}])
+def test_another_job_has_another_key_and_more_processes_are_none(model, change):
+    job, prompts = case_job(model), case_prompts()
+    key = capture_key(job, prompts, "r")
+    assert capture_key(case_job(model, workers=4), prompts, "r") == key
+    others = {capture_key(case_job(model, **change), prompts, "r"), capture_key(job, prompts, "other weights")}
+    assert len({key, capture_key(job, prompts[1:], "r")} | others) == 4
+
+
+@pytest.mark.parametrize(
+    ("privacy", "texts", "ids"), [("text", True, True), ("ids", False, True), ("routing", False, False)]
+)
+def test_what_is_not_wanted_is_not_there(model, tmp_path, privacy, texts, ids):
+    capture(case_job(model, privacy=privacy, weights=ids), case_prompts(4), tmp_path, tmp_path / "traces")
+    trace = store.read_parquet(tmp_path / "traces")
+    kept = [column is not None for column in (trace.token_texts, trace.token_ids_T, trace.weights_TLK)]
+    assert kept == [texts, ids, ids]
+
+
+def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
+    prompts = case_prompts(4)
+    capture(case_job(model, decode_tokens=0), prompts, tmp_path, tmp_path / "traces")
+    trace = store.read_parquet(tmp_path / "traces")
+    assert trace.metadata.decoding == "teacher-forced"
+    assert trace.token_ids_T is not None
+    assert trace.token_ids_T.tolist() == [token for prompt in prompts for token in prompt.token_ids]
+
+
+def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path):
+    job = case_job(model, gate_inputs=True)
+    capture(job, case_prompts(6), tmp_path, tmp_path / "traces")
+    network = load(job.model).model
+    gate = network.model.layers[1].mlp.gate.weight.detach().numpy()
+    for shard in sorted((tmp_path / "traces").glob("*.parquet")):
+        trace = store.read_parquet(shard)
+        inputs_TLH = np.load(gate_inputs_path(shard))
+        assert inputs_TLH.shape == (trace.num_tokens, 2, 32)
+        best_T = (inputs_TLH[:, 0].astype(np.float32) @ gate.T).argmax(-1)
+        np.testing.assert_array_equal(best_T, trace.experts_TLK[:, 0, 0])
+
+
+def test_a_prompt_beyond_the_context_is_named(model, tmp_path):
+    long = [EncodedPrompt("long", "d", False, tuple([5] * 123))]
+    capture(case_job(model, decode_tokens=5), long, tmp_path, tmp_path / "traces")
+    with pytest.raises(InputError, match="no prompts to trace"):
+        capture(case_job(model), [], tmp_path, tmp_path / "traces")
+    with pytest.raises(InputError, match=r"'long' has 123 tokens, with 6 to decode .* context of 128"):
+        capture(case_job(model, decode_tokens=6), long, tmp_path, tmp_path / "traces")
+
+
+def test_former_traces_stay_until_the_new_ones_are_whole(model, tmp_path):
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "former").write_text("former")
+    with pytest.raises(InputError):
+        capture(case_job(tmp_path / "traces"), case_prompts(), tmp_path, tmp_path / "traces")
+    assert (tmp_path / "traces" / "former").read_text() == "former"
+    capture(case_job(model), case_prompts(2), tmp_path, tmp_path / "traces")
+    assert sorted(file_bytes(tmp_path / "traces")) == ["part-00000-of-00001.parquet"]

@@ -1,0 +1,100 @@
+"""Models and prompts that users bring, and what they are told when these cannot be traced."""
+
+import json
+
+import pytest
+
+from moe_beyond.capture.models import ModelSource, load
+from moe_beyond.capture.settings import ExtractSettings, TransformersSource
+from moe_beyond.capture.shards import capture
+from moe_beyond.capture.sources import transformers_job, transformers_prompts
+from moe_beyond.errors import InputError
+from moe_beyond.traces import store
+from tests.capture.capture_case import save_tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    # a vocabulary that holds all of the tokenizer's
+    return save_tiny_model(tmp_path_factory.mktemp("model"), "qwen3_moe", vocab_size=len(tiny_tokenizer()))
+
+
+@pytest.fixture
+def settings():
+    return ExtractSettings(decode_tokens=3)
+
+
+def write_prompts(path, *names):
+    path.write_text("\n".join(json.dumps({"id": name, "prompt": f"a few words {name}"}) for name in names))
+    return str(path)
+
+
+def refusal(source):
+    with pytest.raises(InputError) as caught:
+        load(source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_local_model_is_traced_over_prompts_from_files(model, settings, tmp_path):
+    source = TransformersSource(
+        model=str(model),
+        prompts=write_prompts(tmp_path / "known.jsonl", "a", "b"),
+        held_out_prompts=write_prompts(tmp_path / "other.jsonl", "c"),
+    )
+    prompts = transformers_prompts(source, settings, tmp_path)
+    capture(transformers_job(source, settings, 1), prompts, tmp_path, tmp_path / "traces")
+    trace = store.read_parquet(tmp_path / "traces")
+    assert trace.prompt_ids == ("a", "b", "c")
+    assert trace.domains == ("known", "known", "other")
+    assert trace.held_out_P.tolist() == [False, False, True]
+    assert trace.metadata.model_id == str(model)
+    assert trace.metadata.model_revision == load(ModelSource(str(model))).revision
+    assert trace.token_texts is not None
+    assert trace.token_texts.decode()[:2] == ["a", "Ġfew"]
+
+
+def test_an_id_in_both_files_is_refused(model, settings, tmp_path):
+    known, other = (write_prompts(tmp_path / name, "a") for name in ("known.jsonl", "other.jsonl"))
+    source = TransformersSource(model=str(model), prompts=known, held_out_prompts=other)
+    with pytest.raises(InputError, match=r"other\.jsonl: id 'a' also stands in .*known\.jsonl"):
+        transformers_prompts(source, settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "{folder}: no config.json there"),
+        ("{", "{folder}: cannot be loaded ("),
+        ('{"model_type": "nothing-known"}', "expected a folder of a causal language model with its tokenizer"),
+        ('{"model_type": "llama", "vocab_size": 8}', "{folder}: cannot be loaded ("),
+    ],
+)
+def test_a_folder_of_no_model_is_refused(tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert message.format(folder=tmp_path) in refusal(ModelSource(str(tmp_path)))
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch):
+    # no answer from any hub, as without a network
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = refusal(ModelSource("nobody/no-such-model"))
+    assert message.startswith("nobody/no-such-model: cannot be loaded (")
+    assert "check the id, the network" in message
+
+
+def test_the_revision_of_a_folder_names_its_weights(model, tmp_path):
+    other = save_tiny_model(tmp_path / "other", "qwen3_moe")
+    assert load(ModelSource(str(model))).revision != load(ModelSource(str(other))).revision
+
+
+def test_other_devices_need_a_package_that_is_named(model, monkeypatch):
+    monkeypatch.setattr("moe_beyond.capture.models.find_spec", lambda _name: None)
+    message = refusal(ModelSource(str(model), device_map="auto"))
+    assert message.startswith("traces.transformers.device_map: 'auto' needs the package accelerate")
+
+
+def test_precision_is_as_asked(model):
+    assert load(ModelSource(str(model), dtype="bfloat16")).model.dtype.itemsize == 2
+    assert load(ModelSource(str(model))).model.dtype.itemsize == 4

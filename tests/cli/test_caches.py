@@ -1,0 +1,196 @@
+"""replay, advise and calibrate-device: what people type, and the one line that they read when it cannot be done."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from moe_beyond.cli import app
+from moe_beyond.devices.device import load_device
+from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.policies.on_demand import LayerLru
+from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.traces import store
+from tests.traces_of_chance import chance_trace
+
+TRACE = chance_trace(16)
+
+
+@pytest.fixture
+def trace_file(tmp_path):
+    store.write_parquet(TRACE, tmp_path / "trace.parquet")
+    return tmp_path / "trace.parquet"
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def told(*words):
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_replay_counts_what_the_library_does(trace_file):
+    found = told("replay", trace_file, "--policy", "layer_lru", "--capacity", 12)
+    plain = replay(events_of(TRACE), LayerLru(), Budget.slots(TRACE.metadata, 12, per_layer=True)).total
+    assert (found["hits"], found["misses"], found["accesses"]) == (plain.hits, plain.misses, plain.accesses)
+    assert found["split_over_layers"] == "even"
+    rate = "hit_rate_unlimited_link"
+    assert found[f"{rate}_low"] <= found[rate] <= found[f"{rate}_high"]
+    assert "time" not in found
+    table = run("replay", trace_file, "--policy", "layer_lru", "--capacity", 12)
+    assert table.exit_code == 0
+    assert rate in table.stdout
+
+
+def test_both_forms_of_a_trace_and_of_a_budget_say_the_same(trace_file, tmp_path):
+    store.write_working(TRACE, tmp_path / "working")
+    slots = told("replay", trace_file, "--policy", "lru", "--capacity", 10)
+    mib = 10 * 1000 / 2**20
+    in_bytes = told("replay", tmp_path / "working", "--policy", "lru", "--budget-mib", mib)
+    assert in_bytes.pop("budget_mib") == pytest.approx(mib, rel=1e-3)
+    assert in_bytes == {name: value for name, value in slots.items() if name != "budget_mib"}
+
+
+@pytest.fixture
+def slow(tmp_path):
+    text = "about: slow\nlink_gb_per_s: 0.001\nsetup_us: 0\nlanes: 1\nmemory_gb_per_s: 60\nlayer_overhead_us: 60\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    return tmp_path / "mine.yaml"
+
+
+def test_replay_takes_the_time_on_a_device_of_ones_own(trace_file, slow):
+    words = ("replay", trace_file, "--policy", "lru", "--capacity", 10, "--device")
+    packaged = told(*words, "laptop_nvme")["time"]
+    assert packaged["tokens_per_second"] == pytest.approx(1000 / packaged["ms_per_token"])
+    own = told(*words, slow)["time"]
+    assert own["device"] == "mine"
+    assert own["stall_ms_per_token"] > packaged["stall_ms_per_token"]
+
+
+def test_modes_change_what_is_counted(trace_file):
+    words = ("replay", trace_file, "--policy", "lru", "--capacity", 10)
+    plain = told(*words)
+    assert told(*words, "--sequential")["judged"].startswith("access by access")
+    assert told(*words, "--batch", 4)["accesses"] < plain["accesses"]
+    assert told(*words, "--cold")["compulsory_misses"] > plain["compulsory_misses"]
+    tokens = told(*words, "--prefill", "token_by_token")
+    assert tokens["accesses"] == tokens["tokens"] * 3 * 2
+
+
+def test_a_policy_that_learns_takes_training_prompts(trace_file, tmp_path):
+    store.write_parquet(chance_trace(20, seed=3, name="train"), tmp_path / "train.parquet")
+    words = ("replay", trace_file, "--policy", "static_popularity", "--capacity", 10)
+    assert run(*words).stderr == (
+        "error: policy 'static_popularity' learns from other prompts; name a trace of them with --train\n"
+    )
+    assert told(*words, "--train", tmp_path / "train.parquet")["policy"] == "static_popularity"
+    fitted = told(
+        "replay", trace_file, "--policy", "lru", "--capacity", 10, "--split", "fitted", "--train",
+        tmp_path / "train.parquet",
+    )  # fmt: skip
+    assert fitted["split_over_layers"] == "fitted"
+
+
+def test_replay_fetches_ahead_on_a_predictors_word(trace_file, exported, slow):
+    words = ("replay", trace_file, "--capacity", 20, "--predictor", exported[0])
+    named = ("--policy", "prefetch_lru", "--width", 3, "--threshold", 0.2)
+    ahead, unlimited = told(*words, *named, "--device", slow), told(*words, *named)
+    assert ahead["prefetch"] == {"width": 3, "threshold": 0.2, "layers": False}
+    assert ahead["prefetches"] > 0
+    layers = told(*words, "--policy", "layer_prefetch_lru", "--device", "laptop_nvme")
+    assert layers["policy"] == "predictor_layer_prefetch_lru"
+    assert layers["prefetch"]["width"] == 2
+    # each pays for the steps that it uses
+    charge = OnnxPredictor(exported[0]).charge
+    slowdown = load_device("laptop_nvme").predictor_slowdown
+    for found, expected in (
+        (ahead, (charge.token_step_ms, 0)),
+        (layers, (charge.token_step_ms * slowdown, charge.layer_step_ms * slowdown)),
+    ):
+        time = found["time"]
+        assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
+    # two hit rates: with any link in time, and on the device
+    time = ahead.pop("time")
+    assert ahead == unlimited
+    assert time["prefetches_late"] > 0
+    assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]
+
+
+def test_prompts_that_the_predictor_learned_from_are_refused_unless_allowed(tmp_path, train_trace, exported):
+    store.write_parquet(train_trace.select(np.arange(16)), tmp_path / "seen.parquet")
+    predictor = ("--predictor", exported[0])
+    for command in (
+        ("score", tmp_path / "seen.parquet"),
+        ("replay", tmp_path / "seen.parquet", "--policy", "prefetch_lru", "--capacity", 12),
+        ("advise", tmp_path / "seen.parquet", "--device", "laptop_nvme", "--capacity", 12),
+    ):
+        result = run(*command, *predictor)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: 16 of 16 prompts ('train0' for one) took part in the fit of ")
+        assert len(result.stderr.splitlines()) == 1
+        assert run(*command, *predictor, "--allow-training-prompts", "--json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--capacity", 0), "capacity: 0 experts, chance has 48; give between 1 and 48"),
+        (("--capacity", 49), "capacity: 49 experts, chance has 48; give between 1 and 48"),
+        (("--budget-mib", 0.0005), "budget: 524 bytes, the largest expert of chance has 1000; give more"),
+        ((), "how large is the cache? give either --capacity in experts or --budget-mib in MiB"),
+        (("--capacity", 5, "--budget-mib", 1), "how large is the cache? give either"),
+        (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are gpu_pcie3,"),
+        (("--capacity", 5, "--batch", 0), "batch: 0 prompts at once; give at least 1"),
+        (("--capacity", 5, "--predictor", "nowhere"), "nowhere/token_step.onnx: no such file"),
+        (("--capacity", 5, "--sequential", "--device", "phone_ufs"), "a sequential replay has no clock"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_line(trace_file, words, message):
+    result = run("replay", trace_file, "--policy", "lru", *words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_predictor_of_another_model_is_one_line(tmp_path, exported):
+    other = chance_trace(16, num_experts=8, name="other")
+    store.write_parquet(other, tmp_path / "other.parquet")
+    for command in (("replay", "--policy", "prefetch_lru"), ("advise", "--device", "laptop_nvme")):
+        result = run(command[0], tmp_path / "other.parquet", *command[1:], "--capacity", 5, "--predictor", exported[0])
+        assert result.exit_code == 1
+        assert "made for 3 layers, 16 experts, top-2" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_advice_is_one_screen_and_one_document(trace_file, exported):
+    words = ("advise", trace_file, "--device", "laptop_nvme", "--capacity", 12, "--predictor", exported[0])
+    found = told(*words)
+    assert found["verdict"]["answer"] in ("yes", "no", "with more memory", "not needed")
+    assert found["best"]["ms_per_token_low"] <= found["best"]["ms_per_token"] <= found["best"]["ms_per_token_high"]
+    assert any("prefetch" in plan["plan"] for plan in found["tried"])
+    assert found["settings"]["token_step_ms"] > 0
+    screen = run(*words)
+    assert screen.exit_code == 0
+    assert len(screen.stdout.splitlines()) <= 45
+    for part in ("best", "runner-up", "engines today", "More memory", "tokens/s", "perfect foresight"):
+        assert part in screen.stdout
+
+
+def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):
+    rows = [f"{read},{40 + read / 2e6}" for read in range(10**6, 31 * 10**6, 10**6)]
+    (tmp_path / "run.csv").write_text("\n".join(["read_bytes,wall_ms", *rows]))
+    found = told("calibrate-device", tmp_path / "run.csv", tmp_path / "mine.yaml", "--resident-mib", 100)
+    assert found["link_gb_per_s"] == pytest.approx(2.0)
+    assert found["median_error_on_second_half"] < 0.01
+    device = tmp_path / "mine.yaml"
+    assert (
+        told("replay", trace_file, "--policy", "lru", "--capacity", 5, "--device", device)["time"]["device"] == "mine"
+    )
+    result = run("calibrate-device", tmp_path / "run.csv", tmp_path / "mine.txt", "--resident-mib", 100)
+    assert result.stderr == f"error: {tmp_path / 'mine.txt'}: a device file ends in .yaml\n"

@@ -1,0 +1,91 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from moe_beyond.devices.device import dump_device, known_devices, load_device
+from moe_beyond.devices.recording import calibrate
+from moe_beyond.errors import InputError
+from tests.phone_traces import shared
+
+
+def record(path, *, link_gb_per_s=2.0, computing_ms=50.0, tokens=60, noise_ms=0.0):
+    draw = np.random.default_rng(0)
+    read = draw.integers(0, 10**9, tokens)
+    wall = computing_ms + read / 1e9 / link_gb_per_s * 1e3 + draw.normal(0, noise_ms, tokens)
+    pl.DataFrame({"step": np.arange(tokens), "read_bytes": read, "wall_ms": wall}).write_csv(path)
+    return path
+
+
+def test_a_recorded_device_is_found_again(tmp_path):
+    fitted = calibrate(record(tmp_path / "run.csv"), 10**9, "mine")
+    assert fitted.device.link_gb_per_s == pytest.approx(2.0, rel=1e-3)
+    # a gigabyte of resident weights in 50 ms
+    assert fitted.device.memory_gb_per_s == pytest.approx(20.0, rel=1e-3)
+    assert fitted.median_error < 0.001
+    noisy = calibrate(record(tmp_path / "noisy.csv", noise_ms=80.0), 10**9, "mine")
+    assert noisy.median_error > 0.02
+
+
+def test_a_written_device_reads_as_it_was(tmp_path):
+    device = calibrate(record(tmp_path / "run.csv"), 10**9, "mine").device
+    (tmp_path / "mine.yaml").write_text(dump_device(device))
+    assert load_device(str(tmp_path / "mine.yaml")) == device
+    for name in known_devices():
+        (tmp_path / f"{name}.yaml").write_text(dump_device(load_device(name)))
+        assert load_device(str(tmp_path / f"{name}.yaml")) == load_device(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("about: x", "link_gb_per_s: Field required"),
+        ("- 1", "expected keys such as link_gb_per_s, found list"),
+        ("a: [", "not valid YAML"),
+        ("about: x\nlink_gb_per_s: fast", r"link_gb_per_s: .* \(found 'fast'\)"),
+        ("about: x\nlink_gb_per_s: -1", r"link_gb_per_s: .* greater than 0 \(found -1\)"),
+    ],
+)
+def test_a_device_file_that_breaks_a_rule_is_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_device(str(path))
+    assert str(path) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_device_file_that_is_not_there_and_a_key_that_does_not_exist_are_refused(tmp_path):
+    with pytest.raises(InputError, match="not a readable file"):
+        load_device(str(tmp_path / "none.yaml"))
+    text = dump_device(load_device("laptop_nvme")) + "link_gbps: 3\n"
+    (tmp_path / "more.yaml").write_text(text)
+    with pytest.raises(InputError, match="link_gbps: Extra inputs are not permitted"):
+        load_device(str(tmp_path / "more.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"read_bytes": [1] * 30}, "mend column 'wall_ms'"),
+        ({"read_bytes": ["x"] * 30, "wall_ms": [1.0] * 30}, "mend column 'read_bytes'"),
+        ({"read_bytes": [1, 2, 3], "wall_ms": [1.0, 2.0, 3.0]}, "3 tokens; record at least 20"),
+        ({"read_bytes": [5] * 30, "wall_ms": [1.0] * 30}, "all missing the same"),
+        ({"read_bytes": list(range(10**8, 31 * 10**8, 10**8)), "wall_ms": list(range(60, 30, -1))}, "no longer"),
+    ],
+)
+def test_a_recording_that_tells_nothing_is_refused(tmp_path, table, message):
+    pl.DataFrame(table).write_csv(tmp_path / "run.csv")
+    with pytest.raises(InputError, match=message):
+        calibrate(tmp_path / "run.csv", 10**9, "mine")
+
+
+def test_a_recording_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a readable CSV"):
+        calibrate(tmp_path / "none.csv", 10**9, "mine")
+
+
+def test_the_phones_own_recording_is_one():
+    fitted = calibrate(shared("bigmoe-on-edge", "qwen.metrics"), 1_450_000_000, "phone")
+    assert fitted.tokens == 128
+    assert fitted.median_error < 0.10
+    assert fitted.device.link_gb_per_s == pytest.approx(load_device("phone_ufs").link_gb_per_s, rel=0.05)

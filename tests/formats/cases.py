@@ -1,0 +1,155 @@
+"""A small valid source of every format, as files of text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond import formats
+from moe_beyond.traces.schema import Trace
+
+Files = dict[str, bytes]
+TOKENS = ["<｜begin▁of▁sentence｜>", 'Ġ"', '"', ",", "a\n", '""",', "Ġünï"]  # noqa: RUF001 - the tokenizer's own
+# four layers, the first of them dense
+CONFIG = {
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 4,
+    "torch_dtype": "bfloat16",
+}
+PAPER, SMALL, GPT_OSS = (26, 64, 6), (3, 8, 2), (24, 32, 4)
+
+
+def experts(tokens: int, shape: tuple[int, int, int], seed: int = 0) -> npt.NDArray[np.int16]:
+    """Distinct experts of each token and layer, of a model of so many layers, experts and k."""
+    layers, num_experts, top_k = shape
+    every = np.tile(np.arange(num_experts, dtype=np.int16), (tokens, layers, 1))
+    return np.random.default_rng(seed).permuted(every, axis=2)[:, :, :top_k]
+
+
+def table(rows: list[Any], terminator: str = "\r\n") -> bytes:
+    """A CSV."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator=terminator).writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def routed(experts_TLK: npt.NDArray[np.int16], tokens: list[str], terminator: str = "\r\n") -> bytes:
+    """A prompt of the paper's."""
+    rows = [
+        [layer + 1, 0, token, experts_TLK[t, layer].tolist()] for layer in range(26) for t, token in enumerate(tokens)
+    ]
+    return table([["Layer ID", "Batch Number", "Token", "Activated Expert IDs"], *rows], terminator)
+
+
+def predicted(experts_TLK: npt.NDArray[np.int16], named_TLK: npt.NDArray[np.int16]) -> bytes:
+    """What the paper's predictor named for a prompt."""
+    pairs = [
+        [np.sort(ids, axis=2)[t, layer].tolist() for ids in (experts_TLK, named_TLK)]
+        for layer in range(26)
+        for t in range(len(named_TLK))
+    ]
+    rows = [[1 + i // len(named_TLK), i % len(named_TLK), *pair] for i, pair in enumerate(pairs)]
+    return table([["Layer ID", "Token", "Activated Expert IDs", "Predicted Expert IDs"], *rows])
+
+
+def scores(sequences: list[npt.NDArray[np.int16]], layer: int) -> bytes:
+    """A layer of ESFT's scores; expert e has the weight 1 / (2 + e)."""
+    flat = [sequence[:, layer].reshape(-1).tolist() for sequence in sequences]
+    lines = ["\t".join([*map(str, ids), "", *(f"{1 / (2 + expert):.4f}" for expert in ids)]) for ids in flat]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def fingerprint() -> dict[str, object]:
+    """Three prompt tokens, four generated ones, of which the last was never fed back."""
+    ids, draw = experts(3, GPT_OSS).tolist(), np.random.default_rng(0)
+    weights = np.sort(draw.dirichlet(np.ones(4), (3, 24)))[..., ::-1].tolist()
+    data = [
+        {
+            f"token_{t + 3}": {
+                f"layer_{i}": {"selected_experts": ids[t][i], "selected_probs": weights[t][i]} for i in range(24)
+            }
+        }
+        for t in range(3)
+    ]
+    return {"dataset": "mmlu", "full_text": list("abcDEFG"), "generated_only": list("DEFG"), "router_data": data}
+
+
+ROUTE_HEAD = """# route_trace v1
+# model=/x/Toy-Q4.gguf arch=toy n_layer=3 n_expert=4 n_expert_used=2
+# layer=0 expert_bytes=0 dense_bytes=9
+# layer=1 expert_bytes=100 dense_bytes=9
+# layer=2 expert_bytes=200 dense_bytes=9
+turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
+"""
+# two prefill tokens (the last layer for the second one alone), one decoded token
+ROUTE = "".join(
+    f"0,{phase},{step},{layer},{slot},{expert},{0.75 - 0.5 * slot},0,100\n"
+    for phase, step, layer, pair in (
+        (0, 0, 1, (3, 0)),
+        (0, 1, 1, (1, 2)),
+        (0, 1, 2, (2, 3)),
+        (1, 2, 1, (0, 1)),
+        (1, 2, 2, (3, 1)),
+    )
+    for slot, expert in enumerate(pair)
+)
+
+
+def arrays(**named: object) -> bytes:
+    """An .npz."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **named)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def batch(experts_TLK: npt.NDArray[np.int16], *, last_alone: bool = False) -> str:
+    """A batch of llama.cpp's, its last layer for the last token alone if so told."""
+    parts = [experts_TLK[-1:, 2] if last_alone and layer == 2 else experts_TLK[:, layer] for layer in range(3)]
+    return "".join(
+        f"{layer + 1},{expert}\n" for layer, part in enumerate(parts) for expert in part.reshape(-1).tolist()
+    )
+
+
+_PAPER, _SEQUENCES = experts(3, PAPER), [experts(2, PAPER), experts(3, PAPER, 1)]
+SOURCES: dict[str, Files] = {
+    "moe-beyond-csv": {
+        "formatted/prompt_1_data_formatted.csv": routed(_PAPER, TOKENS[1:4]),
+        "predicted/prompt_1_data_predicted.csv": predicted(_PAPER, _PAPER),
+    },
+    "esft": {f"law/expert_weights_{layer + 1}.txt": scores(_SEQUENCES, layer) for layer in range(26)},
+    "gpt-oss-fingerprint": {"x.json": json.dumps(fingerprint()).encode()},
+    "bigmoe-route": {"toy.route.csv": (ROUTE_HEAD + ROUTE).encode()},
+    "vllm-npz": {
+        "a.npz": arrays(routed_experts=experts(4, SMALL), prompt_token_ids=[1, 2]),
+        "config.json": json.dumps(CONFIG).encode(),
+    },
+    "llamacpp-csv": {
+        "a.csv": (batch(experts(3, SMALL)) + batch(experts(1, SMALL, 1))).encode(),
+        "config.json": json.dumps(CONFIG).encode(),
+    },
+}
+
+
+def write(folder: Path, files: Files) -> Path:
+    """The folder with these files."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def read(name: str, folder: Path, files: Files, **how: object) -> Trace:
+    """These files, read as a format."""
+    return formats.read(name, write(folder, files), **how)  # type: ignore[arg-type]

@@ -1,0 +1,200 @@
+"""What each format says is what a trace holds, quirks included."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from moe_beyond import formats
+from moe_beyond.errors import InputError
+from tests.formats.cases import (
+    CONFIG,
+    GPT_OSS,
+    PAPER,
+    ROUTE,
+    ROUTE_HEAD,
+    SMALL,
+    SOURCES,
+    TOKENS,
+    arrays,
+    batch,
+    experts,
+    fingerprint,
+    predicted,
+    read,
+    routed,
+    scores,
+)
+from tests.phone_traces import shared
+
+BESIDE = {"config.json": json.dumps(CONFIG).encode()}
+
+
+@pytest.mark.parametrize(
+    ("terminator", "bom", "tokens"),
+    [
+        ("\r\n", b"", TOKENS),
+        ("\n", b"", TOKENS),
+        ("\n", b"\xef\xbb\xbf", TOKENS),
+        ("\r\n", b"", ["\r", "\n", "\r\n", "\0"]),
+    ],
+)
+def test_the_papers_tokens_survive_with_quotes_commas_and_line_breaks(tmp_path, terminator, bom, tokens):
+    ids = experts(len(tokens), PAPER)
+    trace = read("moe-beyond-csv", tmp_path / "puffin", {"prompt_3_data.csv": bom + routed(ids, tokens, terminator)})
+    assert trace.token_texts is not None
+    assert trace.token_texts.decode() == tokens
+    np.testing.assert_array_equal(trace.experts_TLK, ids)
+    assert trace.prompt_ids == ("puffin/prompt_3",)
+    assert trace.is_prefill_T.all()
+
+
+def test_an_unquoted_lone_quote_inside_a_token_is_text(tmp_path):
+    data = routed(experts(1, PAPER), ["QUOTE"]).replace(b"QUOTE", 'Ġ"'.encode())
+    texts = read("moe-beyond-csv", tmp_path, {"p_data.csv": data}).token_texts
+    assert texts is not None
+    assert texts.decode() == ['Ġ"']
+
+
+def test_prompts_come_in_order_of_their_numbers_and_privacy_drops_what_it_says(tmp_path):
+    files = {
+        f"prompt_{n}_data.csv": routed(experts(length, PAPER, n), TOKENS[:length]) for n, length in ((10, 3), (2, 1))
+    }
+    trace = read("moe-beyond-csv", tmp_path, files, domain="d", held_out=True, privacy="ids")
+    assert trace.prompt_ids == ("d/prompt_2", "d/prompt_10")
+    assert trace.prompt_offsets.tolist() == [0, 1, 4]
+    assert trace.held_out_P.all()
+    assert trace.token_texts is None
+    np.testing.assert_array_equal(trace.experts_TLK[1:], experts(3, PAPER, 10))
+
+
+@pytest.mark.parametrize("folders", [("formatted", "predicted"), ("formatted_csvs", "predicted_csvs")])
+def test_predictions_find_their_prompt_by_routing_and_of_equal_ones_by_number(tmp_path, folders):
+    prompts, answers = folders
+    named = {number: experts(2, PAPER, 100 + number) for number in (1, 2, 3)}
+    # the third and the first are routed alike; the second's prediction bears another number
+    ids = {1: experts(2, PAPER, 1), 2: experts(2, PAPER, 2), 3: experts(2, PAPER, 1)}
+    files = {f"{prompts}/prompt_{n}_data_formatted.csv": routed(ids[n], TOKENS[:2]) for n in ids}
+    for n, other in ((1, 1), (2, 7), (3, 3)):
+        files[f"{answers}/prompt_{other}_data_predicted.csv"] = predicted(ids[n], named[n])
+    # an editor's copy
+    files[f"{prompts}/.ipynb_checkpoints/prompt_1_data-checkpoint.csv"] = routed(ids[1], TOKENS[:2])
+    trace = read("moe-beyond-csv", tmp_path, files)
+    assert trace.num_prompts == 3
+    expected = np.concatenate([np.sort(named[n], axis=2) for n in (1, 2, 3)])
+    np.testing.assert_array_equal(trace.predicted_TLK, expected)
+
+
+def test_esfts_sequences_become_prompts_of_their_task(tmp_path):
+    sequences = [experts(2, PAPER), experts(3, PAPER, 1)]
+    files = {f"law/expert_weights_{layer + 1}.txt": scores(sequences, layer) for layer in range(26)}
+    trace = read("esft", tmp_path, files)
+    assert (trace.prompt_ids, trace.domains) == (("law/sequence_0", "law/sequence_1"), ("law", "law"))
+    assert trace.num_prefill_P.tolist() == [2, 3]
+    np.testing.assert_array_equal(trace.experts_TLK, np.concatenate(sequences))
+    assert trace.weights_TLK is not None
+    np.testing.assert_allclose(trace.weights_TLK, 1 / (2 + trace.experts_TLK.astype(np.float64)), atol=1e-4)
+
+
+def test_a_fingerprint_is_decode_with_its_strings(tmp_path):
+    document = fingerprint()
+    trace = read("gpt-oss-fingerprint", tmp_path, SOURCES["gpt-oss-fingerprint"])
+    assert (trace.num_tokens, trace.domains, trace.prompt_ids) == (3, ("mmlu",), ("x",))
+    assert not trace.is_prefill_T.any()
+    assert trace.token_texts is not None
+    assert trace.token_texts.decode() == ["D", "E", "F"]
+    np.testing.assert_array_equal(trace.experts_TLK, experts(3, GPT_OSS))
+    last = document["router_data"][2]["token_5"]["layer_23"]  # type: ignore[index]
+    np.testing.assert_allclose(trace.weights_TLK[2, 23], last["selected_probs"], rtol=1e-3)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_asks_for_nothing_new(tmp_path, packed):
+    text = (ROUTE_HEAD + ROUTE + "\n".join("1" + line[1:] for line in ROUTE.splitlines())).encode()
+    name = "toy.route.csv.gz" if packed else "toy.route.csv"
+    trace = read("bigmoe-route", tmp_path, {name: gzip.compress(text) if packed else text})
+    meta = trace.metadata
+    assert (meta.model_id, meta.layer_numbers, meta.num_experts, meta.top_k) == ("Toy-Q4", (1, 2), 4, 2)
+    assert meta.expert_bytes == (100, 200)
+    assert (trace.prompt_ids, trace.prompt_offsets.tolist()) == (("toy/turn_0", "toy/turn_1"), [0, 3, 6])
+    assert trace.num_prefill_P.tolist() == [2, 2]
+    assert trace.experts_TLK[:3, 0].tolist() == [[3, 0], [1, 2], [0, 1]]
+    assert trace.experts_TLK[:2, 1].tolist() == [[2, 3], [2, 3]]
+    assert trace.weights_TLK is not None
+    assert trace.weights_TLK[[0, 2], 1].tolist() == [[0, 0], [0.75, 0.25]]
+
+
+def test_vllms_prompt_and_answer_apart(tmp_path):
+    files = {
+        f"{number}.npz": arrays(
+            prompt_routed_experts=experts(3, SMALL, number),
+            routed_experts=experts(2, SMALL, number + 1),
+            prompt_token_ids=[7, 8, 9],
+            token_ids=[5, 6, number],
+        )
+        for number in (10, 2)
+    }
+    trace = read("vllm-npz", tmp_path / "run", files | BESIDE)
+    assert trace.prompt_ids == ("run/2", "run/10")
+    assert trace.num_prefill_P.tolist() == [3, 3]
+    assert trace.metadata.layer_numbers == (1, 2, 3)
+    np.testing.assert_array_equal(trace.experts_TLK[5:8], experts(3, SMALL, 10))
+    assert trace.token_ids_T is not None
+    assert trace.token_ids_T[:5].tolist() == [7, 8, 9, 5, 6]
+    assert formats.read("vllm-npz", tmp_path / "run", privacy="ids").token_ids_T is not None
+    assert formats.read("vllm-npz", tmp_path / "run", privacy="routing").token_ids_T is None
+
+
+def test_vllms_one_array_with_places_for_dense_layers(tmp_path):
+    padded = np.concatenate([np.zeros((4, 1, 2), np.int32), experts(4, SMALL)], axis=1)
+    read("vllm-npz", tmp_path, {"a.npz": arrays(routed_experts=padded, prompt_token_ids=[1, 2, 3])} | BESIDE)
+    trace = formats.read("vllm-npz", tmp_path / "a.npz")
+    np.testing.assert_array_equal(trace.experts_TLK, experts(4, SMALL))
+    assert trace.num_prefill_P.tolist() == [3]
+    assert trace.token_ids_T is None
+
+
+@pytest.mark.parametrize("header", ["layer,expert\n", ""])
+def test_llamacpps_batches_become_prefill_and_decode(tmp_path, header):
+    ids = experts(7, SMALL)
+    rows = batch(ids[:3], last_alone=True) + batch(ids[3:5]) + batch(ids[5:6]) + batch(ids[6:])
+    trace = read("llamacpp-csv", tmp_path, {"moe_trace.csv": (header + rows).encode()} | BESIDE)
+    assert trace.num_prefill_P.tolist() == [5]
+    np.testing.assert_array_equal(trace.experts_TLK[3:], ids[3:])
+    np.testing.assert_array_equal(trace.experts_TLK[:3, :2], ids[:3, :2])
+    # a last layer for the last token alone asks for nothing new
+    np.testing.assert_array_equal(trace.experts_TLK[:3, 2], np.broadcast_to(ids[2, 2], (3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "expected"),
+    [
+        ("moe-beyond-csv", "webglm.tar.xz", (50, 790, 790, "none stated")),
+        pytest.param(
+            "moe-beyond-csv", "puffin.tar.xz", (1851, 177_471, 177_471, "none stated"), marks=pytest.mark.slow
+        ),
+        ("esft", "esft.tar.xz", (173, None, None, "MIT")),
+        pytest.param(
+            "gpt-oss-fingerprint", "gpt-oss-20b.tar.xz", (220, 69_175, 0, "Apache-2.0"), marks=pytest.mark.slow
+        ),
+        ("bigmoe-route", "bigmoe-on-edge/qwen.route.csv.gz", (1, 156, 28, "Apache-2.0")),
+        ("bigmoe-route", "bigmoe-on-edge/gptoss.route.csv.gz", (1, 149, 85, "Apache-2.0")),
+    ],
+)
+def test_published_archives_give_the_published_counts(name, archive, expected):
+    trace = formats.read(name, shared(archive))
+    found = (trace.num_prompts, trace.num_tokens, int(trace.num_prefill_P.sum()), trace.metadata.licence)
+    assert all(want in (None, have) for have, want in zip(found, expected, strict=True))
+    assert (trace.predicted_TLK is not None) == ("webglm" in archive)
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path):
+    with pytest.raises(InputError, match=r"unknown trace format 'cvs'; expected one of .*moe-beyond-csv"):
+        formats.read("cvs", tmp_path)
+
+
+def test_of_two_files_for_one_prompt_neither_is_taken(tmp_path):
+    files = {f"{folder}/prompt_1_data.csv": routed(experts(1, PAPER), ["a"]) for folder in "ab"}
+    with pytest.raises(InputError, match="two files for prompt"):
+        read("moe-beyond-csv", tmp_path, files)

@@ -1,0 +1,156 @@
+"""Both predictors under the paper's rules of counting, in the paper's cache and in two others: like with like."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from moe_beyond.paper import caches
+from moe_beyond.paper.caches import CACHES, rows_by_cache
+from moe_beyond.paper.scores import published_rows
+from moe_beyond.predictor.recall import most_probable
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import events_of
+from tests.simulator.engine import slow_cache
+from tests.simulator.strategies import truth_TLE
+from tests.traces_of_chance import chance_trace
+
+SMALL = 10
+"""Experts of the smallest cache: a tenth of 3 layers of 36."""
+TRAINING = chance_trace(30, num_experts=36, seed=1)
+DRAWN = chance_trace(10, num_experts=36, seed=2, name="t")
+# the published predictor names what the token before used
+TRACE = replace(DRAWN, predicted_TLK=np.sort(np.roll(DRAWN.experts_TLK, 1, axis=0), axis=2))
+
+
+@dataclass
+class Says:
+    """A layer step of given probabilities, which nothing ahead of a token comes near to."""
+
+    said_TLE: np.ndarray
+    name: str = "says"
+    horizon: int = 1
+
+    def probabilities_TLE(self, trace):
+        return np.full_like(self.said_TLE, 1e-9)
+
+    def layer_probabilities_HTLE(self, trace):
+        return self.said_TLE[None]
+
+
+@dataclass
+class AsPublished(Says):
+    """Ahead of a token the same as ahead of a layer."""
+
+    def probabilities_TLE(self, trace):
+        return self.said_TLE
+
+
+def named_TLE(named_TLK):
+    """1 for what is named, 0 for all else."""
+    return truth_TLE(replace(DRAWN, experts_TLK=named_TLK))
+
+
+def rows_of(predictor, trace=TRACE):
+    return rows_by_cache("test", trace, TRAINING, predictor, resamples=50, seed=3)
+
+
+def one(rows, cache, capacity=SMALL):
+    return rows.filter((pl.col("cache") == cache) & (pl.col("capacity_experts") == capacity)).row(0, named=True)
+
+
+def test_each_cache_holds_both_predictors_in_one_row():
+    rows = rows_of(Says(truth_TLE(DRAWN)))
+    assert rows.schema == pl.Schema(CACHES)
+    expected = [(cache, capacity) for capacity in (10, 21, 54) for cache in ("paper_lru", "lru", "anticipate")]
+    assert rows.select("cache", "capacity_experts").rows() == expected
+    for figure in ("hit_rate", "mib_per_token"):
+        difference = rows[f"ours_{figure}"] - rows[f"paper_{figure}"]
+        assert rows[f"difference_{figure}"].to_list() == pytest.approx(difference.to_list())
+        for side in ("ours", "paper", "difference"):
+            value = rows[f"{side}_{figure}"]
+            assert ((rows[f"{side}_{figure}_low"] <= value) & (value <= rows[f"{side}_{figure}_high"])).all()
+
+
+def test_the_papers_cache_is_the_published_protocol_on_both_sides():
+    said_TLE = np.random.default_rng(0).random(truth_TLE(DRAWN).shape, np.float32)
+    rows = rows_of(Says(said_TLE)).filter(pl.col("cache") == "paper_lru")
+    theirs_TLK, ours_TLK = np.asarray(TRACE.predicted_TLK), most_probable(said_TLE, TRACE.metadata.top_k)
+    for side, named_TLK in (("ours", ours_TLK), ("paper", theirs_TLK)):
+        expected = published_rows(TRACE, named_TLK, resamples=50, seed=3, rival_TLM=theirs_TLK)
+        columns = {"hit_rate": "hit_rate", "low": "hit_rate_low", "high": "hit_rate_high"}
+        columns |= {"mib_per_token": "mib_per_token", "mib_low": "mib_per_token_low", "mib_high": "mib_per_token_high"}
+        for theirs, ours in columns.items():
+            assert rows[f"{side}_{ours}"].to_list() == expected[theirs].to_list()
+        if side == "ours":
+            for theirs, ours in (("gain", "hit_rate"), ("mib_change", "mib_per_token")):
+                for end in ("", "_low", "_high"):
+                    assert rows[f"difference_{ours}{end}"].to_list() == expected[f"{theirs}{end}"].to_list()
+
+
+@pytest.mark.parametrize("capacity", [10, 21])
+def test_lru_that_only_uses_renew_equals_the_slow_reference(capacity):
+    meta, events = TRACE.metadata, events_of(TRACE, "token_by_token")
+    counted_N = (TRACE.positions_T >= 10)[events.token_S[events.step_N]]
+    theirs_TLK = np.asarray(TRACE.predicted_TLK).astype(int)
+    wanted = [
+        (theirs_TLK[step, layer] + layer * meta.num_experts).tolist() if counted else []
+        for step, layer, counted in zip(events.step_N, events.layer_N, counted_N, strict=True)
+    ]
+    group = dict.fromkeys(range(meta.num_model_experts), 0)
+    slow = slow_cache.replay(events, "lru", {0: capacity}, group, keep_warm=False, wanted=wanted)
+    hits, accesses = np.array(slow.hits)[counted_N].sum(), meta.top_k * counted_N.sum()
+    found = one(rows_of(Says(truth_TLE(DRAWN))), "lru", capacity)
+    assert found["paper_hit_rate"] == pytest.approx(hits / accesses)
+    loaded_mib = (accesses - hits + slow.prefetched) * meta.expert_bytes[0] / 2**20
+    assert found["paper_mib_per_token"] == pytest.approx(loaded_mib / (accesses / meta.token_cycle))
+
+
+@pytest.mark.parametrize("many", [2, 6])
+def test_both_sides_fetch_as_many_for_a_layer_as_were_published(monkeypatch, many):
+    """Ours is sure of all experts."""
+    every = np.tile(np.arange(36, dtype=np.uint8), (DRAWN.num_tokens, 3, 1))
+    trace = replace(TRACE, predicted_TLK=np.random.default_rng(0).permuted(every, axis=2)[..., :many])
+    fetched = []
+
+    def watched(events, policy, budget, **rules):
+        assert isinstance(policy, Prefetch)
+        offsets_N, _ = policy.prefetches(events).just_in_time(events.num_events)
+        # ahead of the uncounted tokens nothing is fetched
+        counted_N = (trace.positions_T >= 10)[events.token_S[events.step_N]]
+        fetched.append((set(np.diff(offsets_N)[counted_N].tolist()), set(np.diff(offsets_N)[~counted_N].tolist())))
+        return replay(events, policy, budget, **rules)
+
+    monkeypatch.setattr(caches, "replay", watched)
+    rows_of(AsPublished(np.full(truth_TLE(DRAWN).shape, 0.9, np.float32)), trace)
+    assert fetched == [({many}, {0})] * (2 * 2 * 3)
+
+
+def test_predictors_that_say_the_same_differ_by_exactly_nothing():
+    rows = rows_of(AsPublished(named_TLE(np.asarray(TRACE.predicted_TLK))))
+    for figure in ("hit_rate", "mib_per_token"):
+        for end in ("", "_low", "_high"):
+            assert rows[f"difference_{figure}{end}"].to_list() == [0] * rows.height
+    assert rows["ours_hit_rate"].n_unique() > 3
+
+
+def test_what_is_known_a_layer_ahead_is_there():
+    for predictor, least in ((AsPublished(truth_TLE(DRAWN)), 1), (Says(truth_TLE(DRAWN)), 2 / 3)):
+        rows = rows_of(predictor)
+        for cache in ("lru", "anticipate"):
+            found = one(rows, cache, 54)
+            # ahead of a token's first layer there is the token step alone
+            assert found["ours_hit_rate"] == 1 if least == 1 else least < found["ours_hit_rate"] < 1
+            assert found["difference_hit_rate_low"] > 0
+        assert one(rows, "paper_lru", 54)["ours_hit_rate"] == 1
+
+
+def test_no_rows_without_published_predictions_or_beyond_the_warm_up():
+    said = Says(truth_TLE(DRAWN))
+    assert rows_of(said, replace(TRACE, predicted_TLK=None)).schema == pl.Schema(CACHES)
+    assert rows_of(said, replace(TRACE, predicted_TLK=None)).is_empty()
+    short = TRACE.select(np.nonzero(np.diff(TRACE.prompt_offsets) <= 10)[0])
+    assert short.num_prompts > 0
+    assert rows_of(said, short).is_empty()

@@ -1,0 +1,118 @@
+"""What is charged for a predictor's steps is never below what was measured, nor below the arithmetic."""
+
+import itertools
+import json
+import math
+from dataclasses import astuple, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_beyond.errors import InputError
+from moe_beyond.predictor.latency import (
+    FILE,
+    RAISED,
+    Latency,
+    charged,
+    layer_step_terms,
+    median_ms,
+    modelled,
+    quietest,
+    read_charge,
+    token_step_terms,
+    write_charge,
+)
+from tests.predictor.small import SHAPE
+
+SIZES = dict.fromkeys(("num_layers", "top_k", "horizon", "reach", "window", "depth"), (1, 64))
+SIZES |= dict.fromkeys(("num_experts", "width", "embedding_width", "layer_width", "layer_hidden"), (1, 4096))
+SHAPES = st.builds(replace, st.just(SHAPE), **{name: st.integers(*limits) for name, limits in SIZES.items()})
+MS = st.one_of(st.just(0.0), st.floats(1e-6, 1e4), st.integers(1, 999).map(lambda n: n * 0.1))
+MEASURED = st.builds(Latency, MS, MS, MS)
+
+
+@given(SHAPES, MEASURED)
+def test_what_is_charged_is_what_was_measured_or_modelled_at_least_and_little_more(shape, measured):
+    line, charge = modelled(shape), charged(shape, measured)
+    for charge_ms, line_ms, measured_ms in zip(astuple(charge), astuple(line), astuple(measured), strict=True):
+        assert charge_ms >= measured_ms
+        assert charge_ms >= line_ms > 0
+        # two digits: never a tenth more than the larger of both
+        assert charge_ms <= max(line_ms, 1.1 * measured_ms)
+        assert float(f"{charge_ms:.2g}") == charge_ms
+
+
+@given(st.floats(0.011, 9e3), st.sampled_from([0.3, 0.30000000000000004, 1.1, 1.1000000000001, 2.0]))
+def test_rounding_is_up_to_two_digits(ms, few_digits):
+    for measured in (ms, few_digits):
+        # beside a line that is lower, as of a tiny shape
+        charge = charged(SHAPE, Latency(0, 0, 100 * measured)).table_ms
+        steps = charge / 10 ** (math.floor(math.log10(charge)) - 1)
+        assert steps == pytest.approx(round(steps))
+        assert 100 * measured <= charge < 100 * measured * 1.1001
+
+
+def test_the_line_is_the_sum_of_its_terms_raised():
+    token, layer = token_step_terms(SHAPE), layer_step_terms(SHAPE)
+    # 3 layers of 8 experts, width 16, depth 2, window 6, embedding 10, layer step 12 wide; 2 of 8 chosen, reach 2
+    weights = 3 * 24 * 16 + 16 * (10 + 12) + 12 * 2 * 16**2
+    assert token == (1, 2, weights / 1e6, 0, 2 * 2 * 6 * 16 / 1e6)
+    assert layer == (1, (2 * 12 * 20 + 12 * 2 * 8) / 1e6, 3 * (12 + 2 * 8) / 1e6)
+    # constants and blocks decide at this size
+    assert modelled(SHAPE).token_step_ms == pytest.approx(RAISED * (0.0252 + 2 * 0.0169), rel=0.1)
+    assert modelled(SHAPE).layer_step_ms == pytest.approx(RAISED * 0.0154, rel=0.1)
+    large = replace(SHAPE, width=512, depth=2, num_layers=26, num_experts=64)
+    in_caches, beyond = token_step_terms(large)[2:4]
+    assert beyond == pytest.approx(in_caches - 4), "what does not fit the caches counts once more"
+
+
+@given(SHAPES, st.sampled_from(["width", "depth", "num_experts", "window", "layer_width"]))
+def test_a_larger_predictor_is_charged_no_less(shape, name):
+    larger = replace(shape, **{name: 2 * getattr(shape, name)})
+    for before, after in zip(astuple(modelled(shape)), astuple(modelled(larger)), strict=True):
+        assert after >= before
+
+
+def test_a_slower_processor_takes_so_many_times_longer():
+    assert Latency(1.0, 0.5, 0.25).times(3) == Latency(3.0, 1.5, 0.75)
+
+
+def test_the_quietest_round_counts_of_each_time():
+    rounds = iter([Latency(3, 1, 2), Latency(1, 2, 3), Latency(2, 3, 1)])
+    assert quietest(lambda: next(rounds)) == Latency(1, 1, 1)
+
+
+def test_the_median_is_of_the_calls_after_warm_up(monkeypatch):
+    # each call takes as many seconds as calls came before it: ten of warm-up, then 10, 11 and 12
+    now, calls = [0], itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert median_ms(lambda: now.append(now.pop() + next(calls)), 3) == 11_000
+
+
+def test_a_charge_comes_back_from_its_directory(tmp_path):
+    write_charge(tmp_path, Latency(0.3, 0.05, 0.0015))
+    assert read_charge(tmp_path) == Latency(0.3, 0.05, 0.0015)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; export the predictor again"),
+        ("{", "not a predictor's latency"),
+        ("[1]", "not a predictor's latency"),
+        ({"token_step_ms": 1}, "not a predictor's latency"),
+        ({"token_step_ms": 1, "layer_step_ms": 1, "table_ms": 1, "more": 1}, "not a predictor's latency"),
+        ({"token_step_ms": -1, "layer_step_ms": 1, "table_ms": 1}, "token_step_ms: expected milliseconds, found -1"),
+        ({"token_step_ms": 1, "layer_step_ms": "1", "table_ms": 1}, "layer_step_ms: expected milliseconds, found '1'"),
+        ({"token_step_ms": 1, "layer_step_ms": 1, "table_ms": math.inf}, "table_ms: expected milliseconds, found inf"),
+        ({"token_step_ms": math.nan, "layer_step_ms": 1, "table_ms": 1}, "token_step_ms: expected milliseconds"),
+    ],
+)
+def test_a_missing_or_damaged_charge_is_one_line_that_names_the_file(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / FILE).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message) as error:
+        read_charge(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / FILE}: ")
+    assert len(str(error.value).splitlines()) == 1

@@ -1,0 +1,142 @@
+"""The clock: what it must equal, and who pays how much for which predictor."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_beyond.devices.device import Device, load_device
+from moe_beyond.devices.workload import Workload
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.timing import time_on_demand, timed_replay
+from moe_beyond.simulator.policies.anticipate import Anticipate
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import events_of
+from tests.simulator.strategies import DEVICES, capacities_of, make_trace, prefetching, traces, truth_TLE
+
+CHARGES = st.floats(0, 10)
+
+
+def computing_ms(events, device, workload):
+    """Dense parts and experts of every event, one after another."""
+    total = 0.0
+    for layer, wanted in zip(events.layer_N, np.diff(events.offsets_N), strict=True):
+        num_bytes = float(workload.dense_bytes_L[layer] + wanted * workload.expert_bytes_L[layer])
+        total += num_bytes / device.memory_gb_per_s / 1e6 + device.layer_overhead_us / 1e3
+    return total
+
+
+def charged_ms(events, policy, device, wait_N):
+    """What the steps of a predictor add to each event, and what is left of its waiting, which a layer step hides."""
+    added, waits = [], []
+    steps = events.step_N.tolist()
+    for event, step in enumerate(steps):
+        decodes = bool(events.token_S[step] >= 0)
+        first = event == 0 or steps[event - 1] != step
+        followed = event + 1 < len(steps) and steps[event + 1] == step
+        layer_ms = policy.layer_step_ms * device.predictor_slowdown * (decodes and followed)
+        added.append(policy.token_step_ms * device.predictor_slowdown * (decodes and first) + layer_ms)
+        waits.append(max(0.0, wait_N[event] - layer_ms))
+    return added, waits
+
+
+@given(data=st.data(), device=DEVICES, keep_warm=st.booleans(), charges=st.tuples(CHARGES, CHARGES))
+def test_without_prefetches_a_step_is_prediction_computing_and_waiting(data, device, keep_warm, charges):
+    """By the loop and by the shortcut, each policy with its own predictor's steps."""
+    trace = data.draw(traces())
+    meta, events = trace.metadata, events_of(trace)
+    budget, workload = Budget.slots(meta, data.draw(capacities_of(trace))), Workload.of(meta, 2)
+    plain = replay(events, Lru(), budget, keep_warm=keep_warm)
+    load_ms_L = [size / device.link_gb_per_s / 1e6 + device.setup_us / device.lanes / 1e3 for size in meta.expert_bytes]
+    wait_N = [load_ms_L[layer] * misses for layer, misses in zip(events.layer_N, plain.misses_N, strict=True)]
+    nothing = replace(prefetching(trace, 0, 0, layers=True), token_step_ms=charges[0], layer_step_ms=charges[1])
+    for policy in (Lru(), nothing):
+        timed = timed_replay(events, policy, budget, device, workload, keep_warm=keep_warm)
+        np.testing.assert_array_equal(timed.replay.counts_PFC, plain.counts_PFC)
+        added, waits = charged_ms(events, policy, device, wait_N)
+        assert timed.stall_ms_S.sum() == pytest.approx(sum(waits))
+        assert timed.total_ms == pytest.approx(computing_ms(events, device, workload) + sum(added) + sum(waits))
+        short = time_on_demand(prepare(events, policy, keep_warm=keep_warm), plain, device, workload)
+        for name in ("step_ms_S", "stall_ms_S", "late_PF"):
+            np.testing.assert_allclose(getattr(short, name), getattr(timed, name), err_msg=name)
+        assert (timed.token_step_ms, timed.layer_step_ms) == pytest.approx(
+            tuple(device.predictor_slowdown * ms for ms in (policy.token_step_ms, policy.layer_step_ms))
+        )
+
+
+@given(data=st.data(), device=DEVICES, charges=st.tuples(CHARGES, CHARGES), seed=st.integers(0, 99))
+def test_where_nothing_can_be_hidden_each_policy_pays_exactly_for_its_own_predictor(data, device, charges, seed):
+    trace = data.draw(traces())
+    events, budget = events_of(trace), Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
+    # loads take no time, so no prediction has any to hide behind
+    free = device.model_copy(update={"link_gb_per_s": float("inf"), "setup_us": 0})
+    workload = Workload.of(trace.metadata, 0)
+    decoded, layers = int(events.is_decode_S.sum()), trace.metadata.num_layers
+    for token_step_ms, layer_step_ms in (charges, charges[::-1]):
+        policy = prefetching(trace, seed, layers=True)
+        paid = replace(policy, token_step_ms=token_step_ms, layer_step_ms=layer_step_ms)
+        with_it, without = (timed_replay(events, one, budget, free, workload) for one in (paid, policy))
+        expected = free.predictor_slowdown * decoded * (token_step_ms + (layers - 1) * layer_step_ms)
+        assert with_it.total_ms - without.total_ms == pytest.approx(expected, abs=1e-6 * with_it.total_ms)
+        # and what it finds is what it finds without a clock
+        np.testing.assert_array_equal(without.replay.counts_PFC, replay(events, policy, budget).counts_PFC)
+        assert without.stall_ms_S.sum() == 0
+
+
+def test_perfect_prefetch_hides_loads_behind_computing_and_a_slow_predictor_spoils_it():
+    trace = make_trace(6, num_layers=4, num_experts=16, lengths=(40,), prefill=(0,), expert_bytes=(10**6,) * 4)
+    events, budget = events_of(trace), Budget.slots(trace.metadata, 16)
+    device = Device(
+        name="toy", about="toy", link_gb_per_s=1, setup_us=0, lanes=1, memory_gb_per_s=1, layer_overhead_us=0
+    )
+    workload = Workload.of(trace.metadata, 3)
+
+    def ms_per_token(token_step_ms):
+        policy = Prefetch("oracle", truth_TLE(trace), 2, Lru(), token_step_ms=token_step_ms)
+        return timed_replay(events, policy, budget, device, workload).ms_per_token
+
+    computing = computing_ms(events, device, workload) / 40
+    assert ms_per_token(0) == pytest.approx(computing)
+    assert timed_replay(events, Lru(), budget, device, workload).ms_per_token > 1.1 * computing
+    assert ms_per_token(10) == pytest.approx(computing + 10)
+
+
+def test_a_predictor_that_only_evicts_is_charged_too():
+    trace = make_trace(5, lengths=(20, 10), prefill=(4, 0))
+    events, budget = events_of(trace), Budget.slots(trace.metadata, 5)
+    truth = truth_TLE(trace)
+    device, workload = load_device("laptop_nvme"), Workload.of(trace.metadata, 2)
+    paid, free = (Anticipate("drawn", truth, truth.mean(axis=0), token_step_ms=ms) for ms in (3.0, 0.0))
+    times = [timed_replay(events, policy, budget, device, workload).ms_per_token for policy in (paid, free)]
+    assert times[0] - times[1] == pytest.approx(3.0 * device.predictor_slowdown)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@given(data=st.data(), device=DEVICES, seed=st.integers(0, 99))
+def test_ratios_are_those_of_decoded_tokens_by_prompt(batch, data, device, seed):
+    trace = data.draw(traces())
+    events, budget = events_of(trace, batch=batch), Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
+    workload = Workload.of(trace.metadata, 2, expert_mib=3)
+    timed = timed_replay(events, prefetching(trace, seed), budget, device, workload)
+    decoded_P = np.diff(trace.prompt_offsets) - trace.num_prefill_P
+    for ratio in (timed.time, timed.stall, timed.moved):
+        assert ratio.denominator_P.tolist() == decoded_P.tolist()
+    decode_ms = timed.step_ms_S[events.is_decode_S].sum()
+    assert timed.time.numerator_P.sum() == pytest.approx(decode_ms)
+    assert timed.stall.numerator_P.sum() == pytest.approx(timed.stall_ms_S[events.is_decode_S].sum())
+    if decoded_P.any():
+        assert timed.ms_per_token == pytest.approx(decode_ms / decoded_P.sum())
+        assert timed.tokens_per_second == pytest.approx(1000 / timed.ms_per_token)
+    else:
+        assert timed.ms_per_token == timed.tokens_per_second == timed.link_idle_share == 0
+    decode = timed.replay.decode
+    if len(set(trace.metadata.expert_bytes)) == 1:
+        assert timed.moved.numerator_P.sum() == pytest.approx(3 * decode.loads)
+        busy_ms = decode.loads * device.transfer_ms(3.0 * 2**20)
+        idle = max(0, 1 - busy_ms / decode_ms) if decode_ms else 0
+        assert timed.link_idle_share == pytest.approx(idle, abs=1e-9)

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from moe_beyond.intervals import Ratio, Resamples
+from moe_beyond.simulator.engine import cache
+from moe_beyond.simulator.engine.results import Replay
+
+
+def replay_of(hits_P, accesses_P):
+    counts = np.zeros((np.size(hits_P), 2, cache.NUM_COUNTERS), np.int64)
+    counts[:, 1, cache.HITS], counts[:, 1, cache.ACCESSES] = hits_P, accesses_P
+    tokens = np.ones((np.size(hits_P), 2), np.int64)
+    return Replay("toy", 1, counts, tokens, np.zeros(0, np.int32), np.zeros((np.size(hits_P), 2, 3)))
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    draw = np.random.default_rng(0)
+    accesses = np.full(200, 100)
+    easy = draw.integers(10, 90, 200)
+    a, b = replay_of(easy + 5, accesses), replay_of(easy, accesses)
+    resamples = Resamples.draw(200, 2000, seed=1)
+    difference = resamples.difference(a.hit_ratio, b.hit_ratio)
+    assert (difference.low, difference.value, difference.high) == pytest.approx((0.05, 0.05, 0.05))
+    alone = resamples.ratio(b.hit_ratio)
+    assert alone.high - alone.low > 0.03
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    draw = np.random.default_rng(5)
+    accesses = np.full(80, 50)
+    covered = 0
+    for trial in range(200):
+        interval = Resamples.draw(80, 400, seed=trial).ratio(Ratio(draw.binomial(50, 0.4, 80), accesses))
+        covered += interval.low <= 0.4 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_one_prompt_gives_no_width():
+    interval = Resamples.draw(1, 100, seed=0).ratio(Ratio(np.array([3]), np.array([10])))
+    assert (interval.low, interval.value, interval.high) == (0.3, 0.3, 0.3)
+
+
+def test_a_ratio_of_any_two_sums_has_its_interval_and_nothing_over_nothing_is_0():
+    resamples = Resamples.draw(4, 500, 0)
+    ms_P, tokens_P = np.array([4.0, 30.0, 0.0, 8.0]), np.array([2, 10, 0, 2])
+    slow = resamples.ratio(Ratio(ms_P, tokens_P))
+    assert slow.value == 3
+    assert 2 <= slow.low < 3 < slow.high <= 4
+    assert resamples.difference(Ratio(ms_P, tokens_P), Ratio(2 * ms_P, tokens_P)).value == -3
+    assert resamples.ratio(Ratio(np.zeros(4), np.zeros(4, np.int64))).value == 0

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_beyond.errors import InputError
+from moe_beyond.params import Params, load_params
+from moe_beyond.settings import Seed, Settings, flatten, parse_params, read_params
+from moe_beyond.training.settings import TrainSettings
+from moe_beyond.tuning.settings import TuneSettings
+
+ROOT = Path(__file__).parents[1]
+
+
+class StageParams(Settings):
+    """What a stage reads that trains."""
+
+    seed: Seed = 7
+    train: TrainSettings = TrainSettings()
+    tune: TuneSettings = TuneSettings()
+
+
+def read(path, content):
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return read_params(path, StageParams)
+
+
+def test_a_stage_reads_its_own_sections_and_leaves_the_others_to_theirs(tmp_path):
+    raw = {"seed": 8, "train": {"epochs": 3}, "split": {"nonsense": True}}
+    found = read(tmp_path / "params.yaml", raw)
+    assert (found.seed, found.train.epochs, found.tune) == (8, 3, TuneSettings())
+    assert found.train.dropout == TrainSettings().dropout
+    assert set(found.model_dump()) == {"seed", "train", "tune"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"trian": {}}, "params.yaml: trian: unknown parameter; correct its name or remove it"),
+        ({"train": {"epoch": 3}}, "params.yaml: train.epoch: unknown parameter; correct its name or remove it"),
+        ({"tune": {"trials": 0}}, "tune.trials: Input should be greater than or equal to 1 (found 0)"),
+        ({"seed": "seven"}, "seed: Input should be a valid integer"),
+        ({"train": {"epochs": "many"}}, "(found 'many')"),
+        ({"train": 3}, "params.yaml: train: Input should be a valid dictionary"),
+        ({"tune": {"space": {"width": [10], "heads": [4]}}}, "tune.space: width 10 is not divisible by 4 heads"),
+        ("seed: [1", "not valid YAML"),
+        ("- 1", "expected sections, found list"),
+        ("", "expected sections, found NoneType"),
+    ],
+)
+def test_a_bad_parameter_is_one_line_that_names_it(tmp_path, raw, message):
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "params.yaml", raw)
+    assert message in str(caught.value)
+    assert "params.yaml" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_one_line_that_names_it(tmp_path):
+    path = tmp_path / "params.yaml"
+    with pytest.raises(InputError) as caught:
+        read_params(path, StageParams)
+    assert str(caught.value) == f"{path}: not found; run from the project's root"
+
+
+@pytest.mark.parametrize(
+    ("traces", "message"),
+    [
+        ({"source": "hub"}, "traces.source: Input should be 'reference', 'transformers' or 'import'"),
+        ({"source": "transformers"}, "traces.transformers.model is empty"),
+    ],
+)
+def test_the_whole_file_is_checked_section_by_section(traces, message):
+    with pytest.raises(InputError) as caught:
+        parse_params({"traces": traces}, Params, "params.yaml")
+    assert message in str(caught.value)
+
+
+def test_params_yaml_holds_known_parameters_with_their_defaults():
+    written, defaults = load_params(ROOT / "params.yaml"), Params()
+    differing = {
+        name
+        for name, value in flatten(written.model_dump(mode="json")).items()
+        if value != flatten(defaults.model_dump(mode="json"))[name]
+    }
+    # by default the headline is that of the first device
+    assert differing == {"simulate.headline_device"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_real_models_parameters_are_known(path):
+    assert load_params(path) != Params()
+
+
+def test_parameters_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Params().seed = 8  # type: ignore[misc]
