@@ -106,7 +106,7 @@ def test_widths_and_thresholds_are_searched_for_both_steps_and_each_plan_pays_fo
         assert measured.timed.layer_step_ms == pytest.approx(0.001 * slowdown * layers)
 
 
-def test_policies_that_give_something_up_are_tried_only_when_asked_for(advice):
+def test_policies_that_give_something_up_are_tried_only_when_wanted(advice):
     assert all(measured.timed.replay.total.mass_given_up == 0 for measured in advice.tried)
     lossy = advise(TRACE, replace(QUESTION, lossy=True))
     assert any(measured.timed.replay.total.mass_given_up > 0 for measured in lossy.tried)
@@ -166,7 +166,7 @@ def test_between_the_speeds_of_two_budgets_more_memory_is_the_answer(advice):
         (Interval(-2.0, -3.0, -1.0), "The runner-up is faster on the prompts that confirm"),
     ],
 )
-def test_a_runner_up_that_is_no_slower_is_owned_up_to(advice, interval, note):
+def test_a_runner_up_that_is_no_slower_is_said(advice, interval, note):
     notes = " ".join(document(replace(advice, ahead=interval), 5.0)["notes"])
     assert ("runner-up" in notes) == bool(note)
     assert note in notes

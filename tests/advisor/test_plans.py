@@ -17,20 +17,20 @@ FETCH = Fetch(2, 0.25)
 
 
 class Drawn:
-    """A predictor that draws its answers and counts how often it was asked."""
+    """A predictor that draws its predictions and counts its calls."""
 
     name = "drawn by lot"
     horizon = 2
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def probabilities_TLE(self, trace):
-        self.asked.append("token")
+        self.calls.append("token")
         return np.random.default_rng(0).random((trace.num_tokens, 3, 6), np.float32)
 
     def layer_probabilities_HTLE(self, trace):
-        self.asked.append("layer")
+        self.calls.append("layer")
         return np.random.default_rng(1).random((2, trace.num_tokens, 3, 6), np.float32)
 
 
@@ -59,20 +59,20 @@ def test_an_unknown_name_lists_all_of_them(name):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_the_predictor_is_asked_only_for_what_a_plan_needs():
+def test_the_predictor_predicts_only_what_a_plan_needs():
     predictor = Drawn()
-    answers = Predictions(predictor, TRACE, events_of(TRACE), 0.3, 0.05)
+    predictions = Predictions(predictor, TRACE, events_of(TRACE), 0.3, 0.05)
     lessons = Lessons(TRAINING)
-    assert isinstance(policy_of(Plan("lru"), lessons, answers), Lru)
-    assert predictor.asked == []
-    policy = policy_of(Plan("lru", fetch=FETCH), lessons, answers)
+    assert isinstance(policy_of(Plan("lru"), lessons, predictions), Lru)
+    assert predictor.calls == []
+    policy = policy_of(Plan("lru", fetch=FETCH), lessons, predictions)
     assert policy.name == "drawn_by_lot_prefetch_lru"
-    assert predictor.asked == ["token"]
+    assert predictor.calls == ["token"]
     assert (policy.token_step_ms, policy.layer_step_ms) == (0.3, 0)
-    both = policy_of(Plan("lru", fetch=Fetch(2, layers=True)), lessons, answers)
+    both = policy_of(Plan("lru", fetch=Fetch(2, layers=True)), lessons, predictions)
     assert (both.token_step_ms, both.layer_step_ms) == (0.3, 0.05)
-    assert predictor.asked == ["token", "layer"]
-    evicts = policy_of(Plan(ANTICIPATE), lessons, answers)
+    assert predictor.calls == ["token", "layer"]
+    evicts = policy_of(Plan(ANTICIPATE), lessons, predictions)
     assert (evicts.token_step_ms, evicts.layer_step_ms) == (0.3, 0)
     assert isinstance(evicts, Anticipate)
     np.testing.assert_array_equal(evicts.popularity_LE, lessons.popularity_LE)
@@ -85,7 +85,7 @@ def test_a_plan_without_its_predictor_is_refused():
 
 
 @pytest.mark.parametrize("name", ["static_popularity", "learned_eviction", "moe_infinity"])
-def test_what_learns_asks_for_training_prompts(name):
+def test_what_learns_needs_training_prompts(name):
     with pytest.raises(InputError, match=f"policy '{name}' learns from other prompts; name a trace of them"):
         policy_of(Plan(name), Lessons.none(name), None)
     with pytest.raises(InputError, match="learns from other prompts"):

@@ -36,7 +36,7 @@ def prompts():
 
 @pytest.fixture
 def poison(model):
-    """Give an expert of the last MoE layer NaN weights; they are mended afterwards."""
+    """Give an expert of the last MoE layer NaN weights; they are restored afterwards."""
     parameters = list(moe_layers(model)[-1].experts.parameters())
     healthy = [parameter.detach().clone() for parameter in parameters]
 

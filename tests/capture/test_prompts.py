@@ -102,7 +102,7 @@ def test_a_chat_template_wraps_the_prompt_unless_it_is_off():
     assert text(False) == "learn"
 
 
-def test_padding_goes_to_the_side_that_is_asked_for():
+def test_padding_goes_to_the_side_that_is_wanted():
     prompts = [EncodedPrompt("a", "d", False, (4, 5, 6)), EncodedPrompt("b", "d", False, (7,))]
     assert pad(prompts, 0, "left").ids_BC.tolist() == [[4, 5, 6], [0, 0, 7]]
     right = pad(prompts, 0, "right")

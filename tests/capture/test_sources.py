@@ -95,6 +95,6 @@ def test_other_devices_need_a_package_that_is_named(model, monkeypatch):
     assert message.startswith("traces.transformers.device_map: 'auto' needs the package accelerate")
 
 
-def test_precision_is_as_asked(model):
+def test_precision_is_as_wanted(model):
     assert load(ModelSource(str(model), dtype="bfloat16")).model.dtype.itemsize == 2
     assert load(ModelSource(str(model))).model.dtype.itemsize == 4

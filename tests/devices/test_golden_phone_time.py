@@ -1,4 +1,4 @@
-"""Bytes and time of every token on the phone; that its time is foretold to ten percent, `make golden` checks."""
+"""Bytes and time of every token on the phone; that its time is predicted to ten percent, `make golden` checks."""
 
 import numpy as np
 import pytest

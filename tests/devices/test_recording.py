@@ -66,8 +66,8 @@ def test_a_device_file_that_is_not_there_and_a_key_that_does_not_exist_are_refus
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"read_bytes": [1] * 30}, "mend column 'wall_ms'"),
-        ({"read_bytes": ["x"] * 30, "wall_ms": [1.0] * 30}, "mend column 'read_bytes'"),
+        ({"read_bytes": [1] * 30}, "column 'wall_ms'"),
+        ({"read_bytes": ["x"] * 30, "wall_ms": [1.0] * 30}, "column 'read_bytes'"),
         ({"read_bytes": [1, 2, 3], "wall_ms": [1.0, 2.0, 3.0]}, "3 tokens; record at least 20"),
         ({"read_bytes": [5] * 30, "wall_ms": [1.0] * 30}, "all missing the same"),
         ({"read_bytes": list(range(10**8, 31 * 10**8, 10**8)), "wall_ms": list(range(60, 30, -1))}, "no longer"),

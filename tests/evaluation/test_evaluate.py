@@ -22,7 +22,7 @@ def logits_of(probabilities):
 
 
 class TableOfTwoHorizons:
-    """A baseline's answers as logits; one layer ahead it knows everything, two layers ahead nothing more."""
+    """A baseline's predictions as logits; one layer ahead it knows everything, two layers ahead nothing more."""
 
     name = "predictor"
 
@@ -81,7 +81,7 @@ def test_calibration_of_test_splits_agrees_with_the_counts():
     assert result.metrics()["calibration_error"] == error
 
 
-def test_the_answer_does_not_depend_on_how_prompts_are_grouped(monkeypatch):
+def test_the_scores_do_not_depend_on_how_prompts_are_grouped(monkeypatch):
     splits = chance_splits(published=True)
     whole = evaluated(splits)
     monkeypatch.setattr(recall, "_CHUNK_VALUES", 1)  # a group a prompt

@@ -71,13 +71,13 @@ def test_prompts_come_in_order_of_their_numbers_and_privacy_drops_what_it_says(t
 
 @pytest.mark.parametrize("folders", [("formatted", "predicted"), ("formatted_csvs", "predicted_csvs")])
 def test_predictions_find_their_prompt_by_routing_and_of_equal_ones_by_number(tmp_path, folders):
-    prompts, answers = folders
+    prompts, predictions = folders
     named = {number: experts(2, PAPER, 100 + number) for number in (1, 2, 3)}
     # the third and the first are routed alike; the second's prediction bears another number
     ids = {1: experts(2, PAPER, 1), 2: experts(2, PAPER, 2), 3: experts(2, PAPER, 1)}
     files = {f"{prompts}/prompt_{n}_data_formatted.csv": routed(ids[n], TOKENS[:2]) for n in ids}
     for n, other in ((1, 1), (2, 7), (3, 3)):
-        files[f"{answers}/prompt_{other}_data_predicted.csv"] = predicted(ids[n], named[n])
+        files[f"{predictions}/prompt_{other}_data_predicted.csv"] = predicted(ids[n], named[n])
     # an editor's copy
     files[f"{prompts}/.ipynb_checkpoints/prompt_1_data-checkpoint.csv"] = routed(ids[1], TOKENS[:2])
     trace = read("moe-beyond-csv", tmp_path, files)
@@ -110,7 +110,7 @@ def test_a_fingerprint_is_decode_with_its_strings(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_asks_for_nothing_new(tmp_path, packed):
+def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_wants_nothing_new(tmp_path, packed):
     text = (ROUTE_HEAD + ROUTE + "\n".join("1" + line[1:] for line in ROUTE.splitlines())).encode()
     name = "toy.route.csv.gz" if packed else "toy.route.csv"
     trace = read("bigmoe-route", tmp_path, {name: gzip.compress(text) if packed else text})
@@ -163,7 +163,7 @@ def test_llamacpps_batches_become_prefill_and_decode(tmp_path, header):
     assert trace.num_prefill_P.tolist() == [5]
     np.testing.assert_array_equal(trace.experts_TLK[3:], ids[3:])
     np.testing.assert_array_equal(trace.experts_TLK[:3, :2], ids[:3, :2])
-    # a last layer for the last token alone asks for nothing new
+    # a last layer for the last token alone wants nothing new
     np.testing.assert_array_equal(trace.experts_TLK[:3, 2], np.broadcast_to(ids[2, 2], (3, 2)))
 
 

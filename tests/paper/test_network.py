@@ -43,7 +43,7 @@ def test_the_leaky_variant_sees_them_as_the_papers_does():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_padding_changes_no_answer(variant):
+def test_padding_changes_no_prediction(variant):
     network = predictor(variant).network
     tokens, letters = torch.randint(0, 10, (1, 6)), torch.randint(0, 64, (1, 6, 16))
     real = torch.ones(1, 6, dtype=torch.bool)
@@ -52,7 +52,7 @@ def test_padding_changes_no_answer(variant):
     assert torch.allclose(network(tokens, letters, real)[:, :4], whole, atol=1e-5)
 
 
-def test_no_answer_depends_on_any_routing():
+def test_no_prediction_depends_on_any_routing():
     ours, trace = predictor("leaky"), chance_trace(3, seed=4)
     before = ours.probabilities_TLE(trace)
     trace.experts_TLK[:] = (trace.experts_TLK + 1) % 16

@@ -42,10 +42,10 @@ def test_previous_token_repeats_within_a_prompt_only():
         assert np.array_equal(probabilities[start], Popularity.fit(trace).popularity_LE / 2)
 
 
-def test_moe_infinity_answers_with_the_stored_prompt_that_a_plain_search_finds():
+def test_moe_infinity_said_with_the_stored_prompt_that_a_plain_search_finds():
     train, trace = chance_trace(12, seed=1), chance_trace(3, seed=2, name="t")
     ours = MoeInfinity.fit(train)
-    answers = ours.probabilities_TLE(trace)
+    said = ours.probabilities_TLE(trace)
 
     def counts(start, end, source):
         found = np.zeros((3, 16))
@@ -63,8 +63,8 @@ def test_moe_infinity_answers_with_the_stored_prompt_that_a_plain_search_finds()
             ]
             best = int(np.argmax(np.mean(cosines, axis=1)))
             tokens = train.prompt_offsets[best + 1] - train.prompt_offsets[best]
-            assert answers[token] == pytest.approx(stored[best] / tokens)
-        assert answers[start] == pytest.approx(ours.share_NLE.mean(axis=0))
+            assert said[token] == pytest.approx(stored[best] / tokens)
+        assert said[start] == pytest.approx(ours.share_NLE.mean(axis=0))
 
 
 def test_moe_infinity_keeps_a_thousand_prompts_at_most(monkeypatch):

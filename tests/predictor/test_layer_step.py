@@ -41,7 +41,7 @@ def test_layer_by_layer_equals_all_layers_at_once(layers, horizon, reach):
                 assert torch.allclose(ahead[:, h], whole[h, :, layer + 1 + h], atol=1e-4)
 
 
-def test_before_anything_is_known_the_answer_is_the_token_steps():
+def test_before_anything_is_known_the_prediction_is_the_token_steps():
     step = layer_step()
     experts, logits, context = inputs(SHAPE, 4)
     whole = step.all_layers(experts, logits, context)

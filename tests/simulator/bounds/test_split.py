@@ -21,8 +21,8 @@ def test_curves_say_what_a_replay_of_the_split_hits(trace, keep_warm, data):
     budget = Budget.weighted(meta, sum(slots_L), slots_L)
     assert budget.budget_G.tolist() == slots_L
     hits_LD = layer_curves_LD(events, keep_warm=keep_warm)
-    foretold = sum(int(hits_LD[layer, slots]) for layer, slots in enumerate(slots_L))
-    assert replay(events, LayerLru(), budget, keep_warm=keep_warm).total.hits == foretold
+    predicted = sum(int(hits_LD[layer, slots]) for layer, slots in enumerate(slots_L))
+    assert replay(events, LayerLru(), budget, keep_warm=keep_warm).total.hits == predicted
 
 
 @given(traces(), st.booleans(), st.data())

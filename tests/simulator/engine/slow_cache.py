@@ -47,7 +47,7 @@ def replay(
     """Replay events in plain Python.
 
     Args:
-        events: What is asked for.
+        events: What is wanted.
         policy: Name of the rule; "static" ranks by `scores`.
         capacities: Slots of each group.
         group_of: Group of each expert.

@@ -30,7 +30,7 @@ def replay(
     """LRU over decode events whose misses are decided one by one on what is resident when the event starts.
 
     Args:
-        events: What is asked for, with shares.
+        events: What is wanted, with shares.
         decide: From an expert, its share, the precision of each resident and the event's members.
         units: What each expert takes, by precision.
         capacity: Units of the whole cache.
@@ -51,10 +51,10 @@ def replay(
         ]
         busy = {expert for expert, (what, _) in zip(members, told, strict=True) if what == LOADS}
         computing = set(busy)
-        for expert, share, (asked, detail) in zip(members, shares, told, strict=True):
+        for expert, share, (said, detail) in zip(members, shares, told, strict=True):
             worker = expert
-            impossible = asked == STANDS_IN and (detail not in before or detail in busy)
-            what = SKIPS if impossible else asked
+            impossible = said == STANDS_IN and (detail not in before or detail in busy)
+            what = SKIPS if impossible else said
             if what == SKIPS:
                 outcome.counts["skipped"] += 1
                 outcome.given_up["skipped"] += share

@@ -29,7 +29,7 @@ def test_a_check_holds_to_its_tolerance():
     assert not replace(limit, value=3).fails
 
 
-def test_a_known_shortfall_says_why_and_fails_when_it_has_been_mended():
+def test_a_known_shortfall_says_why_and_fails_when_it_is_gone():
     known = Check("error_percent", 55, 10, relation="at most", shortfall="page faults decide")
     assert not known.fails
     assert not known.agrees

@@ -82,7 +82,7 @@ def test_what_is_fetched_for_a_layer_does_not_push_out_what_the_layer_may_use():
     popularity_LE = np.full((2, 3), 0.2, np.float32)
     policy = Prefetch("drawn", probabilities_TLE, 1, Anticipate("drawn", probabilities_TLE, popularity_LE, False))
     events, budget = events_of(trace), Budget.slots(trace.metadata, 2)
-    # of the first layer, whose turn in this token has passed, one leaves for the prefetch
+    # of the first layer, which in this token has passed, one leaves for the prefetch
     assert replay(events, policy, budget).total.hits == 4
     prepared = prepare(events, policy, keep_warm=True)
     assert run(prepared, just_in_time(prepared), budget, Times.none(prepared)).replay.total.hits == 4

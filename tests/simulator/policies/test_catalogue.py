@@ -104,18 +104,18 @@ def test_in_a_cache_that_holds_the_model_each_expert_is_loaded_once(policies, na
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_policy_asks_for_is_known_by_then_and_is_of_the_event_s_layer(policies, name):
+def test_what_a_policy_requests_is_known_by_then_and_is_of_the_event_s_layer(policies, name):
     events = events_of(trace_of(3))
-    asks = prepare(events, policies[name], keep_warm=True).prefetches
-    assert (np.diff(asks.known_Q) >= 0).all()
-    assert (asks.known_Q <= 2 * asks.target_Q).all()
-    assert (events.step_N[asks.known_Q // 2] == events.step_N[asks.target_Q]).all()
-    target_X = np.repeat(asks.target_Q, np.diff(asks.offsets_Q))
-    np.testing.assert_array_equal(asks.experts_X // 8, events.layer_N[target_X])
-    for ask in range(asks.num_asks):
-        named = slice(asks.offsets_Q[ask], asks.offsets_Q[ask + 1])
-        assert len(set(asks.experts_X[named].tolist())) == asks.offsets_Q[ask + 1] - asks.offsets_Q[ask]
-        assert (np.diff(asks.priorities_X[named]) <= 0).all()
+    requests = prepare(events, policies[name], keep_warm=True).prefetches
+    assert (np.diff(requests.known_Q) >= 0).all()
+    assert (requests.known_Q <= 2 * requests.target_Q).all()
+    assert (events.step_N[requests.known_Q // 2] == events.step_N[requests.target_Q]).all()
+    target_X = np.repeat(requests.target_Q, np.diff(requests.offsets_Q))
+    np.testing.assert_array_equal(requests.experts_X // 8, events.layer_N[target_X])
+    for one in range(requests.num_asks):
+        named = slice(requests.offsets_Q[one], requests.offsets_Q[one + 1])
+        assert len(set(requests.experts_X[named].tolist())) == requests.offsets_Q[one + 1] - requests.offsets_Q[one]
+        assert (np.diff(requests.priorities_X[named]) <= 0).all()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("belady", "pre_gated"))])
@@ -129,12 +129,14 @@ def test_no_policy_knows_what_comes_after(policies, name, seed, cut):
     other = events_of(replace(trace, experts_TLK=changed))
     events = events_of(trace)
     first = events.num_events - cut * 3
-    asks, others = (prepare(e, policy, keep_warm=True).prefetches for e in (events, other))
+    requests, others = (prepare(e, policy, keep_warm=True).prefetches for e in (events, other))
     # until the first changed layer has been routed
-    upto, upto_other = (int(np.searchsorted(a.known_Q, 2 * first, side="right")) for a in (asks, others))
+    upto, upto_other = (int(np.searchsorted(a.known_Q, 2 * first, side="right")) for a in (requests, others))
     assert upto == upto_other
-    np.testing.assert_array_equal(asks.target_Q[:upto], others.target_Q[:upto])
-    np.testing.assert_array_equal(asks.experts_X[: asks.offsets_Q[upto]], others.experts_X[: asks.offsets_Q[upto]])
+    np.testing.assert_array_equal(requests.target_Q[:upto], others.target_Q[:upto])
+    np.testing.assert_array_equal(
+        requests.experts_X[: requests.offsets_Q[upto]], others.experts_X[: requests.offsets_Q[upto]]
+    )
     scores_SM, other_SM = policy.scores_SM(events), policy.scores_SM(other)
     steps = slice(0, events.num_steps - cut + 1) if len(scores_SM) > 1 else slice(None)
     np.testing.assert_array_equal(scores_SM[steps], other_SM[steps])
@@ -162,7 +164,7 @@ def test_lossy_policies_need_weights_and_say_what_they_gave_up(policies, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_several_prompts_at_once_and_single_accesses_are_counted_too(policies, name):
-    """Steps of several tokens, and the sequential mode, ask a policy the same questions in another shape."""
+    """Steps of several tokens, and the sequential mode, are the same to a policy in another shape."""
     policy, trace = policies[name], trace_of(13)
     for events in (events_of(trace, batch=2), events_of(trace, batch=3, waves=True), events_of(trace).one_by_one()):
         by_token = policy.demand is not None or policy.decides_by_token

@@ -67,30 +67,30 @@ def test_fine_moe():
     training = replace(literal([one, other] * 4, num_experts=4), weights_TLK=None)
     policy = FineMoe.fit(training, 7)
     events = events_of(replace(literal([one, other, one], num_experts=4), weights_TLK=None))
-    asks = policy.prefetches(events)
+    requests = policy.prefetches(events)
     named = {
-        (known, target): asks.experts_X[a:b].tolist()
+        (known, target): requests.experts_X[a:b].tolist()
         for known, target, a, b in zip(
-            asks.known_Q, asks.target_Q, asks.offsets_Q[:-1], asks.offsets_Q[1:], strict=True
+            requests.known_Q, requests.target_Q, requests.offsets_Q[:-1], requests.offsets_Q[1:], strict=True
         )
     }
-    # the first token has no key: its first layers are not asked for
-    assert min(asks.target_Q) == DISTANCE
+    # the first token has no key: its first layers are not requested
+    assert min(requests.target_Q) == DISTANCE
     # a layer that has been routed says what comes DISTANCE further on, and the key what the next token begins with
     assert named[int(when_routed(0)), DISTANCE] == [4 * DISTANCE, 4 * DISTANCE + 1]
     assert named[int(before(LAYERS)), LAYERS] == [2, 3]
     assert named[int(before(LAYERS)), LAYERS + DISTANCE - 1] == [4 * (DISTANCE - 1) + 2, 4 * (DISTANCE - 1) + 3]
-    # every layer of the other tokens is asked for once
-    assert sorted(asks.target_Q[asks.target_Q >= LAYERS]) == list(range(LAYERS, 3 * LAYERS))
-    first = asks.offsets_Q[np.nonzero(asks.target_Q == DISTANCE)[0][0]]
-    assert asks.priorities_X[first] == pytest.approx(0.5 * (1 - DISTANCE / LAYERS))
+    # every layer of the other tokens is requested once
+    assert sorted(requests.target_Q[requests.target_Q >= LAYERS]) == list(range(LAYERS, 3 * LAYERS))
+    first = requests.offsets_Q[np.nonzero(requests.target_Q == DISTANCE)[0][0]]
+    assert requests.priorities_X[first] == pytest.approx(0.5 * (1 - DISTANCE / LAYERS))
     # eviction reads the map that the key found: of the first token none, of the second the other kind
     scores_SM = policy.scores_SM(events)
     assert scores_SM[0].sum() == 0
     np.testing.assert_allclose(scores_SM[1], np.tile([0, 0, 0.5, 0.5], LAYERS))
 
 
-def test_a_model_of_few_layers_is_asked_for_by_the_key_alone():
+def test_a_model_of_few_layers_is_predicted_by_the_key_alone():
     trace = make_trace(1, num_layers=2, num_experts=5, lengths=(4,), prefill=(0,))
-    asks = FineMoe.fit(trace, 3).prefetches(events_of(trace))
-    assert asks.known_Q.tolist() == [4, 4, 8, 8, 12, 12]
+    requests = FineMoe.fit(trace, 3).prefetches(events_of(trace))
+    assert requests.known_Q.tolist() == [4, 4, 8, 8, 12, 12]

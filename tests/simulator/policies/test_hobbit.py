@@ -51,6 +51,6 @@ def test_four_grounds_count_alike():
     features[LAYER], features[LAST_USE] = [0, 0, 1, 1], [10, 5, 10, -1]
     features[USES], features[USES_FULL] = [4, 2, 1, 0], [2, 2, 0, 0]
     four_grounds(features, np.arange(4, dtype=np.int32), 20, 3, 0)
-    # layer 0 has just run: its turn is two layers away, layer 1's one
+    # layer 0 has just run: its next use is two layers away, layer 1's one
     expected = [0.5 + 1 + 1 + 0, 0.25 + 0.5 + 1 + 0, 0.5 + 0.25 + 0 + 0.5, 0.5]
     np.testing.assert_allclose(features[RANKS, :4], expected)

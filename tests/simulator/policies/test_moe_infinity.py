@@ -70,16 +70,18 @@ def test_moe_infinity():
     even, odd = [[[0, 1]] * 3] * 4, [[[2, 3]] * 3] * 4
     policy = MoeInfinity.fit(literal(even + odd, num_experts=4, lengths=(4, 4)))
     events = events_of(literal(odd, num_experts=4))
-    asks = policy.prefetches(events)
-    # of the first token nothing is known, and the first matrix wins; from the second on layer 0 asks for 2 and 3
-    second = np.searchsorted(asks.known_Q, when_routed(3))
-    named = [asks.experts_X[a:b].tolist() for a, b in zip(asks.offsets_Q[:-1], asks.offsets_Q[1:], strict=True)]
+    requests = policy.prefetches(events)
+    # of the first token nothing is known, and the first matrix wins; from the second on layer 0 requests 2 and 3
+    second = np.searchsorted(requests.known_Q, when_routed(3))
+    named = [
+        requests.experts_X[a:b].tolist() for a, b in zip(requests.offsets_Q[:-1], requests.offsets_Q[1:], strict=True)
+    ]
     assert named[:2] == [[4, 5], [8, 9]]
-    assert asks.known_Q[:2].tolist() == [1, 1]
-    assert asks.target_Q[:2].tolist() == [1, 2]
+    assert requests.known_Q[:2].tolist() == [1, 1]
+    assert requests.target_Q[:2].tolist() == [1, 2]
     assert named[second : second + 2] == [[6, 7], [10, 11]]
     # half of the counts each, and 1 - (j - l) / (L + 1)
-    assert asks.priorities_X[: 2 * 2].tolist() == pytest.approx([0.5 * 3 / 4] * 2 + [0.5 * 2 / 4] * 2)
+    assert requests.priorities_X[: 2 * 2].tolist() == pytest.approx([0.5 * 3 / 4] * 2 + [0.5 * 2 / 4] * 2)
     # shares of the prompt so far, as known ahead of each token
     shares_SM = policy.scores_SM(events)
     assert shares_SM[0].sum() == 0
@@ -90,7 +92,7 @@ def test_who_is_used_seldom_and_far_away_leaves_first():
     features = np.zeros((NUM_FEATURES, 6))
     features[LAYER], features[SCORE], features[USES] = [0, 0, 1, 1, 2, 2], 0.5, [2, 1, 2, 2, 4, 0]
     share_by_visits(features, np.arange(6, dtype=np.int32), 9, 3, 0)
-    # layer 0 has just run: three layers until its turn
+    # layer 0 has just run: three layers until its next use
     expected = [(1 - 3 / 4) * 1, (1 - 3 / 4) * 0.5, (1 - 1 / 4) * 1, (1 - 1 / 4) * 1, (1 - 2 / 4) * 2, 0]
     assert features[RANKS, :6].tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -114,9 +116,9 @@ def test_moe_infinity_one_cluster():
         np.testing.assert_array_equal(policy.experts_LK[layer], np.argsort(-counts_E, kind="stable")[:2])
     np.testing.assert_array_equal(finished_PM(nine).sum(), 9 * 6 * 3 * 2)
     events = events_of(make_trace(6, num_layers=3, num_experts=8, lengths=(4,), prefill=(2,)))
-    asks = policy.prefetches(events)
-    # the batched prefill asks for nothing; each of two tokens asks for all its layers when it begins
-    assert asks.known_Q.tolist() == [6] * 3 + [12] * 3
-    assert asks.target_Q.tolist() == [3, 4, 5, 6, 7, 8]
+    requests = policy.prefetches(events)
+    # the batched prefill requests nothing; each of two tokens requests all its layers when it begins
+    assert requests.known_Q.tolist() == [6] * 3 + [12] * 3
+    assert requests.target_Q.tolist() == [3, 4, 5, 6, 7, 8]
     base = np.repeat(np.arange(3), 2) * 8
-    np.testing.assert_array_equal(asks.experts_X, np.tile(policy.experts_LK.ravel() + base, 2))
+    np.testing.assert_array_equal(requests.experts_X, np.tile(policy.experts_LK.ravel() + base, 2))

@@ -1,4 +1,4 @@
-"""Policies that ask one layer ahead."""
+"""Policies that prefetch one layer ahead."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ def test_the_map_finds_what_follows_from_the_layer_below(gate):
     for layer in range(2):
         np.testing.assert_array_equal(gate.weights_LEE[layer].argmax(axis=1), (np.arange(8) + 1) % 8)
     events = events_of(permuted(1, 5))
-    asks = gate.asks(events, 2)
-    assert asks.known_Q.tolist() == [int(when_routed(3 * token + layer)) for token in range(5) for layer in (0, 1)]
-    for ask in range(asks.num_asks):
-        target = asks.target_Q[ask]
+    requests = gate.asks(events, 2)
+    assert requests.known_Q.tolist() == [int(when_routed(3 * token + layer)) for token in range(5) for layer in (0, 1)]
+    for ask in range(requests.num_asks):
+        target = requests.target_Q[ask]
         wanted = events.members_A[events.offsets_N[target] : events.offsets_N[target + 1]]
-        assert set(asks.experts_X[2 * ask : 2 * ask + 2].tolist()) == set(wanted.tolist())
+        assert set(requests.experts_X[2 * ask : 2 * ask + 2].tolist()) == set(wanted.tolist())
 
 
 def test_least_squares_is_what_numpy_says():

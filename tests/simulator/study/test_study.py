@@ -25,7 +25,7 @@ def replayed(trace, settings, predictors=(), *, training=None, validation=None):
     return split
 
 
-def test_every_policy_is_replayed_at_every_capacity_and_timed_where_asked_for(replays):
+def test_every_policy_is_replayed_at_every_capacity_and_timed_where_wanted(replays):
     for split in replays:
         assert [one.facts.policy for one in split.policies] == [*PUBLISHED[:-1], *OURS, *RIVALS, "belady"]
         for policy in split.policies:
@@ -168,7 +168,7 @@ def test_only_the_reference_model_is_timed_at_another_size():
 
 
 @pytest.mark.parametrize("keep_warm", [True, False])
-def test_with_a_batch_every_policy_is_asked_for_shared_experts_once(replays, keep_warm):
+def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
     lossless = tuple(name for name in PUBLISHED if name != "drop_cold")
     settings = SETTINGS.model_copy(update={"batch": 3, "keep_warm": keep_warm, "policies": lossless})
     predictors = [Charged(Knows(0.5, ahead_right=0.7), 0.3, 0.05)]
