@@ -23,7 +23,7 @@ _MEANING = {
     "incomparable": "not comparable: the champion stays",
     "pending": "not judged yet: the next `dvc repro` does it",
 }
-_FIGURES = ("hit_rate_test_in_domain", "hit_rate_test_out_of_domain", "recall_by_layer_test_out_of_domain")
+_FIGURES = ("ms_per_token", "hit_rate_on_device", "recall_by_layer")
 
 
 def write_report(root: Path, base: str, out: Path, defaults: dict[str, Any]) -> None:

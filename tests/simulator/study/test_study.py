@@ -84,7 +84,8 @@ def test_the_best_without_the_predictor_is_neither_ours_nor_a_bound_nor_lossy():
         allowed = [name for name in fastest if name not in (*OURS, "belady", "drop_cold", "pre_gated")]
         assert fastest[0] != allowed[0]
         assert split.best_without_predictor(place).replay.policy == allowed[0]
-        assert split.best_without_predictor(place, plain=True).replay.policy == allowed[0]
+        on_demand = [name for name in fastest if not split.facts[name].prefetches and split.facts[name].can_win]
+        assert split.fastest(place, lambda facts: not facts.prefetches).replay.policy == on_demand[0]
 
 
 def test_processes_give_the_same_tables_as_one():

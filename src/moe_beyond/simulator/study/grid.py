@@ -106,11 +106,6 @@ class PolicyReplays:
     by_link: tuple[TimedReplay, ...] = ()
     not_replayed: str = ""
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it loads on demand alone, keeps the model's outputs, and needs neither prediction nor foresight."""
-        return self.facts.can_win and not self.facts.prefetches and self.facts.predictor is None
-
 
 def facts_of(policy: Policy, replays: Sequence[Replay] = ()) -> Facts:
     """A policy's facts, the last two from what its replays counted."""
@@ -133,7 +128,8 @@ def replay_policy(index: int, case: Case, policy: Policy, links: bool) -> tuple[
         index: Place of the result.
         case: What it is replayed on.
         policy: The policy.
-        links: Whether to time it with other bandwidths too, where it prefetches or is plain.
+        links: Whether to time it with other bandwidths too, where a predictor drives it, or it loads on demand alone
+            and keeps the model's outputs.
 
     Raises:
         InputError: The split lacks what the policy needs, and the policy was asked for by name.
@@ -147,13 +143,13 @@ def replay_policy(index: int, case: Case, policy: Policy, links: bool) -> tuple[
     counted = sweep_prepared(prepared, _budgets(case, policy, case.slots))
     by_slots = {replay.capacity_experts: replay for replay in counted}
     facts = facts_of(policy, counted)
-    done = PolicyReplays(facts, tuple(replace(replay, misses_N=np.zeros(0, np.int32)) for replay in counted))
     on_demand = not (facts.prefetches or facts.lossy)
     timed = clocked(case, prepared, [by_slots[slots] for slots in case.timed_slots], case.devices, on_demand)
     by_link: list[TimedReplay] = []
-    if links and (done.is_plain or facts.predictor is not None):
+    if links and (facts.predictor is not None or (facts.can_win and not facts.prefetches)):
         by_link = clocked(case, prepared, [by_slots[case.headline_slots]], case.links, on_demand)
-    return index, replace(done, timed=tuple(timed), by_link=tuple(by_link))
+    slim = tuple(replace(replay, misses_N=np.zeros(0, np.int32)) for replay in counted)
+    return index, PolicyReplays(facts, slim, tuple(timed), tuple(by_link))
 
 
 def clocked(

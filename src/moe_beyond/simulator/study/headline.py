@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.devices.device import MILLISECONDS
-from moe_beyond.intervals import Interval, Ratio, Resamples
+from moe_beyond.intervals import Ratio, Resamples
 from moe_beyond.predictor.recall import hits_at_k
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.study.study import SplitReplays
-from moe_beyond.simulator.study.tables import headline_device
+from moe_beyond.simulator.study.tables import gap_closed, headline_device
 from moe_beyond.traces.schema import Trace
 
 Metrics = dict[str, dict[str, float]]
@@ -61,20 +61,10 @@ def _on_device(split: SplitReplays, draws: Resamples) -> Metrics:
         "layer_step_ms": {"value": own.layer_step_ms},
     }
     if lru.ms_per_token > bound:
-        found["gap_closed"] = asdict(_gap_closed(own.time, lru.time, bound, draws))
+        found["gap_closed"] = asdict(gap_closed(own, lru, bound, draws))
     if best is not None:
         found["ms_against_best_without_predictor"] = asdict(draws.difference(own.time, best.time))
     return found
-
-
-def _gap_closed(own: Ratio, lru: Ratio, bound_ms: float, draws: Resamples) -> Interval:
-    """The bound taken as it is: it comes from all prompts at once. Resamples in which LRU reaches it do not count."""
-
-    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        gap_ms = np.asarray(lru_ms) - bound_ms
-        return np.divide(lru_ms - np.asarray(own_ms), gap_ms, out=np.full_like(gap_ms, np.nan), where=gap_ms > 0)
-
-    return draws.of(share, own, lru)
 
 
 def _recall(split: SplitReplays, draws: Resamples) -> Metrics:

@@ -80,8 +80,9 @@ _ROUNDS, _FACTORS = 3, 6
 def pays_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
     """A row a split, device and timed capacity.
 
-    The first predictor's fastest way of prefetching there on validation prompts, against the fastest policy that loads
-    on demand and needs no predictor, which is chosen with hindsight on the prompts of the row. `answer`: `yes` where
+    The first predictor's fastest way of prefetching there on validation prompts, against the fastest policy that
+    prefetches nothing, eviction by the same predictor among them, which is chosen with hindsight on the prompts of the
+    row. So the answer is about prefetching, not about what the predictor is worth for eviction. `answer`: `yes` where
     the paired 95 % interval of `difference_ms` lies below zero; else `only with more bandwidth` where it does so with a
     link of 2, 4 or 16 times the device's (`pays_from_gb_per_s` is the first of them); else `no`.
 
@@ -92,8 +93,8 @@ def pays_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
     - `bytes_read_per_byte_saved`: bytes prefetched over the bytes by which demand loads fell below LRU's; null where
       they did not fall.
     - `break_even_width`: at the headline capacity, the greatest of the tried widths at which it is still the faster;
-      0: none. `break_even_token_step_ms`: the time of a token step, the layer step slowed down alike, at which both
-      are equally fast; null where it loses as it is.
+      0: none. `break_even_token_step_ms`: the time of a token step, the layer step slowed down alike, at which it is
+      as fast as the fastest policy that prefetches nothing and needs no predictor; null where it loses as it is.
     """
     rows = []
     for split in splits:
@@ -182,9 +183,12 @@ class _Replayer:
 
     def contest(self, place: Place) -> _Contest | None:
         """Its prefetching against the best that loads on demand; None where one of them is missing."""
-        ours, rival = self.prefetching(place), self.split.best_without_predictor(place, plain=True)
-        timed = self.split.timed_at(place)
-        return None if ours is None or rival is None else _Contest(self, place, ours, timed[ours.name], rival)
+        ours = self.prefetching(place)
+        rival = self.split.fastest(place, lambda facts: not facts.prefetches)
+        without = self.split.fastest(place, lambda facts: not facts.prefetches and facts.predictor is None)
+        if ours is None or rival is None or without is None:
+            return None
+        return _Contest(self, place, ours, self.split.timed_at(place)[ours.name], rival, without.ms_per_token)
 
     @cached_property
     def lru(self) -> Prepared:
@@ -201,6 +205,7 @@ class _Contest:
     policy: Prefetch
     own: TimedReplay
     rival: TimedReplay
+    ms_without_predictor: float
 
     def timed(self, devices: Sequence[Device]) -> list[TimedReplay]:
         """The prefetching policy on other devices."""
@@ -282,7 +287,7 @@ def _by_width(found: _Contest) -> list[tuple[int, TimedReplay]]:
 
 def _break_even_token_step_ms(found: _Contest) -> float | None:
     """On a scale of logarithms between the latency as it is and one that loses, in two rounds of a few replays."""
-    device, limit = found.own.device, found.rival.ms_per_token
+    device, limit = found.own.device, found.ms_without_predictor
     if found.own.token_step_ms == 0 or found.own.ms_per_token >= limit:
         return None
     # a token step as long as the whole gain ahead of every token, and nothing hidden: it loses for sure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,21 +109,21 @@ class SplitReplays:
         """Every device and timed capacity, devices first."""
         return [(device.name, slots) for device in self.case.devices for slots in self.case.timed_slots]
 
-    def best_without_predictor(self, place: Place, *, plain: bool = False) -> TimedReplay | None:
-        """The fastest policy that the first predictor does not drive, chosen with hindsight on these very prompts.
+    def best_without_predictor(self, place: Place) -> TimedReplay | None:
+        """The fastest policy that the first predictor does not drive."""
+        ours = self.predictions[0].name if self.predictions else None
+        return self.fastest(place, lambda facts: ours is None or facts.predictor != ours)
+
+    def fastest(self, place: Place, may_win: Callable[[Facts], bool]) -> TimedReplay | None:
+        """The fastest policy at a place, chosen with hindsight on these very prompts; None: there is none.
 
         Args:
             place: Device and capacity.
-            plain: Among those alone that load on demand and need no predictor at all.
+            may_win: Which of the policies that can be built and keep the model's outputs are compared.
         """
-        ours = self.predictions[0].name if self.predictions else None
-        rivals = [
-            policy.facts.policy
-            for policy in self.policies
-            if (policy.is_plain if plain else policy.facts.can_win and (ours is None or policy.facts.predictor != ours))
-        ]
-        timed = self.timed_at(place)
-        return min((timed[name] for name in rivals if name in timed), key=lambda one: one.ms_per_token, default=None)
+        facts = self.facts
+        found = [timed for name, timed in self.timed_at(place).items() if facts[name].can_win and may_win(facts[name])]
+        return min(found, key=lambda timed: timed.ms_per_token, default=None)
 
 
 def replay_splits(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.intervals import Interval, Resamples
@@ -54,6 +56,8 @@ ON_DEVICE = {
     "against_best_ms_low": pl.Float64,
     "against_best_ms_high": pl.Float64,
     "gap_closed": pl.Float64,
+    "gap_closed_low": pl.Float64,
+    "gap_closed_high": pl.Float64,
     "link_idle_share": pl.Float64,
     "late_share": pl.Float64,
     "useless_share": pl.Float64,
@@ -105,8 +109,8 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
                     and split.facts[policy].predictor == split.predictions[0].name
                 ):
                     row |= _spread("against_best_ms", draws.difference(one.time, best.time))
-                gap = lru.ms_per_token - split.bounds[place].ms_per_token
-                row["gap_closed"] = (lru.ms_per_token - one.ms_per_token) / gap if gap > 0 else None
+                if lru.ms_per_token > split.bounds[place].ms_per_token:
+                    row |= _spread("gap_closed", gap_closed(one, lru, split.bounds[place].ms_per_token, draws))
                 row["ours"] = split.chosen.get(place) == policy
                 row["best_without_predictor"] = best is not None and policy == best.replay.policy
                 rows.append(row)
@@ -193,6 +197,19 @@ def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.Da
     prompt = recordings[0].median_prompt()
     timeline = pl.concat([recording.timeline(prompt, settings.timeline_steps) for recording in recordings])
     return timeline, recordings[0].costliest(settings.costliest_misses)
+
+
+def gap_closed(one: TimedReplay, lru: TimedReplay, bound_ms: float, draws: Resamples) -> Interval:
+    """The share of the way from LRU to the clairvoyant bound that a policy goes.
+
+    The bound is taken as it is: it comes from all prompts at once. Resamples in which LRU reaches it do not count.
+    """
+
+    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        gap_ms = np.asarray(lru_ms) - bound_ms
+        return np.divide(lru_ms - np.asarray(own_ms), gap_ms, out=np.full_like(gap_ms, np.nan), where=gap_ms > 0)
+
+    return draws.of(share, one.time, lru.time)
 
 
 def headline_device(split: SplitReplays) -> str:
