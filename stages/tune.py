@@ -7,7 +7,7 @@ import yaml
 from moe_beyond.capture.settings import TracesSettings
 from moe_beyond.files import replacing, scratch_folder, write_json
 from moe_beyond.settings import Seed, Settings
-from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import ReplaySettings, SimulateSettings
 from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning.inputs import Inputs
 from moe_beyond.tuning.search import search
@@ -26,8 +26,9 @@ class Params(Settings):
 
 
 def main(root: Path, params: Params) -> None:
-    simulate = params.simulate.of_source(params.traces.source)
-    inputs = Inputs(root / "data/splits", params.seed, params.tune, params.train, simulate)
+    rules = ReplaySettings(**params.simulate.model_dump(include=set(ReplaySettings.model_fields)))
+    rules = rules.of_source(params.traces.source)
+    inputs = Inputs(root / "data/splits", params.seed, params.tune, params.train, rules)
     key = inputs.key()
     with scratch_folder(root, "tune", key) as scratch:
         place = StudyPlace.of(params.tune.storage, f"moe-beyond-{key}", scratch)

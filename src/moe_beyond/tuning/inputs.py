@@ -11,7 +11,7 @@ import numpy as np
 import moe_beyond
 from moe_beyond.devices.device import load_device
 from moe_beyond.files import fingerprint, folder_digest
-from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import ReplaySettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.settings import TrainSettings
@@ -38,7 +38,7 @@ class Inputs:
     seed: int
     tune: TuneSettings
     train: TrainSettings
-    simulate: SimulateSettings
+    simulate: ReplaySettings
 
     def key(self) -> str:
         """Fingerprint of data, parameters and code."""

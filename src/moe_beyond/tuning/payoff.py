@@ -18,9 +18,9 @@ from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
-from moe_beyond.simulator.schedule.events import Events, events_of
-from moe_beyond.simulator.study.settings import SimulateSettings
-from moe_beyond.simulator.study.study import first_tokens
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.study.settings import ReplaySettings
+from moe_beyond.simulator.study.study import first_tokens, wanted_events
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tuning.settings import TuneSettings
 
@@ -46,20 +46,20 @@ class Bench:
 
     Attributes:
         trace: The validation prompts that are replayed.
-        settings: Of the replay: prefill, lookahead, width, threshold, and what an expert weighs.
+        settings: Of the replay.
         device: Name of the device.
         capacity: The cache as a share of the model's experts.
     """
 
     trace: Trace
-    settings: SimulateSettings
+    settings: ReplaySettings
     device: str
     capacity: float
 
     @cached_property
     def events(self) -> Events:
         """What the prompts want."""
-        return events_of(self.trace, self.settings.prefill)
+        return wanted_events(self.trace, self.settings)
 
     def on_demand_ms(self) -> float:
         """Milliseconds per token of LRU without any predictor: what a candidate must beat."""
@@ -73,7 +73,7 @@ class Bench:
             latency: What is charged for its steps, before the device's slowdown.
         """
         said = Predictions(predictor, self.trace, self.events, latency.token_step_ms, latency.layer_step_ms)
-        width = prefetch_width(self.trace.metadata, 1, self.settings.prefetch_width)
+        width = prefetch_width(self.trace.metadata, self.settings.batch, self.settings.prefetch_width)
         outcomes = []
         for use in ("token_step", "both_steps"):
             policy = said.prefetch(Lru(), width, self.settings.prefetch_threshold, layers=use == "both_steps")
@@ -90,7 +90,7 @@ class Bench:
         )
 
 
-def bench_of(validation: Trace, tune: TuneSettings, settings: SimulateSettings) -> Bench:
+def bench_of(validation: Trace, tune: TuneSettings, settings: ReplaySettings) -> Bench:
     """The bench on the first validation prompts, as many as hold `tune.replay_tokens`.
 
     Raises:

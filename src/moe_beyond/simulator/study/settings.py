@@ -10,13 +10,9 @@ from moe_beyond.settings import Settings
 from moe_beyond.simulator.policies.settings import PolicySettings
 
 
-class SimulateSettings(Settings):
-    """Which caches are replayed, and how."""
+class ReplaySettings(Settings):
+    """Rules that every replay keeps, those of the search as well: `dvc.yaml` lists each among the params of `tune`."""
 
-    capacities: tuple[float, ...] = Field(default=(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75), min_length=1)
-    """Sizes of the cache as shares of all routed experts of the model, rising."""
-    headline_capacity: float = Field(default=0.1, gt=0, le=1)
-    """The capacity whose numbers stand in metrics.json; one of `capacities`."""
     prefetch_width: int | None = Field(default=None, ge=1)
     """Experts fetched ahead at most per token and layer; null: as many as the router chooses, for each of a
     batch."""
@@ -29,6 +25,24 @@ class SimulateSettings(Settings):
     """Prompts that run at once, a token of each in a step; an ended one gives its place to the next."""
     prefill: Literal["batched", "token_by_token"] = "batched"
     """Whether a prompt's prefill is one step, or its tokens count as decoded (for traces that hold nothing else)."""
+    lookahead_layers: int = Field(default=2, ge=0)
+    """For how many layers beyond the present one prefetches may be under way, where there is a clock."""
+    timed_expert_mib: float | None = Field(default=8.25, gt=0)
+    """Time the reference model as if each of its experts were this large, the size of DeepSeek-V2-Lite's at 8 bits: its
+    own are too small for a device to notice. Other models are always timed as they are; null: so is this one."""
+
+    def of_source(self, source: str) -> Self:
+        """The same for traces of a source: only the reference model is timed at another expert size than traced."""
+        return self if source == "reference" else self.model_copy(update={"timed_expert_mib": None})
+
+
+class SimulateSettings(ReplaySettings):
+    """Which caches are replayed, and how."""
+
+    capacities: tuple[float, ...] = Field(default=(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75), min_length=1)
+    """Sizes of the cache as shares of all routed experts of the model, rising."""
+    headline_capacity: float = Field(default=0.1, gt=0, le=1)
+    """The capacity whose numbers stand in metrics.json; one of `capacities`."""
     devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")
     """Devices that every policy is timed on, names of files under devices/profiles; empty: no times."""
     timed_capacities: tuple[float, ...] | None = None
@@ -53,18 +67,9 @@ class SimulateSettings(Settings):
     the table `not_replayed` says of the others why not."""
     workers: int = Field(default=1, ge=1)
     """Processes that policies are shared among; a Ray or Dask cluster that the environment names decides for itself."""
-    lookahead_layers: int = Field(default=2, ge=0)
-    """For how many layers beyond the present one prefetches may be under way, where there is a clock."""
-    timed_expert_mib: float | None = Field(default=8.25, gt=0)
-    """Time the reference model as if each of its experts were this large, the size of DeepSeek-V2-Lite's at 8 bits: its
-    own are too small for a device to notice. Other models are always timed as they are; null: so is this one."""
     published_policies: PolicySettings = PolicySettings()
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
     """Resamples of the prompts behind every interval."""
-
-    def of_source(self, source: str) -> SimulateSettings:
-        """The same for traces of a source: only the reference model is timed at another expert size than traced."""
-        return self if source == "reference" else self.model_copy(update={"timed_expert_mib": None})
 
     @model_validator(mode="after")
     def _capacities_are_shares(self) -> Self:

@@ -26,7 +26,7 @@ from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.simulator.study.grid import Case, Facts, PolicyReplays, replay_policy
-from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.simulator.study.settings import ReplaySettings, SimulateSettings
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Place = tuple[str, int]
@@ -209,7 +209,7 @@ def case_of(trace: Trace, settings: SimulateSettings) -> Case:
     )
 
 
-def wanted_events(trace: Trace, settings: SimulateSettings) -> Events:
+def wanted_events(trace: Trace, settings: ReplaySettings) -> Events:
     """The events of a trace under the rules of the settings."""
     return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
 
