@@ -23,10 +23,10 @@ from unittest.mock import patch
 import numpy as np
 import polars as pl
 
-from moe_beyond import formats as importers
 from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.files import replacing
+from moe_beyond.formats import importers
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import TokenTexts, Trace, concatenate
 from moe_beyond.training.fit import fit

@@ -24,11 +24,11 @@ import onnxruntime as ort
 import torch
 
 from moe_beyond.data.tokens import MAX_NGRAMS, TokenEncoder
+from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.layer_step import LayerStep
+from moe_beyond.network.network import TokenStep
+from moe_beyond.network.onnx import export_steps, write_graph
 from moe_beyond.paper.network import PublishedNetwork, PublishedShape
-from moe_beyond.predictor.checkpoint import Checkpoint
-from moe_beyond.predictor.layer_step import LayerStep
-from moe_beyond.predictor.network import TokenStep
-from moe_beyond.predictor.onnx import export_steps, write_graph
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import TraceMetadata

@@ -22,7 +22,7 @@ import libcachesim as lcs
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond import formats as importers
+from moe_beyond.formats import importers
 from moe_beyond.paper.protocol import published_replay
 from moe_beyond.paper.recency import lru_hits
 from moe_beyond.simulator.bounds import curves

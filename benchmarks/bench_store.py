@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_beyond import formats as importers
-from moe_beyond.formats import moe_beyond_csv
+from moe_beyond.formats import importers
+from moe_beyond.formats.importers import moe_beyond_csv
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 

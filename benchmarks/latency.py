@@ -22,11 +22,11 @@ from rich.progress import track
 from scipy.optimize import nnls
 
 from moe_beyond.data.tokens import TokenEncoder
-from moe_beyond.predictor.checkpoint import Checkpoint
+from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.layer_step import LayerStep
+from moe_beyond.network.network import TokenStep
+from moe_beyond.network.onnx import export_steps
 from moe_beyond.predictor.latency import Latency, layer_step_terms, quietest, token_step_terms
-from moe_beyond.predictor.layer_step import LayerStep
-from moe_beyond.predictor.network import TokenStep
-from moe_beyond.predictor.onnx import export_steps
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import TraceMetadata

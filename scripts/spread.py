@@ -1,6 +1,6 @@
 """Runs the default pipeline with two more seeds and writes how far its figures spread: docs/figures/spread.json.
 
-    python scripts/spread.py
+    python -m scripts.spread
 
 After `make repro`, in clones of the last commit under build/; each takes as long as the first. `make docs` then puts
 the spread into the README.
@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 
 import yaml
-from published import ROOT, run_in_clone
+
+from scripts.published import ROOT, run_in_clone
 
 MORE_SEEDS = (8, 9)
 

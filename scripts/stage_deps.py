@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "moe_beyond"
 READ_AT_RUN_TIME = {
@@ -32,6 +34,7 @@ def main() -> None:
 def rewritten(text: str) -> str:
     """dvc.yaml with the deps that are source files replaced."""
     lines, stage = [], ""
+    always = {name for name, declared in yaml.safe_load(text)["stages"].items() if declared.get("always_changed")}
     for line in text.splitlines():
         if match := re.match(r"  (\w+):$", line):
             stage = match[1]
@@ -39,7 +42,9 @@ def rewritten(text: str) -> str:
             continue
         lines.append(line)
         if line == "    deps:":
-            lines += [f"      - stages/{stage}.py", *(f"      - {entry}" for entry in entries(stage))]
+            lines.append(f"      - stages/{stage}.py")
+            if stage not in always:  # it runs whatever has changed
+                lines += [f"      - {entry}" for entry in entries(stage)]
     return "\n".join(lines) + "\n"
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from moe_beyond.data.splitting import GATE, SPLITS
 from moe_beyond.evaluation.evaluate import evaluate
 from moe_beyond.files import write_json, write_tables
+from moe_beyond.network.checkpoint import load_checkpoint
+from moe_beyond.network.settings import ExportSettings
+from moe_beyond.network.shipping import export_predictor
 from moe_beyond.paper.network import load_variants
 from moe_beyond.paper.scores import protocol_table
-from moe_beyond.predictor.checkpoint import load_checkpoint
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.predictor.settings import ExportSettings
-from moe_beyond.predictor.shipping import export_predictor
 from moe_beyond.settings import Seed, Settings
 from moe_beyond.traces import store
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from moe_beyond import formats
 from moe_beyond.capture.reference.prompts import reference_job, reference_prompts
 from moe_beyond.capture.settings import ExtractSettings, TracesSettings
 from moe_beyond.capture.shards import CaptureCounts, capture
 from moe_beyond.capture.sources import transformers_job, transformers_prompts
 from moe_beyond.files import replacing, write_json
+from moe_beyond.formats import importers
 from moe_beyond.settings import Seed, Settings
 from moe_beyond.traces import store
 
@@ -46,7 +46,7 @@ def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
         temporary.mkdir()
         for name, path, held_out in parts:
             if path is not None:
-                trace = formats.read(source.format, root / path, held_out=held_out, privacy=privacy)
+                trace = importers.read(source.format, root / path, held_out=held_out, privacy=privacy)
                 store.write_parquet(trace, temporary / f"{name}.parquet")
         # read as one: both must be of one model, with distinct prompts
         whole = store.read_parquet(temporary)

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from moe_beyond.files import fingerprint, folder_digest, replacing, scratch_folder, scratch_path, write_json
+from moe_beyond.network.checkpoint import save_checkpoint
 from moe_beyond.paper.training import fit_variants
-from moe_beyond.predictor.checkpoint import save_checkpoint
 from moe_beyond.settings import Seed, Settings
 from moe_beyond.traces import store
 from moe_beyond.training.distributed import is_further_process

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.golden.recordings import PhoneRun, phone_run, toy
-from moe_beyond import formats as importers
 from moe_beyond.devices.calibrate import fit_token_time
+from moe_beyond.formats import importers
 from moe_beyond.paper.protocol import WARM_UP_TOKENS, published_replay
 from moe_beyond.predictor.baselines import OneClusterMoeInfinity
 from moe_beyond.predictor.recall import most_probable

@@ -1,3 +1,1 @@
 """MoE-Beyond: expert traces in, a deployable expert predictor and what it saves out."""
-
-__version__ = "0.1.0"

@@ -8,8 +8,8 @@ from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.capture.reference.settings import ReferenceSettings
 from moe_beyond.capture.settings import ExtractSettings, TracesSettings
 from moe_beyond.data.settings import SplitSettings
+from moe_beyond.network.settings import ExportSettings
 from moe_beyond.numerics import Numerics
-from moe_beyond.predictor.settings import ExportSettings
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.settings import Seed, Settings, read_params

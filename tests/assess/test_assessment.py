@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond import formats as importers
 from moe_beyond.assess.assessment import assess, cards_table, every_nth_prompt, in_domain, other_cards
 from moe_beyond.assess.settings import AssessSettings, OtherTrace
 from moe_beyond.errors import InputError
+from moe_beyond.formats import importers
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import concatenate
 from tests.traces.random_traces import random_trace, trace_of

@@ -5,7 +5,7 @@ import pytest
 
 from moe_beyond.assess.card import HitCurve, judge, overlap_shares, static_popularity_curve
 from moe_beyond.assess.settings import AssessSettings
-from moe_beyond.traces.statistics import layer_statistics
+from moe_beyond.assess.statistics import layer_statistics
 from tests.traces.random_traces import random_trace, trace_of
 
 SETTINGS = AssessSettings()

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from moe_beyond import formats as importers
 from moe_beyond.data.duplicates import fingerprints, group_prompts
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.data.splitting import EXCLUDED, SPLITS, split_prompts
 from moe_beyond.errors import InputError
+from moe_beyond.formats import importers
 from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, concatenate, validate
 
 SHARED = Path(__file__).parents[3] / "shared" / "traces"

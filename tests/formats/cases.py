@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond import formats
+from moe_beyond.formats import importers
 from moe_beyond.traces.schema import Trace
 
 Files = dict[str, bytes]
@@ -152,4 +152,4 @@ def write(folder: Path, files: Files) -> Path:
 
 def read(name: str, folder: Path, files: Files, **how: object) -> Trace:
     """These files, read as a format."""
-    return formats.read(name, write(folder, files), **how)  # type: ignore[arg-type]
+    return importers.read(name, write(folder, files), **how)  # type: ignore[arg-type]

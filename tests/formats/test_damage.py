@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond import formats
 from moe_beyond.errors import InputError
+from moe_beyond.formats import importers
 from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table
 
 
@@ -220,11 +220,11 @@ def test_files_that_do_not_belong_or_are_missing_are_named(tmp_path):
         read_from = tmp_path / "bare"
         for source in (read_from, read_from / "a.npz"):
             with pytest.raises(InputError, match=r"config\.json.* copy the model's there"):
-                read("vllm-npz", read_from, files) if source == read_from else formats.read("vllm-npz", source)
+                read("vllm-npz", read_from, files) if source == read_from else importers.read("vllm-npz", source)
 
 
 def test_every_format_has_a_valid_source_here(tmp_path):
-    assert set(SOURCES) == set(formats.FORMATS)
+    assert set(SOURCES) == set(importers.FORMATS)
     for name, files in SOURCES.items():
         assert read(name, tmp_path / name, files).num_tokens > 1
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from moe_beyond import formats as importers
 from moe_beyond.errors import InputError
+from moe_beyond.formats import importers
+from moe_beyond.formats.describe import describe, describe_path
 from moe_beyond.formats.export import _SHARD_TOKENS, dataset_card, export
 from moe_beyond.traces import store
-from moe_beyond.traces.describe import describe, describe_path
 from moe_beyond.traces.schema import TokenTexts
 from tests.traces.random_traces import random_trace
 from tests.traces.test_store import assert_same, full_trace

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from moe_beyond import formats
 from moe_beyond.errors import InputError
+from moe_beyond.formats import importers
 from tests.formats.cases import (
     CONFIG,
     GPT_OSS,
@@ -142,14 +142,14 @@ def test_vllms_prompt_and_answer_apart(tmp_path):
     np.testing.assert_array_equal(trace.experts_TLK[5:8], experts(3, SMALL, 10))
     assert trace.token_ids_T is not None
     assert trace.token_ids_T[:5].tolist() == [7, 8, 9, 5, 6]
-    assert formats.read("vllm-npz", tmp_path / "run", privacy="ids").token_ids_T is not None
-    assert formats.read("vllm-npz", tmp_path / "run", privacy="routing").token_ids_T is None
+    assert importers.read("vllm-npz", tmp_path / "run", privacy="ids").token_ids_T is not None
+    assert importers.read("vllm-npz", tmp_path / "run", privacy="routing").token_ids_T is None
 
 
 def test_vllms_one_array_with_places_for_dense_layers(tmp_path):
     padded = np.concatenate([np.zeros((4, 1, 2), np.int32), experts(4, SMALL)], axis=1)
     read("vllm-npz", tmp_path, {"a.npz": arrays(routed_experts=padded, prompt_token_ids=[1, 2, 3])} | BESIDE)
-    trace = formats.read("vllm-npz", tmp_path / "a.npz")
+    trace = importers.read("vllm-npz", tmp_path / "a.npz")
     np.testing.assert_array_equal(trace.experts_TLK, experts(4, SMALL))
     assert trace.num_prefill_P.tolist() == [3]
     assert trace.token_ids_T is None
@@ -183,7 +183,7 @@ def test_llamacpps_batches_become_prefill_and_decode(tmp_path, header):
     ],
 )
 def test_published_archives_give_the_published_counts(name, archive, expected):
-    trace = formats.read(name, shared(archive))
+    trace = importers.read(name, shared(archive))
     found = (trace.num_prompts, trace.num_tokens, int(trace.num_prefill_P.sum()), trace.metadata.licence)
     assert all(want in (None, have) for have, want in zip(found, expected, strict=True))
     assert (trace.predicted_TLK is not None) == ("webglm" in archive)
@@ -191,7 +191,7 @@ def test_published_archives_give_the_published_counts(name, archive, expected):
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path):
     with pytest.raises(InputError, match=r"unknown trace format 'cvs'; expected one of .*moe-beyond-csv"):
-        formats.read("cvs", tmp_path)
+        importers.read("cvs", tmp_path)
 
 
 def test_of_two_files_for_one_prompt_neither_is_taken(tmp_path):

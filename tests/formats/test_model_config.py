@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.model_config import read_shape
+from moe_beyond.formats.importers.model_config import read_shape
 from tests.formats.cases import CONFIG
 
 PLAIN = {key: value for key, value in CONFIG.items() if key != "first_k_dense_replace"}

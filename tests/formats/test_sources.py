@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.sources import members, name_of, natural_order
+from moe_beyond.formats.importers.sources import members, name_of, natural_order
 from tests.formats.cases import write
 
 FILES = {"set/a.csv": b"1" * 300, "set/deep/é.csv": b"2" * 300, "set/notes.txt": b"no"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_beyond import formats as importers
+from moe_beyond.formats import importers
 from moe_beyond.paper.scores import published_rows
 from moe_beyond.predictor.graph_file import FORMAT_VERSION, STEPS, graph_file
 from moe_beyond.predictor.recall import hits_at_k, most_probable

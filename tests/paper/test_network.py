@@ -5,10 +5,10 @@ import torch
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.evaluation.scores import score
+from moe_beyond.network.network import num_parameters
 from moe_beyond.paper.network import VARIANTS, PublishedNetwork, PublishedPredictor, PublishedShape
 from moe_beyond.paper.training import fit_published
 from moe_beyond.predictor.baselines import Popularity
-from moe_beyond.predictor.network import num_parameters
 from tests.predictor.small import SETTINGS
 from tests.traces_of_chance import chance_trace
 

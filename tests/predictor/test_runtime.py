@@ -10,12 +10,12 @@ import pytest
 
 from moe_beyond.data.features import token_features
 from moe_beyond.errors import InputError
+from moe_beyond.network.onnx import describe, parity, require_parity, torch_logits
+from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor import latency
 from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.graph_file import METADATA_KEY, STEPS, GraphFile, graph_file
-from moe_beyond.predictor.onnx import describe, parity, require_parity, torch_logits
 from moe_beyond.predictor.runtime import GRAPH_FILE, TRAINING_PROMPTS, OnnxPredictor
-from moe_beyond.predictor.settings import ExportSettings
 from tests.traces_of_chance import chance_trace
 
 FILES = {graph_file(step, "fp32"): step for step in STEPS} | {graph_file(step, "int8"): step for step in STEPS}

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from moe_beyond import formats as importers
-from moe_beyond.formats import export
+from moe_beyond.formats import export, importers
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import SCHEMA_VERSION, TraceMetadata
 from tests.traces.test_store import full_trace

@@ -8,8 +8,8 @@ import torch
 
 from moe_beyond.errors import InputError
 from moe_beyond.evaluation.scores import score
+from moe_beyond.network.checkpoint import load_checkpoint, save_checkpoint
 from moe_beyond.predictor.baselines import Popularity
-from moe_beyond.predictor.checkpoint import load_checkpoint, save_checkpoint
 from moe_beyond.training.fit import fit
 from moe_beyond.training.module import PredictorModule
 from moe_beyond.training.size import Size, read_choice

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond import formats as importers
 from moe_beyond.assess.card import Curves, HitCurve, static_popularity_curve, suitability_card
 from moe_beyond.assess.pair_tables import pair_tables
 from moe_beyond.assess.settings import AssessSettings
+from moe_beyond.assess.statistics import layer_statistics, reuse_histogram
 from moe_beyond.errors import InputError
+from moe_beyond.formats import importers
 from moe_beyond.simulator.bounds.curves import belady_curve, lru_curve
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces import store
-from moe_beyond.traces.schema import Trace
-from moe_beyond.traces.statistics import expert_counts_LE, layer_statistics, reuse_histogram
+from moe_beyond.traces.schema import Trace, expert_counts_LE
 
 _COMPARED = ("previous_token_overlap", "entropy_ratio", "gini", "working_set_64_fraction")
 _BOUNDS = ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")

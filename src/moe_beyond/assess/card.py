@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.assess.settings import AssessSettings
-from moe_beyond.traces.schema import Trace, TraceMetadata
-from moe_beyond.traces.statistics import LayerStatistics, expert_counts_LE
+from moe_beyond.assess.statistics import LayerStatistics
+from moe_beyond.traces.schema import Trace, TraceMetadata, expert_counts_LE
 
 _SHORT_TRACE = 0.02
 """Share of compulsory misses above which the card warns that hit rates are understated."""

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from moe_beyond.cli.common import AsJson, TracePath, app, one_line_errors, read_trace, show
-from moe_beyond.formats import FORMATS as IMPORT_FORMATS
 from moe_beyond.formats.export import FORMATS as EXPORT_FORMATS
+from moe_beyond.formats.importers import FORMATS as IMPORT_FORMATS
 from moe_beyond.params import Params
 from moe_beyond.traces import store
 
@@ -31,8 +31,8 @@ def import_traces(
     as_json: AsJson = False,
 ) -> None:
     """Read published traces, check them, and write them as Parquet."""
-    from moe_beyond import formats as importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
-    from moe_beyond.traces.describe import describe_path  # noqa: PLC0415
+    from moe_beyond.formats import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
+    from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
 
     with one_line_errors():
         store.write_parquet(importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy), out)
@@ -55,7 +55,7 @@ def export_traces(
 @app.command()
 def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
     """Say what a trace holds: model, prompts, tokens, columns, origin, size."""
-    from moe_beyond.traces.describe import describe_path  # noqa: PLC0415
+    from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
 
     with one_line_errors():
         show(describe_path(trace), as_json)

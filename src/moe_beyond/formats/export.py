@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.traces.describe import describe
+from moe_beyond.formats.describe import describe
 from moe_beyond.traces.schema import SCHEMA_VERSION, Trace
 from moe_beyond.traces.store import write_parquet
 

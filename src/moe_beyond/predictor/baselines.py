@@ -14,8 +14,7 @@ import numpy.typing as npt
 from moe_beyond.data.tokens import token_strings
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.latency import median_ms
-from moe_beyond.traces.schema import Trace
-from moe_beyond.traces.statistics import expert_counts_LE
+from moe_beyond.traces.schema import Trace, expert_counts_LE
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
+from moe_beyond.simulator.study.case import capacity_experts, case_of
 from moe_beyond.simulator.study.settings import SimulateSettings
-from moe_beyond.simulator.study.study import capacity_experts, case_of
 from moe_beyond.traces.schema import Trace
 
 Metric = Literal["ms_per_token", "hit_rate", "recall_at_k", "layer_recall_at_k"]

@@ -338,3 +338,10 @@ def locate(trace: Trace, token: int, layer: int) -> str:
     prompt = int(np.searchsorted(trace.prompt_offsets, token, side="right")) - 1
     position = token - int(trace.prompt_offsets[prompt])
     return f"prompt {trace.prompt_ids[prompt]!r}, position {position}, layer {trace.metadata.layer_numbers[layer]}"
+
+
+def expert_counts_LE(experts_TLK: ExpertIds, num_experts: int) -> npt.NDArray[np.int64]:
+    """How often each expert was chosen, int64 [L, E]."""
+    layers = range(experts_TLK.shape[1])
+    counts = [np.bincount(experts_TLK[:, layer].reshape(-1), minlength=num_experts) for layer in layers]
+    return np.stack(counts).astype(np.int64)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from moe_beyond.errors import InputError
+from moe_beyond.numerics import Numerics, pin
 from moe_beyond.settings import Settings, read_params
 from moe_beyond.tracking.dvc import RECEIPT, DvcStage, read_stage, restore_outs, write_receipt
 from moe_beyond.training.distributed import is_further_process
+
+
+class _Numerics(Settings):
+    numerics: Numerics = "portable"
 
 
 def run_stage(root: Path, stage: str) -> None:
@@ -32,6 +38,8 @@ def run_stage(root: Path, stage: str) -> None:
         InputError: A parameter or an input is wrong, or the stage did not write one of its outs.
     """
     declared = read_stage(root / "dvc.yaml", stage)
+    # before the script imports numpy and torch, which look once
+    pin(os.environ, read_params(root / "params.yaml", _Numerics).numerics)
     script = load_script(root / "stages" / f"{stage}.py")
     params = read_params(root / "params.yaml", script.Params)
     if is_further_process():  # of a distributed fit: the first one of them writes and logs

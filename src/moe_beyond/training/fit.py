@@ -20,9 +20,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
+from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.network import num_parameters
 from moe_beyond.predictor.baselines import Popularity
-from moe_beyond.predictor.checkpoint import Checkpoint
-from moe_beyond.predictor.network import num_parameters
 from moe_beyond.threads import keep_freed_memory, torch_threads
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.datamodule import RoutingData

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from moe_beyond.predictor.layer_step import LayerStep
-from moe_beyond.predictor.network import TokenStep
+from moe_beyond.network.layer_step import LayerStep
+from moe_beyond.network.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.training.datamodule import Batch
 from moe_beyond.training.losses import LOSSES

@@ -19,8 +19,8 @@ from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.study.case import first_tokens, wanted_events
 from moe_beyond.simulator.study.settings import ReplaySettings
-from moe_beyond.simulator.study.study import first_tokens, wanted_events
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tuning.settings import TuneSettings
 

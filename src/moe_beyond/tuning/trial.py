@@ -12,10 +12,10 @@ import numpy as np
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import locked
+from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.network import num_parameters
+from moe_beyond.network.onnx import torch_logits
 from moe_beyond.predictor.base import Floats, sigmoid
-from moe_beyond.predictor.checkpoint import Checkpoint
-from moe_beyond.predictor.network import num_parameters
-from moe_beyond.predictor.onnx import torch_logits
 from moe_beyond.threads import torch_threads
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.fit import fit

@@ -20,8 +20,8 @@ from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.simulator.study.case import capacity_experts
 from moe_beyond.simulator.study.settings import SimulateSettings
-from moe_beyond.simulator.study.study import capacity_experts
 from moe_beyond.traces.schema import Trace
 
 _CHANCE = 0.95

@@ -15,8 +15,7 @@ import polars as pl
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing, write_json
-from moe_beyond.traces.schema import Trace
-from moe_beyond.traces.statistics import expert_counts_LE
+from moe_beyond.traces.schema import Trace, expert_counts_LE
 
 COUNTS_FILE, MEASURES_FILE = "window.npz", "window.json"
 _MOST_PROMPTS = 2000

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moe_beyond.devices.device import Device
-from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
@@ -16,48 +15,7 @@ from moe_beyond.simulator.engine.prepared import Prepared, prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timing import TimedReplay, time_on_demand, timed_sweep
-from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.simulator.study.settings import SimulateSettings
-
-
-@dataclass(frozen=True)
-class Case:
-    """What policies are replayed on.
-
-    Attributes:
-        events: Of the split.
-        slots: Capacities in experts.
-        timed_slots: Those of them with a clock.
-        headline_slots: The capacity of the headline.
-        devices: Links and processors.
-        settings: Everything else.
-    """
-
-    events: Events
-    slots: tuple[int, ...]
-    timed_slots: tuple[int, ...]
-    headline_slots: int
-    devices: tuple[Device, ...]
-    settings: SimulateSettings
-
-    def headline_only(self) -> Case:
-        """The same at the headline capacity alone."""
-        return replace(self, slots=(self.headline_slots,), timed_slots=(self.headline_slots,))
-
-    @property
-    def workload(self) -> Workload:
-        """What there is to move and to compute."""
-        settings = self.settings
-        return Workload.of(self.events.metadata, settings.lookahead_layers, expert_mib=settings.timed_expert_mib)
-
-    @property
-    def links(self) -> list[Device]:
-        """The devices with each of the bandwidths that are tried."""
-        return [
-            device.model_copy(update={"link_gb_per_s": bandwidth})
-            for device in self.devices
-            for bandwidth in self.settings.bandwidths_gb_per_s
-        ]
+from moe_beyond.simulator.study.case import Case
 
 
 @dataclass(frozen=True)

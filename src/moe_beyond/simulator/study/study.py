@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
 from moe_beyond.parallel import run_tasks
 from moe_beyond.predictor.base import Predictor
@@ -24,9 +23,10 @@ from moe_beyond.simulator.engine.timing import TimedReplay
 from moe_beyond.simulator.policies.catalogue import build, known
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
-from moe_beyond.simulator.schedule.events import Events, events_of
-from moe_beyond.simulator.study.grid import Case, Facts, PolicyReplays, replay_policy
-from moe_beyond.simulator.study.settings import ReplaySettings, SimulateSettings
+from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.study.case import Case, case_of, first_tokens
+from moe_beyond.simulator.study.grid import Facts, PolicyReplays, replay_policy
+from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Place = tuple[str, int]
@@ -193,41 +193,6 @@ def listed_policies(training: Trace, settings: SimulateSettings) -> tuple[list[P
             facts = Facts(name, name, None, False, False, False, False)
             not_replayed.append(PolicyReplays(facts, not_replayed=str(error)))
     return policies, not_replayed
-
-
-def case_of(trace: Trace, settings: SimulateSettings) -> Case:
-    """What policies are replayed on, from a trace and the settings."""
-    meta = trace.metadata
-    timed = settings.capacities if settings.timed_capacities is None else settings.timed_capacities
-    return Case(
-        events=wanted_events(trace, settings),
-        slots=tuple(capacities(meta, settings.capacities)),
-        timed_slots=tuple(capacities(meta, timed)),
-        headline_slots=capacity_experts(meta, settings.headline_capacity),
-        devices=tuple(load_device(device) for device in settings.devices),
-        settings=settings,
-    )
-
-
-def wanted_events(trace: Trace, settings: ReplaySettings) -> Events:
-    """The events of a trace under the rules of the settings."""
-    return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
-
-
-def capacities(meta: TraceMetadata, shares: Sequence[float]) -> list[int]:
-    """Capacities in experts, rising; shares that come to the same number of experts count once."""
-    return sorted({capacity_experts(meta, share) for share in shares})
-
-
-def capacity_experts(meta: TraceMetadata, share: float) -> int:
-    """A share of the model's experts as a whole number, at least one."""
-    return max(1, round(share * meta.num_model_experts))
-
-
-def first_tokens(trace: Trace, tokens: int) -> Trace:
-    """The first prompts of a trace, as many as hold so many tokens."""
-    enough = int(np.searchsorted(trace.prompt_offsets[1:], tokens)) + 1
-    return trace.select(np.arange(min(enough, trace.num_prompts)))
 
 
 def _choose(

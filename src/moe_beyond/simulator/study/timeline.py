@@ -18,7 +18,7 @@ from moe_beyond.simulator.engine.prepared import Prepared, prepare
 from moe_beyond.simulator.engine.timing import timed_run
 from moe_beyond.simulator.engine.usage import LATE, MISSED, PREFETCHED
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.simulator.study.grid import Case
+from moe_beyond.simulator.study.case import Case
 from moe_beyond.traces.schema import Trace
 
 _TOKEN: dict[str, type[pl.DataType]] = {

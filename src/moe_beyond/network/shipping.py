@@ -9,14 +9,14 @@ from typing import Any
 
 from moe_beyond.data.duplicates import training_marks
 from moe_beyond.files import replacing
+from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.onnx import export_steps, require_parity
+from moe_beyond.network.quantise import quantise_steps
+from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor.baselines import TokenUnigram
-from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.graph_file import STEPS, Precision, graph_file
 from moe_beyond.predictor.latency import Latency, charged, quietest, write_charge
-from moe_beyond.predictor.onnx import export_steps, require_parity
-from moe_beyond.predictor.quantise import quantise_steps
 from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
-from moe_beyond.predictor.settings import ExportSettings
 from moe_beyond.traces.schema import Trace
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.traces.schema import ExpertIds, Trace
+from moe_beyond.traces.schema import ExpertIds, Trace, expert_counts_LE
 
 Floats = npt.NDArray[np.float64]
 TOP_SHARE = 0.1
@@ -65,13 +65,6 @@ def layer_statistics(trace: Trace, windows: tuple[int, ...]) -> list[LayerStatis
         _one_layer(trace, index, counts_E, reuse_TK, windows)
         for index, (counts_E, reuse_TK) in enumerate(zip(counts_LE, reuse_distances(trace), strict=True))
     ]
-
-
-def expert_counts_LE(experts_TLK: ExpertIds, num_experts: int) -> npt.NDArray[np.int64]:
-    """How often each expert was chosen, int64 [L, E]."""
-    layers = range(experts_TLK.shape[1])
-    counts = [np.bincount(experts_TLK[:, layer].reshape(-1), minlength=num_experts) for layer in layers]
-    return np.stack(counts).astype(np.int64)
 
 
 def reuse_distances(trace: Trace) -> Iterator[npt.NDArray[np.int32]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.sources import is_single_file, locate, members
+from moe_beyond.formats.importers.sources import is_single_file, locate, members
 from moe_beyond.traces.schema import TraceMetadata
 
 NAME = "config.json"

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.traces import statistics
+from moe_beyond.assess import statistics
+from moe_beyond.traces.schema import expert_counts_LE
 from tests.traces.random_traces import random_trace, trace_of
 
 
@@ -88,7 +89,7 @@ def test_counts_and_top_share():
     experts = np.array([[[0]], [[0]], [[0]], [[1]]])
     trace = trace_of(experts, [4], num_experts=20)
     (row,) = statistics.layer_statistics(trace, (2,))
-    assert statistics.expert_counts_LE(trace.experts_TLK, 20)[0, :3].tolist() == [3, 1, 0]
+    assert expert_counts_LE(trace.experts_TLK, 20)[0, :3].tolist() == [3, 1, 0]
     # a tenth of 20 experts is two
     assert row.top_share == 1
     assert row.unused_experts == 18

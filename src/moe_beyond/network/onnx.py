@@ -24,11 +24,11 @@ from torch.export import Dim
 from moe_beyond.data.features import token_features
 from moe_beyond.data.tokens import MAX_NGRAMS
 from moe_beyond.errors import InputError
+from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor.base import Floats
-from moe_beyond.predictor.checkpoint import Checkpoint
 from moe_beyond.predictor.graph_file import FORMAT_VERSION, METADATA_KEY, Step, graph_file
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.predictor.settings import ExportSettings
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import Trace
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.sources import locate, members, natural_order
+from moe_beyond.formats.importers.sources import locate, members, natural_order
 from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 24, 32, 4

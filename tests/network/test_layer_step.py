@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_beyond.predictor.layer_step import LayerStep
+from moe_beyond.network.layer_step import LayerStep
 from tests.predictor.small import SHAPE
 
 

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.model_config import MoeShape, shape_beside
-from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.formats.importers.model_config import MoeShape, shape_beside
+from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
 from moe_beyond.traces.schema import Trace, concatenate, empty_experts
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")

@@ -1,7 +1,7 @@
 import torch
 
-from moe_beyond.predictor.network import TokenStep, one_hot_routing
-from moe_beyond.predictor.onnx import example_inputs
+from moe_beyond.network.network import TokenStep, one_hot_routing
+from moe_beyond.network.onnx import example_inputs
 from tests.predictor.small import SHAPE
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 NUM_EXPERTS, TOP_K = 64, 6

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.csv_table import CsvTable
-from moe_beyond.formats.model_config import MoeShape, shape_beside
-from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.formats.importers.csv_table import CsvTable
+from moe_beyond.formats.importers.model_config import MoeShape, shape_beside
+from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
 from moe_beyond.traces.schema import Trace, concatenate, empty_experts
 
 _COLUMNS = ("layer", "expert")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.predictor.layer_step import LayerStep
-from moe_beyond.predictor.network import TokenStep
+from moe_beyond.network.layer_step import LayerStep
+from moe_beyond.network.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import TraceMetadata
 

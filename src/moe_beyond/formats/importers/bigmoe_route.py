@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.csv_table import CsvTable
-from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.formats.importers.csv_table import CsvTable
+from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
 from moe_beyond.traces.schema import ExpertIds, Trace, TraceMetadata, concatenate, empty_experts
 
 _COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert", "weight")

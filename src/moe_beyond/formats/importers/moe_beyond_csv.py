@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.csv_table import CsvTable
-from moe_beyond.formats.sources import locate, members, name_of, natural_order
+from moe_beyond.formats.importers.csv_table import CsvTable
+from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
 from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata
 
 NUM_EXPERTS = 64

@@ -3,9 +3,9 @@ import pytest
 
 from moe_beyond.errors import InputError
 from moe_beyond.evaluation.scores import score
-from moe_beyond.predictor import quantise
+from moe_beyond.network import quantise
+from moe_beyond.network.quantise import quantise_steps, recall
 from moe_beyond.predictor.graph_file import STEPS, graph_file
-from moe_beyond.predictor.quantise import quantise_steps, recall
 from moe_beyond.predictor.runtime import OnnxPredictor
 
 

@@ -1,0 +1,54 @@
+"""Published traces of other projects, read into a `Trace`. A format is a module with one `read(source, domain)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from moe_beyond.errors import InputError
+from moe_beyond.formats.importers import bigmoe_route, esft, gpt_oss_fingerprint, llamacpp_csv, moe_beyond_csv, vllm_npz
+from moe_beyond.traces.schema import Trace, validate
+
+FORMATS: dict[str, Callable[[Path, str | None], Trace]] = {
+    "moe-beyond-csv": moe_beyond_csv.read,
+    "esft": esft.read,
+    "gpt-oss-fingerprint": gpt_oss_fingerprint.read,
+    "bigmoe-route": bigmoe_route.read,
+    "vllm-npz": vllm_npz.read,
+    "llamacpp-csv": llamacpp_csv.read,
+}
+
+
+def read(
+    format: str,  # noqa: A002 - the word that people use on the command line
+    source: Path,
+    *,
+    domain: str | None = None,
+    held_out: bool = False,
+    privacy: Literal["text", "ids", "routing"] = "text",
+) -> Trace:
+    """Read a published trace set.
+
+    Args:
+        format: One of `FORMATS`.
+        source: The folder, archive (tar, zip) or file as it was published.
+        domain: Name of the data set; by default what the format or the source's name says.
+        held_out: Keep all of these prompts for testing only.
+        privacy: `ids` drops token strings, `routing` drops token ids too.
+
+    Raises:
+        InputError: An unknown format, or the first rule of the format or the schema that is broken.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown trace format {format!r}; expected one of {', '.join(FORMATS)}")
+    trace = FORMATS[format](source, domain)
+    trace = replace(trace, held_out_P=np.full(trace.num_prompts, held_out, np.bool_))
+    if privacy != "text":
+        trace = replace(trace, token_texts=None)
+    if privacy == "routing":
+        trace = replace(trace, token_ids_T=None)
+    return validate(trace, str(source))
