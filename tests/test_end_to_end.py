@@ -76,7 +76,7 @@ def project(tmp_path_factory):
     """A clone in which the pipeline ran once."""
     clone = tmp_path_factory.mktemp("clone") / "project"
     call(ROOT, "git", "clone", "-q", str(ROOT), str(clone))
-    overrides = [word for key, value in TINY.items() for word in ("-S", f"{key}={value}")]
+    overrides = [word for key, value in TINY.items() for word in ("-S", f"++{key}={value}")]
     done = call(clone, "dvc", "exp", "run", "-f", *overrides)
     assert stages_run(done.stdout) == list(STAGES)
     return clone
