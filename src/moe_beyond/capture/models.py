@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import moe_beyond
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,8 +89,8 @@ def revision(model: PreTrainedModel, folder: Path) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions that a trace's bytes depend on."""
-    libraries = (moe_beyond, pyarrow, torch, transformers)
-    return {library.__name__: library.__version__ for library in libraries}
+    # without the part that says for which machine a wheel was built
+    return {name: version(name).partition("+")[0] for name in ("moe-beyond", "pyarrow", "torch", "transformers")}
 
 
 def _device_map(name: str) -> str | None:
