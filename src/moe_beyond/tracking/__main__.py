@@ -38,10 +38,14 @@ def run_stage(root: Path, stage: str) -> None:
         InputError: A parameter or an input is wrong, or the stage did not write one of its outs.
     """
     declared = read_stage(root / "dvc.yaml", stage)
-    # before the script imports numpy and torch, which look once
-    pin(os.environ, read_params(root / "params.yaml", _Numerics).numerics)
-    script = load_script(root / "stages" / f"{stage}.py")
-    params = read_params(root / "params.yaml", script.Params)
+    try:
+        # before the script imports numpy and torch, which look once
+        pin(os.environ, read_params(root / "params.yaml", _Numerics).numerics)
+        script = load_script(root / "stages" / f"{stage}.py")
+        params = read_params(root / "params.yaml", script.Params)
+    except BaseException:
+        restore_outs(root, stage)
+        raise
     if is_further_process():  # of a distributed fit: the first one of them writes and logs
         script.main(root, params)
     elif declared.always_changed:
