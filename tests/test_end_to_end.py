@@ -109,6 +109,8 @@ def test_everything_is_reached_from_the_pipelines_run(project, mlflow):
         stage_run = mlflow.get_run(run.data.tags[f"run.{stage}"])
         logged = set(artifacts(mlflow, stage_run.info.run_id))
         for out in read_stage(project / "dvc.yaml", stage).outs:
+            if out.endswith("/run.json"):  # made from the run's key
+                continue
             path = project / out
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             assert {file.relative_to(project).as_posix() for file in files} <= logged
@@ -138,7 +140,7 @@ def test_mlflow_dvc_and_the_page_show_the_same_numbers(project, mlflow):
 def test_nothing_to_do_runs_nothing(project):
     done = call(project, "dvc", "repro")
     assert stages_run(done.stdout) == ["publish"]
-    assert "nothing new" in done.stderr
+    assert "gate: unchanged: this very predictor is the champion, version 1" in done.stderr
 
 
 def test_trials_are_children_of_the_tuning_run(mlflow):

@@ -117,6 +117,7 @@ def publish(
             with asking(root):
                 registry.promote(verdict["challenger"])
             write_json(root / REPORTS / _VERDICT, verdict | {"champion": verdict["challenger"]})
+        log.info("gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
     except MlflowMissingError as error:
         log.warning("%s; the champion stays as it is, the next dvc repro judges", error)
         if verdict.get("question") != question:
