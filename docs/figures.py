@@ -27,9 +27,9 @@ CACHES = {
     "anticipate": "eviction by predicted next use",
 }
 _ON_DEVICE = (
-    "title", "ms_per_token", "ms_per_token_low", "ms_per_token_high", "tokens_per_second", "stall_ms_per_token",
-    "hit_rate", "mib_per_token", "token_step_ms", "layer_step_ms", "against_lru_ms", "against_lru_ms_low",
-    "against_lru_ms_high", "against_best_ms", "against_best_ms_low", "against_best_ms_high", "gap_closed",
+    "title", "predictor", "ms_per_token", "ms_per_token_low", "ms_per_token_high", "tokens_per_second",
+    "stall_ms_per_token", "hit_rate", "mib_per_token", "token_step_ms", "layer_step_ms",
+    "against_lru_ms", "against_lru_ms_low", "against_lru_ms_high", "against_best_ms", "against_best_ms_low", "against_best_ms_high", "gap_closed",
 )  # fmt: skip
 
 
@@ -157,8 +157,7 @@ def measured_beside(row: dict[str, Any], measured: dict[str, float]) -> str:
     token, layer = row.get("token_step_ms", 0), row.get("layer_step_ms", 0)
     if not token:
         return ""
-    # the table of tokens is charged far less than any network
-    name = "token_step_ms" if row["row"] == "ours" or layer else "table_ms"
+    name = "token_step_ms" if row["predictor"] == "predictor" else "table_ms"
     return f"{measured[name]:.2g}" + (f" + {measured['layer_step_ms']:.2g}" if layer else "")
 
 
