@@ -178,7 +178,7 @@ def test_a_broken_rule_is_one_line_that_names_the_file(tmp_path, name, change, m
         ({"routed_experts": np.asfortranarray(experts(3, SMALL))}, "Fortran order, expected integers"),
         ({"routed_experts": np.array([{}], dtype=object)}, "expected integers"),
         ({"routed_experts": experts(0, SMALL), "prompt_token_ids": []}, "routing of no tokens|expected integers"),
-        ({"routed_experts": experts(3, SMALL), "prompt_token_ids": [1, 2, 3, 4]}, "seems to hold the answer alone"),
+        ({"routed_experts": experts(3, SMALL), "prompt_token_ids": [1, 2, 3, 4]}, "seems to hold the response alone"),
         (
             {"routed_experts": experts(3, SMALL), "prompt_token_ids": [1], "token_ids": [1]},
             "token ids of shape .* for 3",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
-from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, concatenate, empty_experts, locate, validate
+from moe_beyond.traces.schema import TokenTexts, TraceMetadata, concatenate, locate, validate
 from tests.traces.random_traces import random_trace, trace_of
 from tests.traces.test_store import assert_same, full_trace
 
@@ -112,7 +112,6 @@ def test_traces_of_two_models_do_not_join():
 
 
 def test_ids_above_255_take_two_bytes():
-    assert empty_experts((1,), 256).dtype == np.uint8
-    assert empty_experts((1,), 257).dtype == np.uint16
-    wide: Trace = trace_of(np.array([[[511]]]), [1], 512)
-    assert wide.experts_TLK.tolist() == [[[511]]]
+    for num_experts, dtype in ((256, np.uint8), (257, np.uint16)):
+        ids = trace_of(np.array([[[num_experts - 1]]]), [1], num_experts).experts_TLK
+        assert (ids.dtype, ids.tolist()) == (dtype, [[[num_experts - 1]]])

@@ -212,7 +212,7 @@ def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"expected a \.parquet file or a directory of them"):
         store.read_parquet(tmp_path)
     (tmp_path / "a.parquet").touch()
-    for read in (store.read_parquet, store.read_metadata, lambda path: list(store.iterate_parquet(path))):
+    for read in (store.read_parquet, lambda path: list(store.iterate_parquet(path))):
         with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
             read(tmp_path / "a.parquet")
 

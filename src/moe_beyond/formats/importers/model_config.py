@@ -13,7 +13,7 @@ from moe_beyond.formats.importers.sources import is_single_file, locate, members
 from moe_beyond.traces.schema import TraceMetadata
 
 NAME = "config.json"
-_MEND = "copy the model's there: the format does not say how many experts the model has"
+_FIX = "copy the model's there: the format does not say how many experts the model has"
 
 # the names that model families gave to one thing
 _NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
@@ -66,9 +66,9 @@ def shape_beside(source: Path) -> MoeShape:
     if is_single_file(source):
         beside = source.parent / NAME
         if not beside.is_file():
-            raise InputError(f"{source}: no {NAME} beside it; {_MEND}")
+            raise InputError(f"{source}: no {NAME} beside it; {_FIX}")
         return read_shape(beside.read_bytes(), str(beside))
-    found = {name: stream.read() for name, stream in members(source, NAME, mend=_MEND)}
+    found = {name: stream.read() for name, stream in members(source, NAME, fix=_FIX)}
     name = min(found, key=lambda candidate: (candidate.count("/"), candidate))
     return read_shape(found[name], locate(source, name))
 
