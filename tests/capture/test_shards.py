@@ -11,7 +11,7 @@ import pytest
 
 from moe_beyond.capture.models import load
 from moe_beyond.capture.prompts import EncodedPrompt
-from moe_beyond.capture.shards import CaptureCounts, capture, capture_key, gate_inputs_path
+from moe_beyond.capture.shards import capture, capture_key, gate_inputs_path
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
 from tests.capture.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
@@ -37,7 +37,9 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
     assert trace.domains == tuple(prompt.domain for prompt in prompts)
     assert trace.held_out_P.tolist() == [prompt.held_out for prompt in prompts]
     assert trace.num_prefill_P.tolist() == [len(prompt.token_ids) for prompt in prompts]
-    assert counts == CaptureCounts(NUM_PROMPTS, trace.num_tokens, trace.num_tokens - int(trace.num_prefill_P.sum()))
+    prefill = int(trace.num_prefill_P.sum())
+    sizes = (NUM_PROMPTS, trace.num_tokens, trace.num_tokens - prefill, prefill)
+    assert counts == dict(zip(("prompts", "tokens", "decode_tokens", "prefill_tokens"), sizes, strict=True))
     assert trace.metadata.expert_bytes == (6144, 6144)
     assert trace.metadata.decoding == "sampled"
     assert len(list((tmp_path / "traces").glob("*.parquet"))) == NUM_PROMPTS // 2

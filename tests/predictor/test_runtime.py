@@ -15,7 +15,7 @@ from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor import latency
 from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.graph_file import METADATA_KEY, STEPS, GraphFile, graph_file
-from moe_beyond.predictor.runtime import GRAPH_FILE, TRAINING_PROMPTS, OnnxPredictor
+from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
 from tests.traces_of_chance import chance_trace
 
 FILES = {graph_file(step, "fp32"): step for step in STEPS} | {graph_file(step, "int8"): step for step in STEPS}
@@ -97,12 +97,12 @@ def test_the_graphs_take_prompts_and_tokens_in_batches(exported, validation_trac
     }
     logits_BTLE, _, _, context_BTW = token.run(inputs)
     for prompt, logits_TLE in zip(prompts, logits_BTLE, strict=True):
-        assert np.allclose(logits_TLE, predictor.logits_TLE(prompt)[:5], atol=1e-5)
+        assert np.allclose(logits_TLE, predictor.both_logits(prompt)[0][:5], atol=1e-5)
     experts_BLK = np.stack([prompt.experts_TLK[4].astype(np.int64) for prompt in prompts])
     state = predictor.layer_state(logits_BTLE[:, 4], context_BTW[:, 4])
     together, _ = predictor.run_layer(0, experts_BLK[:, 0], state)
     for b, prompt in enumerate(prompts):
-        assert np.allclose(together[b, 0], predictor.layer_logits_HTLE(prompt)[0, 4, 1], atol=1e-5)
+        assert np.allclose(together[b, 0], predictor.both_logits(prompt)[1][0, 4, 1], atol=1e-5)
     assert layer.description["fit"] == token.description["fit"]
 
 
@@ -123,8 +123,7 @@ def test_a_wrong_graph_is_noticed_and_refused(exported, fitted, validation_trace
     weight = next(x for x in model.graph.initializer if x.name == name)
     weight.raw_data = (onnx.numpy_helper.to_array(weight) + 1).astype(np.float32).tobytes()
     onnx.save(model, path)
-    errors = parity(fitted.checkpoint, tmp_path, validation_trace, 20)
-    assert dict(zip(STEPS, errors, strict=True))[step] > 0.005
+    assert parity(fitted.checkpoint, tmp_path, validation_trace, 20)[step] > 0.005
     with pytest.raises(InputError, match="do not ship this graph"):
         require_parity(fitted.checkpoint, tmp_path, validation_trace, ExportSettings(parity_tokens=20))
 
@@ -155,7 +154,7 @@ def bare(path):
         ("layer_step", redescribed(fit="another"), r"from another fit than token_step\.onnx"),
         (
             "layer_step",
-            lambda path: path.write_bytes((path.parent / GRAPH_FILE).read_bytes()),
+            lambda path: path.write_bytes((path.parent / "token_step.onnx").read_bytes()),
             "expected the layer_step",
         ),
         ("layer_step", Path.unlink, r"layer_step.onnx: no such file; run the export stage first"),

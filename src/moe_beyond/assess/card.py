@@ -69,15 +69,14 @@ def suitability_card(trace: Trace, layers: pl.DataFrame, curves: Curves, setting
     }
     shares = overlap_shares(layers)
     verdict, reasons = judge(budgets["budget"], budgets["bigger_budget"], settings)
-    ratio = (pl.col("entropy_bits") / pl.col("max_entropy_bits")).alias("entropy_ratio")
-    sizes = [
-        (pl.col(f"working_set_{n}") / metadata.num_experts).alias(f"working_set_{n}_fraction") for n in settings.windows
-    ]
-    shown = layers.select(
-        "previous_token_overlap", ratio, "gini", "top_share", "reuse_distance_median", "first_use_share", *sizes
-    )
-    headline = {name: _mean(shown[name]) for name in shown.columns}
-    headline["compulsory_miss_share"] = 1 - float(curves["belady"][-1])
+    entropy_ratio = (pl.col("entropy_bits") / pl.col("max_entropy_bits")).alias("entropy_ratio")
+    names = ("gini", "top_share", "reuse_distance_median", "first_use_share")
+    working_sets = layers.select(pl.col(r"^working_set_\d+$") / metadata.num_experts).rename("{}_fraction".format)
+    headline = {
+        **_means(layers.select("previous_token_overlap", entropy_ratio, *names)),
+        "compulsory_miss_share": 1 - float(curves["belady"][-1]),
+        **_means(working_sets),
+    }
     return {
         "verdict": verdict,
         "reasons": [*reasons, *_context(metadata, shares, curves)],
@@ -108,8 +107,8 @@ def overlap_shares(layers: pl.DataFrame) -> dict[str, float | None]:
     `temporal_locality`: the rest, what only the nearness of two tokens explains; below 0 where neighbours
     avoid each other.
     """
-    chance, by_skew = _mean(layers["overlap_by_chance"]), _mean(layers["overlap_by_skew"])
-    overlap = _mean(layers["previous_token_overlap"])
+    names = ("overlap_by_chance", "overlap_by_skew", "previous_token_overlap")
+    chance, by_skew, overlap = _means(layers.select(names)).values()
     if chance is None or by_skew is None or overlap is None:
         return {"chance": chance, "static_skew": None, "temporal_locality": None}
     return {"chance": chance, "static_skew": by_skew - chance, "temporal_locality": overlap - by_skew}
@@ -182,6 +181,7 @@ def _mib(size: float) -> str:
     return f"{size:.0f} MiB" if size >= 10 else f"{size:.2f} MiB"
 
 
-def _mean(column: pl.Series) -> float | None:
-    present = column.drop_nulls().to_numpy()
-    return float(np.mean(present)) if len(present) else None
+def _means(layers: pl.DataFrame) -> dict[str, float | None]:
+    """The mean of each column over the layers that have a value."""
+    columns = {column.name: column.drop_nulls().to_numpy() for column in layers}
+    return {name: float(np.mean(values)) if len(values) else None for name, values in columns.items()}

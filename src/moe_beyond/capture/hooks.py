@@ -1,4 +1,4 @@
-"""Reads a router's decisions while a model runs: hooks on the modules that `capture_discovery` finds.
+"""Reads a router's decisions while a model runs: hooks on the modules that `discovery` finds.
 
 Shape suffixes: B prompts of a batch, C columns of the padded batch (prompt and decoded tokens), L MoE layers,
 K experts per token, H hidden size.
@@ -39,7 +39,7 @@ class Routing:
 
 @dataclass
 class RoutingRecorder:
-    """Context manager that notes every call of the experts modules; `take` hands over what was noted.
+    """Context manager that records every call of the experts modules; `take` returns the records.
 
     Attributes:
         layers: Layers to read.
@@ -70,7 +70,7 @@ class RoutingRecorder:
         self._calls.clear()
 
     def take(self, num_prompts: int) -> Routing:
-        """Everything noted since the last call, in the order of the columns; forgets it.
+        """Everything recorded since the last call, in the order of the columns; clears it.
 
         Raises:
             InputError: The layers saw unequal numbers of tokens, or no whole number of tokens a prompt.
@@ -92,28 +92,26 @@ class RoutingRecorder:
 
     def _on_experts(self, index: int) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._note(index, *_arguments(args, kwargs))
+            self._record(index, *_arguments(args, kwargs))
 
         return hook
 
     def _on_router(self, index: int, name: str) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._note(index, args[0], *_answer(output, name))
+            self._record(index, args[0], *_choice(output, name))
 
         return hook
 
-    def _note(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
+    def _record(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         # copies: these tensors are views of live activations
-        noted = [_rows(ids).to(torch.int32, copy=True), _rows(weights).to(torch.float32, copy=True)]
-        if self.gate_inputs:
-            noted.append(_rows(hidden).to(torch.float16, copy=True))
-        self._calls[index].append(tuple(tensor.detach() for tensor in noted))
+        parts = [(ids, torch.int32), (weights, torch.float32), (hidden, torch.float16)][: 3 if self.gate_inputs else 2]
+        self._calls[index].append(tuple(part.detach().flatten(0, -2).to(dtype, copy=True) for part, dtype in parts))
 
 
 def by_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Order experts by falling weight along the last axis, equal weights by id.
 
-    Some routers choose with an unsorted top-k, so the order in which they name experts means nothing.
+    Some routers choose with an unsorted top-k, so the order in which they list experts means nothing.
     """
     by_id = ids.argsort(dim=-1, stable=True)
     ids, weights = ids.gather(-1, by_id), weights.gather(-1, by_id)
@@ -127,7 +125,7 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Ten
     return hidden, ids, weights
 
 
-def _answer(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _choice(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Expert ids and weights among what a router returns: an integer and a float tensor of one shape."""
     tensors = [part for part in output if isinstance(part, torch.Tensor)] if isinstance(output, tuple | list) else []
     for ids in tensors:
@@ -135,10 +133,6 @@ def _answer(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
             if not ids.is_floating_point() and weights.is_floating_point() and ids.shape == weights.shape:
                 return ids, weights
     raise InputError(f"the router beside {name} returns no expert ids with weights; this model cannot be traced")
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
 
 
 def _by_prompt(rows: torch.Tensor, num_prompts: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -27,7 +27,7 @@ class Checkpoint:
         network: The token step, in evaluation mode.
         layer_step: The layer step that goes on from it, in evaluation mode.
         encoder: Turns token strings into its inputs.
-        trained_on: The traced model, whose layers, experts and top-k the network answers for.
+        trained_on: The traced model, whose layers, experts and top-k the network predicts.
     """
 
     network: TokenStep
@@ -40,7 +40,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     """Write `weights.safetensors` and `network.json`; replaces `directory`."""
     description = {
         "format_version": FORMAT_VERSION,
-        "shape": checkpoint.network.shape.as_dict(),
+        "shape": asdict(checkpoint.network.shape),
         "letter_buckets": checkpoint.encoder.letter_buckets,
         "trained_on": checkpoint.trained_on.model_dump(),
         "known_tokens": checkpoint.encoder.known,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,8 +21,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.traces.schema import Trace
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Windows of one length after padding; padding is marked by `real_BT` and counts in no average."""
 
     tokens_BT: Tensor
@@ -31,16 +30,12 @@ class Batch:
     experts_BTLK: Tensor
     real_BT: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
 
 class WindowDataset(Dataset[tuple[int, int]]):
     """Windows of a trace as (first token, end), without their content.
 
     Prompts are cut into windows of at most `length` tokens. With a generator, the first cut of each prompt is drawn, so
-    that in training no token always stands at a window's start, where it sees no history.
+    that in training no token always stands at a window's start, where it has no history.
     """
 
     def __init__(self, trace: Trace, length: int, generator: np.random.Generator | None = None) -> None:
@@ -158,7 +153,3 @@ class RoutingData(pl.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         """This process among those that train together."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Lightning does not look into dataclasses that are frozen."""
-        return batch.to(device)
