@@ -1,5 +1,7 @@
 """The verdict separates routing that a cache can use from routing that it cannot."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -35,7 +37,8 @@ def test_both_tests_must_pass_at_one_of_the_budgets(small, large, verdict):
 
 def test_shares_add_up_to_the_overlap():
     layers = layer_statistics(random_trace([40, 30]), (4,))
-    assert sum(overlap_shares(layers).values()) == pytest.approx(layers["previous_token_overlap"].mean())
+    shares: dict[str, Any] = overlap_shares(layers)
+    assert sum(shares.values()) == pytest.approx(layers["previous_token_overlap"].mean())
 
 
 def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality():
@@ -45,7 +48,7 @@ def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality():
     lasting = np.repeat(rng.integers(0, 16, 400), 10)
     names = ("static_skew", "temporal_locality")
     for choices, (larger, smaller) in ((skewed, names), (lasting, names[::-1])):
-        shares = overlap_shares(layer_statistics(trace_of(choices[:, None, None], [4000], 16), (4,)))
+        shares: dict[str, Any] = overlap_shares(layer_statistics(trace_of(choices[:, None, None], [4000], 16), (4,)))
         assert shares[larger] > 0.15
         assert abs(shares[smaller]) < 0.03
 

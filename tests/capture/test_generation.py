@@ -53,11 +53,11 @@ def test_a_dense_model_is_refused():
 
 
 def test_the_last_token_is_chosen_but_not_routed(deepseek):
-    for one in routed(deepseek, decode_tokens=4):
-        assert len(one.token_ids_T) == len(one.prompt.token_ids) + 4
-        assert one.experts_TLK.shape == (len(one.token_ids_T), 2, 3)
+    for given, one in zip(PROMPTS, routed(deepseek, decode_tokens=4), strict=True):
+        assert (one.prompt_id, one.num_prefill) == (given.prompt_id, len(given.token_ids))
+        assert one.experts_TLK.shape == (one.num_prefill + 4, 2, 3)
         assert (np.diff(one.weights_TLK, axis=-1) <= 0).all()
-        assert tuple(one.token_ids_T[: len(one.prompt.token_ids)]) == one.prompt.token_ids
+        assert tuple(one.token_ids_T[: one.num_prefill]) == given.token_ids
 
 
 def test_hooks_are_gone_afterwards(deepseek):
@@ -83,7 +83,7 @@ def test_a_row_that_ends_early_is_cut_at_its_end_and_the_others_go_on(deepseek):
         deepseek.generation_config.eos_token_id = ended
     lengths = []
     for one, other in zip(before, after, strict=True):
-        start = len(one.prompt.token_ids)
+        start = one.num_prefill
         tokens = one.token_ids_T[start:].tolist()
         kept = start + (tokens.index(end) if end in tokens else len(tokens))
         lengths.append(kept - start)
@@ -127,7 +127,7 @@ def test_greedy_takes_the_likeliest_token(deepseek):
     one = routed(deepseek, decode_tokens=3, decoding="greedy")[0]
     with torch.inference_mode():
         logits = deepseek(torch.tensor([one.token_ids_T.tolist()])).logits[0]
-    start = len(one.prompt.token_ids)
+    start = one.num_prefill
     assert one.token_ids_T[start:].tolist() == logits[start - 1 : -1].argmax(-1).tolist()
 
 

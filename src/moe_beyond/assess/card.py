@@ -50,7 +50,7 @@ def static_popularity_curve(trace: Trace) -> Curve:
     hits_C = np.zeros(halves[0].size + 1, np.int64)
     for counted, tested in (halves, halves[::-1]):
         hits_C[1:] += np.cumsum(tested[np.argsort(-counted, kind="stable")])
-    return hits_C / hits_C[-1]
+    return np.asarray(hits_C / hits_C[-1])
 
 
 def suitability_card(trace: Trace, layers: pl.DataFrame, curves: Curves, settings: AssessSettings) -> dict[str, Any]:

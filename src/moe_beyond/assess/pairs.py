@@ -48,18 +48,16 @@ class Pairs:
         return bits * self.tokens_EE
 
 
-def coactivation(experts_TK: ExpertIds, num_experts: int) -> Pairs | None:
-    """Pairs of one layer, the upper triangle filled; None where a token uses a single expert.
+def coactivation(experts_TK: ExpertIds, num_experts: int) -> Pairs:
+    """Pairs of one layer, the upper triangle filled; none where a token uses a single expert.
 
     A token's experts differ, so even independent ones come together less often than the product of their shares:
     expectations are scaled to as many pairs as there are.
     """
-    if experts_TK.shape[1] < 2 or len(experts_TK) == 0:
-        return None
     tokens_EE = np.triu(_together_EE(experts_TK, experts_TK, num_experts), 1)
     popularity_E = np.bincount(experts_TK.reshape(-1), minlength=num_experts)
     expected_EE = np.triu(np.outer(popularity_E, popularity_E), 1).astype(np.float64)
-    return _pairs(tokens_EE, expected_EE * (tokens_EE.sum() / expected_EE.sum()))
+    return _pairs(tokens_EE, expected_EE * (tokens_EE.sum() / max(1.0, expected_EE.sum())))
 
 
 def transitions(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Pairs:
@@ -97,7 +95,7 @@ def pair_tables(trace: Trace, pairs_per_layer: int) -> tuple[pl.DataFrame, pl.Da
     by_layer = pl.DataFrame(
         {
             "layer": numbers,
-            "coactivation_bits": [None if pairs is None else pairs.bits for pairs in together],
+            "coactivation_bits": [pairs.bits if trace.metadata.top_k > 1 else None for pairs in together],
             "next_layer_bits": [*(pairs.bits for pairs in onward), None],
             "next_layer_bits_by_chance": [*chance, None],
         },
@@ -111,10 +109,8 @@ def pair_tables(trace: Trace, pairs_per_layer: int) -> tuple[pl.DataFrame, pl.Da
     return pl.concat([none, *within]), pl.concat([none, *between]).rename({"other": "next_expert"}), by_layer
 
 
-def _most_telling(layer: int, pairs: Pairs | None, most: int) -> pl.DataFrame:
+def _most_telling(layer: int, pairs: Pairs, most: int) -> pl.DataFrame:
     """The pairs of a layer that add most to its bits, by expert."""
-    if pairs is None:
-        return pl.DataFrame(schema=_PAIR)
     order = np.argsort(-pairs.evidence_EE, axis=None, kind="stable")[:most]
     order = np.sort(order[pairs.evidence_EE.flat[order] > 0])
     a, b = np.unravel_index(order, pairs.tokens_EE.shape)
@@ -133,4 +129,4 @@ def _together_EE(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> C
 
 def _pairs(tokens_EE: Counts, expected_EE: Floats) -> Pairs:
     unscaled = Pairs(tokens_EE, expected_EE, 0.0)
-    return Pairs(tokens_EE, expected_EE, max(0.0, float(unscaled.evidence_EE.sum() / tokens_EE.sum())))
+    return Pairs(tokens_EE, expected_EE, max(0.0, float(unscaled.evidence_EE.sum() / max(1, tokens_EE.sum()))))

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from moe_beyond.capture.prompts import EncodedPrompt, PaddedBatch, pad
 from moe_beyond.errors import InputError
+from moe_beyond.traces.schema import RoutedPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,23 +27,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A prompt's tokens that were routed, and how.
+class Captured(RoutedPrompt):
+    """A prompt's tokens that were routed, and how, experts in falling order of weight.
+
+    The last sampled token is not among them: the model never read it.
 
     Attributes:
-        prompt: What was given.
-        token_ids_T: The prompt's tokens and the decoded ones, int32. The last sampled token is not among them: the
-            model never read it.
-        experts_TLK: int32, experts in falling order of weight.
-        weights_TLK: float32.
-        gate_inputs_TLH: float16 or None.
+        gate_inputs_TLH: Hidden states that entered the gates, float16, or None.
     """
 
-    prompt: EncodedPrompt
-    token_ids_T: npt.NDArray[np.int32]
-    experts_TLK: npt.NDArray[np.int32]
-    weights_TLK: npt.NDArray[np.float32]
-    gate_inputs_TLH: npt.NDArray[np.float16] | None
+    gate_inputs_TLH: npt.NDArray[np.float16] | None = None
 
 
 class SeededSampler(LogitsProcessor):
@@ -192,8 +186,11 @@ def _separate(
     inputs = routing.gate_inputs_BCLH
     return [
         Captured(
-            prompt=prompt,
-            token_ids_T=sequences_BC[row, real].numpy().astype(np.int32),
+            prompt_id=prompt.prompt_id,
+            domain=prompt.domain,
+            held_out=prompt.held_out,
+            num_prefill=len(prompt.token_ids),
+            token_ids_T=sequences_BC[row, real].numpy(),
             experts_TLK=routing.experts_BCLK[row, real].numpy(),
             weights_TLK=routing.weights_BCLK[row, real].numpy(),
             gate_inputs_TLH=None if inputs is None else inputs[row, real].numpy(),

@@ -6,8 +6,8 @@ K experts per token, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -55,9 +55,9 @@ class RoutingRecorder:
         self._calls = [[] for _ in self.layers]
         for index, layer in enumerate(self.layers):
             if layer.router is None:
-                handle = layer.experts.register_forward_pre_hook(self._on_experts(index), with_kwargs=True)
+                handle = layer.experts.register_forward_pre_hook(partial(self._on_experts, index), with_kwargs=True)
             else:
-                handle = layer.router.register_forward_hook(self._on_router(index, layer.name))
+                handle = layer.router.register_forward_hook(partial(self._on_router, index))
             self._handles.append(handle)
         return self
 
@@ -90,17 +90,12 @@ class RoutingRecorder:
         experts_BCLK, weights_BCLK = by_falling_weight(torch.stack(columns[0], 2), torch.stack(columns[1], 2))
         return Routing(experts_BCLK, weights_BCLK, torch.stack(columns[2], 2) if self.gate_inputs else None)
 
-    def _on_experts(self, index: int) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._record(index, *_arguments(args, kwargs))
+    def _on_experts(self, index: int, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = ("hidden_states", "top_k_index", "top_k_weights")[len(args) :]
+        self._record(index, *[*args, *(kwargs[name] for name in names)][:3])
 
-        return hook
-
-    def _on_router(self, index: int, name: str) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._record(index, args[0], *_choice(output, name))
-
-        return hook
+    def _on_router(self, index: int, _module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._record(index, args[0], *_choice(output, self.layers[index].name))
 
     def _record(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         # copies: these tensors are views of live activations
@@ -117,12 +112,6 @@ def by_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
     ids, weights = ids.gather(-1, by_id), weights.gather(-1, by_id)
     by_weight = weights.argsort(dim=-1, descending=True, stable=True)
     return ids.gather(-1, by_weight), weights.gather(-1, by_weight)
-
-
-def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    values = [*args, *(kwargs[name] for name in ("hidden_states", "top_k_index", "top_k_weights")[len(args) :])]
-    hidden, ids, weights = values[:3]
-    return hidden, ids, weights
 
 
 def _choice(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,7 +146,7 @@ def _capture_shard(
             batch = route_batch(loaded.model, recorder, prompts[start : start + size], job.settings, job.seed)
             captured.extend(batch)
             if advance is not None:
-                advance(sum(len(prompt.token_ids_T) for prompt in batch))
+                advance(sum(len(prompt.experts_TLK) for prompt in batch))
     trace = validate(_to_trace(job, loaded, layers, captured), job.model_id)
     inputs = [prompt.gate_inputs_TLH for prompt in captured if prompt.gate_inputs_TLH is not None]
     if inputs:
@@ -170,23 +170,12 @@ def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], capt
         source=job.source,
         licence=job.licence,
     )
-    prompts = [
-        RoutedPrompt(
-            prompt_id=one.prompt.prompt_id,
-            domain=one.prompt.domain,
-            num_prefill=len(one.prompt.token_ids),
-            experts_TLK=one.experts_TLK,
-            weights_TLK=one.weights_TLK if settings.weights else None,
-            token_ids_T=None if settings.privacy == "routing" else one.token_ids_T,
-            token_texts=(
-                list(map(str, tokenizer.convert_ids_to_tokens(one.token_ids_T.tolist())))
-                if settings.privacy == "text"
-                else None
-            ),
-            held_out=one.prompt.held_out,
-        )
-        for one in captured
-    ]
+    prompts: list[RoutedPrompt] = []
+    for one in captured:
+        ids_T = one.token_ids_T if settings.privacy != "routing" else None
+        texts = tokenizer.convert_ids_to_tokens(one.token_ids_T) if settings.privacy == "text" else None
+        weights_TLK = one.weights_TLK if settings.weights else None
+        prompts.append(replace(one, weights_TLK=weights_TLK, token_ids_T=ids_T, token_texts=texts))
     return trace_of(metadata, prompts)
 
 

@@ -1,9 +1,9 @@
 """The layer step: from what the router just chose to a prediction for the next layers, cheaply.
 
 It goes on from the token step's prediction and context. A chosen expert contributes in two ways: directly, through a
-linear map to the logits of each of the next `reach` layers, and through a sum of embeddings over all layers so far, which
-a small network reads together with the context. Training computes all layers at once; `forward` is one layer with its
-state explicit. Both give the same predictions.
+linear map to the logits of each of the next `reach` layers, and through a sum of embeddings over the layers so far,
+which a small network reads together with the context. Training computes all layers at once; `forward` is one layer with
+its state explicit. Both give the same predictions.
 
 Shape suffixes: B batch, L MoE layers, E experts, K top-k, H horizon (row h is h + 1 layers ahead), R reach,
 W width of this step, X = W + R * E.

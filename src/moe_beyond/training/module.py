@@ -33,10 +33,9 @@ class PredictorModule(pl.LightningModule):
         self.shape, self.settings, self.seed = shape, settings, seed
         self.network = TokenStep(shape, settings.dropout)
         self.layer_step = LayerStep(shape)
-        self.validation_loss, self.validation_recall = MeanMetric(), MeanMetric()
-        self.validation_layer_recall = [MeanMetric() for _ in range(self.shape.horizon)]
-        # a list alone would stay behind when the module changes devices
-        self.metrics_to_move = nn.ModuleList(self.validation_layer_recall)
+        self.validation_loss = MeanMetric()
+        # of the token step, then of the layer step at each horizon
+        self.recalls = nn.ModuleList(MeanMetric() for _ in range(shape.horizon + 1))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw the same dropout in an epoch, whether or not an interruption came before it."""
@@ -63,25 +62,24 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
-        token_step, *layer_steps = predict(self.network, self.layer_step, batch)
+        predictions = predict(self.network, self.layer_step, batch)
         real = batch.real_BT.sum()
-        self.validation_loss.update(self._loss(*token_step), real)
-        hits_L = hits_at_k(*token_step)
-        self.validation_recall.update(hits_L.mean(), real)
-        for h, (metric, layer_step) in enumerate(zip(self.validation_layer_recall, layer_steps, strict=True)):
+        self.validation_loss.update(self._loss(*predictions[0]), real)
+        hits_L = hits_at_k(*predictions[0])
+        for ahead, (metric, prediction) in enumerate(zip(self.recalls, predictions, strict=True)):
             # over all layers, as at use: the first have the token step's prediction
-            metric.update(torch.cat([hits_L[: h + 1], hits_at_k(*layer_step)]).mean(), real)
+            metric.update(torch.cat([hits_L[:ahead], hits_at_k(*prediction)]).mean(), real)
 
     def on_validation_epoch_end(self) -> None:
         """Metrics of the epoch, by name `<split>/<metric>`; `validation/recall_at_k_ahead_h` is h layers ahead."""
         self.log("validation/loss", self.validation_loss.compute(), prog_bar=True)
-        self.log("validation/recall_at_k", self.validation_recall.compute(), prog_bar=True)
-        recalls = [metric.compute() for metric in self.validation_layer_recall]
-        for h, recall in enumerate(recalls):
-            self.log(f"validation/recall_at_k_ahead_{h + 1}", recall, prog_bar=h == 0)
+        recalls = [metric.compute() for metric in self.recalls]
+        for ahead, recall in enumerate(recalls):
+            name = f"validation/recall_at_k_ahead_{ahead}" if ahead else "validation/recall_at_k"
+            self.log(name, recall, prog_bar=ahead < 2)
         # what chooses the epoch: both steps count alike
-        self.log("validation/score", (self.validation_recall.compute() + recalls[0]) / 2)
-        for metric in (self.validation_loss, self.validation_recall, *self.validation_layer_recall):
+        self.log("validation/score", (recalls[0] + recalls[1]) / 2)
+        for metric in (self.validation_loss, *self.recalls):
             metric.reset()
 
     def configure_optimizers(self) -> Any:

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.csv_table import CsvTable
-from moe_beyond.formats.importers.model_config import MoeShape, shape_beside
+from moe_beyond.formats.importers.model_config import shape_beside
 from moe_beyond.formats.importers.sources import name_of, read_each
-from moe_beyond.traces.schema import RoutedPrompt, Trace, trace_of
+from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 _COLUMNS = ("layer", "expert")
 
@@ -33,20 +33,20 @@ def read(source: Path, domain: str | None) -> Trace:
     Raises:
         InputError: A rule of the format is broken; names file and row.
     """
-    shape = shape_beside(source)
-    if len(shape.moe_layers) < 2:
+    shape, _ = shape_beside(source)
+    if shape.num_layers < 2:
         raise InputError(f"{source}: a model with one MoE layer; its batches cannot be told apart in this format")
     domain = domain or name_of(source)
-    metadata = shape.metadata("layer,expert CSV of llama.cpp", "none stated", "unknown")
-    return trace_of(metadata, read_each(source, ".csv", partial(_read_file, domain, shape)))
+    shape = shape.model_copy(update={"source": "layer,expert CSV of llama.cpp"})
+    return trace_of(shape, read_each(source, ".csv", partial(_read_file, domain, shape)))
 
 
-def _read_file(domain: str, shape: MoeShape, stream: IO[bytes], name: str, where: str) -> RoutedPrompt:
+def _read_file(domain: str, shape: TraceMetadata, stream: IO[bytes], name: str, where: str) -> RoutedPrompt:
     data = stream.read()
     has_header = data.removeprefix(b"\xef\xbb\xbf").startswith(b"layer")
     table = CsvTable.read(data, _COLUMNS, where, header=() if has_header else _COLUMNS)
     layer_A, expert_A = table.integers("layer"), table.integers("expert")
-    table.refuse(~np.isin(layer_A, shape.moe_layers), "layer", "a layer with experts")
+    table.refuse(~np.isin(layer_A, shape.layer_numbers), "layer", "a layer with experts")
     table.refuse(expert_A >= shape.num_experts, "expert", f"0 to {shape.num_experts - 1}")
     batches = [_batch(rows, layer_A, expert_A, table, shape) for rows in _split_batches(layer_A)]
     sizes = [len(batch) for batch in batches]
@@ -67,21 +67,21 @@ def _batch(
     layer_A: npt.NDArray[np.int64],
     expert_A: npt.NDArray[np.int64],
     table: CsvTable,
-    shape: MoeShape,
+    shape: TraceMetadata,
 ) -> npt.NDArray[np.int64]:
     """Experts of one batch, [T, L, K]."""
     start, end = rows
-    counts = [int((layer_A[start:end] == layer).sum()) for layer in shape.moe_layers]
+    counts = [int((layer_A[start:end] == layer).sum()) for layer in shape.layer_numbers]
     tokens = counts[0] // shape.top_k
     last_alone = counts[-1] == shape.top_k
     if tokens == 0 or any(count != counts[0] for count in counts[:-1]) or not (last_alone or counts[-1] == counts[0]):
         raise InputError(
             f"{table.at(start)}: the batch that begins here has {min(counts)} to {max(counts)} rows a layer; expected "
-            f"{shape.top_k} for each token in each of the layers {shape.moe_layers[0]} to {shape.moe_layers[-1]}"
+            f"{shape.top_k} for each token in each of the layers {shape.layer_numbers[0]} to {shape.layer_numbers[-1]}"
         )
     if counts[0] % shape.top_k:
         raise InputError(f"{table.at(start)}: {counts[0]} rows of a layer, expected a multiple of top-{shape.top_k}")
-    batch = np.empty((tokens, len(shape.moe_layers), shape.top_k), np.int64)
+    batch = np.empty((tokens, len(shape.layer_numbers), shape.top_k), np.int64)
     position = start
     for layer, count in enumerate(counts):
         # one token's experts are repeated for all where the engine computed the last layer for that one

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.model_config import MoeShape, shape_beside
+from moe_beyond.formats.importers.model_config import shape_beside
 from moe_beyond.formats.importers.sources import name_of, read_each
-from moe_beyond.traces.schema import RoutedPrompt, Trace, trace_of
+from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
 _Arrays = dict[str, npt.NDArray[np.int64]]
@@ -40,12 +40,15 @@ def read(source: Path, domain: str | None) -> Trace:
     Raises:
         InputError: A rule of the format is broken; names file and array.
     """
-    shape = shape_beside(source)
-    metadata = shape.metadata("routed_experts returned by vLLM or SGLang", "none stated", "sampled")
-    return trace_of(metadata, read_each(source, ".npz", partial(_request, domain or name_of(source), shape)))
+    shape, num_layers = shape_beside(source)
+    origin = {"source": "routed_experts returned by vLLM or SGLang", "decoding": "sampled"}
+    read_file = partial(_request, domain=domain or name_of(source), shape=shape, num_layers=num_layers)
+    return trace_of(shape.model_copy(update=origin), read_each(source, ".npz", read_file))
 
 
-def _request(domain: str, shape: MoeShape, stream: IO[bytes], name: str, where: str) -> RoutedPrompt:
+def _request(
+    stream: IO[bytes], name: str, where: str, *, domain: str, shape: TraceMetadata, num_layers: int
+) -> RoutedPrompt:
     arrays = _load(stream.read(), where)
     parts = [arrays[name] for name in ("prompt_routed_experts", "routed_experts") if name in arrays]
     for part in parts:
@@ -53,14 +56,14 @@ def _request(domain: str, shape: MoeShape, stream: IO[bytes], name: str, where: 
             raise InputError(
                 f"{where}: routing of shape {part.shape}, expected tokens x layers x {shape.top_k} as config.json says"
             )
-    ids_TLK = _moe_layers(np.concatenate(parts), shape, where)
+    ids_TLK = _moe_layers(np.concatenate(parts), shape, num_layers, where)
     if len(ids_TLK) == 0:
         raise InputError(f"{where}: routing of no tokens; remove the file")
     if not ((ids_TLK >= 0) & (ids_TLK < shape.num_experts)).all():
         token, layer, _ = (int(i[0]) for i in np.nonzero((ids_TLK < 0) | (ids_TLK >= shape.num_experts)))
         raise InputError(
-            f"{where}: token {token}, layer {shape.moe_layers[layer]}: experts {ids_TLK[token, layer].tolist()}, the "
-            f"model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost: turn KV offloading off"
+            f"{where}: token {token}, layer {shape.layer_numbers[layer]}: experts {ids_TLK[token, layer].tolist()}, "
+            f"the model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost: turn KV offloading off"
         )
     return RoutedPrompt(
         prompt_id=f"{domain}/{PurePosixPath(name).with_suffix('')}",
@@ -98,14 +101,16 @@ def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.i
     return ids[:num_tokens]
 
 
-def _moe_layers(ids_TLK: npt.NDArray[np.int64], shape: MoeShape, where: str) -> npt.NDArray[np.int64]:
+def _moe_layers(
+    ids_TLK: npt.NDArray[np.int64], shape: TraceMetadata, num_layers: int, where: str
+) -> npt.NDArray[np.int64]:
     """The layers with experts, whether or not the engine gave the others a place."""
-    if ids_TLK.shape[1] == len(shape.moe_layers):
+    if ids_TLK.shape[1] == len(shape.layer_numbers):
         return ids_TLK
-    if ids_TLK.shape[1] == shape.num_layers:
-        return ids_TLK[:, list(shape.moe_layers)]
+    if ids_TLK.shape[1] == num_layers:
+        return ids_TLK[:, list(shape.layer_numbers)]
     raise InputError(
-        f"{where}: {ids_TLK.shape[1]} layers, config.json has {shape.num_layers} of which {len(shape.moe_layers)} have "
+        f"{where}: {ids_TLK.shape[1]} layers, config.json has {num_layers} of which {len(shape.layer_numbers)} have "
         "experts; expected one of these numbers"
     )
 
