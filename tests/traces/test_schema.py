@@ -50,11 +50,6 @@ def test_a_broken_rule_is_named(changes, message):
         validate(replace(full_trace([2, 3]), **changes), "here")
 
 
-def test_a_trace_of_no_prompts_is_refused():
-    with pytest.raises(InputError, match="no prompts"):
-        validate(random_trace([2]).select(np.array([], np.int64)), "here")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -173,7 +173,11 @@ def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], capt
     prompts: list[RoutedPrompt] = []
     for one in captured:
         ids_T = one.token_ids_T if settings.privacy != "routing" else None
-        texts = tokenizer.convert_ids_to_tokens(one.token_ids_T) if settings.privacy == "text" else None
+        texts = (
+            tokenizer.convert_ids_to_tokens(np.asarray(one.token_ids_T).tolist())
+            if settings.privacy == "text"
+            else None
+        )
         weights_TLK = one.weights_TLK if settings.weights else None
         prompts.append(replace(one, weights_TLK=weights_TLK, token_ids_T=ids_T, token_texts=texts))
     return trace_of(metadata, prompts)

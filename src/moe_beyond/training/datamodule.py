@@ -118,7 +118,7 @@ class Collate:
         padded = [
             _pad([column[start:end].astype(np.int64) for start, end in windows], value) for column, value in columns
         ]
-        return Batch(*padded, _pad(real_BT, 0))
+        return Batch._make([*padded, _pad(real_BT, 0)])
 
 
 def _pad(rows: list[npt.NDArray[Any]], value: int) -> Tensor:

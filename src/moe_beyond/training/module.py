@@ -35,7 +35,7 @@ class PredictorModule(pl.LightningModule):
         self.layer_step = LayerStep(shape)
         self.validation_loss = MeanMetric()
         # of the token step, then of the layer step at each horizon
-        self.recalls = nn.ModuleList(MeanMetric() for _ in range(shape.horizon + 1))
+        self.recalls: Any = nn.ModuleList(MeanMetric() for _ in range(shape.horizon + 1))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw the same dropout in an epoch, whether or not an interruption came before it."""

@@ -76,16 +76,13 @@ def test_windows_do_not_overlap_and_are_found_in_their_documents():
     tokenizer = train_tokenizer(TEXT, 300)
     cut = windows(TEXT, tokenizer, (5, 11), count=30, domain="d", held_out=False, seed=4)
     assert len({window.prompt_id for window in cut}) == 30
-    used: dict[str, set[int]] = {}
+    texts, used = {document.name: tokenizer(document.text)["input_ids"] for document in TEXT}, []
     for window in cut:
-        name, start = window.prompt_id.split("#")
-        ids = tokenizer(next(document.text for document in TEXT if document.name == name))["input_ids"]
-        length = len(window.token_ids)
+        (name, start), length = window.prompt_id.split("#"), len(window.token_ids)
         assert 5 <= length <= 11
-        assert tuple(ids[int(start) : int(start) + length]) == window.token_ids
-        places = set(range(int(start), int(start) + length))
-        assert not places & used.setdefault(name, set())
-        used[name] |= places
+        assert tuple(texts[name][int(start) : int(start) + length]) == window.token_ids
+        used += [(name, place) for place in range(int(start), int(start) + length)]
+    assert len(set(used)) == len(used)
 
 
 def test_too_little_text_for_the_prompts_is_refused():
