@@ -56,7 +56,7 @@ def test_a_broken_rule_is_named(changes, message):
         ({"layer_numbers": (2, 1)}, "must rise"),
         ({"layer_numbers": (1, 1)}, "must rise"),
         ({"expert_bytes": (1,)}, "one number for each MoE layer"),
-        ({"expert_bytes": (1, 0)}, "must be positive"),
+        ({"expert_bytes": (1, 0)}, "should be greater than 0"),
         ({"top_k": 9}, "exceeds num_experts"),
         ({"extra": 1}, "extra"),
     ],

@@ -110,7 +110,7 @@ def _capture_missing(job: CaptureJob, prompts: list[EncodedPrompt], folder: Path
     shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     paths = [folder / f"part-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
     waiting = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
-    with _progress(job, shards, waiting) as advance:
+    with _progress(job, [shard for shard, _ in waiting]) as advance:
         if job.settings.workers == 1:
             for shard, path in waiting:
                 _capture_shard(job, shard, path, advance)
@@ -184,20 +184,12 @@ def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], capt
 
 
 @contextmanager
-def _progress(
-    job: CaptureJob,
-    shards: list[list[EncodedPrompt]],
-    waiting: list[tuple[list[EncodedPrompt], Path]],
-) -> Iterator[Callable[[int], None]]:
-    """A bar over tokens; yields the function that adds finished ones."""
-
-    def most_tokens(some: list[list[EncodedPrompt]]) -> int:
-        # early ends make it fewer
-        return sum(len(prompt.token_ids) + job.settings.decode_tokens for shard in some for prompt in shard)
-
-    total, left = most_tokens(shards), most_tokens([shard for shard, _ in waiting])
+def _progress(job: CaptureJob, waiting: list[list[EncodedPrompt]]) -> Iterator[Callable[[int], None]]:
+    """A bar over the tokens of shards; yields the function that adds finished ones."""
+    # early ends make it fewer
+    total = sum(len(prompt.token_ids) + job.settings.decode_tokens for shard in waiting for prompt in shard)
     columns = (TextColumn("tracing"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task("", total=total, completed=total - left)
+        bar = progress.add_task("", total=total)
         yield partial(progress.advance, bar)
         progress.update(bar, completed=total)

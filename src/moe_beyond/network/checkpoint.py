@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
@@ -45,15 +46,10 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
         "trained_on": checkpoint.trained_on.model_dump(),
         "known_tokens": checkpoint.encoder.known,
     }
-    steps = {"token_step": checkpoint.network, "layer_step": checkpoint.layer_step}
-    weights = {
-        f"{step}.{name}": tensor.contiguous()
-        for step, module in steps.items()
-        for name, tensor in module.state_dict().items()
-    }
     with replacing(directory) as temporary:
         temporary.mkdir()
-        save_file(weights, temporary / "weights.safetensors")
+        weights = _steps(checkpoint.network, checkpoint.layer_step).state_dict()
+        save_file({name: x.contiguous() for name, x in weights.items()}, temporary / "weights.safetensors")
         (temporary / "network.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
 
 
@@ -73,12 +69,12 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             "run the train stage again"
         )
     shape = NetworkShape(**description["shape"])
-    weights = load_file(directory / "weights.safetensors")
     network, layer_step = TokenStep(shape), LayerStep(shape)
-    for prefix, module in (("token_step.", network), ("layer_step.", layer_step)):
-        module.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        )
+    _steps(network, layer_step).load_state_dict(load_file(directory / "weights.safetensors"))
     encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
     trained_on = TraceMetadata.model_validate(description["trained_on"])
     return Checkpoint(network.eval(), layer_step.eval(), encoder, trained_on)
+
+
+def _steps(network: TokenStep, layer_step: LayerStep) -> nn.ModuleDict:
+    return nn.ModuleDict({"token_step": network, "layer_step": layer_step})

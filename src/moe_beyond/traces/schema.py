@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from moe_beyond.errors import InputError
 
@@ -37,7 +37,7 @@ class TraceMetadata(BaseModel):
     """Numbers of the MoE layers in the model, rising; dense layers are not listed."""
     num_experts: int = Field(ge=2, le=65536)
     top_k: int = Field(ge=1)
-    expert_bytes: tuple[int, ...]
+    expert_bytes: tuple[PositiveInt, ...]
     """Bytes that one expert of each MoE layer occupies in the precision that was traced; one number a layer."""
     decoding: Decoding = "unknown"
     """How decode tokens were chosen; `teacher-forced` where a given text was replayed."""
@@ -50,8 +50,6 @@ class TraceMetadata(BaseModel):
             raise ValueError("layer_numbers must rise without repetition")
         if len(self.expert_bytes) != len(self.layer_numbers):
             raise ValueError("expert_bytes needs one number for each MoE layer")
-        if any(size <= 0 for size in self.expert_bytes):
-            raise ValueError("expert_bytes must be positive")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})")
         return self

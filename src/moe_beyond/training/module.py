@@ -44,9 +44,10 @@ class PredictorModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, with some tokens and some history hidden."""
-        tokens_BT = _hide(batch.tokens_BT, 0, self.settings.token_dropout)
+        device, shape_BT = batch.real_BT.device, batch.real_BT.shape
+        tokens_BT = batch.tokens_BT.masked_fill(torch.rand(shape_BT, device=device) < self.settings.token_dropout, 0)
         # the two halves apart: what the token before and the string's last time had
-        hidden_BT2 = torch.rand(*batch.real_BT.shape, 2, device=batch.real_BT.device) < self.settings.history_dropout
+        hidden_BT2 = torch.rand(*shape_BT, 2, device=device) < self.settings.history_dropout
         hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
         previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
         seen = batch._replace(tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
@@ -116,7 +117,3 @@ def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
     """Share of the true experts among the K largest logits, mean over tokens, [L]."""
     predicted_LNK = logits_LNE.topk(experts_LNK.shape[-1], dim=-1).indices
     return (predicted_LNK[..., :, None] == experts_LNK[..., None, :]).any(-1).float().mean(dim=(1, 2))
-
-
-def _hide(x: Tensor, value: int, share: float) -> Tensor:
-    return x.masked_fill(torch.rand(x.shape, device=x.device) < share, value)
