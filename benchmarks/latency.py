@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def main() -> None:
         shape = shape_of(model, size, LAYER_SIZES[number % 3], window=(32, 64)[number % 2])
         shapes.append(shape)
         token_ms, layer_ms = measure(shape, arguments.repeats)
-        rows.append({**shape.as_dict(), "token_step_ms": token_ms, "layer_step_ms": layer_ms})
+        rows.append({**asdict(shape), "token_step_ms": token_ms, "layer_step_ms": layer_ms})
     table = pl.DataFrame(rows)
     for name, terms in (("token_step", token_step_terms), ("layer_step", layer_step_terms)):
         terms_XF = np.array([terms(shape) for shape in shapes])

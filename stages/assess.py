@@ -18,15 +18,7 @@ class Params(Settings):
 def main(root: Path, params: Params) -> None:
     settings = params.assess
     assessment = assess(in_domain(store.read_parquet(root / "data/traces")), settings)
-    tables = {
-        "layers": assessment.layers,
-        "popularity": assessment.popularity,
-        "hit_curves": assessment.hit_curves,
-        "reuse_distances": assessment.reuse_distances,
-        "coactivation": assessment.coactivation,
-        "transitions": assessment.transitions,
-        "cards": cards_table([assessment.card, *other_cards(settings)]),
-    }
-    write_tables(root / REPORTS / "tables", tables)
+    cards = cards_table([assessment.card, *other_cards(settings)])
+    write_tables(root / REPORTS / "tables", assessment.tables | {"cards": cards})
     write_json(root / REPORTS / "card.json", assessment.card)
     write_json(root / REPORTS / "metrics.json", assessment.metrics())

@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_beyond.capture.reference.prompts import reference_job, reference_prompts
 from moe_beyond.capture.settings import ExtractSettings, TracesSettings
-from moe_beyond.capture.shards import CaptureCounts, capture
+from moe_beyond.capture.shards import capture, count
 from moe_beyond.capture.sources import transformers_job, transformers_prompts
 from moe_beyond.files import replacing, write_json
 from moe_beyond.formats import importers
@@ -29,14 +29,14 @@ def from_reference(params: Params, root: Path, output: Path) -> dict[str, Any]:
     folder = Path("models/reference")
     prompts = reference_prompts(folder, params.extract, params.seed)
     job = reference_job(folder, params.extract, params.seed)
-    return capture(job, prompts, root, output).metrics()
+    return capture(job, prompts, root, output)
 
 
 def from_transformers(params: Params, root: Path, output: Path) -> dict[str, Any]:
     source = params.traces.transformers
     prompts = transformers_prompts(source, params.extract, root)
     job = transformers_job(source, params.extract, params.seed)
-    return capture(job, prompts, root, output).metrics()
+    return capture(job, prompts, root, output)
 
 
 def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
@@ -50,4 +50,4 @@ def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
                 store.write_parquet(trace, temporary / f"{name}.parquet")
         # read as one: both must be of one model, with distinct prompts
         whole = store.read_parquet(temporary)
-    return CaptureCounts.of(whole).metrics()
+    return count([whole])

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,53 +13,44 @@ from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import concatenate
+from tests.phone_traces import shared
 from tests.traces.random_traces import random_trace, trace_of
 from tests.traces_of_chance import chance_trace
 
-SHARED = Path(__file__).parents[2] / "shared" / "traces"
 SETTINGS = AssessSettings()
 
 
-def test_routing_at_random_is_not_worth_offloading():
+def test_routing_at_random_is_not_worth_offloading_and_routing_that_lasts_is():
     assessment = assess(random_trace([500, 500, 500], layers=4, experts=16, top_k=2), SETTINGS)
-    assert assessment.card["verdict"] == "do not"
-    assert assessment.metrics()["verdict_level"] == 0
-
-
-def test_routing_that_lasts_is_worth_offloading():
-    rng = np.random.default_rng(0)
-    choices = np.repeat(rng.integers(0, 16, (60, 4, 1)), 25, axis=0)
-    assessment = assess(trace_of(choices, [500, 500, 500], 16), SETTINGS)
-    assert assessment.card["verdict"] == "go"
-    assert assessment.card["shares"]["temporal_locality"] > 0.5
+    assert (assessment.card["verdict"], assessment.metrics()["verdict_level"]) == ("do not", 0)
+    choices = np.repeat(np.random.default_rng(0).integers(0, 16, (60, 4, 1)), 25, axis=0)
+    card = assess(trace_of(choices, [500, 500, 500], 16), SETTINGS).card
+    assert card["verdict"] == "go"
+    assert card["shares"]["temporal_locality"] > 0.5
 
 
 def test_tables_are_complete_and_agree():
     trace = random_trace([60, 80], layers=3, experts=16, top_k=2)
     assessment = assess(trace, SETTINGS)
-    assert assessment.layers["layer"].to_list() == [1, 2, 3]
-    assert assessment.popularity.height == 3 * 16
-    sums = assessment.popularity.group_by("layer").agg(pl.col("share").sum())["share"]
-    assert sums.to_list() == pytest.approx([1, 1, 1])
-    wide = assessment.hit_curves.pivot("policy", index="capacity_experts", values="hit_rate").sort("capacity_experts")
+    tables = assessment.tables
+    assert tables["layers"]["layer"].to_list() == [1, 2, 3]
+    assert tables["popularity"].height == 3 * 16
+    assert tables["popularity"].group_by("layer").agg(pl.col("share").sum())["share"].to_list() == pytest.approx(
+        [1] * 3
+    )
+    wide = tables["hit_curves"].pivot("policy", index="capacity_experts", values="hit_rate").sort("capacity_experts")
     assert wide["capacity_experts"].to_list() == list(range(1, 49))
     assert (wide["belady"] >= wide["lru"]).all()
-    # between two tokens of a layer, the other two layers touch 2 experts each
-    lru = wide["lru"].to_list()
-    assert lru[:4] == [0] * 4
-    assert lru[4] > 0
-    shares = assessment.reuse_distances["cumulative_share"]
+    # between two tokens of a layer, the other two layers use 2 experts each
+    assert [rate > 0 for rate in wide["lru"][:5]] == [False] * 4 + [True]
+    shares = tables["reuse_distances"]["cumulative_share"]
     assert shares.is_sorted()
     assert shares[-1] == pytest.approx(1 - assessment.card["headline"]["first_use_share"])
     json.dumps(assessment.card, allow_nan=False)
-
-
-def test_a_long_curve_is_thinned_and_keeps_the_token_cycle():
-    trace = random_trace([60], layers=3, experts=16, top_k=2)
-    curves = assess(trace, AssessSettings(curve_points=10)).hit_curves
-    lru = curves.filter(pl.col("policy") == "lru")
-    assert {1, 5, 6, 48} <= set(lru["capacity_experts"].to_list())
-    assert lru.height <= 12
+    # a long curve is thinned and keeps the token cycle
+    thinned = assess(trace, AssessSettings(curve_points=10)).tables["hit_curves"].filter(policy="lru")
+    assert {1, 5, 6, 48} <= set(thinned["capacity_experts"].to_list())
+    assert thinned.height <= 12
 
 
 def test_one_token_is_enough_to_get_a_card():
@@ -70,7 +60,7 @@ def test_one_token_is_enough_to_get_a_card():
     json.dumps(card, allow_nan=False)
 
 
-def test_decode_alone_leaves_the_prompt_out():
+def test_decode_alone_is_assessed_without_the_prompt():
     trace = random_trace([10, 20, 5])
     trace = replace(trace, num_prefill_P=np.array([4, 20, 0], np.int32))
     card = assess(trace, AssessSettings(tokens="decode")).card
@@ -86,17 +76,13 @@ def test_sampling_takes_whole_prompts_from_the_whole_trace():
 
 
 def test_cards_of_real_models_differ_as_they_should():
-    sources = {"esft": SHARED / "esft.tar.xz", "bigmoe-route": SHARED / "bigmoe-on-edge" / "qwen.route.csv.gz"}
-    if not all(path.exists() for path in sources.values()):
-        pytest.skip("the published traces are not beside the repository")
-    cards = {name: assess(importers.read(name, path), SETTINGS).card for name, path in sources.items()}
-    deepseek, qwen = cards["esft"], cards["bigmoe-route"]
+    names = {"esft": "esft.tar.xz", "bigmoe-route": "bigmoe-on-edge/qwen.route.csv.gz"}
+    deepseek, qwen = (assess(importers.read(name, shared(path)), SETTINGS).card for name, path in names.items())
     # DeepSeek-V2-Lite balances its experts, Qwen3-30B-A3B on one prompt does not
     assert deepseek["headline"]["entropy_ratio"] > 0.95 > qwen["headline"]["entropy_ratio"]
-    assert deepseek["verdict"] == "go with a bigger cache"
-    assert qwen["verdict"] == "go"
-    assert any("trace is short" in reason for reason in qwen["reasons"])
-    assert not any("trace is short" in reason for reason in deepseek["reasons"])
+    assert (deepseek["verdict"], qwen["verdict"]) == ("go with a bigger cache", "go")
+    short = [any("trace is short" in reason for reason in card["reasons"]) for card in (deepseek, qwen)]
+    assert short == [False, True]
 
 
 def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path):
@@ -108,13 +94,10 @@ def test_cards_of_other_models_stand_beside_this_ones_each_model_once(tmp_path):
     table = cards_table([assess(ours, SETTINGS).card, *other_cards(AssessSettings(others=others))])
     assert table["model"].to_list() == ["chance", "other"]
     assert table["belady_hit_rate"].n_unique() == 1
+    other_window = cards_table([assess(ours, AssessSettings(windows=(4,))).card])
+    assert other_window["working_set_64_fraction"].to_list() == [None]
     with pytest.raises(InputError, match="unknown trace format"):
         other_cards(AssessSettings(others=(OtherTrace(format="unheard-of", path="x"),)))
-
-
-def test_a_card_without_the_usual_window_stands_in_the_table_all_the_same():
-    table = cards_table([assess(chance_trace(20), AssessSettings(windows=(4,))).card])
-    assert table["working_set_64_fraction"].to_list() == [None]
 
 
 def test_a_verdict_looks_at_held_out_prompts_only_if_there_are_no_others():

@@ -40,21 +40,20 @@ def test_reuse_distances_equal_a_slow_count(trace):
 @given(trace=traces, window=st.integers(1, 6))
 @settings(deadline=None, max_examples=50)
 def test_working_sets_equal_a_slow_count(trace, window):
-    for layer, row in enumerate(statistics.layer_statistics(trace, (window,))):
+    for layer, size in enumerate(statistics.layer_statistics(trace, (window,))[f"working_set_{window}"]):
         sizes = [
             len(np.unique(prompt[start : start + window, layer]))
             for prompt in prompts_of(trace)
             for start in range(len(prompt) - window + 1)
         ]
-        expected = np.mean(sizes) if sizes else None
-        assert row.working_set[window] == (None if expected is None else pytest.approx(expected))
+        assert size == (pytest.approx(np.mean(sizes)) if sizes else None)
 
 
 @given(trace=traces)
 @settings(deadline=None, max_examples=50)
 def test_overlaps_equal_a_slow_count(trace):
     top_k = trace.metadata.top_k
-    for layer, row in enumerate(statistics.layer_statistics(trace, (4,))):
+    for layer, row in enumerate(statistics.layer_statistics(trace, (4,)).iter_rows(named=True)):
         successive = [
             len(set(a) & set(b)) / top_k
             for prompt in prompts_of(trace)
@@ -62,9 +61,9 @@ def test_overlaps_equal_a_slow_count(trace):
         ]
         tokens = trace.experts_TLK[:, layer].tolist()
         anywhere = [len(set(a) & set(b)) / top_k for i, a in enumerate(tokens) for j, b in enumerate(tokens) if i != j]
-        assert row.previous_token_overlap == (pytest.approx(np.mean(successive)) if successive else None)
-        assert row.overlap_by_skew == (pytest.approx(np.mean(anywhere)) if anywhere else None)
-        assert row.overlap_by_chance == top_k / trace.metadata.num_experts
+        assert row["previous_token_overlap"] == (pytest.approx(np.mean(successive)) if successive else None)
+        assert row["overlap_by_skew"] == (pytest.approx(np.mean(anywhere)) if anywhere else None)
+        assert row["overlap_by_chance"] == top_k / trace.metadata.num_experts
 
 
 @pytest.mark.parametrize("counts", [[7] * 64, [0] * 5 + [100] + [0] * 58, [1, 4, 9, 20]])
@@ -86,11 +85,9 @@ def test_the_histogram_counts_every_access_once():
 
 
 def test_counts_and_top_share():
-    experts = np.array([[[0]], [[0]], [[0]], [[1]]])
-    trace = trace_of(experts, [4], num_experts=20)
-    (row,) = statistics.layer_statistics(trace, (2,))
+    trace = trace_of(np.array([[[0]], [[0]], [[0]], [[1]]]), [4], num_experts=20)
+    row = statistics.layer_statistics(trace, (2,)).row(0, named=True)
     assert expert_counts_LE(trace.experts_TLK, 20)[0, :3].tolist() == [3, 1, 0]
     # a tenth of 20 experts is two
-    assert row.top_share == 1
-    assert row.unused_experts == 18
-    assert row.row()["working_set_2"] == pytest.approx(4 / 3)
+    assert (row["top_share"], row["unused_experts"]) == (1, 18)
+    assert row["working_set_2"] == pytest.approx(4 / 3)

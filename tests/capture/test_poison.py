@@ -4,6 +4,8 @@ An expert of the last layer gets NaN weights. A token's logits are then NaN if a
 whatever the architecture's router does, because nothing after the last layer mixes tokens.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,21 +39,17 @@ def prompts():
 @pytest.fixture
 def poison(model):
     """Give an expert of the last MoE layer NaN weights; they are restored afterwards."""
-    parameters = list(moe_layers(model)[-1].experts.parameters())
-    healthy = [parameter.detach().clone() for parameter in parameters]
-
-    def restore():
-        with torch.no_grad():
-            for parameter, values in zip(parameters, healthy, strict=True):
-                parameter.copy_(values)
+    weights = list(moe_layers(model)[-1].experts.parameters())[-1]
+    healthy = weights.detach().clone()
 
     def poison_one(expert):
-        restore()
         with torch.no_grad():
-            parameters[-1][expert] = torch.nan
+            weights.copy_(healthy)
+            weights[expert] = torch.nan
 
     yield poison_one
-    restore()
+    with torch.no_grad():
+        weights.copy_(healthy)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -72,7 +70,7 @@ def test_prefill_names_the_experts_that_computed(model, prompts, poison, side):
 
 
 class Replay(LogitsProcessor):
-    """Makes generate() follow given sequences and notes which rows' logits are NaN at each step."""
+    """Makes generate() follow given sequences and records which rows' logits are NaN at each step."""
 
     def __init__(self, sequences):
         self.sequences, self.nan_steps = sequences, []
@@ -84,17 +82,14 @@ class Replay(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, following, 0.0)
 
 
-def test_decode_names_the_experts_that_computed(model, prompts, poison):
-    layers = moe_layers(model)
-    settings = ExtractSettings(decode_tokens=DECODED, decoding="sampled")
-    ended = model.generation_config.eos_token_id
-    model.generation_config.eos_token_id = model.config.eos_token_id = None
-    with RoutingRecorder(layers) as recorder:
-        routed = route_batch(model, recorder, prompts, settings, seed=1)
-    decoded = [prompt.token_ids_T[length:].tolist() for prompt, length in zip(routed, LENGTHS, strict=True)]
+def test_decode_names_the_experts_that_computed(model, prompts, poison, monkeypatch):
+    for config in (model.generation_config, model.config):
+        monkeypatch.setattr(config, "eos_token_id", None)
+    routed = route(model, prompts, DECODED)
+    decoded = [one.token_ids_T[length:].tolist() for one, length in zip(routed, LENGTHS, strict=True)]
     assert [len(tokens) for tokens in decoded] == [DECODED] * len(prompts)
     batch = pad(prompts, 0, "left")
-    for expert in range(layers[0].num_experts):
+    for expert in range(moe_layers(model)[0].num_experts):
         poison(expert)
         # one token more than was routed, so that the last routed one gives logits too
         replay = Replay([[*tokens, 3] for tokens in decoded])
@@ -107,34 +102,24 @@ def test_decode_names_the_experts_that_computed(model, prompts, poison):
         )
         # the first logits are those of the prompt's last token
         poisoned = torch.stack(replay.nan_steps).T.numpy()
-        for row, (prompt, length) in enumerate(zip(routed, LENGTHS, strict=True)):
-            expected = (prompt.experts_TLK[length - 1 :, -1] == expert).any(-1)
+        for row, (one, length) in enumerate(zip(routed, LENGTHS, strict=True)):
+            expected = (one.experts_TLK[length - 1 :, -1] == expert).any(-1)
             np.testing.assert_array_equal(poisoned[row], expected, err_msg=f"expert {expert}, prompt {row}")
-    model.generation_config.eos_token_id = model.config.eos_token_id = ended
 
 
-def test_decoding_routes_as_one_pass_over_the_same_text(model, prompts):
-    layers = moe_layers(model)
-    with RoutingRecorder(layers, gate_inputs=True) as recorder:
-        decoded = route_batch(model, recorder, prompts, ExtractSettings(decode_tokens=DECODED), seed=1)
-        texts = [
-            EncodedPrompt(f"t{row}", "test", False, tuple(p.token_ids_T.tolist())) for row, p in enumerate(decoded)
-        ]
-        forced = route_batch(model, recorder, texts, ExtractSettings(decode_tokens=0), seed=1)
-    for one, other in zip(decoded, forced, strict=True):
-        np.testing.assert_array_equal(one.experts_TLK, other.experts_TLK)
-        np.testing.assert_allclose(one.weights_TLK, other.weights_TLK, atol=1e-4, rtol=1e-4)
-        assert one.gate_inputs_TLH is not None
-        assert other.gate_inputs_TLH is not None
-        np.testing.assert_allclose(one.gate_inputs_TLH, other.gate_inputs_TLH, atol=2e-2, rtol=2e-2)
+def route(model, prompts, decode_tokens) -> Any:
+    with RoutingRecorder(moe_layers(model), gate_inputs=True) as recorder:
+        return route_batch(model, recorder, prompts, ExtractSettings(decode_tokens=decode_tokens), seed=1)
 
 
-def test_neighbours_in_a_batch_change_nothing(model, prompts):
-    layers = moe_layers(model)
-    settings = ExtractSettings(decode_tokens=DECODED)
-    with RoutingRecorder(layers) as recorder:
-        together = route_batch(model, recorder, prompts, settings, seed=1)
-        alone = [route_batch(model, recorder, [prompt], settings, seed=1)[0] for prompt in prompts]
-    for one, other in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
-        np.testing.assert_array_equal(one.experts_TLK, other.experts_TLK)
+def test_decoding_routes_as_one_pass_over_the_same_text_whatever_the_neighbours(model, prompts):
+    decoded = route(model, prompts, DECODED)
+    texts = [EncodedPrompt(one.prompt_id, "test", False, tuple(one.token_ids_T.tolist())) for one in decoded]
+    for one, forced in zip(decoded, route(model, texts, 0), strict=True):
+        np.testing.assert_array_equal(one.experts_TLK, forced.experts_TLK)
+        np.testing.assert_allclose(one.weights_TLK, forced.weights_TLK, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(one.gate_inputs_TLH, forced.gate_inputs_TLH, atol=2e-2, rtol=2e-2)
+    for one, prompt in zip(decoded, prompts, strict=True):
+        (alone,) = route(model, [prompt], DECODED)
+        np.testing.assert_array_equal(one.token_ids_T, alone.token_ids_T)
+        np.testing.assert_array_equal(one.experts_TLK, alone.experts_TLK)

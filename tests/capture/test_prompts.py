@@ -20,19 +20,15 @@ def write(folder, name, text):
     return path
 
 
-def test_json_lines_are_read(tmp_path):
-    path = write(
-        tmp_path, "some.jsonl", '{"prompt": "one", "id": "a", "domain": "d"}\n\n{"prompt": "two", "extra": 1}\n'
-    )
-    assert read_prompts(path) == [
-        Prompt(prompt="one", id="a", domain="d"),
-        Prompt(prompt="two", id="some.jsonl:3", domain="some"),
-    ]
-
-
-def test_text_is_read_a_prompt_a_line_whatever_ends_the_lines(tmp_path):
+def test_json_lines_and_text_are_read_whatever_ends_the_lines(tmp_path):
+    lines = '{"prompt": "one", "id": "a", "domain": "d"}\n\n{"prompt": "two", "extra": 1}\n'
+    two = Prompt(prompt="two", id="some.jsonl:3", domain="some")
+    assert read_prompts(write(tmp_path, "some.jsonl", lines)) == [Prompt(prompt="one", id="a", domain="d"), two]
     path = write(tmp_path, "some.txt", "\ufeffone\r\ntwo words \r\n")
     assert [prompt.prompt for prompt in read_prompts(path)] == ["one", "two words"]
+    examples = read_prompts(EXAMPLES)
+    assert len(examples) >= 12
+    assert len({prompt.domain for prompt in examples}) > 1
 
 
 @pytest.mark.parametrize(
@@ -55,12 +51,9 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_file_that_is_missing_or_not_utf8_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.jsonl: no such prompt file"):
         read_prompts(tmp_path / "none.jsonl")
-
-
-def test_bytes_that_are_not_utf8_are_refused(tmp_path):
     (tmp_path / "some.txt").write_bytes(b"one\n\xff\xfe")
     with pytest.raises(InputError, match="byte 4 is not UTF-8"):
         read_prompts(tmp_path / "some.txt")
@@ -74,35 +67,20 @@ def test_any_text_survives_json_lines(tmp_path_factory, texts):
     assert [prompt.prompt for prompt in read_prompts(path)] == expected
 
 
-def test_the_example_file_is_a_prompt_file():
-    prompts = read_prompts(EXAMPLES)
-    assert len(prompts) >= 12
-    assert len({prompt.domain for prompt in prompts}) > 1
-
-
-def test_prompts_keep_their_names_and_all_their_tokens():
+def test_prompts_keep_their_names_and_all_their_tokens_and_a_chat_template_is_optional():
     tokenizer = tiny_tokenizer()
-    prompt = Prompt(prompt="a few words and more", id="x", domain="d")
-    encoded = encode([prompt], tokenizer, held_out=True, chat_template=True)
-    assert encoded == [EncodedPrompt("x", "d", True, tuple(tokenizer("a few words and more")["input_ids"]))]
-
-
-def test_a_chat_template_wraps_the_prompt_unless_it_is_off():
-    tokenizer = tiny_tokenizer()
+    prompt = Prompt(prompt="learn", id="x", domain="d")
+    plain = EncodedPrompt("x", "d", True, tuple(tokenizer("learn")["input_ids"]))
+    assert encode([prompt], tokenizer, held_out=True, chat_template=True) == [plain]
     tokenizer.chat_template = (
         "{% for m in messages %}words {{ m.content }}{% endfor %}{% if add_generation_prompt %} to{% endif %}"
     )
-    prompts = [Prompt(prompt="learn", id="x", domain="d")]
-
-    def text(chat_template):
-        encoded = encode(prompts, tokenizer, held_out=False, chat_template=chat_template)
-        return tokenizer.decode(list(encoded[0].token_ids))
-
-    assert text(True) == "words learn to"
-    assert text(False) == "learn"
+    assert encode([prompt], tokenizer, held_out=True, chat_template=False) == [plain]
+    (wrapped,) = encode([prompt], tokenizer, held_out=False, chat_template=True)
+    assert tokenizer.decode(list(wrapped.token_ids)) == "words learn to"
 
 
-def test_padding_goes_to_the_side_that_is_wanted():
+def test_padding_goes_to_the_given_side():
     prompts = [EncodedPrompt("a", "d", False, (4, 5, 6)), EncodedPrompt("b", "d", False, (7,))]
     assert pad(prompts, 0, "left").ids_BC.tolist() == [[4, 5, 6], [0, 0, 7]]
     right = pad(prompts, 0, "right")

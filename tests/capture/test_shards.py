@@ -4,14 +4,13 @@ import multiprocessing
 import random
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moe_beyond.capture.models import load
 from moe_beyond.capture.prompts import EncodedPrompt
-from moe_beyond.capture.shards import CaptureCounts, capture, capture_key, gate_inputs_path
+from moe_beyond.capture.shards import capture, capture_key, gate_inputs_path
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
 from tests.capture.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
@@ -25,7 +24,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    capture(case_job(model), case_prompts(), folder, folder / "traces")
+    run_case(model, folder, folder / "traces")
     return file_bytes(folder / "traces")
 
 
@@ -37,7 +36,9 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
     assert trace.domains == tuple(prompt.domain for prompt in prompts)
     assert trace.held_out_P.tolist() == [prompt.held_out for prompt in prompts]
     assert trace.num_prefill_P.tolist() == [len(prompt.token_ids) for prompt in prompts]
-    assert counts == CaptureCounts(NUM_PROMPTS, trace.num_tokens, trace.num_tokens - int(trace.num_prefill_P.sum()))
+    prefill = int(trace.num_prefill_P.sum())
+    sizes = (NUM_PROMPTS, trace.num_tokens, trace.num_tokens - prefill, prefill)
+    assert counts == dict(zip(("prompts", "tokens", "decode_tokens", "prefill_tokens"), sizes, strict=True))
     assert trace.metadata.expert_bytes == (6144, 6144)
     assert trace.metadata.decoding == "sampled"
     assert len(list((tmp_path / "traces").glob("*.parquet"))) == NUM_PROMPTS // 2
@@ -45,8 +46,7 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
 
 
 def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, monkeypatch):
-    write = store.write_parquet
-    written: list[Path] = []
+    write, written = store.write_parquet, []
 
     def fail_at_fourth(trace, path):
         if len(written) == 3:
@@ -54,17 +54,14 @@ def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(mo
         written.append(path)
         write(trace, path)
 
-    job, prompts = case_job(model), case_prompts()
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(store, "write_parquet", fail_at_fourth)
-        with pytest.raises(KeyboardInterrupt):
-            capture(job, prompts, tmp_path, tmp_path / "traces")
+        run_case(model, tmp_path, tmp_path / "traces")
     assert not (tmp_path / "traces").exists()
     times = {path.name: path.stat().st_mtime_ns for path in written}
-    capture(job, prompts, tmp_path, tmp_path / "traces")
+    run_case(model, tmp_path, tmp_path / "traces")
     assert file_bytes(tmp_path / "traces") == unbroken
-    for name, stamp in times.items():
-        assert (tmp_path / "traces" / name).stat().st_mtime_ns == stamp, f"{name} was made again"
+    assert times == {name: (tmp_path / "traces" / name).stat().st_mtime_ns for name in times}, "a shard was made again"
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +103,13 @@ def test_processes_share_the_work_and_give_the_same_bytes(model, unbroken, tmp_p
     assert file_bytes(tmp_path / "traces") == unbroken
 
 
+def captured(folder, *job, count=NUM_PROMPTS, **settings):
+    capture(case_job(*job, **settings), case_prompts(count), folder, folder / "traces")
+    return store.read_parquet(folder / "traces")
+
+
 def test_a_batch_of_another_size_draws_the_same_tokens(model, tmp_path):
-    capture(case_job(model), case_prompts(), tmp_path, tmp_path / "one")
-    capture(case_job(model, batch_prompts=5, shard_prompts=10), case_prompts(), tmp_path, tmp_path / "two")
-    one, two = store.read_parquet(tmp_path / "one"), store.read_parquet(tmp_path / "two")
+    one, two = captured(tmp_path, model), captured(tmp_path, model, batch_prompts=5, shard_prompts=10)
     np.testing.assert_array_equal(one.token_ids_T, two.token_ids_T)
     np.testing.assert_array_equal(one.experts_TLK, two.experts_TLK)
 
@@ -126,20 +126,16 @@ def test_another_job_has_another_key_and_more_processes_are_none(model, change):
 @pytest.mark.parametrize(
     ("privacy", "texts", "ids"), [("text", True, True), ("ids", False, True), ("routing", False, False)]
 )
-def test_what_is_not_wanted_is_not_there(model, tmp_path, privacy, texts, ids):
-    capture(case_job(model, privacy=privacy, weights=ids), case_prompts(4), tmp_path, tmp_path / "traces")
-    trace = store.read_parquet(tmp_path / "traces")
+def test_privacy_decides_what_is_stored(model, tmp_path, privacy, texts, ids):
+    trace = captured(tmp_path, model, count=4, privacy=privacy, weights=ids)
     kept = [column is not None for column in (trace.token_texts, trace.token_ids_T, trace.weights_TLK)]
     assert kept == [texts, ids, ids]
 
 
 def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
-    prompts = case_prompts(4)
-    capture(case_job(model, decode_tokens=0), prompts, tmp_path, tmp_path / "traces")
-    trace = store.read_parquet(tmp_path / "traces")
+    trace = captured(tmp_path, model, count=4, decode_tokens=0)
     assert trace.metadata.decoding == "teacher-forced"
-    assert trace.token_ids_T is not None
-    assert trace.token_ids_T.tolist() == [token for prompt in prompts for token in prompt.token_ids]
+    assert trace.token_ids_T.tolist() == [token for prompt in case_prompts(4) for token in prompt.token_ids]
 
 
 def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path):
@@ -164,7 +160,7 @@ def test_a_prompt_beyond_the_context_is_named(model, tmp_path):
         capture(case_job(model, decode_tokens=6), long, tmp_path, tmp_path / "traces")
 
 
-def test_former_traces_stay_until_the_new_ones_are_whole(model, tmp_path):
+def test_former_traces_stay_until_the_new_ones_are_complete(model, tmp_path):
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "former").write_text("former")
     with pytest.raises(InputError):

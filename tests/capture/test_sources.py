@@ -19,11 +19,6 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"), "qwen3_moe", vocab_size=len(tiny_tokenizer()))
 
 
-@pytest.fixture
-def settings():
-    return ExtractSettings(decode_tokens=3)
-
-
 def write_prompts(path, *names):
     path.write_text("\n".join(json.dumps({"id": name, "prompt": f"a few words {name}"}) for name in names))
     return str(path)
@@ -36,11 +31,10 @@ def refusal(source):
     return str(caught.value)
 
 
-def test_a_local_model_is_traced_over_prompts_from_files(model, settings, tmp_path):
+def test_a_local_model_is_traced_over_prompts_from_files(model, tmp_path):
+    settings, known = ExtractSettings(decode_tokens=3), write_prompts(tmp_path / "known.jsonl", "a", "b")
     source = TransformersSource(
-        model=str(model),
-        prompts=write_prompts(tmp_path / "known.jsonl", "a", "b"),
-        held_out_prompts=write_prompts(tmp_path / "other.jsonl", "c"),
+        model=str(model), prompts=known, held_out_prompts=write_prompts(tmp_path / "other.jsonl", "c")
     )
     prompts = transformers_prompts(source, settings, tmp_path)
     capture(transformers_job(source, settings, 1), prompts, tmp_path, tmp_path / "traces")
@@ -50,13 +44,8 @@ def test_a_local_model_is_traced_over_prompts_from_files(model, settings, tmp_pa
     assert trace.held_out_P.tolist() == [False, False, True]
     assert trace.metadata.model_id == str(model)
     assert trace.metadata.model_revision == load(ModelSource(str(model))).revision
-    assert trace.token_texts is not None
     assert trace.token_texts.decode()[:2] == ["a", "Ġfew"]
-
-
-def test_an_id_in_both_files_is_refused(model, settings, tmp_path):
-    known, other = (write_prompts(tmp_path / name, "a") for name in ("known.jsonl", "other.jsonl"))
-    source = TransformersSource(model=str(model), prompts=known, held_out_prompts=other)
+    source = source.model_copy(update={"held_out_prompts": write_prompts(tmp_path / "other.jsonl", "a")})
     with pytest.raises(InputError, match=r"other\.jsonl: id 'a' also stands in .*known\.jsonl"):
         transformers_prompts(source, settings, tmp_path)
 
@@ -84,17 +73,14 @@ def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch):
     assert "check the id, the network" in message
 
 
-def test_the_revision_of_a_folder_names_its_weights(model, tmp_path):
+def test_the_revision_of_a_folder_names_its_weights_and_precision_is_a_choice(model, tmp_path):
     other = save_tiny_model(tmp_path / "other", "qwen3_moe")
     assert load(ModelSource(str(model))).revision != load(ModelSource(str(other))).revision
+    sizes = [load(ModelSource(str(model), dtype=dtype)).model.dtype.itemsize for dtype in ("bfloat16", "auto")]
+    assert sizes == [2, 4]
 
 
 def test_other_devices_need_a_package_that_is_named(model, monkeypatch):
     monkeypatch.setattr("moe_beyond.capture.models.find_spec", lambda _name: None)
     message = refusal(ModelSource(str(model), device_map="auto"))
     assert message.startswith("traces.transformers.device_map: 'auto' needs the package accelerate")
-
-
-def test_precision_is_as_wanted(model):
-    assert load(ModelSource(str(model), dtype="bfloat16")).model.dtype.itemsize == 2
-    assert load(ModelSource(str(model))).model.dtype.itemsize == 4

@@ -13,15 +13,6 @@ def test_previous_routing_is_one_token_late_and_none_at_a_prompts_start():
         assert (previous[start + 1 : end] == trace.experts_TLK[start : end - 1]).all()
 
 
-def test_features_follow_the_tokens():
-    trace = chance_trace(4)
-    encoder = TokenEncoder.fit(trace, 1, 512)
-    features = token_features(trace, encoder)
-    tokens, letters = encoder.encode(trace.token_texts.decode())
-    assert np.array_equal(features.tokens_T, tokens)
-    assert np.array_equal(features.letters_TG, letters)
-
-
 def test_repeated_routing_is_that_of_the_strings_last_time_in_the_prompt():
     trace = chance_trace(6)
     codes = trace.token_texts.codes_T
@@ -37,9 +28,12 @@ def test_repeated_routing_is_that_of_the_strings_last_time_in_the_prompt():
     assert found > 5
 
 
-def test_features_hold_both_the_token_before_and_the_strings_last_time():
+def test_features_follow_the_tokens_with_routing_of_the_token_before_and_of_the_strings_last_time():
     trace = chance_trace(4)
-    features = token_features(trace, TokenEncoder.fit(trace, 1, 512))
-    assert np.array_equal(features.previous_TLM[..., : trace.metadata.top_k], previous_routing(trace))
-    repeated = repeated_routing(trace, trace.token_texts.codes_T)
-    assert np.array_equal(features.previous_TLM[..., trace.metadata.top_k :], repeated)
+    encoder, top_k = TokenEncoder.fit(trace, 1, 512), trace.metadata.top_k
+    features = token_features(trace, encoder)
+    tokens, letters = encoder.encode(trace.token_texts.decode())
+    assert np.array_equal(features.tokens_T, tokens)
+    assert np.array_equal(features.letters_TG, letters)
+    assert np.array_equal(features.previous_TLM[..., :top_k], previous_routing(trace))
+    assert np.array_equal(features.previous_TLM[..., top_k:], repeated_routing(trace, trace.token_texts.codes_T))

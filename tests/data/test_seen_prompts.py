@@ -9,11 +9,11 @@ from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
 from tests.data.test_splitting import random_prompts, trace_of
 from tests.traces_of_chance import chance_trace
 
-PROMPTS, ANSWERS = random_prompts(8, length=12), random_prompts(16, length=20, seed=1)
+PROMPTS, RESPONSES = random_prompts(8, length=12), random_prompts(16, length=20, seed=1)
 
 
-def answered(prompts, answers):
-    return trace_of([[*p, *a] for p, a in zip(prompts, answers, strict=True)], prefill=[len(p) for p in prompts])
+def with_responses(prompts, responses):
+    return trace_of([[*p, *a] for p, a in zip(prompts, responses, strict=True)], prefill=[len(p) for p in prompts])
 
 
 @pytest.mark.parametrize("column", ["texts", "ids", "none"])
@@ -25,9 +25,9 @@ def test_a_prompt_of_the_fit_is_seen_in_any_order_and_company(column):
     assert seen_prompts(fit, training_marks([fit])) == list(fit.prompt_ids)
 
 
-def test_the_same_prompt_with_another_answer_is_seen():
-    marks = training_marks([answered(PROMPTS[:3], ANSWERS[:3]), answered(PROMPTS[3:4], ANSWERS[3:4])])
-    again = answered(PROMPTS, ANSWERS[8:])
+def test_the_same_prompt_with_another_response_is_seen():
+    marks = training_marks([with_responses(PROMPTS[:3], RESPONSES[:3]), with_responses(PROMPTS[3:4], RESPONSES[3:4])])
+    again = with_responses(PROMPTS, RESPONSES[8:])
     assert seen_prompts(again, marks) == ["p0", "p1", "p2", "p3"]
     # its first part alone as well
     assert seen_prompts(trace_of(PROMPTS), marks) == ["p0", "p1", "p2", "p3"]
@@ -35,12 +35,14 @@ def test_the_same_prompt_with_another_answer_is_seen():
 
 def test_another_prompt_that_begins_alike_is_not_seen():
     first = PROMPTS[0][0]
-    marks = training_marks([trace_of([[first, *ANSWERS[0]]], prefill=[1]), answered(PROMPTS[:1], ANSWERS[:1])])
-    others = [[first, *ANSWERS[1]], [first, *PROMPTS[1]], [*PROMPTS[0][:11], "other", *ANSWERS[0]]]
+    marks = training_marks(
+        [trace_of([[first, *RESPONSES[0]]], prefill=[1]), with_responses(PROMPTS[:1], RESPONSES[:1])]
+    )
+    others = [[first, *RESPONSES[1]], [first, *PROMPTS[1]], [*PROMPTS[0][:11], "other", *RESPONSES[0]]]
     assert seen_prompts(trace_of(others, prefill=[1, 13, 12]), marks) == []
 
 
-def test_an_answer_that_is_only_decoded_is_known_by_the_whole():
+def test_a_response_that_is_only_decoded_is_known_by_the_whole():
     """Traces without prefill: a single first token would match too much, so all tokens must be the same."""
     fit = trace_of(PROMPTS, prefill=[0] * 8)
     changed = trace_of([[*PROMPTS[0][:-1], "other"], PROMPTS[1]], prefill=[0, 0])
@@ -48,7 +50,7 @@ def test_an_answer_that_is_only_decoded_is_known_by_the_whole():
 
 
 def test_marks_are_sorted_distinct_and_say_nothing_of_the_order():
-    parts = [answered(PROMPTS[:2], ANSWERS[:2]), answered(PROMPTS[1:3], ANSWERS[1:3])]
+    parts = [with_responses(PROMPTS[:2], RESPONSES[:2]), with_responses(PROMPTS[1:3], RESPONSES[1:3])]
     marks = training_marks(parts)
     assert marks == sorted(set(marks)) == training_marks(reversed(parts))
     assert len(marks) == 2 * 3

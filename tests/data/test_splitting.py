@@ -1,7 +1,7 @@
 """The split keeps like with like, whatever the order, and says what contamination it found."""
 
+import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from moe_beyond.data.duplicates import fingerprints, group_prompts
+from moe_beyond.data.duplicates import group_prompts
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.data.splitting import EXCLUDED, SPLITS, split_prompts
 from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
-from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata, concatenate, validate
+from moe_beyond.traces.schema import TokenTexts, concatenate
+from tests.phone_traces import shared
+from tests.traces.random_traces import trace_of as routed
 
-SHARED = Path(__file__).parents[3] / "shared" / "traces"
 DEFAULTS = SplitSettings()
-META = TraceMetadata(
-    model_id="m", layer_numbers=(1, 2), num_experts=8, top_k=2, expert_bytes=(1, 1), source="s", licence="l"
-)
 
 
 def trace_of(prompts, held_out=None, prefill=None, column="texts"):
@@ -28,21 +26,14 @@ def trace_of(prompts, held_out=None, prefill=None, column="texts"):
     flat = [token for prompt in prompts for token in prompt]
     words = {token: number for number, token in enumerate(sorted(set(flat)))}
     ids = np.array([words[token] for token in flat], np.int32)
-    first = np.stack([ids % 8, (ids + 1 + ids // 8 % 7) % 8], axis=1)
-    lengths = [len(prompt) for prompt in prompts]
-    return validate(
-        Trace(
-            metadata=META,
-            prompt_ids=tuple(f"p{i}" for i in range(len(prompts))),
-            domains=("d",) * len(prompts),
-            held_out_P=np.array(held_out or [False] * len(prompts)),
-            prompt_offsets=np.cumsum([0, *lengths]).astype(np.int64),
-            num_prefill_P=np.array(prefill or lengths, np.int32),
-            experts_TLK=np.stack([first, first], axis=1).astype(np.uint8),
-            token_ids_T=ids if column == "ids" else None,
-            token_texts=TokenTexts.encode(flat) if column == "texts" else None,
-        ),
-        "test",
+    experts_TK = np.stack([ids % 8, (ids + 1 + ids // 8 % 7) % 8], axis=1)
+    trace = routed(np.stack([experts_TK, experts_TK], axis=1), [len(prompt) for prompt in prompts], 8)
+    return replace(
+        trace,
+        held_out_P=np.array(held_out or [False] * len(prompts)),
+        num_prefill_P=trace.num_prefill_P if prefill is None else np.array(prefill, np.int32),
+        token_ids_T=ids if column == "ids" else None,
+        token_texts=TokenTexts.encode(flat) if column == "texts" else None,
     )
 
 
@@ -118,36 +109,32 @@ def test_a_held_out_domain_keeps_a_test_whatever_the_gate_takes(held_out):
     assert len(nearly_all.prompts("gate_out_of_domain")) == held_out - 1
 
 
-@pytest.mark.parametrize("column", ["texts", "ids"])
+@pytest.mark.parametrize("column", ["texts", "ids", "none"])
 def test_exact_duplicates_count_once_and_are_reported(column):
     prompts = random_prompts(30)
     trace = trace_of([*prompts, prompts[3], prompts[3]], column=column)
     split = split_prompts(trace, DEFAULTS)
+    assert split.fingerprints[3] == split.fingerprints[30]
     assert split.assignment[30] == split.assignment[31] == EXCLUDED
-    assert split.report["contamination"]["distinct_prompts"] == 30
-    assert split.report["contamination"]["exact_duplicates"] == 2
+    contamination = split.report["contamination"]
+    assert (contamination["distinct_prompts"], contamination["exact_duplicates"]) == (30, 2)
     everything = split_prompts(trace, SplitSettings(exact_duplicates="all"))
     assert everything.assignment[3] == everything.assignment[30] == everything.assignment[31]
     assert EXCLUDED not in everything.assignment
 
 
 def test_groups_equal_a_comparison_of_all_pairs():
-    rng = np.random.default_rng(3)
-    bases = random_prompts(25, length=50)
-    prompts = []
-    for base in bases:
+    rng, prompts = np.random.default_rng(3), []
+    for base in random_prompts(25, length=50):
         for edits in (0, 1, 2, 4, 8):
-            prompt = list(base)
-            for place in rng.choice(50, edits, replace=False):
-                prompt[place] = f"edit{rng.integers(1000)}"
-            prompts.append(prompt)
+            places = set(rng.choice(50, edits, replace=False).tolist())
+            prompts.append([f"edit{rng.integers(1000)}" if i in places else word for i, word in enumerate(base)])
     shingles = [{tuple(prompt[i : i + 3]) for i in range(48)} for prompt in prompts]
     expected = list(range(len(prompts)))
-    for p in range(len(prompts)):
-        for q in range(p):
-            if len(shingles[p] & shingles[q]) >= 0.7 * len(shingles[p] | shingles[q]):
-                old, new = max(expected[p], expected[q]), min(expected[p], expected[q])
-                expected = [new if group == old else group for group in expected]
+    for p, q in itertools.combinations(range(len(prompts)), 2):
+        if len(shingles[p] & shingles[q]) >= 0.7 * len(shingles[p] | shingles[q]):
+            new, old = sorted((expected[p], expected[q]))
+            expected = [new if group == old else group for group in expected]
     given = group_prompts(trace_of(prompts), SplitSettings(shingle_tokens=3, shared_prefix_tokens=1000))
     assert given.tolist() == expected
     assert 25 < len(set(expected)) < 125
@@ -155,15 +142,14 @@ def test_groups_equal_a_comparison_of_all_pairs():
 
 def test_a_shared_prefix_joins_and_a_shorter_one_does_not():
     a, b = random_prompts(2, length=200)
-    for shared, groups in ((31, 2), (32, 1)):
-        trace = trace_of([a, [*a[:shared], *b]])
+    for common, groups in ((31, 2), (32, 1)):
+        trace = trace_of([a, [*a[:common], *b]])
         assert len(set(group_prompts(trace, SplitSettings(shared_prefix_tokens=32)).tolist())) == groups
 
 
 def test_continuations_of_one_prompt_stay_together_and_are_all_kept():
     prompts = random_prompts(20, length=10)
-    tails = random_prompts(20, length=60, seed=1)
-    again = [[*prompts[0], *tails[i]] for i in range(5)]
+    again = [[*prompts[0], *tail] for tail in random_prompts(5, length=60, seed=1)]
     trace = trace_of(prompts + again, prefill=[10] * 25)
     split = split_prompts(trace, DEFAULTS)
     assert len({split.assignment[p] for p in (0, *range(20, 25))}) == 1
@@ -200,24 +186,11 @@ def test_few_prompts_still_fill_every_side(count):
 
 
 @pytest.mark.parametrize("distinct", [1, 3])
-def test_too_few_distinct_prompts_is_one_line(distinct):
-    with pytest.raises(InputError, match=f"split: {distinct} distinct in-domain prompts; .*: trace more") as error:
+def test_too_few_distinct_prompts_and_fractions_without_training_are_refused(distinct):
+    with pytest.raises(InputError, match=f"split: {distinct} distinct in-domain prompts; .*: trace more"):
         split_prompts(trace_of(random_prompts(distinct) * 3), DEFAULTS)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_fractions_that_leave_nothing_to_train_on_are_refused():
     with pytest.raises(ValidationError, match="leave nothing to train on"):
         SplitSettings(validation_fraction=0.3, test_fraction=0.3, gate_fraction=0.4)
-
-
-def test_without_texts_and_ids_the_routing_itself_is_the_fingerprint():
-    prompts = random_prompts(30)
-    trace = trace_of([*prompts, prompts[3]], column="none")
-    marks = fingerprints(trace)
-    assert len(set(marks)) == 30
-    assert marks[30] == marks[3]
-    assert split_prompts(trace, DEFAULTS).report["contamination"]["exact_duplicates"] == 1
 
 
 def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it():
@@ -238,11 +211,9 @@ def test_a_column_of_one_file_survives_in_the_split_that_comes_from_it():
 
 @pytest.mark.slow
 def test_published_prompts_hold_the_known_contamination():
-    archives = [SHARED / f"{name}.tar.xz" for name in ("puffin", "webglm")]
-    if not all(archive.exists() for archive in archives):
-        pytest.skip("the published traces are not beside the repository")
     puffin, webglm = (
-        importers.read("moe-beyond-csv", archive, held_out=archive.name == "webglm.tar.xz") for archive in archives
+        importers.read("moe-beyond-csv", shared(f"{name}.tar.xz"), held_out=name == "webglm")
+        for name in ("puffin", "webglm")
     )
     split = split_prompts(concatenate([puffin, webglm]), DEFAULTS)
     assert len(split.prompts("test_out_of_domain")) + len(split.prompts("gate_out_of_domain")) == 50

@@ -12,30 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.formats import importers
-from moe_beyond.traces.schema import Trace
+from tests.traces.random_traces import random_experts
 
 Files = dict[str, bytes]
 TOKENS = ["<｜begin▁of▁sentence｜>", 'Ġ"', '"', ",", "a\n", '""",', "Ġünï"]  # noqa: RUF001 - the tokenizer's own
 # four layers, the first of them dense
-CONFIG = {
-    "model_type": "deepseek_v3",
-    "num_hidden_layers": 4,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "hidden_size": 16,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 4,
-    "torch_dtype": "bfloat16",
-}
+CONFIG: dict[str, Any] = {"model_type": "deepseek_v3", "num_hidden_layers": 4, "first_k_dense_replace": 1}
+CONFIG |= {"n_routed_experts": 8, "num_experts_per_tok": 2, "torch_dtype": "bfloat16"}
+CONFIG |= {"hidden_size": 16, "intermediate_size": 64, "moe_intermediate_size": 4}
 PAPER, SMALL, GPT_OSS = (26, 64, 6), (3, 8, 2), (24, 32, 4)
 
 
-def experts(tokens: int, shape: tuple[int, int, int], seed: int = 0) -> npt.NDArray[np.int16]:
+def experts(tokens: int, shape: tuple[int, int, int], seed: int = 0) -> npt.NDArray[np.int64]:
     """Distinct experts of each token and layer, of a model of so many layers, experts and k."""
     layers, num_experts, top_k = shape
-    every = np.tile(np.arange(num_experts, dtype=np.int16), (tokens, layers, 1))
-    return np.random.default_rng(seed).permuted(every, axis=2)[:, :, :top_k]
+    return random_experts((tokens, layers), num_experts, top_k, seed)
 
 
 def table(rows: list[Any], terminator: str = "\r\n") -> bytes:
@@ -45,7 +36,7 @@ def table(rows: list[Any], terminator: str = "\r\n") -> bytes:
     return buffer.getvalue().encode()
 
 
-def routed(experts_TLK: npt.NDArray[np.int16], tokens: list[str], terminator: str = "\r\n") -> bytes:
+def routed(experts_TLK: npt.NDArray[np.int64], tokens: list[str], terminator: str = "\r\n") -> bytes:
     """A prompt of the paper's."""
     rows = [
         [layer + 1, 0, token, experts_TLK[t, layer].tolist()] for layer in range(26) for t, token in enumerate(tokens)
@@ -53,7 +44,7 @@ def routed(experts_TLK: npt.NDArray[np.int16], tokens: list[str], terminator: st
     return table([["Layer ID", "Batch Number", "Token", "Activated Expert IDs"], *rows], terminator)
 
 
-def predicted(experts_TLK: npt.NDArray[np.int16], named_TLK: npt.NDArray[np.int16]) -> bytes:
+def predicted(experts_TLK: npt.NDArray[np.int64], named_TLK: npt.NDArray[np.int64]) -> bytes:
     """What the paper's predictor named for a prompt."""
     pairs = [
         [np.sort(ids, axis=2)[t, layer].tolist() for ids in (experts_TLK, named_TLK)]
@@ -64,14 +55,14 @@ def predicted(experts_TLK: npt.NDArray[np.int16], named_TLK: npt.NDArray[np.int1
     return table([["Layer ID", "Token", "Activated Expert IDs", "Predicted Expert IDs"], *rows])
 
 
-def scores(sequences: list[npt.NDArray[np.int16]], layer: int) -> bytes:
+def scores(sequences: list[npt.NDArray[np.int64]], layer: int) -> bytes:
     """A layer of ESFT's scores; expert e has the weight 1 / (2 + e)."""
     flat = [sequence[:, layer].reshape(-1).tolist() for sequence in sequences]
     lines = ["\t".join([*map(str, ids), "", *(f"{1 / (2 + expert):.4f}" for expert in ids)]) for ids in flat]
     return ("\n".join(lines) + "\n").encode()
 
 
-def fingerprint() -> dict[str, object]:
+def fingerprint() -> dict[str, Any]:
     """Three prompt tokens, four generated ones, of which the last was never fed back."""
     ids, draw = experts(3, GPT_OSS).tolist(), np.random.default_rng(0)
     weights = np.sort(draw.dirichlet(np.ones(4), (3, 24)))[..., ::-1].tolist()
@@ -107,28 +98,28 @@ ROUTE = "".join(
 )
 
 
-def arrays(**named: object) -> bytes:
+def arrays(**named: Any) -> bytes:
     """An .npz."""
     buffer = io.BytesIO()
-    np.savez(buffer, **named)  # type: ignore[arg-type]
+    np.savez(buffer, **named)
     return buffer.getvalue()
 
 
-def batch(experts_TLK: npt.NDArray[np.int16], *, last_alone: bool = False) -> str:
-    """A batch of llama.cpp's, its last layer for the last token alone if so told."""
+def batch(experts_TLK: npt.NDArray[np.int64], *, last_alone: bool = False) -> str:
+    """A batch of llama.cpp's, its last layer for the last token alone if `last_alone`."""
     parts = [experts_TLK[-1:, 2] if last_alone and layer == 2 else experts_TLK[:, layer] for layer in range(3)]
     return "".join(
         f"{layer + 1},{expert}\n" for layer, part in enumerate(parts) for expert in part.reshape(-1).tolist()
     )
 
 
-_PAPER, _SEQUENCES = experts(3, PAPER), [experts(2, PAPER), experts(3, PAPER, 1)]
+_PAPER, SEQUENCES = experts(3, PAPER), [experts(2, PAPER), experts(3, PAPER, 1)]
 SOURCES: dict[str, Files] = {
     "moe-beyond-csv": {
         "formatted/prompt_1_data_formatted.csv": routed(_PAPER, TOKENS[1:4]),
         "predicted/prompt_1_data_predicted.csv": predicted(_PAPER, _PAPER),
     },
-    "esft": {f"law/expert_weights_{layer + 1}.txt": scores(_SEQUENCES, layer) for layer in range(26)},
+    "esft": {f"law/expert_weights_{layer + 1}.txt": scores(SEQUENCES, layer) for layer in range(26)},
     "gpt-oss-fingerprint": {"x.json": json.dumps(fingerprint()).encode()},
     "bigmoe-route": {"toy.route.csv": (ROUTE_HEAD + ROUTE).encode()},
     "vllm-npz": {
@@ -150,6 +141,6 @@ def write(folder: Path, files: Files) -> Path:
     return folder
 
 
-def read(name: str, folder: Path, files: Files, **how: object) -> Trace:
+def read(name: str, folder: Path, files: Files, **how: Any) -> Any:
     """These files, read as a format."""
-    return importers.read(name, write(folder, files), **how)  # type: ignore[arg-type]
+    return importers.read(name, write(folder, files), **how)

@@ -64,11 +64,8 @@ BROKEN = {
         (cell(0, 3, "Experts"), "row 1: column 'Activated Expert IDs' is missing"),
         (cell(4, 3, "[1, 2, 3, 4, 5, 64]"), "row 5: expert id 64 in Activated Expert IDs"),
         (cell(4, 3, "[1, 2, 3, 4, 5]"), r"row 5: Activated Expert IDs is '\[1, 2, 3, 4, 5\]', " + LIST),
-        (cell(4, 3, "[1, 2, 3, 4, 5, 6, 7]"), f"row 5: .* {LIST}"),
-        (cell(4, 3, "[1, 2, 3, 4, 5, -6]"), f"row 5: .* {LIST}"),
         (cell(4, 3, "[1, 2, 3, 4, 5, 5]"), "row 5: .* a router names an expert once"),
         (cell(4, 3, "[1, 2, 3, 4, 5, 6]\n[1, 2, 3, 4, 5, 6]"), f"row 5: .* {LIST}"),
-        (cell(-1, 3, ""), f"row 79: .* {LIST}"),
         (cell(4, 0, "one"), "row 5: Layer ID is 'one', expected a whole number"),
         (cell(4, 0, "27"), "row 5: Layer ID 27, expected 1 to 26"),
         (cell(4, 0, "3"), "layer 2 has 2 rows, layer 1 has 3"),
@@ -89,12 +86,10 @@ BROKEN = {
     # law/expert_weights_1.txt
     "esft": [
         (sub("\t\t", "\t"), r"row 1: 24 ids, 0 weights"),
-        (sub("\t\t", "\t\t0.1\t"), "row 1: 12 ids, 13 weights"),
         (sub("\t\t", "\t64\t\t"), "row 1: 13 ids, 12 weights"),
         (lambda text: "64\t" + text.partition("\t")[2], "row 1: expert id '64'"),
         (sub("0.", "-0."), "row 1: gate weight '-0."),
         (sub("0.", "x"), "row 1: a gate weight is no number"),
-        (sub("0.", "nan"), "row 1: a gate weight is no number"),
         (
             lambda text: "\n".join(reversed(text.splitlines())),
             "expert_weights_2.txt has row 1 with 2 tokens, layer 1 has 3",
@@ -106,19 +101,15 @@ BROKEN = {
     "gpt-oss-fingerprint": [
         (doc(lambda d: d.pop("full_text")), "'full_text' is missing"),
         (doc(lambda d: d.pop("router_data")), "'router_data' is missing"),
-        (doc(lambda d: d.update(router_data=[])), "'router_data' is missing or no list with elements"),
         (doc(lambda d: d["router_data"].pop(1)), "token_5 follows token_3; positions must be consecutive"),
         (doc(lambda d: d.update(full_text=["a"])), "token_5 has no string in full_text"),
-        (doc(lambda d: d.update(full_text=list(range(9)))), "token_5 has no string in full_text"),
         (doc(lambda d: d["router_data"].append({"x": {}})), "expected 'token_<position>'"),
         (doc(lambda d: d["router_data"].append(7)), "expected one 'token_<position>'"),
         (doc(lambda d: token_4(d).pop("layer_7")), "token_4 has .* expected layer_0 to layer_23"),
         (layer_7(selected_experts=[1, 2, 3]), "token_4, layer_7: expected 4"),
         (layer_7(selected_experts=[1, 2, 3, 32]), "token_4, layer_7: selected_experts"),
-        (layer_7(selected_experts=[1, 2, 3, True]), "token_4, layer_7: selected_experts"),
         (layer_7(selected_experts=[1, 2, 3, 3]), "position 1, layer 7: an expert is listed"),
         (layer_7(selected_probs=[0.5, 0.5, 0, -1]), "token_4, layer_7: selected_probs"),
-        (doc(lambda d: token_4(d).update(layer_7=None)), "token_4, layer_7: expected 4"),
         (lambda text: text[:-300], r"x\.json: not valid JSON"),
     ],
     # toy.route.csv
@@ -135,9 +126,7 @@ BROKEN = {
         (lambda text: text.replace("0,0,0,", "0,1,0,"), "turn 0 has decode before prefill"),
         (sub("0,0,0,1,1,0,", "0,0,0,7,1,0,"), "row 8: layer is 7"),
         (sub("0,0,0,1,1,0,0.25", "0,0,0,1,1,0,nan"), "row 8: weight is 'nan', expected a finite number from 0"),
-        (sub("0,0,0,1,1,0,0.25", "0,0,0,1,1,0,-0.25"), "row 8: weight is '-0.25'"),
         (sub("0,0,0,1,1,0,0.25,0,100\n", ""), "step 0, layer 1: no row for slot 1"),
-        (sub("0,1,2,2,1,1,0.25,0,100\n", ""), "step 2, layer 2: no row for slot 1"),
         (sub("\n0,1,2,", "\n0,1,4,", 9), "turn 0: step 2 is missing"),
         (sub(",slot,", ",place,"), "row 6: column 'slot' is missing"),
     ],
@@ -146,7 +135,6 @@ BROKEN = {
         (lambda text: text.replace("1,", "0,", 1), "row 1: layer is 0, expected a layer with experts"),
         (rows(3), "row 1: the batch that begins here has"),
         (lambda text: "1,8\n" + text.partition("\n")[2], "row 1: expert is 8, expected 0 to 7"),
-        (lambda text: "1,x\n" + text.partition("\n")[2], "row 1: expert is 'x', expected a whole number"),
         (lambda text: "1\n" + text.partition("\n")[2], "row 1: 1 fields, expected 2"),
     ],
 }
@@ -165,62 +153,49 @@ def test_a_broken_rule_is_one_line_that_names_the_file(tmp_path, name, change, m
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("named", "message"),
-    [
-        ({}, "no array 'routed_experts'"),
-        ({"routed_experts": experts(3, SMALL)}, "neither prompt_routed_experts nor prompt_token_ids"),
-        ({"routed_experts": experts(3, SMALL)[:, :, :1]}, "routing of shape .* expected tokens x layers x 2"),
-        ({"routed_experts": experts(3, SMALL)[:, :2]}, "2 layers, config.json has 4 of which 3 have experts"),
-        ({"routed_experts": experts(3, SMALL) - 1}, "-1 is routing that the engine lost"),
-        ({"routed_experts": experts(3, SMALL) + 1}, "the model has 0 to 7"),
-        ({"routed_experts": experts(3, SMALL).astype(float)}, "float64 in C order, expected integers"),
-        ({"routed_experts": np.asfortranarray(experts(3, SMALL))}, "Fortran order, expected integers"),
-        ({"routed_experts": np.array([{}], dtype=object)}, "expected integers"),
-        ({"routed_experts": experts(0, SMALL), "prompt_token_ids": []}, "routing of no tokens|expected integers"),
-        ({"routed_experts": experts(3, SMALL), "prompt_token_ids": [1, 2, 3, 4]}, "seems to hold the answer alone"),
-        (
-            {"routed_experts": experts(3, SMALL), "prompt_token_ids": [1], "token_ids": [1]},
-            "token ids of shape .* for 3",
-        ),
-    ],
-)
+VALID = experts(3, SMALL)
+BROKEN_ARRAYS = [
+    ({}, "no array 'routed_experts'"),
+    ({"routed_experts": VALID}, "neither prompt_routed_experts nor prompt_token_ids"),
+    ({"routed_experts": VALID[:, :, :1]}, "routing of shape .* expected tokens x layers x 2"),
+    ({"routed_experts": VALID[:, :2]}, "2 layers, config.json has 4 of which 3 have experts"),
+    ({"routed_experts": VALID - 1}, "-1 is routing that the engine lost"),
+    ({"routed_experts": VALID.astype(float)}, "float64 in C order, expected integers"),
+    ({"routed_experts": np.asfortranarray(VALID)}, "Fortran order, expected integers"),
+    ({"routed_experts": np.array([{}], dtype=object)}, "expected integers"),
+    ({"routed_experts": VALID[:0], "prompt_token_ids": np.zeros(0, int)}, "routing of no tokens"),
+    ({"routed_experts": VALID, "prompt_token_ids": [1, 2, 3, 4]}, "seems to hold the response alone"),
+    ({"routed_experts": VALID, "prompt_token_ids": [1], "token_ids": [1]}, "token ids of shape .* for 3"),
+]
+
+
+@pytest.mark.parametrize(("named", "message"), BROKEN_ARRAYS)
 def test_a_broken_array_is_one_line(tmp_path, named, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=rf"a\.npz: .*{message}"):
         read("vllm-npz", tmp_path, SOURCES["vllm-npz"] | {"a.npz": arrays(**named)})
-    assert "a.npz" in str(caught.value)
 
 
-def test_files_that_do_not_belong_or_are_missing_are_named(tmp_path):
-    esft, paper = SOURCES["esft"], SOURCES["moe-beyond-csv"]
-    missing = {path: data for path, data in esft.items() if "_4." not in path}
-    gap = predicted(experts(3, PAPER), experts(3, PAPER)).replace(b"1,1,", b"1,2,", 1)
-    other = dict(CONFIG, num_hidden_layers=2)
-    for number, (name, files, message) in enumerate(
-        [
-            ("esft", missing, r"expert_weights_4\.txt is missing"),
-            ("esft", esft | {"law/expert_weights_27.txt": b"0"}, "row 1: 1 ids"),
-            ("esft", esft | {"law/notes.txt": b"x"}, "unexpected name"),
-            ("moe-beyond-csv", {"predicted/p_predicted.csv": gap}, "row 3: position 2 breaks the count"),
-            (
-                "moe-beyond-csv",
-                {path: paper[path] for path in paper if "predicted" in path},
-                "add the folder formatted/",
-            ),
-            (
-                "llamacpp-csv",
-                SOURCES["llamacpp-csv"] | {"config.json": json.dumps(other).encode()},
-                "a model with one MoE layer",
-            ),
-        ]
-    ):
-        with pytest.raises(InputError, match=message):
-            read(name, tmp_path / str(number), files)
-    for files in ({"a.npz": SOURCES["vllm-npz"]["a.npz"]},):
-        read_from = tmp_path / "bare"
-        for source in (read_from, read_from / "a.npz"):
-            with pytest.raises(InputError, match=r"config\.json.* copy the model's there"):
-                read("vllm-npz", read_from, files) if source == read_from else importers.read("vllm-npz", source)
+ESFT, BOTH = SOURCES["esft"], SOURCES["moe-beyond-csv"]
+GAP = predicted(experts(3, PAPER), experts(3, PAPER)).replace(b"1,1,", b"1,2,", 1)
+ONE_LAYER = {"config.json": json.dumps(CONFIG | {"num_hidden_layers": 2}).encode()}
+MISFITS = [
+    ("esft", {path: ESFT[path] for path in ESFT if "_4." not in path}, r"expert_weights_4\.txt is missing"),
+    ("esft", ESFT | {"law/expert_weights_27.txt": b"0"}, "row 1: 1 ids"),
+    ("esft", ESFT | {"law/notes.txt": b"x"}, "unexpected name"),
+    ("moe-beyond-csv", {"predicted/p_predicted.csv": GAP}, "row 3: position 2 breaks the count"),
+    ("moe-beyond-csv", {path: BOTH[path] for path in BOTH if "predicted" in path}, "add the folder formatted/"),
+    ("llamacpp-csv", SOURCES["llamacpp-csv"] | ONE_LAYER, "a model with one MoE layer"),
+    ("vllm-npz", {"a.npz": SOURCES["vllm-npz"]["a.npz"]}, r"config\.json; copy the model's there"),
+]
+
+
+@pytest.mark.parametrize(("name", "files", "message"), MISFITS)
+def test_files_that_do_not_belong_or_are_missing_are_named(tmp_path, name, files, message):
+    with pytest.raises(InputError, match=message):
+        read(name, tmp_path, files)
+    if name == "vllm-npz":
+        with pytest.raises(InputError, match=r"no config\.json beside it; copy the model's there"):
+            importers.read(name, tmp_path / "a.npz")
 
 
 def test_every_format_has_a_valid_source_here(tmp_path):
@@ -254,12 +229,8 @@ def test_any_damage_is_a_trace_or_an_input_error(tmp_path_factory, name, edits, 
     elif instead is not None:
         head = files[first].partition(b"\n")[0] + b"\n" if instead[0] else b""
         files[first] = bytearray(head + instead[1])
+    damaged = {path: bytes(data) for path, data in files.items()}
     try:
-        assert (
-            read(
-                name, tmp_path_factory.mktemp("source"), {path: bytes(data) for path, data in files.items()}
-            ).num_tokens
-            > 0
-        )
+        assert read(name, tmp_path_factory.mktemp("source"), damaged).num_tokens > 0
     except InputError as error:
         assert len(str(error).splitlines()) == 1

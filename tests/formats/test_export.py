@@ -4,14 +4,13 @@ import re
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
 from moe_beyond.formats.describe import describe, describe_path
-from moe_beyond.formats.export import _SHARD_TOKENS, dataset_card, export
+from moe_beyond.formats.export import dataset_card, export
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import TokenTexts
 from tests.traces.random_traces import random_trace
@@ -53,18 +52,11 @@ def test_a_hub_dataset_has_splits_shards_and_a_card_whose_example_works(tmp_path
 
 
 def test_a_long_trace_becomes_several_shards(tmp_path, monkeypatch):
-    assert _SHARD_TOKENS > 1000
     monkeypatch.setattr("moe_beyond.formats.export._SHARD_TOKENS", 10)
     trace = random_trace([4] * 10)
     export("hub", trace, tmp_path / "set")
-    files = sorted((tmp_path / "set").glob("*.parquet"))
-    assert len(files) == 5
-    assert sum(pq.read_metadata(file).num_rows for file in files) == 10
+    assert len(list((tmp_path / "set").glob("*.parquet"))) == 5
     assert_same(store.read_parquet(tmp_path / "set"), trace)
-
-
-def test_a_known_licence_has_the_hub_s_name():
-    trace = random_trace([3])
     for licence, name in (("Apache-2.0", "apache-2.0"), ("MIT", "mit"), ("none stated", "other")):
         licensed = replace(trace, metadata=trace.metadata.model_copy(update={"licence": licence}))
         assert yaml.safe_load(dataset_card(licensed).split("---\n")[1])["license"] == name
@@ -81,7 +73,7 @@ def test_the_paper_s_csvs_round_trip(tmp_path):
     np.testing.assert_array_equal(again.experts_TLK, trace.experts_TLK)
 
 
-def test_what_cannot_be_exported_is_said(tmp_path):
+def test_what_cannot_be_exported_is_refused(tmp_path):
     trace = random_trace([3, 5])
     with pytest.raises(InputError, match="neither token strings nor ids"):
         export("moe-beyond-csv", trace, tmp_path / "set")

@@ -14,6 +14,7 @@ from tests.formats.cases import (
     PAPER,
     ROUTE,
     ROUTE_HEAD,
+    SEQUENCES,
     SMALL,
     SOURCES,
     TOKENS,
@@ -24,7 +25,6 @@ from tests.formats.cases import (
     predicted,
     read,
     routed,
-    scores,
 )
 from tests.phone_traces import shared
 
@@ -43,18 +43,13 @@ BESIDE = {"config.json": json.dumps(CONFIG).encode()}
 def test_the_papers_tokens_survive_with_quotes_commas_and_line_breaks(tmp_path, terminator, bom, tokens):
     ids = experts(len(tokens), PAPER)
     trace = read("moe-beyond-csv", tmp_path / "puffin", {"prompt_3_data.csv": bom + routed(ids, tokens, terminator)})
-    assert trace.token_texts is not None
     assert trace.token_texts.decode() == tokens
     np.testing.assert_array_equal(trace.experts_TLK, ids)
     assert trace.prompt_ids == ("puffin/prompt_3",)
     assert trace.is_prefill_T.all()
-
-
-def test_an_unquoted_lone_quote_inside_a_token_is_text(tmp_path):
-    data = routed(experts(1, PAPER), ["QUOTE"]).replace(b"QUOTE", 'Ġ"'.encode())
-    texts = read("moe-beyond-csv", tmp_path, {"p_data.csv": data}).token_texts
-    assert texts is not None
-    assert texts.decode() == ['Ġ"']
+    # a lone quote inside an unquoted token is text
+    data = routed(ids[:1], ["QUOTE"]).replace(b"QUOTE", 'Ġ"'.encode())
+    assert read("moe-beyond-csv", tmp_path / "unquoted", {"p_data.csv": data}).token_texts.decode() == ['Ġ"']
 
 
 def test_prompts_come_in_order_of_their_numbers_and_privacy_drops_what_it_says(tmp_path):
@@ -87,30 +82,25 @@ def test_predictions_find_their_prompt_by_routing_and_of_equal_ones_by_number(tm
 
 
 def test_esfts_sequences_become_prompts_of_their_task(tmp_path):
-    sequences = [experts(2, PAPER), experts(3, PAPER, 1)]
-    files = {f"law/expert_weights_{layer + 1}.txt": scores(sequences, layer) for layer in range(26)}
-    trace = read("esft", tmp_path, files)
+    trace = read("esft", tmp_path, SOURCES["esft"])
     assert (trace.prompt_ids, trace.domains) == (("law/sequence_0", "law/sequence_1"), ("law", "law"))
     assert trace.num_prefill_P.tolist() == [2, 3]
-    np.testing.assert_array_equal(trace.experts_TLK, np.concatenate(sequences))
-    assert trace.weights_TLK is not None
+    np.testing.assert_array_equal(trace.experts_TLK, np.concatenate(SEQUENCES))
     np.testing.assert_allclose(trace.weights_TLK, 1 / (2 + trace.experts_TLK.astype(np.float64)), atol=1e-4)
 
 
 def test_a_fingerprint_is_decode_with_its_strings(tmp_path):
-    document = fingerprint()
     trace = read("gpt-oss-fingerprint", tmp_path, SOURCES["gpt-oss-fingerprint"])
     assert (trace.num_tokens, trace.domains, trace.prompt_ids) == (3, ("mmlu",), ("x",))
     assert not trace.is_prefill_T.any()
-    assert trace.token_texts is not None
     assert trace.token_texts.decode() == ["D", "E", "F"]
     np.testing.assert_array_equal(trace.experts_TLK, experts(3, GPT_OSS))
-    last = document["router_data"][2]["token_5"]["layer_23"]  # type: ignore[index]
-    np.testing.assert_allclose(trace.weights_TLK[2, 23], last["selected_probs"], rtol=1e-3)  # type: ignore[index]
+    last = fingerprint()["router_data"][2]["token_5"]["layer_23"]
+    np.testing.assert_allclose(trace.weights_TLK[2, 23], last["selected_probs"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_wants_nothing_new(tmp_path, packed):
+def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_adds_nothing(tmp_path, packed):
     text = (ROUTE_HEAD + ROUTE + "\n".join("1" + line[1:] for line in ROUTE.splitlines())).encode()
     name = "toy.route.csv.gz" if packed else "toy.route.csv"
     trace = read("bigmoe-route", tmp_path, {name: gzip.compress(text) if packed else text})
@@ -121,11 +111,10 @@ def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_wants_nothing_
     assert trace.num_prefill_P.tolist() == [2, 2]
     assert trace.experts_TLK[:3, 0].tolist() == [[3, 0], [1, 2], [0, 1]]
     assert trace.experts_TLK[:2, 1].tolist() == [[2, 3], [2, 3]]
-    assert trace.weights_TLK is not None
     assert trace.weights_TLK[[0, 2], 1].tolist() == [[0, 0], [0.75, 0.25]]
 
 
-def test_vllms_prompt_and_answer_apart(tmp_path):
+def test_vllms_prompt_and_response_apart(tmp_path):
     files = {
         f"{number}.npz": arrays(
             prompt_routed_experts=experts(3, SMALL, number),
@@ -140,7 +129,6 @@ def test_vllms_prompt_and_answer_apart(tmp_path):
     assert trace.num_prefill_P.tolist() == [3, 3]
     assert trace.metadata.layer_numbers == (1, 2, 3)
     np.testing.assert_array_equal(trace.experts_TLK[5:8], experts(3, SMALL, 10))
-    assert trace.token_ids_T is not None
     assert trace.token_ids_T[:5].tolist() == [7, 8, 9, 5, 6]
     assert importers.read("vllm-npz", tmp_path / "run", privacy="ids").token_ids_T is not None
     assert importers.read("vllm-npz", tmp_path / "run", privacy="routing").token_ids_T is None
@@ -163,7 +151,7 @@ def test_llamacpps_batches_become_prefill_and_decode(tmp_path, header):
     assert trace.num_prefill_P.tolist() == [5]
     np.testing.assert_array_equal(trace.experts_TLK[3:], ids[3:])
     np.testing.assert_array_equal(trace.experts_TLK[:3, :2], ids[:3, :2])
-    # a last layer for the last token alone wants nothing new
+    # a last layer for the last token alone adds nothing
     np.testing.assert_array_equal(trace.experts_TLK[:3, 2], np.broadcast_to(ids[2, 2], (3, 2)))
 
 
@@ -189,12 +177,9 @@ def test_published_archives_give_the_published_counts(name, archive, expected):
     assert (trace.predicted_TLK is not None) == ("webglm" in archive)
 
 
-def test_an_unknown_format_lists_the_known_ones(tmp_path):
+def test_an_unknown_format_and_two_files_for_one_prompt_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"unknown trace format 'cvs'; expected one of .*moe-beyond-csv"):
         importers.read("cvs", tmp_path)
-
-
-def test_of_two_files_for_one_prompt_neither_is_taken(tmp_path):
     files = {f"{folder}/prompt_1_data.csv": routed(experts(1, PAPER), ["a"]) for folder in "ab"}
     with pytest.raises(InputError, match="two files for prompt"):
         read("moe-beyond-csv", tmp_path, files)

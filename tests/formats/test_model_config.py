@@ -32,9 +32,9 @@ def shape_of(config):
     ],
 )
 def test_families_and_precisions(config, layers, expert_bytes):
-    shape = shape_of(config)
-    assert (shape.num_experts, shape.top_k) == (8, 2)
-    assert (shape.moe_layers, shape.expert_bytes) == (layers, expert_bytes)
+    shape, num_layers = shape_of(config)
+    assert (shape.num_experts, shape.top_k, num_layers) == (8, 2, 4)
+    assert (shape.layer_numbers, set(shape.expert_bytes)) == (layers, {expert_bytes})
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,7 @@ def test_a_link_in_an_archive_is_refused(tmp_path):
 
 
 def test_empty_file_empty_folder_and_missing_source_are_named(tmp_path):
-    (tmp_path / "empty.csv").touch()
-    (tmp_path / "nothing").mkdir()
+    write(tmp_path, {"empty.csv": b"", "nothing/notes.txt": b""})
     for source, message in (
         (tmp_path, r"empty\.csv: the file is empty \(0 bytes\)"),
         (tmp_path / "nothing", r"holds no file named \*\.csv"),

@@ -34,7 +34,7 @@ def test_layer_by_layer_equals_all_layers_at_once(layers, horizon, reach):
     with torch.no_grad():
         whole = step.all_layers(experts, logits, context)
         assert whole.shape == (horizon, 5, layers, shape.num_experts)
-        evidence = step.empty_evidence(5)
+        evidence = torch.zeros(5, reach, shape.num_experts)
         for layer in range(layers):
             ahead, context, evidence = step(torch.tensor([layer]), experts[:, layer], logits, context, evidence)
             for h in range(min(horizon, layers - 1 - layer)):

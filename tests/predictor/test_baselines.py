@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from moe_beyond.predictor.baselines import (
     fit_baselines,
 )
 from moe_beyond.predictor.recall import most_probable
+from moe_beyond.traces.schema import expert_counts_LE
 from tests.traces_of_chance import chance_trace
 
 
@@ -37,46 +40,37 @@ def test_previous_token_repeats_within_a_prompt_only():
     trace = chance_trace(5)
     probabilities = PreviousToken.fit(trace).probabilities_TLE(trace)
     named = np.sort(np.argsort(-probabilities, axis=-1, kind="stable")[..., :2], axis=-1)
-    for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
+    for start, end in pairwise(trace.prompt_offsets):
         assert np.array_equal(named[start + 1 : end], np.sort(trace.experts_TLK[start : end - 1], axis=-1))
         assert np.array_equal(probabilities[start], Popularity.fit(trace).popularity_LE / 2)
 
 
-def test_moe_infinity_said_with_the_stored_prompt_that_a_plain_search_finds():
+def test_moe_infinity_predicts_with_the_stored_prompt_that_a_plain_search_finds(monkeypatch):
     train, trace = chance_trace(12, seed=1), chance_trace(3, seed=2, name="t")
     ours = MoeInfinity.fit(train)
-    said = ours.probabilities_TLE(trace)
+    predicted = ours.probabilities_TLE(trace)
 
-    def counts(start, end, source):
-        found = np.zeros((3, 16))
-        for token in source.experts_TLK[start:end]:
-            for layer in range(3):
-                found[layer, token[layer]] += 1
-        return found
+    def counts(source, start, end):
+        return expert_counts_LE(source.experts_TLK[start:end], 16).astype(float)
 
-    stored = [counts(train.prompt_offsets[p], train.prompt_offsets[p + 1], train) for p in range(12)]
-    for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
+    stored = [counts(train, *bounds) for bounds in pairwise(train.prompt_offsets)]
+    for start, end in pairwise(trace.prompt_offsets):
         for token in range(start + 1, end):
-            now = counts(start, token, trace)
+            now = counts(trace, start, token)
             cosines = [
                 [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(now, m, strict=True)] for m in stored
             ]
             best = int(np.argmax(np.mean(cosines, axis=1)))
-            tokens = train.prompt_offsets[best + 1] - train.prompt_offsets[best]
-            assert said[token] == pytest.approx(stored[best] / tokens)
-        assert said[start] == pytest.approx(ours.share_NLE.mean(axis=0))
-
-
-def test_moe_infinity_keeps_a_thousand_prompts_at_most(monkeypatch):
+            assert predicted[token] == pytest.approx(stored[best] / np.diff(train.prompt_offsets)[best])
+        assert predicted[start] == pytest.approx(ours.share_NLE.mean(axis=0))
     monkeypatch.setattr(MoeInfinity, "CAPACITY", 5)
-    assert len(MoeInfinity.fit(chance_trace(8)).share_NLE) == 5
+    assert len(MoeInfinity.fit(train).share_NLE) == 5
 
 
 def test_the_one_cluster_form_is_the_papers_mean_of_nine_prompts():
     train, trace = chance_trace(30, seed=1), chance_trace(3, seed=2, name="t")
     named = most_probable(OneClusterMoeInfinity.fit(train).probabilities_TLE(trace), 2)
-    layers = train.select(np.arange(9)).experts_TLK.transpose(1, 0, 2)
-    counts_LE = np.stack([np.bincount(layer_TK.ravel(), minlength=16) for layer_TK in layers])
+    counts_LE = expert_counts_LE(train.experts_TLK[: train.prompt_offsets[9]], 16)
     assert np.array_equal(named[-1], np.argsort(-counts_LE, axis=1, kind="stable")[:, :2])
 
 

@@ -1,6 +1,7 @@
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,27 @@ from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor import latency
 from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.graph_file import METADATA_KEY, STEPS, GraphFile, graph_file
-from moe_beyond.predictor.runtime import GRAPH_FILE, TRAINING_PROMPTS, OnnxPredictor
+from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
 from tests.traces_of_chance import chance_trace
 
 FILES = {graph_file(step, "fp32"): step for step in STEPS} | {graph_file(step, "int8"): step for step in STEPS}
 
 
 def copied(exported, tmp_path):
-    for path in exported[0].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
+    return shutil.copytree(exported[0], tmp_path, dirs_exist_ok=True)
 
 
-def test_export_measures_parity_and_size_of_both_steps(exported):
+def test_export_measures_parity_size_and_a_charge_that_is_never_below_what_was_measured(exported, fitted):
     directory, found = exported
     assert {path.name for path in directory.iterdir()} <= {*FILES, latency.FILE, TRAINING_PROMPTS}
     for step in STEPS:
         assert found.metrics[f"{step}_parity_error"] < 1e-4
         assert found.metrics[f"{step}_bytes"] == (directory / graph_file(step)).stat().st_size
-
-
-def test_what_is_charged_travels_with_the_predictor_and_is_never_below_what_was_measured(exported, fitted):
-    directory, found = exported
     charge = OnnxPredictor(directory).charge
     assert charge == found.charged
     line = latency.modelled(fitted.checkpoint.network.shape)
-    for name in ("token_step_ms", "layer_step_ms", "table_ms"):
-        assert getattr(charge, name) >= max(getattr(found.measured, name), getattr(line, name)) > 0
+    for ms, measured_ms, line_ms in zip(*map(astuple, (charge, found.measured, line)), strict=True):
+        assert ms >= max(measured_ms, line_ms) > 0
 
 
 def test_batch_and_stream_equal_pytorch(exported, fitted, validation_trace):
@@ -56,63 +51,54 @@ def test_batch_and_stream_equal_pytorch(exported, fitted, validation_trace):
         assert np.allclose(stream.step(text, previous), expected_TLE[t], atol=1e-5)
         previous = prompt.experts_TLK[t]
         for layer in range(2):
-            answer_HE = stream.layer_step(layer, previous[layer])
-            assert answer_HE.shape == (predictor.horizon, 16)
-            for h in range(predictor.horizon):
-                if layer + 1 + h < 3:
-                    assert np.allclose(answer_HE[h], expected_HTLE[h, t, layer + 1 + h], atol=1e-5)
-                else:
-                    assert not answer_HE[h].any()
+            expected_HE = np.zeros((predictor.horizon, 16))
+            for h in range(min(predictor.horizon, 2 - layer)):
+                expected_HE[h] = expected_HTLE[h, t, layer + 1 + h]
+            assert np.allclose(stream.layer_step(layer, previous[layer]), expected_HE, atol=1e-5)
 
 
-def test_no_layer_is_told_its_own_routing_or_that_of_a_layer_after_what_its_horizon_knows(exported, validation_trace):
+def test_no_layer_sees_its_own_routing_or_that_of_a_layer_within_its_horizon(exported, validation_trace):
     predictor = OnnxPredictor(exported[0])
     before = predictor.layer_probabilities_HTLE(validation_trace)
     experts = validation_trace.experts_TLK.copy()
     last = validation_trace.num_tokens - 1
     experts[last, 1] = (experts[last, 1] + 1) % 16
     changed = replace(validation_trace, experts_TLK=experts)
-    # the token step knows no routing of the token at all
+    # the token step sees no routing of the token at all
     assert np.array_equal(predictor.probabilities_TLE(changed), predictor.probabilities_TLE(validation_trace))
     after = predictor.layer_probabilities_HTLE(changed)
     changed_HL = (before != after)[:, last].any(axis=-1)
-    # only layer 2, one layer ahead, may know what layer 1 chose
+    # only layer 2, one layer ahead, may depend on what layer 1 chose
     assert np.argwhere(changed_HL).tolist() == [[0, 2]]
     assert np.array_equal(before[:, :last], after[:, :last])
 
 
 def test_the_graphs_take_prompts_and_tokens_in_batches(exported, validation_trace):
-    directory = exported[0]
-    predictor = OnnxPredictor(directory)
-    token, layer = (GraphFile(directory / graph_file(step), step, 1) for step in STEPS)
+    predictor = OnnxPredictor(exported[0])
+    token = GraphFile(exported[0] / graph_file("token_step"), "token_step", 1)
     prompts = [validation_trace.select(np.array([p])) for p in (0, 1)]
     features = [token_features(prompt, predictor.encoder) for prompt in prompts]
-    keys, values = predictor.empty_state()
+    names = {"tokens": "tokens_T", "letters": "letters_TG", "previous_experts": "previous_TLM"}
     inputs: dict[str, Any] = {
-        "tokens": np.stack([x.tokens_T[:5] for x in features]),
-        "letters": np.stack([x.letters_TG[:5] for x in features]),
-        "previous_experts": np.stack([x.previous_TLM[:5] for x in features]),
-        "keys": np.repeat(keys, 2, axis=0),
-        "values": np.repeat(values, 2, axis=0),
+        name: np.stack([getattr(x, field)[:5] for x in features]) for name, field in names.items()
     }
-    logits_BTLE, _, _, context_BTW = token.run(inputs)
-    for prompt, logits_TLE in zip(prompts, logits_BTLE, strict=True):
-        assert np.allclose(logits_TLE, predictor.logits_TLE(prompt)[:5], atol=1e-5)
-    experts_BLK = np.stack([prompt.experts_TLK[4].astype(np.int64) for prompt in prompts])
+    keys, values = (np.repeat(state, 2, axis=0) for state in predictor.empty_state())
+    logits_BTLE, _, _, context_BTW = token.run(inputs | {"keys": keys, "values": values})
+    experts_BK = np.stack([prompt.experts_TLK[4, 0].astype(np.int64) for prompt in prompts])
     state = predictor.layer_state(logits_BTLE[:, 4], context_BTW[:, 4])
-    together, _ = predictor.run_layer(0, experts_BLK[:, 0], state)
+    together, _ = predictor.run_layer(0, experts_BK, state)
     for b, prompt in enumerate(prompts):
-        assert np.allclose(together[b, 0], predictor.layer_logits_HTLE(prompt)[0, 4, 1], atol=1e-5)
-    assert layer.description["fit"] == token.description["fit"]
+        alone_TLE, alone_HTLE = predictor.both_logits(prompt)
+        assert np.allclose(logits_BTLE[b], alone_TLE[:5], atol=1e-5)
+        assert np.allclose(together[b, 0], alone_HTLE[0, 4, 1], atol=1e-5)
 
 
-def test_prompts_do_not_touch_each_other(exported, validation_trace):
+def test_prompts_are_independent_of_each_other(exported, validation_trace):
     predictor = OnnxPredictor(exported[0])
     start, end = validation_trace.prompt_offsets[4:6]
-    alone = validation_trace.select(np.array([4]))
-    for method in ("probabilities_TLE", "layer_probabilities_HTLE"):
-        together = getattr(predictor, method)(validation_trace)
-        assert np.allclose(together[..., start:end, :, :], getattr(predictor, method)(alone), atol=1e-6)
+    alone = predictor.both_logits(validation_trace.select(np.array([4])))
+    for one, together in zip(alone, predictor.both_logits(validation_trace), strict=True):
+        assert np.allclose(together[..., start:end, :, :], one, atol=1e-5)
 
 
 @pytest.mark.parametrize("step", ["token_step", "layer_step"])
@@ -123,19 +109,14 @@ def test_a_wrong_graph_is_noticed_and_refused(exported, fitted, validation_trace
     weight = next(x for x in model.graph.initializer if x.name == name)
     weight.raw_data = (onnx.numpy_helper.to_array(weight) + 1).astype(np.float32).tobytes()
     onnx.save(model, path)
-    errors = parity(fitted.checkpoint, tmp_path, validation_trace, 20)
-    assert dict(zip(STEPS, errors, strict=True))[step] > 0.005
+    assert parity(fitted.checkpoint, tmp_path, validation_trace, 20)[step] > 0.005
     with pytest.raises(InputError, match="do not ship this graph"):
         require_parity(fitted.checkpoint, tmp_path, validation_trace, ExportSettings(parity_tokens=20))
 
 
 def redescribed(**changes):
     """Other metadata in a file."""
-
-    def change(path):
-        describe(path, GraphFile(path, FILES[path.name], 1).description | changes)
-
-    return change
+    return lambda path: describe(path, GraphFile(path, FILES[path.name], 1).description | changes)
 
 
 def bare(path):
@@ -144,23 +125,23 @@ def bare(path):
     onnx.save(model, path)
 
 
-@pytest.mark.parametrize(
-    ("step", "change", "message"),
-    [
-        ("token_step", Path.unlink, "run the export stage first"),
-        ("token_step", lambda path: path.write_bytes(b"no protobuf"), "not an ONNX file"),
-        ("token_step", bare, "no 'moe_beyond' metadata"),
-        ("token_step", redescribed(format_version=99), "newer than this release"),
-        ("token_step", redescribed(format_version=1), "of an older release"),
-        ("layer_step", redescribed(fit="another"), r"from another fit than token_step\.onnx"),
-        (
-            "layer_step",
-            lambda path: path.write_bytes((path.parent / GRAPH_FILE).read_bytes()),
-            "expected the layer_step",
-        ),
-        ("layer_step", Path.unlink, r"layer_step.onnx: no such file; run the export stage first"),
-    ],
-)
+def token_step(path):
+    path.write_bytes((path.parent / graph_file("token_step")).read_bytes())
+
+
+NO_PREDICTOR = [
+    ("token_step", Path.unlink, "run the export stage first"),
+    ("token_step", lambda path: path.write_bytes(b"no protobuf"), "not an ONNX file"),
+    ("token_step", bare, "no 'moe_beyond' metadata"),
+    ("token_step", redescribed(format_version=99), "newer than this release"),
+    ("token_step", redescribed(format_version=1), "of an older release"),
+    ("layer_step", redescribed(fit="another"), r"from another fit than token_step\.onnx"),
+    ("layer_step", token_step, "expected the layer_step"),
+    ("layer_step", Path.unlink, r"layer_step.onnx: no such file; run the export stage first"),
+]
+
+
+@pytest.mark.parametrize(("step", "change", "message"), NO_PREDICTOR)
 def test_files_that_are_no_predictor_or_not_of_one_fit_are_refused(exported, tmp_path, step, change, message):
     change(copied(exported, tmp_path) / graph_file(step))
     with pytest.raises(InputError, match=message):
@@ -198,13 +179,11 @@ def test_routing_or_a_state_of_the_wrong_shape_and_layers_out_of_order_are_refus
     refused(r"keys has shape \(1, 1, 0, 4\), expected", stream.step, "word", None)
 
 
-def test_the_files_say_nothing_of_the_machine_and_all_that_a_runtime_needs(exported):
+def test_the_files_hold_nothing_of_the_machine_and_all_that_a_runtime_needs(exported):
     for file in set(FILES) & {path.name for path in exported[0].iterdir()}:
         model = onnx.load(exported[0] / file)
         assert [x.key for x in model.metadata_props] == [METADATA_KEY]
-        for node in model.graph.node:
-            assert not node.metadata_props
-            assert not node.doc_string
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
         description = GraphFile(exported[0] / file, FILES[file], 1).description
         assert {"layer_numbers", "num_experts", "top_k", "horizon", "window", "features"} <= set(description)
 

@@ -1,4 +1,4 @@
-"""A fit as its own program, in as many processes as asked: rank 0 writes what came out, each rank what it saw.
+"""A fit as its own program, in a given number of processes: rank 0 writes the metrics, each rank the windows it saw.
 
 python tests/training/ddp_case.py FOLDER DEVICES
 """

@@ -5,7 +5,7 @@ import torch
 
 from moe_beyond.data.features import token_features
 from moe_beyond.data.tokens import TokenEncoder
-from moe_beyond.training.datamodule import Collate, LengthBatches, RoutingData, WindowDataset
+from moe_beyond.training.datamodule import Collate, RoutingData, WindowDataset
 from tests.traces_of_chance import chance_trace
 
 
@@ -18,15 +18,6 @@ def test_windows_cover_every_token_once_and_cross_no_prompt():
         assert all(end - start <= 8 for start, end in windows)
         inner = set(trace.prompt_offsets.tolist())
         assert not [t for start, end in windows for t in range(start + 1, end) if t in inner]
-
-
-def test_batches_hold_every_window_once():
-    trace = chance_trace(50)
-    windows = WindowDataset(trace, 16).windows
-    batches = list(LengthBatches(windows, 4, np.random.default_rng(0)))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(windows)))
-    assert len(batches) == len(LengthBatches(windows, 4, np.random.default_rng(0)))
-    assert max(map(len, batches)) == 4
 
 
 def test_padding_is_marked_and_content_is_the_traces():

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.training.settings import TrainSettings
-from moe_beyond.training.size import Size
-from moe_beyond.tuning.candidates import charged, draw, parts
+from moe_beyond.tuning.candidates import charged, draw
 from moe_beyond.tuning.settings import SearchSpace, TuneSettings
 from tests.traces_of_chance import chance_trace
 
@@ -44,15 +43,9 @@ def test_a_sample_fills_the_space_and_follows_the_seed():
     assert len({tuple(keys(draw(settings, TRAIN, TRACED, seed))) for seed in range(9)}) > 5
 
 
-def test_a_latency_that_no_candidate_keeps_names_the_parameter():
+def test_a_limit_that_no_candidate_meets_names_the_parameter():
     with pytest.raises(InputError, match=r"tune.max_latency_ms: 0.001 ms, but the fastest candidate is charged 0.\d+"):
         draw(TuneSettings(space=SPACE, max_latency_ms=0.001), TRAIN, TRACED, 1)
-
-
-def test_a_candidate_is_a_size_and_parameters_of_the_fit():
-    size, settings = parts({"width": 16, "depth": 1, "heads": 2, "window": 16, "dropout": 0.5}, TRAIN)
-    assert size == Size(16, 1, 2)
-    assert settings == TRAIN.model_copy(update={"window": 16, "dropout": 0.5})
 
 
 def test_candidates_of_an_earlier_search_come_first_and_the_fastest_of_them_before(tmp_path):
@@ -69,14 +62,14 @@ def test_candidates_of_an_earlier_search_come_first_and_the_fastest_of_them_befo
     assert keys(one) == keys(drawn)[:1]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "trials.csv: No such file.*; give a copy of an earlier trials.csv"),
-        ("width,depth,heads\n8,1,1\n", "ms_per_token.*; give a copy of an earlier trials.csv"),
-        ("width,depth,heads,ms_per_token\n7,1,1,3\n", "holds no feasible candidate of tune.space"),
-    ],
-)
+NO_WARM_START = [
+    (None, "trials.csv: No such file.*; give a copy of an earlier trials.csv"),
+    ("width,depth,heads\n8,1,1\n", "ms_per_token.*; give a copy of an earlier trials.csv"),
+    ("width,depth,heads,ms_per_token\n7,1,1,3\n", "holds no feasible candidate of tune.space"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), NO_WARM_START)
 def test_a_warm_start_that_holds_nothing_is_refused(tmp_path, text, message):
     path = tmp_path / "trials.csv"
     if text is not None:
@@ -85,15 +78,17 @@ def test_a_warm_start_that_holds_nothing_is_refused(tmp_path, text, message):
         draw(TuneSettings(space=SPACE, warm_start=str(path)), TRAIN, TRACED, 1)
 
 
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        ({"winow": (8,)}, "train.winow is not a parameter of train that can be searched"),
-        ({"epochs": (1, 2)}, "train.epochs is not a parameter of train that can be searched"),
-        ({"window": (4,)}, "train.window: Input should be greater than or equal to 8 .found 4."),
-        ({"window": ()}, "train.window: no value to try"),
-    ],
-)
-def test_a_space_that_train_does_not_take_is_refused(train, message):
+NO_SPACE = [
+    ({"train": {"winow": (8,)}}, "train.winow is not a parameter of train that can be searched"),
+    ({"train": {"epochs": (1, 2)}}, "train.epochs is not a parameter of train that can be searched"),
+    ({"train": {"window": (4,)}}, "train.window: Input should be greater than or equal to 8 .found 4."),
+    ({"train": {"window": ()}}, "train.window: no value to try"),
+    ({"width": (0,)}, "must be at least 1"),
+    ({"width": (9,)}, "width 9 is not divisible by 2 heads"),
+]
+
+
+@pytest.mark.parametrize(("space", "message"), NO_SPACE)
+def test_an_impossible_space_is_refused(space, message):
     with pytest.raises(ValueError, match=message):
-        SearchSpace(train=train)
+        SearchSpace(**space)

@@ -15,7 +15,7 @@ FREE, SLOW = Latency(0.0, 0.0, 0.0), Latency(3.0, 100.0, 0.0)
 
 
 class Oracle:
-    """Knows what comes, or its very opposite."""
+    """Predicts what comes, or its very opposite."""
 
     name = "oracle"
 
@@ -24,15 +24,15 @@ class Oracle:
 
     def probabilities_TLE(self, trace):
         shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
-        known_TLE = np.full(shape, 0.0 if self.right else 1.0, np.float32)
-        np.put_along_axis(known_TLE, trace.experts_TLK.astype(np.int64), 1.0 if self.right else 0.0, axis=2)
-        return known_TLE
+        score_TLE = np.full(shape, 0.0 if self.right else 1.0, np.float32)
+        np.put_along_axis(score_TLE, trace.experts_TLK.astype(np.int64), 1.0 if self.right else 0.0, axis=2)
+        return score_TLE
 
     def layer_probabilities_HTLE(self, trace):
         return self.probabilities_TLE(trace)[None]
 
 
-def test_time_per_token_falls_with_what_a_predictor_knows_and_rises_with_its_own_time():
+def test_time_per_token_falls_with_recall_and_rises_with_its_own_time():
     bench = bench_of(chance_trace(6, seed=4), tune_settings(capacity=0.4), SimulateSettings(lookahead_layers=2))
     good, bad = (bench.payoff(Oracle(right), FREE) for right in (True, False))
     assert good.ms_per_token < bench.on_demand_ms() < bad.ms_per_token
@@ -53,6 +53,6 @@ def test_prompts_without_decode_have_no_time_per_token():
         bench_of(trace, tune_settings(device="abacus"), SimulateSettings())
 
 
-def test_only_as_many_tokens_as_wanted_are_replayed():
+def test_no_more_tokens_than_the_parameter_allows_are_replayed():
     bench = bench_of(chance_trace(40, seed=4), tune_settings(replay_tokens=100), SimulateSettings())
     assert 100 <= bench.trace.num_tokens < 140

@@ -1,4 +1,4 @@
-"""The same files come out of a search whoever works on it, and whatever is killed."""
+"""A search writes the same files with any number of workers, and whatever is killed."""
 
 import json
 from contextlib import nullcontext
@@ -59,10 +59,15 @@ def test_a_search_of_two_workers_that_is_killed_ends_as_that_of_one(root, tmp_pa
     assert len(expected.epochs) == 12
 
 
-def test_a_candidate_that_lost_its_workers_is_refused_and_not_passed_over(root, tmp_path, monkeypatch):
+def test_a_candidate_that_lost_its_workers_is_refused_and_only_a_shared_study_can_be_joined(
+    root, tmp_path, monkeypatch
+):
+    inputs, place = inputs_of(root), StudyPlace.of(None, "study", tmp_path)
+    with pytest.raises(InputError, match="a file is not shared; set OPTUNA_STORAGE"):
+        join(inputs, place, tmp_path)
     monkeypatch.setattr(search_module, "_workers", lambda *_: nullcontext(lambda: None))
     with pytest.raises(InputError, match=r"4 of 4 candidates lost their worker .*width 8, depth 1, heads 1"):
-        search(inputs_of(root), StudyPlace.of(None, "study", tmp_path), tmp_path)
+        search(inputs, place, tmp_path)
 
 
 def test_a_candidate_that_cannot_be_fitted_fails_with_the_reason(root, tmp_path, monkeypatch):
@@ -76,11 +81,6 @@ def test_a_candidate_that_cannot_be_fitted_fails_with_the_reason(root, tmp_path,
     assert result.best["width"] == 8
     assert result.trials.filter(width=16)["state"].unique().to_list() == ["failed"]
     assert result.trials.filter(width=16)["reason"].unique().to_list() == ["train: loss is nan at step 3"]
-
-
-def test_only_a_shared_study_can_be_joined(root, tmp_path):
-    with pytest.raises(InputError, match="a file is not shared; set OPTUNA_STORAGE"):
-        join(inputs_of(root), StudyPlace.of(None, "study", tmp_path), tmp_path)
 
 
 def test_inputs_that_decide_the_outcome_make_the_name_and_others_do_not(root):

@@ -1,9 +1,10 @@
-"""Workers share a study: each candidate is tried to its end once, whoever is killed."""
+"""Workers share a study: each candidate is tried to its end once, whichever worker is killed."""
 
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy
@@ -35,7 +36,7 @@ def begun(place):
 
 
 def silence(folder):
-    """Let every heartbeat be of long ago, as those of a killed worker will be."""
+    """Date every heartbeat far back, as if all workers had been killed."""
     with sqlite3.connect(folder / "study.db") as connection:
         connection.execute("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
 
@@ -63,14 +64,9 @@ def test_a_search_that_is_started_again_tries_only_what_is_missing(place):
     study._tell(study._claim(), OUTCOMES[0])
     study._tell(study._claim(), failed)
     study._claim()  # and killed
-    again, tried = begun(place), []
-
-    def measure(index, candidate):
-        tried.append((index, candidate))
-        return OUTCOMES[index]
-
-    again.work(measure)
-    assert sorted(tried) == list(enumerate(CANDIDATES))[2:]
+    measure = Mock(side_effect=lambda index, _: OUTCOMES[index])
+    begun(place).work(measure)
+    assert sorted(call.args for call in measure.call_args_list) == list(enumerate(CANDIDATES))[2:]
     assert place.open().tried() == OUTCOMES | {1: failed}
 
 
@@ -87,7 +83,7 @@ def test_a_candidate_whose_worker_is_killed_each_time_waits_for_the_next_search(
     assert begun(place)._claim().user_attrs["candidate"] == 0
 
 
-def test_a_worker_that_was_thought_dead_changes_nothing(place, folder):
+def test_a_worker_without_heartbeat_that_comes_back_changes_nothing(place, folder):
     study = begun(place)
     sleeper = study._claim()
     silence(folder)
@@ -102,16 +98,10 @@ def test_a_study_that_is_not_begun_cannot_be_joined(place):
 
 
 def test_calls_wait_for_a_storage_that_is_away_but_not_forever(monkeypatch):
-    away = [sqlalchemy.exc.OperationalError("select", {}, ConnectionError("refused"))] * 3
-
-    def call():
-        if away:
-            raise away.pop()
-        return "answer"
-
+    error = sqlalchemy.exc.OperationalError("select", {}, ConnectionError("refused"))
+    call = Mock(side_effect=[error] * 3 + ["result", error])
     monkeypatch.setattr(study_module, "PAUSE_S", 0.01)
-    assert patiently(call) == "answer"
-    away.append(sqlalchemy.exc.OperationalError("select", {}, ConnectionError("refused")))
+    assert patiently(call) == "result"
     monkeypatch.setattr(study_module, "PATIENCE_S", -1.0)
     with pytest.raises(InputError, match=r"tune.storage: it does not answer \(.*refused.*\); start it"):
         patiently(call)

@@ -1,4 +1,4 @@
-"""Everything the assess stage says about a trace: tables, hit curves and the suitability card.
+"""All results of the assess stage: tables, hit curves and the suitability card of a trace.
 
 Shape suffixes: L MoE layers, E experts in a layer.
 """
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond.assess.card import Curves, HitCurve, static_popularity_curve, suitability_card
-from moe_beyond.assess.pair_tables import pair_tables
+from moe_beyond.assess.card import Curve, Curves, static_popularity_curve, suitability_card
+from moe_beyond.assess.pairs import pair_tables
 from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.assess.statistics import layer_statistics, reuse_histogram
 from moe_beyond.errors import InputError
@@ -30,25 +30,19 @@ _BOUNDS = ("lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a trace says.
+    """Results of the assessment of a trace.
 
     Attributes:
         card: Verdict, reasons, shares and headline numbers, ready for JSON.
-        layers: A row a layer, columns of `LayerStatistics` and of `PairTables.by_layer`.
-        popularity: Columns layer, expert, share; shares of a layer add up to 1.
-        hit_curves: Columns policy, capacity_experts, capacity_fraction, hit_rate.
-        reuse_distances: Columns distance (tokens), cumulative_share of all accesses; first uses are never reached.
-        coactivation: Pairs of experts within a layer, see `PairTables`.
-        transitions: Pairs of experts in neighbouring layers, see `PairTables`.
+        tables: By name. `layers`: a row a layer, columns of `layer_statistics` and, by layer, of `pair_tables`.
+            `popularity`: layer, expert, share; shares of a layer add up to 1. `hit_curves`: policy, capacity_experts,
+            capacity_fraction, hit_rate. `reuse_distances`: distance (tokens), cumulative_share of all accesses; first
+            uses are never reached. `coactivation` and `transitions`: pairs of experts within a layer and in
+            neighbouring layers, see `pair_tables`.
     """
 
     card: dict[str, Any]
-    layers: pl.DataFrame
-    popularity: pl.DataFrame
-    hit_curves: pl.DataFrame
-    reuse_distances: pl.DataFrame
-    coactivation: pl.DataFrame
-    transitions: pl.DataFrame
+    tables: dict[str, pl.DataFrame]
 
     def metrics(self) -> dict[str, Any]:
         """The numbers of the card."""
@@ -72,30 +66,28 @@ def assess(trace: Trace, settings: AssessSettings) -> Assessment:
         trace = trace.decode_only()
         if trace.num_prompts == 0:
             raise InputError("assess.tokens is 'decode', but the trace holds prefill only; set it to 'all'")
-    counts_LE = expert_counts_LE(trace.experts_TLK, trace.metadata.num_experts)
+    meta = trace.metadata
+    counts_LE = expert_counts_LE(trace.experts_TLK, meta.num_experts)
     layers = layer_statistics(trace, settings.windows)
     curves = hit_curves(trace, settings)
-    pairs = pair_tables(trace, settings.pairs_per_layer)
-    meta = trace.metadata
-    return Assessment(
-        card=suitability_card(trace, layers, curves, settings),
-        layers=pl.DataFrame([layer.row() for layer in layers], infer_schema_length=None).join(
-            pairs.by_layer, on="layer", maintain_order="left"
-        ),
-        popularity=pl.DataFrame(
+    coactivation, transitions, pairs = pair_tables(trace, settings.pairs_per_layer)
+    tables = {
+        "layers": layers.join(pairs, on="layer", maintain_order="left"),
+        "popularity": pl.DataFrame(
             {
                 "layer": np.repeat(meta.layer_numbers, meta.num_experts),
                 "expert": np.tile(np.arange(meta.num_experts), meta.num_layers),
                 "share": (counts_LE / counts_LE.sum(axis=1, keepdims=True)).reshape(-1),
             }
         ),
-        hit_curves=pl.concat(
+        "hit_curves": pl.concat(
             _curve_table(name, curve, meta.token_cycle, settings.curve_points) for name, curve in curves.items()
         ),
-        reuse_distances=_reuse_table(reuse_histogram(trace)),
-        coactivation=pairs.coactivation,
-        transitions=pairs.transitions,
-    )
+        "reuse_distances": _reuse_table(reuse_histogram(trace)),
+        "coactivation": coactivation,
+        "transitions": transitions,
+    }
+    return Assessment(suitability_card(trace, layers, curves, settings), tables)
 
 
 def other_cards(settings: AssessSettings) -> list[dict[str, Any]]:
@@ -144,11 +136,10 @@ def hit_curves(trace: Trace, settings: AssessSettings) -> Curves:
     LRU and Belady replay every n-th prompt, so that about `max_curve_tokens` tokens are enough for any trace.
     """
     events = events_of(every_nth_prompt(trace, settings.max_curve_tokens), "token_by_token")
-    capacities = np.arange(1, trace.metadata.num_model_experts + 1, dtype=np.int64)
     return {
-        "lru": HitCurve(capacities, lru_curve(events).hit_rate_D[1:]),
+        "lru": lru_curve(events).hit_rate_D,
         "static_popularity": static_popularity_curve(trace),
-        "belady": HitCurve(capacities, belady_curve(events).hit_rate_D[1:]),
+        "belady": belady_curve(events).hit_rate_D,
     }
 
 
@@ -158,9 +149,9 @@ def every_nth_prompt(trace: Trace, max_tokens: int) -> Trace:
     return trace if step == 1 else trace.select(np.arange(0, trace.num_prompts, step))
 
 
-def _curve_table(name: str, curve: HitCurve, token_cycle: int, points: int) -> pl.DataFrame:
+def _curve_table(name: str, curve_C: Curve, token_cycle: int, points: int) -> pl.DataFrame:
     """Evenly spaced points of a curve, the one-token cycle and the capacity below it among them."""
-    total = len(curve.hit_rate)
+    total = len(curve_C) - 1
     shown = np.unique(
         [*np.round(np.linspace(1, total, min(points, total))).astype(int), token_cycle, max(token_cycle - 1, 1)]
     )
@@ -169,7 +160,7 @@ def _curve_table(name: str, curve: HitCurve, token_cycle: int, points: int) -> p
             "policy": [name] * len(shown),
             "capacity_experts": shown,
             "capacity_fraction": shown / total,
-            "hit_rate": curve.hit_rate[shown - 1],
+            "hit_rate": curve_C[shown],
         }
     )
 

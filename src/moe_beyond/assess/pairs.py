@@ -1,4 +1,4 @@
-"""Which experts a token uses together: within a layer, and from one layer to the next.
+"""Which experts a token uses together: within a layer, and from one layer to the next; counts, bits and tables.
 
 Every token counts as one step, prefill tokens too. Shape suffixes: T tokens, K experts per token, E experts in a layer.
 """
@@ -6,11 +6,13 @@ Every token counts as one step, prefill tokens too. Shape suffixes: T tokens, K 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from moe_beyond.traces.schema import ExpertIds
+from moe_beyond.traces.schema import ExpertIds, Trace
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -19,12 +21,12 @@ _CHUNK = 65_536  # tokens; K * K pairs of each are in memory at once
 
 @dataclass(frozen=True)
 class Pairs:
-    """How often pairs of experts met, and how often they would if neither minded the other.
+    """How often pairs of experts were used together, and how often they would be if they were independent.
 
     Attributes:
         tokens_EE: Tokens that used both, int64 [E, E]; row: expert of the first layer, column: of the second.
-        expected_EE: The same for experts as popular that meet at random, float64 [E, E].
-        bits: Kullback-Leibler divergence of the first from the second, in bits a pair: 0 where experts meet at random.
+        expected_EE: The same for independent experts of the same popularity, float64 [E, E].
+        bits: Kullback-Leibler divergence of the first from the second, in bits a pair: 0 for independent experts.
             Between two layers this is the mutual information of an expert here and an expert there.
     """
 
@@ -46,18 +48,16 @@ class Pairs:
         return bits * self.tokens_EE
 
 
-def coactivation(experts_TK: ExpertIds, num_experts: int) -> Pairs | None:
-    """Pairs of one layer, the upper triangle filled; None where a token uses a single expert.
+def coactivation(experts_TK: ExpertIds, num_experts: int) -> Pairs:
+    """Pairs of one layer, the upper triangle filled; none where a token uses a single expert.
 
-    A token's experts differ, so even indifferent ones meet less often than the product of their shares: expectations
-    are scaled to as many meetings as there are.
+    A token's experts differ, so even independent ones come together less often than the product of their shares:
+    expectations are scaled to as many pairs as there are.
     """
-    if experts_TK.shape[1] < 2 or len(experts_TK) == 0:
-        return None
     tokens_EE = np.triu(_together_EE(experts_TK, experts_TK, num_experts), 1)
     popularity_E = np.bincount(experts_TK.reshape(-1), minlength=num_experts)
     expected_EE = np.triu(np.outer(popularity_E, popularity_E), 1).astype(np.float64)
-    return _pairs(tokens_EE, expected_EE * (tokens_EE.sum() / expected_EE.sum()))
+    return _pairs(tokens_EE, expected_EE * (tokens_EE.sum() / max(1.0, expected_EE.sum())))
 
 
 def transitions(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Pairs:
@@ -69,11 +69,53 @@ def transitions(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Pa
 
 
 def bits_by_chance(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> float:
-    """Mutual information that a trace of this length shows between layers that know nothing of each other.
+    """Mutual information that a trace of this length shows between independent layers.
 
-    Each token of `here_TK` meets the token half the trace away: as popular, and unrelated.
+    Each token of `here_TK` is paired with the token half the trace away: as popular, and unrelated.
     """
     return transitions(here_TK, np.roll(there_TK, len(there_TK) // 2, axis=0), num_experts).bits
+
+
+_PAIR = {"layer": pl.Int64, "expert": pl.Int64, "other": pl.Int64, "tokens": pl.Int64, "lift": pl.Float64}
+
+
+def pair_tables(trace: Trace, pairs_per_layer: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Count pairs in every layer and between neighbours; list the `pairs_per_layer` that add most to the bits.
+
+    Returns:
+        Pairs within a layer: columns layer, expert, other (the larger id), tokens, lift. Pairs of neighbouring layers:
+        layer, expert, next_expert, tokens, lift. By layer: layer, coactivation_bits (null where a token uses one
+        expert), next_layer_bits, next_layer_bits_by_chance (null for the last layer).
+    """
+    numbers, num_experts = trace.metadata.layer_numbers, trace.metadata.num_experts
+    layers_TK = [trace.experts_TLK[:, index] for index in range(len(numbers))]
+    together = [coactivation(layer_TK, num_experts) for layer_TK in layers_TK]
+    onward = [transitions(here, there, num_experts) for here, there in pairwise(layers_TK)]
+    chance = [bits_by_chance(here, there, num_experts) for here, there in pairwise(layers_TK)]
+    by_layer = pl.DataFrame(
+        {
+            "layer": numbers,
+            "coactivation_bits": [pairs.bits if trace.metadata.top_k > 1 else None for pairs in together],
+            "next_layer_bits": [*(pairs.bits for pairs in onward), None],
+            "next_layer_bits_by_chance": [*chance, None],
+        },
+        schema_overrides=dict.fromkeys(
+            ("coactivation_bits", "next_layer_bits", "next_layer_bits_by_chance"), pl.Float64
+        ),
+    )
+    within = [_most_telling(layer, pairs, pairs_per_layer) for layer, pairs in zip(numbers, together, strict=True)]
+    between = [_most_telling(layer, pairs, pairs_per_layer) for layer, pairs in zip(numbers[:-1], onward, strict=True)]
+    none = pl.DataFrame(schema=_PAIR)
+    return pl.concat([none, *within]), pl.concat([none, *between]).rename({"other": "next_expert"}), by_layer
+
+
+def _most_telling(layer: int, pairs: Pairs, most: int) -> pl.DataFrame:
+    """The pairs of a layer that add most to its bits, by expert."""
+    order = np.argsort(-pairs.evidence_EE, axis=None, kind="stable")[:most]
+    order = np.sort(order[pairs.evidence_EE.flat[order] > 0])
+    a, b = np.unravel_index(order, pairs.tokens_EE.shape)
+    columns = {"expert": a, "other": b, "tokens": pairs.tokens_EE[a, b], "lift": pairs.lift_EE[a, b]}
+    return pl.DataFrame({"layer": np.full(len(order), layer)} | columns, _PAIR)
 
 
 def _together_EE(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Counts:
@@ -87,4 +129,4 @@ def _together_EE(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> C
 
 def _pairs(tokens_EE: Counts, expected_EE: Floats) -> Pairs:
     unscaled = Pairs(tokens_EE, expected_EE, 0.0)
-    return Pairs(tokens_EE, expected_EE, max(0.0, float(unscaled.evidence_EE.sum() / tokens_EE.sum())))
+    return Pairs(tokens_EE, expected_EE, max(0.0, float(unscaled.evidence_EE.sum() / max(1, tokens_EE.sum()))))

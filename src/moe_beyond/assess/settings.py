@@ -19,7 +19,7 @@ class OtherTrace(Settings):
 
 
 class AssessSettings(Settings):
-    """What the suitability card measures, and from where on it says go."""
+    """What the suitability card measures, and the limits of its verdict."""
 
     tokens: Literal["all", "decode"] = "all"
     """Replay every token as if it was decoded, or the decoded ones only."""
@@ -39,7 +39,7 @@ class AssessSettings(Settings):
     min_gain: float = Field(default=0.05, ge=0, lt=1)
     """Points by which LRU or pinned popular experts must beat the share that the cache holds."""
     pairs_per_layer: int = Field(default=20, ge=1, le=1000)
-    """Pairs of experts listed for each layer, those that tell most; the most telling layer is listed whole."""
+    """Pairs of experts listed for each layer, those that add most to its mutual information."""
     others: tuple[OtherTrace, ...] = ()
     """Traces of other models, whose cards stand beside this one's in the report."""
 

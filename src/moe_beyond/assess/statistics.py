@@ -1,4 +1,4 @@
-"""What a trace alone says about routing: skew, locality and working sets, layer by layer.
+"""Statistics of routing from a trace alone: skew, locality and working sets, layer by layer.
 
 Every token counts as one step, prefill tokens too, and prompts are independent of each other.
 Shape suffixes: T tokens, L MoE layers, K experts per token, E experts in a layer, W windows.
@@ -7,64 +7,46 @@ Shape suffixes: T tokens, L MoE layers, K experts per token, E experts in a laye
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from moe_beyond.traces.schema import ExpertIds, Trace, expert_counts_LE
 
-Floats = npt.NDArray[np.float64]
 TOP_SHARE = 0.1
 """`top_share` is the share of accesses that go to this fraction of a layer's experts, the most popular ones."""
 
 
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Routing of one MoE layer. Shares lie in [0, 1]; `None` where the trace is too short to tell.
+def layer_statistics(trace: Trace, windows: tuple[int, ...]) -> pl.DataFrame:
+    """Routing of each MoE layer, a row a layer. Shares lie in [0, 1]; null where the trace is too short.
 
-    Attributes:
-        layer: The layer's number in the model.
-        entropy_bits: Shannon entropy of the experts' popularity.
-        max_entropy_bits: log2 E, the entropy of equally popular experts.
-        gini: Gini coefficient of popularity, 0 for equally popular experts.
-        top_share: Share of accesses that the most popular tenth of the experts receives.
-        unused_experts: Experts that no token chose.
-        previous_token_overlap: Mean share of a token's experts that the token before it used.
-        overlap_by_chance: The same for unrelated tokens of equally popular experts, K / E.
-        overlap_by_skew: The same for any two different tokens of the trace, near or far: what popularity alone
-            explains. None if there is one token.
-        first_use_share: Share of accesses to an expert that the prompt has not used in this layer.
-        reuse_distance_median: Median tokens since the expert's last use in the prompt, of accesses that have one.
-        working_set: Mean number of distinct experts in windows of so many consecutive tokens of a prompt.
+    Args:
+        trace: At least one token.
+        windows: Lengths in tokens of the working sets.
+
+    Returns:
+        Columns
+
+        - layer: the layer's number in the model
+        - entropy_bits: Shannon entropy of the experts' popularity
+        - max_entropy_bits: log2 E, the entropy of equally popular experts
+        - gini: Gini coefficient of popularity, 0 for equally popular experts
+        - top_share: share of accesses that the most popular tenth of the experts receives
+        - unused_experts: experts that no token chose
+        - previous_token_overlap: mean share of a token's experts that the token before it used
+        - overlap_by_chance: the same for unrelated tokens of equally popular experts, K / E
+        - overlap_by_skew: the same for any two different tokens of the trace, near or far: what popularity alone
+          explains
+        - first_use_share: share of accesses to an expert that the prompt has not used in this layer
+        - reuse_distance_median: median tokens since the expert's last use in the prompt, of accesses that have one
+        - working_set_<window>: mean number of distinct experts in windows of so many consecutive tokens of a prompt
     """
-
-    layer: int
-    entropy_bits: float
-    max_entropy_bits: float
-    gini: float
-    top_share: float
-    unused_experts: int
-    previous_token_overlap: float | None
-    overlap_by_chance: float
-    overlap_by_skew: float | None
-    first_use_share: float
-    reuse_distance_median: float | None
-    working_set: dict[int, float | None]
-
-    def row(self) -> dict[str, int | float | None]:
-        """As a row of a table; the working sets become columns `working_set_<window>`."""
-        plain = {name: value for name, value in vars(self).items() if name != "working_set"}
-        return plain | {f"working_set_{window}": size for window, size in self.working_set.items()}
-
-
-def layer_statistics(trace: Trace, windows: tuple[int, ...]) -> list[LayerStatistics]:
-    """Statistics of each MoE layer, in order; `windows` are lengths in tokens."""
     counts_LE = expert_counts_LE(trace.experts_TLK, trace.metadata.num_experts)
-    return [
-        _one_layer(trace, index, counts_E, reuse_TK, windows)
-        for index, (counts_E, reuse_TK) in enumerate(zip(counts_LE, reuse_distances(trace), strict=True))
-    ]
+    layers = enumerate(zip(counts_LE, reuse_distances(trace), strict=True))
+    rows = [_one_layer(trace, index, counts_E, reuse_TK, windows) for index, (counts_E, reuse_TK) in layers]
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def reuse_distances(trace: Trace) -> Iterator[npt.NDArray[np.int32]]:
@@ -152,24 +134,23 @@ def _one_layer(
     counts_E: npt.NDArray[np.int64],
     reuse_TK: npt.NDArray[np.int32],
     windows: tuple[int, ...],
-) -> LayerStatistics:
+) -> dict[str, Any]:
     num_experts, top_k = trace.metadata.num_experts, trace.metadata.top_k
     lengths = np.diff(trace.prompt_offsets)
+    lengths_T = np.repeat(lengths, lengths)
     again = reuse_TK[reuse_TK > 0]
     top = int(np.ceil(TOP_SHARE * num_experts))
-    return LayerStatistics(
-        layer=trace.metadata.layer_numbers[index],
-        entropy_bits=entropy_bits(counts_E),
-        max_entropy_bits=float(np.log2(num_experts)),
-        gini=gini(counts_E),
-        top_share=float(np.sort(counts_E)[-top:].sum() / counts_E.sum()),
-        unused_experts=int((counts_E == 0).sum()),
-        previous_token_overlap=previous_token_overlap(trace.experts_TLK[:, index], trace.positions_T == 0),
-        overlap_by_chance=top_k / num_experts,
-        overlap_by_skew=overlap_by_skew(counts_E, trace.num_tokens, top_k),
-        first_use_share=float((reuse_TK == 0).mean()),
-        reuse_distance_median=float(np.median(again)) if len(again) else None,
-        working_set={
-            window: working_set(reuse_TK, trace.positions_T, np.repeat(lengths, lengths), window) for window in windows
-        },
-    )
+    return {
+        "layer": trace.metadata.layer_numbers[index],
+        "entropy_bits": entropy_bits(counts_E),
+        "max_entropy_bits": float(np.log2(num_experts)),
+        "gini": gini(counts_E),
+        "top_share": float(np.sort(counts_E)[-top:].sum() / counts_E.sum()),
+        "unused_experts": int((counts_E == 0).sum()),
+        "previous_token_overlap": previous_token_overlap(trace.experts_TLK[:, index], trace.positions_T == 0),
+        "overlap_by_chance": top_k / num_experts,
+        "overlap_by_skew": overlap_by_skew(counts_E, trace.num_tokens, top_k),
+        "first_use_share": float((reuse_TK == 0).mean()),
+        "reuse_distance_median": float(np.median(again)) if len(again) else None,
+        **{f"working_set_{size}": working_set(reuse_TK, trace.positions_T, lengths_T, size) for size in windows},
+    }

@@ -2,7 +2,7 @@
 
 Since transformers 5 each architecture hands its experts module the hidden states, the chosen ids and the combine
 weights, whatever its router does (groups, biases, renormalisation, jitter). That call is where routing is read. Models
-that bring their own code often keep a list of experts, called one by one; there the router's answer is read instead.
+that bring their own code often keep a list of experts, called one by one; there the router's output is read instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MoELayer:
         name: Name of the module that holds the experts.
         experts: That module.
         router: None where `experts` is called with (hidden states, expert ids, combine weights). Else the module whose
-            answer holds ids and weights.
+            output holds ids and weights.
         num_experts: Routed experts.
         expert_bytes: Bytes of one expert's parameters in the precision that is loaded.
     """
@@ -50,22 +50,21 @@ def moe_layers(model: PreTrainedModel) -> list[MoELayer]:
     Raises:
         InputError: The model has none that can be read, or layers of unequal numbers of experts.
     """
+    name = getattr(model.config, "name_or_path", "") or type(model).__name__
     layers = _fused(model) or _listed(model)
     if not layers:
         kind = getattr(model.config, "model_type", type(model).__name__)
         raise InputError(
-            f"{_name(model)}: no experts found in a model of type {kind!r}; expected a Mixture-of-Experts whose "
-            "experts module or router tells expert ids and weights"
+            f"{name}: no experts found in a model of type {kind!r}; expected a Mixture-of-Experts whose "
+            "experts module or router gives expert ids and weights"
         )
     layers.sort(key=lambda layer: layer.number)
     number, times = Counter(layer.number for layer in layers).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{_name(model)}: layer {number} has {times} groups of experts; one a layer can be traced")
-    sizes = {layer.num_experts for layer in layers}
+        raise InputError(f"{name}: layer {number} has {times} groups of experts; one a layer can be traced")
+    sizes = sorted({layer.num_experts for layer in layers})
     if len(sizes) > 1:
-        raise InputError(
-            f"{_name(model)}: its layers have {sorted(sizes)} experts; a trace needs one number for all layers"
-        )
+        raise InputError(f"{name}: its layers have {sizes} experts; a trace needs one number for all layers")
     return layers
 
 
@@ -97,7 +96,3 @@ def _layer(name: str, experts: nn.Module, router: nn.Module | None, num_experts:
         raise InputError(f"module {name!r} holds experts but no layer number can be read from its name")
     total = sum(parameter.numel() * parameter.element_size() for parameter in experts.parameters())
     return MoELayer(int(numbers[0]), name, experts, router, num_experts, total // num_experts)
-
-
-def _name(model: PreTrainedModel) -> str:
-    return getattr(model.config, "name_or_path", "") or type(model).__name__

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from moe_beyond.capture.prompts import EncodedPrompt, PaddedBatch, pad
 from moe_beyond.errors import InputError
+from moe_beyond.traces.schema import RoutedPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,27 +27,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RoutedPrompt:
-    """A prompt's tokens that were routed, and how.
+class Captured(RoutedPrompt):
+    """A prompt's tokens that were routed, and how, experts in falling order of weight.
+
+    The last sampled token is not among them: the model never read it.
 
     Attributes:
-        prompt: What was given.
-        token_ids_T: The prompt's tokens and the decoded ones, int32. The last sampled token is not among them: the
-            model never read it.
-        experts_TLK: int32, experts in falling order of weight.
-        weights_TLK: float32.
-        gate_inputs_TLH: float16 or None.
+        gate_inputs_TLH: Hidden states that entered the gates, float16, or None.
     """
 
-    prompt: EncodedPrompt
-    token_ids_T: npt.NDArray[np.int32]
-    experts_TLK: npt.NDArray[np.int32]
-    weights_TLK: npt.NDArray[np.float32]
-    gate_inputs_TLH: npt.NDArray[np.float16] | None
+    gate_inputs_TLH: npt.NDArray[np.float16] | None = None
 
 
 class SeededSampler(LogitsProcessor):
-    """Draws each prompt's next token from a random stream of its own, and leaves generate() nothing else to choose.
+    """Draws each prompt's next token from a random stream of its own, so that generate() has nothing else to choose.
 
     A stream depends on the seed and the prompt's id, so the other prompts of a batch do not change what is drawn.
     """
@@ -80,7 +74,7 @@ def route_batch(
     prompts: list[EncodedPrompt],
     settings: ExtractSettings,
     seed: int,
-) -> list[RoutedPrompt]:
+) -> list[Captured]:
     """Prefill and decode `prompts` together.
 
     Args:
@@ -168,33 +162,35 @@ def real_columns(batch: PaddedBatch, sequences_BC: torch.Tensor, ends: list[int]
 
 def end_ids(model: PreTrainedModel) -> list[int]:
     """Token ids that end a text, as the model's generation config or else its config says."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = getattr(model.config.get_text_config(), "eos_token_id", None)
-    if ends is None:
-        return []
-    return [int(end) for end in ends] if isinstance(ends, list | tuple) else [int(ends)]
+    for config in (model.generation_config, model.config.get_text_config()):
+        ends = getattr(config, "eos_token_id", None)
+        if ends is not None:
+            return [int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+    return []
 
 
 def _pad_id(model: PreTrainedModel) -> int:
     pad_id = getattr(model.config.get_text_config(), "pad_token_id", None)
     if pad_id is not None and pad_id >= 0:
         return int(pad_id)
-    # any id will do: padding is masked and its routing dropped
+    # any id: padding is masked and its routing dropped
     return (end_ids(model) or [0])[0]
 
 
 def _separate(
     prompts: list[EncodedPrompt], sequences_BC: torch.Tensor, routing: Routing, columns: list[npt.NDArray[np.int64]]
-) -> list[RoutedPrompt]:
+) -> list[Captured]:
     routed = routing.experts_BCLK.shape[1]
     if max(int(real[-1]) for real in columns) >= routed:
         raise InputError(f"the model routed {routed} tokens of a sequence that is longer; it cannot be traced")
     inputs = routing.gate_inputs_BCLH
     return [
-        RoutedPrompt(
-            prompt=prompt,
-            token_ids_T=sequences_BC[row, real].numpy().astype(np.int32),
+        Captured(
+            prompt_id=prompt.prompt_id,
+            domain=prompt.domain,
+            held_out=prompt.held_out,
+            num_prefill=len(prompt.token_ids),
+            token_ids_T=sequences_BC[row, real].numpy(),
             experts_TLK=routing.experts_BCLK[row, real].numpy(),
             weights_TLK=routing.weights_BCLK[row, real].numpy(),
             gate_inputs_TLH=None if inputs is None else inputs[row, real].numpy(),

@@ -1,4 +1,4 @@
-"""Reads a router's decisions while a model runs: hooks on the modules that `capture_discovery` finds.
+"""Reads a router's decisions while a model runs: hooks on the modules that `discovery` finds.
 
 Shape suffixes: B prompts of a batch, C columns of the padded batch (prompt and decoded tokens), L MoE layers,
 K experts per token, H hidden size.
@@ -6,8 +6,8 @@ K experts per token, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -39,7 +39,7 @@ class Routing:
 
 @dataclass
 class RoutingRecorder:
-    """Context manager that notes every call of the experts modules; `take` hands over what was noted.
+    """Context manager that records every call of the experts modules; `take` returns the records.
 
     Attributes:
         layers: Layers to read.
@@ -55,9 +55,9 @@ class RoutingRecorder:
         self._calls = [[] for _ in self.layers]
         for index, layer in enumerate(self.layers):
             if layer.router is None:
-                handle = layer.experts.register_forward_pre_hook(self._on_experts(index), with_kwargs=True)
+                handle = layer.experts.register_forward_pre_hook(partial(self._on_experts, index), with_kwargs=True)
             else:
-                handle = layer.router.register_forward_hook(self._on_router(index, layer.name))
+                handle = layer.router.register_forward_hook(partial(self._on_router, index))
             self._handles.append(handle)
         return self
 
@@ -70,7 +70,7 @@ class RoutingRecorder:
         self._calls.clear()
 
     def take(self, num_prompts: int) -> Routing:
-        """Everything noted since the last call, in the order of the columns; forgets it.
+        """Everything recorded since the last call, in the order of the columns; clears it.
 
         Raises:
             InputError: The layers saw unequal numbers of tokens, or no whole number of tokens a prompt.
@@ -90,30 +90,23 @@ class RoutingRecorder:
         experts_BCLK, weights_BCLK = by_falling_weight(torch.stack(columns[0], 2), torch.stack(columns[1], 2))
         return Routing(experts_BCLK, weights_BCLK, torch.stack(columns[2], 2) if self.gate_inputs else None)
 
-    def _on_experts(self, index: int) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._note(index, *_arguments(args, kwargs))
+    def _on_experts(self, index: int, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = ("hidden_states", "top_k_index", "top_k_weights")[len(args) :]
+        self._record(index, *[*args, *(kwargs[name] for name in names)][:3])
 
-        return hook
+    def _on_router(self, index: int, _module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._record(index, args[0], *_choice(output, self.layers[index].name))
 
-    def _on_router(self, index: int, name: str) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._note(index, args[0], *_answer(output, name))
-
-        return hook
-
-    def _note(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
+    def _record(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         # copies: these tensors are views of live activations
-        noted = [_rows(ids).to(torch.int32, copy=True), _rows(weights).to(torch.float32, copy=True)]
-        if self.gate_inputs:
-            noted.append(_rows(hidden).to(torch.float16, copy=True))
-        self._calls[index].append(tuple(tensor.detach() for tensor in noted))
+        parts = [(ids, torch.int32), (weights, torch.float32), (hidden, torch.float16)][: 3 if self.gate_inputs else 2]
+        self._calls[index].append(tuple(part.detach().flatten(0, -2).to(dtype, copy=True) for part, dtype in parts))
 
 
 def by_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Order experts by falling weight along the last axis, equal weights by id.
 
-    Some routers choose with an unsorted top-k, so the order in which they name experts means nothing.
+    Some routers choose with an unsorted top-k, so the order in which they list experts means nothing.
     """
     by_id = ids.argsort(dim=-1, stable=True)
     ids, weights = ids.gather(-1, by_id), weights.gather(-1, by_id)
@@ -121,13 +114,7 @@ def by_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
     return ids.gather(-1, by_weight), weights.gather(-1, by_weight)
 
 
-def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    values = [*args, *(kwargs[name] for name in ("hidden_states", "top_k_index", "top_k_weights")[len(args) :])]
-    hidden, ids, weights = values[:3]
-    return hidden, ids, weights
-
-
-def _answer(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _choice(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Expert ids and weights among what a router returns: an integer and a float tensor of one shape."""
     tensors = [part for part in output if isinstance(part, torch.Tensor)] if isinstance(output, tuple | list) else []
     for ids in tensors:
@@ -135,10 +122,6 @@ def _answer(output: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
             if not ids.is_floating_point() and weights.is_floating_point() and ids.shape == weights.shape:
                 return ids, weights
     raise InputError(f"the router beside {name} returns no expert ids with weights; this model cannot be traced")
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
 
 
 def _by_prompt(rows: torch.Tensor, num_prompts: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Loads the model and tokenizer to trace, and says in one line why it cannot."""
+"""Loads the model and tokenizer to trace, with an error of one line where it cannot."""
 
 from __future__ import annotations
 
@@ -61,15 +61,23 @@ def load(source: ModelSource) -> LoadedModel:
             f"traces.transformers.device_map: {source.device_map!r} needs the package accelerate; run `pip install "
             "accelerate` or set it to cpu"
         )
+    fix = (
+        "expected a folder of a causal language model with its tokenizer"
+        if folder.exists()
+        else "check the id, the network and, for a private model, HF_TOKEN; or give a local folder"
+    )
+    # without a map, transformers needs no accelerate
+    device_map = None if source.device_map == "cpu" else source.device_map
     options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source.location, **options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            source.location, config=config, dtype=source.dtype, device_map=_device_map(source.device_map), **options
+            source.location, config=config, dtype=source.dtype, device_map=device_map, **options
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{source.location}: cannot be loaded ({_first_line(error)}); {_mend(folder)}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise InputError(f"{source.location}: cannot be loaded ({reason}); {fix}") from error
     return LoadedModel(model.eval(), tokenizer, revision(model, folder))
 
 
@@ -88,20 +96,5 @@ def revision(model: PreTrainedModel, folder: Path) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions that a trace's bytes depend on."""
-    # without the part that says for which machine a wheel was built
+    # without the part that names the machine a wheel was built for
     return {name: version(name).partition("+")[0] for name in ("moe-beyond", "pyarrow", "torch", "transformers")}
-
-
-def _device_map(name: str) -> str | None:
-    # without a map, transformers needs no accelerate
-    return None if name == "cpu" else name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
-def _mend(folder: Path) -> str:
-    if folder.exists():
-        return "expected a folder of a causal language model with its tokenizer"
-    return "check the id, the network and, for a private model, HF_TOKEN; or give a local folder"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch.nn.utils.rnn import pad_sequence
 
 from moe_beyond.errors import InputError
 
@@ -105,12 +106,12 @@ def encode(
     held_out: bool,
     chat_template: bool,
 ) -> list[EncodedPrompt]:
-    """Token ids of each prompt, as a user's turn where the tokenizer has a chat template and that is wanted."""
+    """Token ids of each prompt, as a user's message where the tokenizer has a chat template, if `chat_template`."""
     encoded = []
     for prompt in prompts:
         if chat_template and getattr(tokenizer, "chat_template", None):
-            turn = [{"role": "user", "content": prompt.prompt}]
-            fields: Any = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+            messages = [{"role": "user", "content": prompt.prompt}]
+            fields: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         else:
             fields = tokenizer(prompt.prompt)
         ids: list[int] = fields["input_ids"]
@@ -122,12 +123,7 @@ def encode(
 
 def pad(prompts: list[EncodedPrompt], pad_id: int, side: Literal["left", "right"]) -> PaddedBatch:
     """Bring prompts to one length with `pad_id` on the given side."""
-    width = max(len(prompt.token_ids) for prompt in prompts)
-    ids_BC = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
-    mask_BC = torch.zeros_like(ids_BC)
-    for row, prompt in enumerate(prompts):
-        length = len(prompt.token_ids)
-        columns = slice(width - length, width) if side == "left" else slice(0, length)
-        ids_BC[row, columns] = torch.tensor(prompt.token_ids)
-        mask_BC[row, columns] = 1
-    return PaddedBatch(ids_BC, mask_BC)
+    rows = [torch.tensor(prompt.token_ids) for prompt in prompts]
+    ids_BC = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side=side)
+    ones = [torch.ones_like(row) for row in rows]
+    return PaddedBatch(ids_BC, pad_sequence(ones, batch_first=True, padding_side=side))

@@ -20,7 +20,7 @@ class TransformersSource(Settings):
     device_map: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     prompts: str = "data/raw/prompts.jsonl"
-    """JSON Lines with `prompt` and, if wanted, `id` and `domain`; or a text file with a prompt a line."""
+    """JSON Lines with `prompt` and, optionally, `id` and `domain`; or a text file with a prompt a line."""
     held_out_prompts: str | None = None
     """Prompts of another domain, kept for testing only; the same formats."""
 
@@ -71,7 +71,7 @@ class ExtractSettings(Settings):
     chat_template: bool = True
     """Wrap prompts in the tokenizer's chat template where it has one."""
     privacy: Literal["text", "ids", "routing"] = "text"
-    """What a trace tells of its prompts: token texts and ids, ids alone (the tokenizer turns them back), or neither."""
+    """What a trace holds of its prompts: token texts and ids, ids alone (the tokenizer turns them back), or neither."""
     weights: bool = True
     """Store combine weights beside the expert ids."""
     gate_inputs: bool = False

@@ -7,18 +7,19 @@ not of the shards before it; so finished ones can be kept, and several processes
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.capture.discovery import MoELayer, moe_layers
-from moe_beyond.capture.generation import RoutedPrompt, require_context, route_batch
+from moe_beyond.capture.generation import Captured, require_context, route_batch
 from moe_beyond.capture.hooks import RoutingRecorder
 from moe_beyond.capture.models import LoadedModel, ModelSource, library_versions, load
 from moe_beyond.errors import InputError
@@ -26,7 +27,7 @@ from moe_beyond.files import fingerprint, replacing, scratch_folder
 from moe_beyond.parallel import run_tasks
 from moe_beyond.threads import torch_threads
 from moe_beyond.traces import store
-from moe_beyond.traces.schema import ExpertIds, TokenTexts, Trace, TraceMetadata, expert_dtype, validate
+from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of, validate
 
 if TYPE_CHECKING:
     from moe_beyond.capture.prompts import EncodedPrompt
@@ -44,7 +45,7 @@ class CaptureJob:
         licence: Of the prompts.
         settings: How to capture.
         seed: Of sampling.
-        threads: Of torch; 1 is fastest for small models, None leaves torch's choice.
+        threads: Of torch; 1 is fastest for small models, None: torch's choice.
     """
 
     model: ModelSource
@@ -56,32 +57,20 @@ class CaptureJob:
     threads: int | None = None
 
 
-@dataclass(frozen=True)
-class CaptureCounts:
-    """What was captured."""
-
-    prompts: int = 0
-    tokens: int = 0
-    decode_tokens: int = 0
-
-    def __add__(self, other: CaptureCounts) -> CaptureCounts:
-        return CaptureCounts(
-            self.prompts + other.prompts, self.tokens + other.tokens, self.decode_tokens + other.decode_tokens
-        )
-
-    @classmethod
-    def of(cls, trace: Trace) -> CaptureCounts:
-        """The counts of a trace."""
+def count(traces: Iterable[Trace]) -> dict[str, int]:
+    """Prompts, tokens, decode_tokens and prefill_tokens of several traces together."""
+    totals = Counter[str]()
+    for trace in traces:
         prefill = int(trace.num_prefill_P.sum())
-        return cls(trace.num_prompts, trace.num_tokens, trace.num_tokens - prefill)
+        totals["prompts"] += trace.num_prompts
+        totals["tokens"] += trace.num_tokens
+        totals["decode_tokens"] += trace.num_tokens - prefill
+        totals["prefill_tokens"] += prefill
+    return dict(totals)
 
-    def metrics(self) -> dict[str, int]:
-        """The counts by name, with prefill tokens."""
-        return asdict(self) | {"prefill_tokens": self.tokens - self.decode_tokens}
 
-
-def capture(job: CaptureJob, prompts: list[EncodedPrompt], root: Path, output: Path) -> CaptureCounts:
-    """Trace `prompts` into the Parquet files of `output`.
+def capture(job: CaptureJob, prompts: list[EncodedPrompt], root: Path, output: Path) -> dict[str, int]:
+    """Trace `prompts` into the Parquet files of `output`; returns their counts.
 
     Args:
         job: Model and parameters.
@@ -99,7 +88,7 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], root: Path, output: P
     with scratch_folder(root, "extract", capture_key(job, prompts, loaded.revision)) as unfinished:
         _remove_half_written(unfinished)
         paths = _capture_missing(job, prompts, unfinished)
-        counts = sum((CaptureCounts.of(store.read_parquet(path)) for path in paths), CaptureCounts())
+        counts = count(store.read_parquet(path) for path in paths)
         _remove_half_written(unfinished)
         with replacing(output) as temporary:
             # shutil, not rename: scratch and output may lie on different disks
@@ -121,7 +110,7 @@ def _capture_missing(job: CaptureJob, prompts: list[EncodedPrompt], folder: Path
     shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     paths = [folder / f"part-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
     waiting = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
-    with _progress(job, shards, waiting) as advance:
+    with _progress(job, [shard for shard, _ in waiting]) as advance:
         if job.settings.workers == 1:
             for shard, path in waiting:
                 _capture_shard(job, shard, path, advance)
@@ -151,15 +140,15 @@ def _capture_shard(
     loaded = load(job.model)
     layers = moe_layers(loaded.model)
     size = job.settings.batch_prompts
-    routed: list[RoutedPrompt] = []
+    captured: list[Captured] = []
     with torch_threads(job.threads), RoutingRecorder(layers, job.settings.gate_inputs) as recorder:
         for start in range(0, len(prompts), size):
             batch = route_batch(loaded.model, recorder, prompts[start : start + size], job.settings, job.seed)
-            routed.extend(batch)
+            captured.extend(batch)
             if advance is not None:
-                advance(sum(len(prompt.token_ids_T) for prompt in batch))
-    trace = validate(_to_trace(job, loaded, layers, routed), job.model_id)
-    inputs = [prompt.gate_inputs_TLH for prompt in routed if prompt.gate_inputs_TLH is not None]
+                advance(sum(len(prompt.experts_TLK) for prompt in batch))
+    trace = validate(_to_trace(job, loaded, layers, captured), job.model_id)
+    inputs = [prompt.gate_inputs_TLH for prompt in captured if prompt.gate_inputs_TLH is not None]
     if inputs:
         with replacing(gate_inputs_path(path)) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(inputs), allow_pickle=False)
@@ -168,64 +157,39 @@ def _capture_shard(
     return trace.num_tokens
 
 
-def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], routed: list[RoutedPrompt]) -> Trace:
-    ids_TLK = np.concatenate([prompt.experts_TLK for prompt in routed])
-    ids_T = np.concatenate([prompt.token_ids_T for prompt in routed])
-    settings = job.settings
+def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], captured: list[Captured]) -> Trace:
+    settings, tokenizer = job.settings, loaded.tokenizer
     metadata = TraceMetadata(
         model_id=job.model_id,
         model_revision=loaded.revision,
         layer_numbers=tuple(layer.number for layer in layers),
         num_experts=layers[0].num_experts,
-        top_k=ids_TLK.shape[-1],
+        top_k=captured[0].experts_TLK.shape[-1],
         expert_bytes=tuple(layer.expert_bytes for layer in layers),
         decoding=settings.decoding if settings.decode_tokens else "teacher-forced",
         source=job.source,
         licence=job.licence,
     )
-    experts_TLK = cast(ExpertIds, ids_TLK.astype(expert_dtype(metadata.num_experts)))
-    texts = None
-    if settings.privacy == "text":
-        texts = TokenTexts.encode([str(text) for text in loaded.tokenizer.convert_ids_to_tokens(ids_T.tolist())])
-    return Trace(
-        metadata=metadata,
-        prompt_ids=tuple(prompt.prompt.prompt_id for prompt in routed),
-        domains=tuple(prompt.prompt.domain for prompt in routed),
-        held_out_P=np.array([prompt.prompt.held_out for prompt in routed]),
-        prompt_offsets=np.cumsum([0, *(len(prompt.token_ids_T) for prompt in routed)]).astype(np.int64),
-        num_prefill_P=np.array([len(prompt.prompt.token_ids) for prompt in routed], np.int32),
-        experts_TLK=experts_TLK,
-        weights_TLK=(
-            np.concatenate([prompt.weights_TLK for prompt in routed]).astype(np.float16) if settings.weights else None
-        ),
-        token_ids_T=None if settings.privacy == "routing" else ids_T,
-        token_texts=texts,
-    )
+    prompts: list[RoutedPrompt] = []
+    for one in captured:
+        ids_T = one.token_ids_T if settings.privacy != "routing" else None
+        texts = (
+            tokenizer.convert_ids_to_tokens(np.asarray(one.token_ids_T).tolist())
+            if settings.privacy == "text"
+            else None
+        )
+        weights_TLK = one.weights_TLK if settings.weights else None
+        prompts.append(replace(one, weights_TLK=weights_TLK, token_ids_T=ids_T, token_texts=texts))
+    return trace_of(metadata, prompts)
 
 
 @contextmanager
-def _progress(
-    job: CaptureJob,
-    shards: list[list[EncodedPrompt]],
-    waiting: list[tuple[list[EncodedPrompt], Path]],
-) -> Iterator[Callable[[int], None]]:
-    """A bar over tokens; yields the function that adds finished ones."""
-
-    def most_tokens(some: list[list[EncodedPrompt]]) -> int:
-        # early ends make it fewer
-        return sum(len(prompt.token_ids) + job.settings.decode_tokens for shard in some for prompt in shard)
-
-    total, left = most_tokens(shards), most_tokens([shard for shard, _ in waiting])
-    columns = (TextColumn("tracing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    started, done = time.monotonic(), 0
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        bar = progress.add_task("", total=total, completed=total - left)
-
-        def advance(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            rate = done / max(time.monotonic() - started, 1e-9)
-            progress.update(bar, advance=tokens, description=f"{rate:,.0f} tokens/s")
-
-        yield advance
+def _progress(job: CaptureJob, waiting: list[list[EncodedPrompt]]) -> Iterator[Callable[[int], None]]:
+    """A bar over the tokens of shards; yields the function that adds finished ones."""
+    # early ends make it fewer
+    total = sum(len(prompt.token_ids) + job.settings.decode_tokens for shard in waiting for prompt in shard)
+    columns = (TextColumn("tracing"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=total)
+        yield partial(progress.advance, bar)
         progress.update(bar, completed=total)

@@ -46,12 +46,7 @@ def transformers_prompts(source: TransformersSource, settings: ExtractSettings, 
     return [
         prompt
         for part, held_out in texts
-        for prompt in encode(
-            part,
-            tokenizer,
-            held_out=held_out,
-            chat_template=settings.chat_template,
-        )
+        for prompt in encode(part, tokenizer, held_out=held_out, chat_template=settings.chat_template)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Which prompts are the same, or nearly: fingerprints, and groups that must not be torn apart by a split.
+"""Which prompts are the same, or nearly: fingerprints, and groups that a split must keep together.
 
 Everything here depends on the prompts' content alone, never on their order or names.
 Shape suffixes: T tokens of all prompts, P prompts.
@@ -13,6 +13,8 @@ from collections.abc import Collection, Hashable, Iterable
 import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.traces.schema import Trace
@@ -56,12 +58,12 @@ def fingerprints(trace: Trace) -> list[str]:
 
 
 def training_marks(traces: Iterable[Trace]) -> list[str]:
-    """What tells later whether a prompt took part in a fit: digests of whole prompts and of their prefills, sorted."""
+    """Marks by which a prompt of a fit is recognised: digests of whole prompts and of their prefills, sorted."""
     return sorted({mark for trace in traces for marks in _marks_P(trace) for mark in marks})
 
 
 def seen_prompts(trace: Trace, marks: Collection[str]) -> list[str]:
-    """Ids of the prompts of a trace that took part in a fit, as `training_marks` of that fit tells.
+    """Ids of the prompts of a trace that took part in a fit, by the `training_marks` of that fit.
 
     The same prompt decoded to another text counts as seen.
     """
@@ -76,7 +78,7 @@ def _marks_P(trace: Trace) -> list[set[str]]:
     codes_T = token_codes_T(trace).astype("<u8")
     marks = []
     for whole, (start, end), prefill in zip(whole_P, _bounds(trace), trace.num_prefill_P.tolist(), strict=True):
-        # of a prompt with an answer the prompt alone is known too; a single token would match too much
+        # of a prompt with a response the prompt alone is marked too; a single token would match too much
         own = {_digest(codes_T[start : start + prefill])} if 1 < prefill < end - start else set()
         marks.append({whole} | own)
     return marks
@@ -88,22 +90,22 @@ def group_prompts(trace: Trace, settings: SplitSettings) -> npt.NDArray[np.int64
     Two prompts are joined if they are identical, if their prefills are, if they share their first
     `shared_prefix_tokens` tokens, or if the Jaccard index of their shingles reaches `near_duplicate_jaccard`.
     """
-    codes = token_codes_T(trace)
-    groups = _UnionFind(trace.num_prompts)
-    groups.join_equal(fingerprints(trace))
-    prefix = settings.shared_prefix_tokens
-    keys: list[Hashable] = []
+    codes, bounds, prefix = token_codes_T(trace), _bounds(trace), settings.shared_prefix_tokens
+    prefixes: list[Hashable] = []
     prefills: list[Hashable] = []
-    for p, (a, b) in enumerate(_bounds(trace)):
-        keys.append(codes[a : a + prefix].tobytes() if b - a >= prefix else p)
-        prefill = int(trace.num_prefill_P[p])
+    for p, ((a, b), prefill) in enumerate(zip(bounds, trace.num_prefill_P.tolist(), strict=True)):
+        prefixes.append(codes[a : a + prefix].tobytes() if b - a >= prefix else p)
         prefills.append(codes[a : a + prefill].tobytes() if prefill else p)
-    groups.join_equal(keys)
-    groups.join_equal(prefills)
-    shingles = [_shingles(codes[a:b], settings.shingle_tokens) for a, b in _bounds(trace)]
-    for p, q in _similar_pairs(shingles, settings.near_duplicate_jaccard):
-        groups.join(p, q)
-    return np.array([groups.find(p) for p in range(trace.num_prompts)], np.int64)
+    shingles = [_shingles(codes[a:b], settings.shingle_tokens) for a, b in bounds]
+    pairs = list(_similar_pairs(shingles, settings.near_duplicate_jaccard))
+    for keys in (fingerprints(trace), prefixes, prefills):
+        first_of: dict[Hashable, int] = {}
+        pairs += [(first_of.setdefault(key, p), p) for p, key in enumerate(keys)]
+    firsts, seconds = zip(*pairs, strict=True)
+    graph = coo_array((np.ones(len(pairs)), (firsts, seconds)), shape=(trace.num_prompts,) * 2)
+    label_P = connected_components(graph, directed=False)[1]
+    first_member: npt.NDArray[np.int64] = np.unique(label_P, return_index=True)[1][label_P]
+    return first_member
 
 
 def _similar_pairs(shingles: list[Codes], threshold: float) -> Iterable[tuple[int, int]]:
@@ -136,28 +138,6 @@ def _shingles(codes: Codes, size: int) -> Codes:
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = mixed ^ (mixed >> np.uint64(27))
     return np.unique(mixed)
-
-
-class _UnionFind:
-    """Disjoint sets of prompts; a set is named by its smallest member."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def find(self, member: int) -> int:
-        while self._parent[member] != member:
-            self._parent[member] = self._parent[self._parent[member]]
-            member = self._parent[member]
-        return member
-
-    def join(self, a: int, b: int) -> None:
-        a, b = self.find(a), self.find(b)
-        self._parent[max(a, b)] = min(a, b)
-
-    def join_equal(self, keys: Iterable[Hashable]) -> None:
-        first: dict[Hashable, int] = {}
-        for member, key in enumerate(keys):
-            self.join(first.setdefault(key, member), member)
 
 
 def _bounds(trace: Trace) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the predictor sees of a trace, causal by construction.
+"""Inputs of the predictor from a trace, causal by construction.
 
 Shape suffixes: T tokens, L MoE layers, K top-k, M = 2 * K, G n-grams per token.
 """
@@ -51,7 +51,7 @@ def repeated_routing(trace: Trace, codes_T: npt.NDArray[np.integer]) -> npt.NDAr
 
     Args:
         trace: Routing and prompts.
-        codes_T: Says which tokens are of the same string.
+        codes_T: Equal for tokens of the same string.
     """
     prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
     order = np.lexsort((np.arange(trace.num_tokens), codes_T, prompt_T))

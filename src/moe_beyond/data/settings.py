@@ -18,7 +18,7 @@ class SplitSettings(Settings):
     gate_fraction: float = Field(default=0.1, gt=0, lt=1)
     """For the gate alone, which chooses between predictors: no reported figure comes from these prompts."""
     gate_held_out_fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Of the groups of a held-out domain, for the gate too; 0 leaves all of them to the test."""
+    """Of the groups of a held-out domain, for the gate too; with 0 all of them are for the test."""
     near_duplicate_jaccard: float = Field(default=0.7, ge=0.5, le=1)
     """Prompts whose sets of shingles are at least this similar land on one side; below 0.5 many would be missed."""
     shingle_tokens: int = Field(default=5, ge=1, le=64)

@@ -119,13 +119,9 @@ def _choose_sides(keys: dict[int, float], settings: SplitSettings) -> dict[int, 
             f"split: {len(keys)} distinct in-domain prompts; train, validation, gate and test need one each: "
             "trace more prompts that differ"
         )
-    shares = {
-        "test_in_domain": settings.test_fraction,
-        "validation": settings.validation_fraction,
-        "gate_in_domain": settings.gate_fraction,
-    }
-    ends = list(itertools.accumulate(shares.values()))
-    edges = dict(zip((*shares, "train"), itertools.pairwise((0.0, *ends, 1.0)), strict=True))
+    shares = (settings.test_fraction, settings.validation_fraction, settings.gate_fraction)
+    bounds = itertools.pairwise((0.0, *itertools.accumulate(shares), 1.0))
+    edges = dict(zip(("test_in_domain", "validation", "gate_in_domain", "train"), bounds, strict=True))
     sides = {
         group: next(name for name, (low, high) in edges.items() if low <= key < high) for group, key in keys.items()
     }

@@ -1,7 +1,7 @@
 """Token features that need no embedding table of the traced model: known strings, and letters for the others.
 
 Published traces have token strings alone. A known string (seen often enough in training) has an embedding of its own;
-every string is also a bag of hashed character n-grams, which tells unseen tokens apart.
+every string is also a bag of hashed character n-grams, which distinguishes unseen tokens.
 
 Shape suffixes: T tokens, V distinct strings, G n-grams kept per string.
 """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
@@ -27,7 +28,7 @@ class Checkpoint:
         network: The token step, in evaluation mode.
         layer_step: The layer step that goes on from it, in evaluation mode.
         encoder: Turns token strings into its inputs.
-        trained_on: The traced model, whose layers, experts and top-k the network answers for.
+        trained_on: The traced model, whose layers, experts and top-k the network predicts.
     """
 
     network: TokenStep
@@ -40,20 +41,15 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     """Write `weights.safetensors` and `network.json`; replaces `directory`."""
     description = {
         "format_version": FORMAT_VERSION,
-        "shape": checkpoint.network.shape.as_dict(),
+        "shape": asdict(checkpoint.network.shape),
         "letter_buckets": checkpoint.encoder.letter_buckets,
         "trained_on": checkpoint.trained_on.model_dump(),
         "known_tokens": checkpoint.encoder.known,
     }
-    steps = {"token_step": checkpoint.network, "layer_step": checkpoint.layer_step}
-    weights = {
-        f"{step}.{name}": tensor.contiguous()
-        for step, module in steps.items()
-        for name, tensor in module.state_dict().items()
-    }
     with replacing(directory) as temporary:
         temporary.mkdir()
-        save_file(weights, temporary / "weights.safetensors")
+        weights = _steps(checkpoint.network, checkpoint.layer_step).state_dict()
+        save_file({name: x.contiguous() for name, x in weights.items()}, temporary / "weights.safetensors")
         (temporary / "network.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
 
 
@@ -73,12 +69,12 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             "run the train stage again"
         )
     shape = NetworkShape(**description["shape"])
-    weights = load_file(directory / "weights.safetensors")
     network, layer_step = TokenStep(shape), LayerStep(shape)
-    for prefix, module in (("token_step.", network), ("layer_step.", layer_step)):
-        module.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        )
+    _steps(network, layer_step).load_state_dict(load_file(directory / "weights.safetensors"))
     encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
     trained_on = TraceMetadata.model_validate(description["trained_on"])
     return Checkpoint(network.eval(), layer_step.eval(), encoder, trained_on)
+
+
+def _steps(network: TokenStep, layer_step: LayerStep) -> nn.ModuleDict:
+    return nn.ModuleDict({"token_step": network, "layer_step": layer_step})

@@ -1,9 +1,9 @@
-"""The token step: a small causal transformer over tokens that answers for all layers at once.
+"""The token step: a small causal transformer over tokens that predicts all layers at once.
 
-Ahead of a token it knows the token itself, the routing of the token before and of the last time that the same string
-stood in the prompt, and, through its state, earlier tokens.
+Its inputs ahead of a token are the token itself, the routing of the token before and of the last time that the same
+string stood in the prompt, and, through its state, earlier tokens.
 Attention looks back over a fixed window and positions enter only as distances, so the state needs no counter: keys and
-values of the last `window - 1` tokens. Beside its answer it gives a context, from which the layer step goes on.
+values of the last `window - 1` tokens. Beside its prediction it gives a context, from which the layer step goes on.
 
 Shape suffixes: B batch, T tokens of this call, S tokens in the state (0 to window - 1), L MoE layers, E experts,
 M = 2 x top-k, G n-grams, D width, W width of the layer step, N blocks, H heads, C = D / H channels of a head.
@@ -92,7 +92,7 @@ class TokenStep(nn.Module):
     def empty_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """State ahead of a prompt's first token: keys and values, each [B, N, 0, D]."""
         empty = torch.zeros(batch, self.shape.depth, 0, self.shape.width)
-        # two tensors: torch.export takes one tensor given twice for one input
+        # two tensors: torch.export treats one tensor given twice as one input
         return empty, empty.clone()
 
     def forward(
@@ -144,7 +144,7 @@ class TokenStep(nn.Module):
 
 
 def one_hot_routing(experts_BTLK: Tensor, num_experts: int) -> Tensor:
-    """Which experts are named, as float [B, T, L * E]; the id `num_experts` names none."""
+    """Which experts are listed, as float [B, T, L * E]; the id `num_experts` stands for none."""
     experts_BTLX = torch.zeros(*experts_BTLK.shape[:3], num_experts + 1, device=experts_BTLK.device)
     experts_BTLX = experts_BTLX.scatter(3, experts_BTLK, 1.0)
     return experts_BTLX[..., :num_experts].flatten(2)

@@ -1,4 +1,4 @@
-"""The two steps as ONNX files with explicit state and everything a runtime needs inside, held to torch's answers.
+"""The two steps as ONNX files with explicit state and everything a runtime needs inside, in parity with PyTorch.
 
 Shape suffixes: B batch, T tokens, S tokens in the state, L MoE layers, E experts, K top-k, N blocks, D width,
 H horizon, W width of the layer step, R its reach.
@@ -10,8 +10,6 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,58 +25,54 @@ from moe_beyond.errors import InputError
 from moe_beyond.network.checkpoint import Checkpoint
 from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor.base import Floats
-from moe_beyond.predictor.graph_file import FORMAT_VERSION, METADATA_KEY, Step, graph_file
+from moe_beyond.predictor.graph_file import FORMAT_VERSION, METADATA_KEY, STEPS, Step, graph_file
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import Trace
 
+_DESCRIBED = ("num_experts", "top_k", "horizon", "window", "depth", "width", "layer_width", "reach")
 _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S = 2, 3, 5  # all different and above 1, or torch.export fixes an axis
 
 
-def export_token_step(checkpoint: Checkpoint, path: Path, opset: int) -> None:
-    """Write the token step; batch, tokens and state length stay free.
+def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
+    """Write both steps; batch, tokens and state length stay free.
 
     Args:
-        checkpoint: Network, encoder and the traced model's shape; the last two go into the file's metadata.
-        path: The file to write.
+        checkpoint: Networks, encoder and the traced model's shape; the last two go into the files' metadata.
+        directory: An existing one.
         opset: ONNX operator set.
     """
     shape = checkpoint.network.shape
     batch, tokens, state = Dim("batch"), Dim("tokens"), Dim("state", min=0, max=shape.window - 1)
-    axes = {
-        "tokens_BT": {0: batch, 1: tokens},
-        "letters_BTG": {0: batch, 1: tokens},
-        "previous_BTLM": {0: batch, 1: tokens},
-        "keys_BNSD": {0: batch, 2: state},
-        "values_BNSD": {0: batch, 2: state},
-    }
-    inputs = example_inputs(shape, _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S)
-    names = ["tokens", "letters", "previous_experts", "keys", "values"]
-    outputs = ["logits", "new_keys", "new_values", "context"]
-    write_graph(checkpoint.network, inputs, path, axes=axes, input_names=names, output_names=outputs, opset=opset)
-    own = {
-        "letter_buckets": checkpoint.encoder.letter_buckets,
-        "known_tokens": checkpoint.encoder.known,
-    }
-    describe(path, _description(checkpoint, "token_step") | own)
-
-
-def export_layer_step(checkpoint: Checkpoint, path: Path, opset: int) -> None:
-    """Write the layer step; the batch stays free. Arguments as `export_token_step`."""
-    shape = checkpoint.network.shape
-    batch = Dim("batch")
-    axes = {"layer": None} | {name: {0: batch} for name in ("experts_BK", "logits_BLE", "context_BW", "evidence_BRE")}
-    names = ["layer", "experts", "token_logits", "context", "evidence"]
-    outputs = ["logits", "new_context", "new_evidence"]
-    inputs = layer_inputs(shape, _EXAMPLE_B)
-    write_graph(checkpoint.layer_step, inputs, path, axes=axes, input_names=names, output_names=outputs, opset=opset)
-    describe(path, _description(checkpoint, "layer_step"))
-
-
-def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
-    """Write both steps into an existing directory."""
-    export_token_step(checkpoint, directory / graph_file("token_step"), opset)
-    export_layer_step(checkpoint, directory / graph_file("layer_step"), opset)
+    token_step, layer_step = (directory / graph_file(step) for step in STEPS)
+    write_graph(
+        checkpoint.network,
+        example_inputs(shape, _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S),
+        token_step,
+        axes={
+            "tokens_BT": {0: batch, 1: tokens},
+            "letters_BTG": {0: batch, 1: tokens},
+            "previous_BTLM": {0: batch, 1: tokens},
+            "keys_BNSD": {0: batch, 2: state},
+            "values_BNSD": {0: batch, 2: state},
+        },
+        input_names=["tokens", "letters", "previous_experts", "keys", "values"],
+        output_names=["logits", "new_keys", "new_values", "context"],
+        opset=opset,
+    )
+    encoder = {"letter_buckets": checkpoint.encoder.letter_buckets, "known_tokens": checkpoint.encoder.known}
+    describe(token_step, _description(checkpoint, "token_step") | encoder)
+    write_graph(
+        checkpoint.layer_step,
+        layer_inputs(shape, _EXAMPLE_B),
+        layer_step,
+        axes={"layer": None}
+        | {name: {0: batch} for name in ("experts_BK", "logits_BLE", "context_BW", "evidence_BRE")},
+        input_names=["layer", "experts", "token_logits", "context", "evidence"],
+        output_names=["logits", "new_context", "new_evidence"],
+        opset=opset,
+    )
+    describe(layer_step, _description(checkpoint, "layer_step"))
 
 
 def require_parity(
@@ -98,14 +92,14 @@ def require_parity(
     Raises:
         InputError: A logit differs by more than the tolerance.
     """
-    token_error, layer_error = parity(checkpoint, directory, validation, settings.parity_tokens)
-    for step, error in (("token_step", token_error), ("layer_step", layer_error)):
+    errors = parity(checkpoint, directory, validation, settings.parity_tokens)
+    for step, error in errors.items():
         if not error <= settings.parity_tolerance:
             raise InputError(
                 f"params.yaml: export.parity_tolerance: a logit of the ONNX {step} differs from torch by {error:.2e}, "
                 f"more than {settings.parity_tolerance:.0e}; do not ship this graph"
             )
-    return {"token_step_parity_error": token_error, "layer_step_parity_error": layer_error}
+    return {f"{step}_parity_error": error for step, error in errors.items()}
 
 
 def example_inputs(shape: NetworkShape, batch: int, tokens: int, state: int) -> tuple[Tensor, ...]:
@@ -144,8 +138,12 @@ def write_graph(
     output_names: list[str],
     opset: int,
 ) -> None:
-    """Export any network to one file that says nothing of the machine it was made on."""
-    with _quiet_exporter():
+    """Export any network to one file that holds nothing of the machine it was made on."""
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # remarks about the exporter's own dependencies; it raises on real trouble
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network.eval(),
             inputs,
@@ -167,16 +165,16 @@ def write_graph(
 
 
 def describe(path: Path, description: dict[str, Any]) -> None:
-    """Write what a runtime must know into a file's metadata; replaces what stood there."""
+    """Write a runtime's description into a file's metadata, in place of a former one."""
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(description, ensure_ascii=False)})
     onnx.save(model, path)
 
 
-def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: int) -> tuple[float, float]:
+def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: int) -> dict[Step, float]:
     """Largest difference of a logit between torch over whole prompts and onnxruntime token by token, layer by layer.
 
-    Streaming through the state is what a device does, and where a wrong graph shows.
+    A device streams through the state too, and there a wrong graph shows.
 
     Args:
         checkpoint: The torch side.
@@ -185,10 +183,11 @@ def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: in
         max_tokens: Stop after the prompt in which this many tokens were compared.
 
     Returns:
-        Of the token step, and of the layer step.
+        By step.
     """
     predictor = OnnxPredictor(directory)
-    worst, layer_worst, compared, prompt = 0.0, 0.0, 0, 0
+    worst: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
+    compared, prompt = 0, 0
     while compared < max_tokens and prompt < trace.num_prompts:
         part = trace.select(np.array([prompt]))
         expected_TLE, expected_HTLE = torch_logits(checkpoint, part)
@@ -196,15 +195,15 @@ def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: in
         features = token_features(part, predictor.encoder)
         for t in range(part.num_tokens):
             logits_LE = stream.step_logits(features.tokens_T[t], features.letters_TG[t], features.previous_TLM[t])
-            worst = max(worst, float(np.abs(logits_LE - expected_TLE[t]).max()))
+            worst["token_step"] = max(worst["token_step"], float(np.abs(logits_LE - expected_TLE[t]).max()))
             for layer in range(predictor.num_layers - 1):
                 logits_HE = stream.layer_logits(layer, part.experts_TLK[None, t, layer].astype(np.int64))
                 for h in range(min(predictor.horizon, predictor.num_layers - 1 - layer)):
                     error = np.abs(logits_HE[h] - expected_HTLE[h, t, layer + 1 + h]).max()
-                    layer_worst = max(layer_worst, float(error))
+                    worst["layer_step"] = max(worst["layer_step"], float(error))
         compared += part.num_tokens
         prompt += 1
-    return worst, layer_worst
+    return worst
 
 
 def torch_logits(checkpoint: Checkpoint, prompt: Trace) -> tuple[Floats, Floats]:
@@ -216,18 +215,8 @@ def torch_logits(checkpoint: Checkpoint, prompt: Trace) -> tuple[Floats, Floats]
         logits_BTLE, _, _, context_BTW = checkpoint.network(
             *(torch.from_numpy(x)[None] for x in inputs), *checkpoint.network.empty_state(1)
         )
-        answers_HTLE = checkpoint.layer_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0])
-    return np.asarray(logits_BTLE[0].numpy()), np.asarray(answers_HTLE.numpy())
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's remarks about its own dependencies away; it raises on real trouble."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
+        layers_HTLE = checkpoint.layer_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0])
+    return np.asarray(logits_BTLE[0].numpy()), np.asarray(layers_HTLE.numpy())
 
 
 def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:
@@ -241,13 +230,6 @@ def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:
         "fit": digest.hexdigest()[:16],
         "model_id": checkpoint.trained_on.model_id,
         "layer_numbers": checkpoint.trained_on.layer_numbers,
-        "num_experts": shape.num_experts,
-        "top_k": shape.top_k,
-        "horizon": shape.horizon,
-        "window": shape.window,
-        "depth": shape.depth,
-        "width": shape.width,
-        "layer_width": shape.layer_width,
-        "reach": shape.reach,
+        **{name: getattr(shape, name) for name in _DESCRIBED},
         "features": "token string, letter n-grams, routing of the token before, routing of the string's last time",
     }

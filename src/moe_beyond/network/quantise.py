@@ -6,8 +6,6 @@ Shape suffixes: T tokens, L MoE layers, E experts, K top-k, H horizon.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -21,7 +19,7 @@ from moe_beyond.traces.schema import Trace
 _WITH_WEIGHTS = ("MatMul", "Gemm", "Gather")
 
 
-def quantise_steps(directory: Path, validation: Trace, allowed_points: float) -> dict[str, float]:
+def quantise_steps(directory: Path, validation: Trace, allowed_points: float) -> dict[Step, float]:
     """Write the int8 files of a directory beside its fp32 files, unless they lose too much recall.
 
     Args:
@@ -34,42 +32,35 @@ def quantise_steps(directory: Path, validation: Trace, allowed_points: float) ->
     """
     for step in STEPS:
         quantise(directory / graph_file(step), directory / graph_file(step, "int8"))
-    plain, int8 = OnnxPredictor(directory), OnnxPredictor(directory, precision="int8")
-    lost = {step: 100 * (recall(plain, step, validation) - recall(int8, step, validation)) for step in STEPS}
+    plain, int8 = (recalls(OnnxPredictor(directory, precision=p), validation) for p in ("fp32", "int8"))
+    lost = {step: 100 * (plain[step] - int8[step]) for step in STEPS}
     if max(lost.values()) > allowed_points:
         for step in STEPS:
             (directory / graph_file(step, "int8")).unlink()
-    return {str(step): points for step, points in lost.items()}
+    return lost
 
 
 def quantise(source: Path, target: Path) -> None:
     """Write a file with its weights in int8; metadata is kept."""
-    with _quiet_quantiser():
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # its advice to run shape inference first, which the exporter has done
+    try:
         quantize_dynamic(
             source, target, op_types_to_quantize=list(_WITH_WEIGHTS), per_channel=True, weight_type=QuantType.QInt8
         )
+    finally:
+        root.setLevel(level)
     model = onnx.load(target)
     onnx.helper.set_model_props(model, {x.key: x.value for x in onnx.load(source).metadata_props})
     onnx.save(model, target)
 
 
-def recall(predictor: OnnxPredictor, step: Step, trace: Trace) -> float:
-    """Recall@k of one step over a trace, the layer step's one layer ahead."""
-    hits = 0
-    layered = step == "layer_step"
-    for part in groups(trace, copies=predictor.horizon + 1 if layered else 1):
-        logits_TLE = predictor.layer_logits_HTLE(part)[0] if layered else predictor.logits_TLE(part)
-        hits += int(hits_at_k(logits_TLE, part.experts_TLK).sum())
-    return hits / trace.experts_TLK.size
-
-
-@contextmanager
-def _quiet_quantiser() -> Iterator[None]:
-    """Keep away its advice to run shape inference first, which the exporter has done."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
+def recalls(predictor: OnnxPredictor, trace: Trace) -> dict[Step, float]:
+    """Recall@k of both steps over a trace, the layer step's one layer ahead."""
+    hits: dict[Step, int] = dict.fromkeys(STEPS, 0)
+    for part in groups(trace, copies=predictor.horizon + 1):
+        token_TLE, layers_HTLE = predictor.both_logits(part)
+        hits["token_step"] += int(hits_at_k(token_TLE, part.experts_TLK).sum())
+        hits["layer_step"] += int(hits_at_k(layers_HTLE[0], part.experts_TLK).sum())
+    return {step: count / trace.experts_TLK.size for step, count in hits.items()}

@@ -22,7 +22,7 @@ from moe_beyond.traces.schema import Trace
 
 @dataclass(frozen=True)
 class Exported:
-    """What is known of a predictor directory.
+    """Measurements of a predictor directory.
 
     Attributes:
         metrics: Largest difference of a logit between ONNX and PyTorch and bytes of both steps; under `int8` points of
@@ -39,7 +39,7 @@ class Exported:
 def export_predictor(
     checkpoint: Checkpoint, directory: Path, fitted_on: Mapping[str, Trace], settings: ExportSettings
 ) -> Exported:
-    """Write a predictor directory whose graphs are shown to equal PyTorch; the old one stays if they do not.
+    """Write a predictor directory whose graphs are in parity with PyTorch; the old one stays if they are not.
 
     Args:
         checkpoint: The trained steps.
@@ -59,18 +59,12 @@ def export_predictor(
         int8: dict[str, Any] = {f"{step}_lost_points": points for step, points in lost.items()}
         marks = training_marks(fitted_on.values())
         (temporary / TRAINING_PROMPTS).write_text("\n".join(marks) + "\n", encoding="utf-8")
-        measured = _measure(temporary, fitted_on["train"], settings.latency_repeats)
+        predictor, table, n = OnnxPredictor(temporary), TokenUnigram.fit(fitted_on["train"]), settings.latency_repeats
+        measured = quietest(lambda: Latency(predictor.token_step_ms(n), predictor.layer_step_ms(n), table.lookup_ms(n)))
         charge = charged(checkpoint.network.shape, measured)
         write_charge(temporary, charge)
         metrics = {**errors, **_sizes(temporary, "fp32"), "int8": int8 | _sizes(temporary, "int8")}
         return Exported(metrics, measured, charge)
-
-
-def _measure(directory: Path, train: Trace, repeats: int) -> Latency:
-    predictor, table = OnnxPredictor(directory), TokenUnigram.fit(train)
-    return quietest(
-        lambda: Latency(predictor.token_step_ms(repeats), predictor.layer_step_ms(repeats), table.lookup_ms(repeats))
-    )
 
 
 def _sizes(directory: Path, precision: Precision) -> dict[str, int]:

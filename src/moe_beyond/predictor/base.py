@@ -1,4 +1,4 @@
-"""What every predictor answers, whatever it is made of. No torch here: the simulator imports this module.
+"""The interface of every predictor. No torch here: the simulator imports this module.
 
 Shape suffixes: T tokens, L MoE layers, E experts, H horizon.
 """
@@ -16,10 +16,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class Predictor(Protocol):
-    """Says, ahead of each token, which experts the token will use in every layer.
+    """Predicts, ahead of each token, which experts the token will use in every layer.
 
-    Causal: the answer for a token may use this and earlier tokens of the prompt, and the routing of earlier tokens.
-    It may not use this token's own routing: it is wanted before the token's first layer runs.
+    Causal: the prediction for a token may use this and earlier tokens of the prompt, and the routing of earlier tokens.
+    It may not use this token's own routing: it is needed before the token's first layer runs.
     """
 
     @property
@@ -34,16 +34,16 @@ class Predictor(Protocol):
 
 
 class LayerPredictor(Predictor, Protocol):
-    """Says more once a token's first layers have chosen: causal within the token too, never of the layer itself."""
+    """Predicts again once a token's first layers have chosen: causal within the token too."""
 
     @property
     def horizon(self) -> int:
-        """How many layers ahead it answers."""
+        """How many layers ahead it predicts."""
 
     def layer_probabilities_HTLE(self, trace: Trace) -> npt.NDArray[np.float32]:
         """Probability of each expert at each horizon, float32 [H, T, L, E].
 
-        Entry [h, t, l] is the answer for layer l given the token and what this token's router chose in layers
+        Entry [h, t, l] is the prediction for layer l given the token and what this token's router chose in layers
         0 to l - h - 1: row 0 is one layer ahead. Where l < h + 1 nothing is known yet, and it is the token step's.
         """
 

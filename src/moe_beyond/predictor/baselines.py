@@ -19,7 +19,7 @@ from moe_beyond.traces.schema import Trace, expert_counts_LE
 
 @dataclass(frozen=True)
 class Popularity:
-    """The same answer for every token: how often the training split chose each expert."""
+    """The same prediction for every token: how often the training split chose each expert."""
 
     popularity_LE: npt.NDArray[np.float32]
     name: str = "popularity"
@@ -105,10 +105,10 @@ class PreviousToken:
 class MoeInfinity:
     """MoE-Infinity's expert activation matrices as a predictor (arXiv 2401.14361, after its public code).
 
-    Ahead of a token, the request's counts so far are held against those of finished requests: a cosine for each layer,
-    and the stored request of the largest mean answers with the share of its tokens that used each expert. A request's
+    Ahead of a token, the request's counts so far are compared with those of finished requests: a cosine for each layer;
+    the prediction is the share of tokens that used each expert in the stored request of the largest mean. A request's
     first token has no counts yet and gets the mean of all stored ones. At later layers of the token the original
-    matches again, by the counts of the layers still to come alone; those hold nothing new, so the answer stands here
+    matches again, by the counts of the layers still to come alone; those hold nothing new, so the prediction holds here
     for the whole token. Its store holds a thousand; here they are the first thousand training prompts, as there is no
     order of arrival by which to replace one.
     """
@@ -130,14 +130,14 @@ class MoeInfinity:
     def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
         """float32 [T, L, E], the best match's row; the earlier stored one of equals."""
         unit_NX = _unit_rows(self.share_NLE).reshape(len(self.share_NLE), -1)
-        answer_TLE = np.empty((trace.num_tokens, *self.share_NLE.shape[1:]), np.float32)
-        answer_TLE[trace.prompt_offsets[:-1]] = self.share_NLE.mean(axis=0)
+        predicted_TLE = np.empty((trace.num_tokens, *self.share_NLE.shape[1:]), np.float32)
+        predicted_TLE[trace.prompt_offsets[:-1]] = self.share_NLE.mean(axis=0)
         for start, end in zip(trace.prompt_offsets[:-1].tolist(), trace.prompt_offsets[1:].tolist(), strict=True):
             used_TLE = np.zeros((end - start - 1, *self.share_NLE.shape[1:]), np.float32)
             np.put_along_axis(used_TLE, trace.experts_TLK[start : end - 1].astype(np.int64), 1.0, axis=2)
             so_far_TX = _unit_rows(used_TLE.cumsum(axis=0)).reshape(len(used_TLE), -1)
-            answer_TLE[start + 1 : end] = self.share_NLE[(so_far_TX @ unit_NX.T).argmax(axis=1)]
-        return answer_TLE
+            predicted_TLE[start + 1 : end] = self.share_NLE[(so_far_TX @ unit_NX.T).argmax(axis=1)]
+        return predicted_TLE
 
 
 def _unit_rows(counts_XLE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -146,15 +146,13 @@ def _unit_rows(counts_XLE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class OneClusterMoeInfinity:
+class OneClusterMoeInfinity(Popularity):
     """What the MoE-Beyond paper (arXiv 2508.17137) compares with under MoE-Infinity's name.
 
-    The counts of nine prompts in one mean (k-means with a single cluster), the same answer for every token: the
-    popularity of a small sample. The paper's nine are the first of its training files; here they are the first nine
-    that the split leaves to training.
+    The counts of nine prompts in one mean (k-means with a single cluster): the popularity of a small sample. The
+    paper's nine are the first of its training files; here they are the first nine of the training split.
     """
 
-    share_LE: npt.NDArray[np.float32]
     name: str = "one-cluster MoE-Infinity"
 
     PROMPTS: ClassVar[int] = 9
@@ -162,11 +160,7 @@ class OneClusterMoeInfinity:
     @classmethod
     def fit(cls, train: Trace) -> Self:
         """Count the first nine prompts."""
-        return cls(Popularity.fit(train.select(np.arange(min(cls.PROMPTS, train.num_prompts)))).popularity_LE)
-
-    def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
-        """float32 [T, L, E], one [L, E] table repeated."""
-        return np.broadcast_to(self.share_LE, (trace.num_tokens, *self.share_LE.shape))
+        return super().fit(train.select(np.arange(min(cls.PROMPTS, train.num_prompts))))
 
 
 def fit_baselines(train: Trace) -> list[Predictor]:

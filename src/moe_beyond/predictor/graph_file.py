@@ -1,7 +1,7 @@
 """Opens the ONNX files of a predictor directory and checks that they are ours, belong together, and get fitting inputs.
 
 A directory holds a file for each step and precision: `token_step.onnx`, `layer_step.onnx`, and the same with `.int8`.
-What a runtime must know stands in each file's metadata as JSON under one key.
+The description that a runtime needs stands in each file's metadata as JSON under one key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class GraphFile:
 
     Attributes:
         path: The file.
-        description: What its metadata says.
+        description: Its metadata.
     """
 
     def __init__(self, path: Path, step: Step, threads: int) -> None:
@@ -67,7 +67,7 @@ class GraphFile:
             InputError: An input, such as a state of another predictor, has the wrong shape.
         """
         shapes = tuple(value.shape for value in inputs.values())
-        if shapes != self._accepted:  # a decode loop asks for the same shapes again and again
+        if shapes != self._accepted:  # a decode loop has the same shapes again and again
             self._check(inputs)
             self._accepted = shapes
         return list(self.session.run(self._outputs, inputs))
@@ -79,12 +79,6 @@ class GraphFile:
             if len(found) != len(expected) or not all(fits):
                 shown = " x ".join(str(size) for size in expected)
                 raise InputError(f"{self.path}: {name} has shape {found}, expected {shown}; use this predictor's state")
-
-
-def require_pair(token: GraphFile, layer: GraphFile) -> None:
-    """Raise InputError unless both steps come from one fit."""
-    if token.description["fit"] != layer.description["fit"]:
-        raise InputError(f"{layer.path}: from another fit than {token.path.name}; export both again")
 
 
 def _read_description(path: Path, session: ort.InferenceSession) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Latency:
     Attributes:
         token_step_ms: Of a token step, ahead of a token's first layer.
         layer_step_ms: Of the layer step after one layer's router.
-        table_ms: Of looking up a token in a table of what each token used, the rival that counts.
+        table_ms: Of looking up a token in a table of counts, the main rival.
     """
 
     token_step_ms: float
@@ -67,12 +67,8 @@ def modelled(shape: NetworkShape) -> Latency:
 
 def charged(shape: NetworkShape, measured: Latency) -> Latency:
     """The arithmetic charge, or where that is less what was measured, rounded up to two digits."""
-    line = modelled(shape)
-    return Latency(
-        max(line.token_step_ms, _round_up(measured.token_step_ms)),
-        max(line.layer_step_ms, _round_up(measured.layer_step_ms)),
-        max(line.table_ms, _round_up(measured.table_ms)),
-    )
+    pairs = zip(astuple(modelled(shape)), astuple(measured), strict=True)
+    return Latency(*(max(line_ms, _round_up(ms)) for line_ms, ms in pairs))
 
 
 def token_step_terms(shape: NetworkShape) -> tuple[float, ...]:
@@ -93,7 +89,7 @@ def layer_step_terms(shape: NetworkShape) -> tuple[float, ...]:
 
 
 def quietest(measure: Callable[[], Latency]) -> Latency:
-    """Of three rounds the least of each time: what others do on the machine only makes a round slower."""
+    """Of three rounds the least of each time: other work on the machine only makes a round slower."""
     rounds = [measure() for _ in range(_ROUNDS)]
     return Latency(*(min(times) for times in zip(*map(astuple, rounds), strict=True)))
 

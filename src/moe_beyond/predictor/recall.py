@@ -1,7 +1,7 @@
 """Recall at k: how many of a router's choices are among the k experts of largest predicted score.
 
 A horizon is `token` for the token step, ahead of the token's first layer, or the number of layers that the layer step
-looks ahead: at `1` it knows the router's choices up to the layer before.
+looks ahead: at `1` it has the router's choices up to the layer before.
 
 Shape suffixes: T tokens, L MoE layers, E experts, K top-k.
 """

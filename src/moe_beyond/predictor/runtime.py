@@ -18,12 +18,11 @@ from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.base import Floats, sigmoid
-from moe_beyond.predictor.graph_file import GraphFile, Precision, graph_file, require_pair
+from moe_beyond.predictor.graph_file import GraphFile, Precision, graph_file
 from moe_beyond.predictor.latency import Latency, median_ms, read_charge
 from moe_beyond.predictor.stream import LayerState, Stream
 from moe_beyond.traces.schema import ExpertIds, Trace
 
-GRAPH_FILE = graph_file("token_step")
 TRAINING_PROMPTS = "training_prompts.txt"
 """In a predictor directory: digests of the prompts that it was fitted on, a line each (`data.duplicates`)."""
 _BATCH_TOKENS = 1024
@@ -34,13 +33,14 @@ class OnnxPredictor:
     """A predictor directory, opened. Implements `predictor.base.LayerPredictor`.
 
     Attributes:
+        name: In tables and plots.
         path: File of the token step.
         precision: Of the files.
-        layer_numbers: MoE layers that it answers for.
+        layer_numbers: MoE layers that it predicts.
         num_experts: Experts in each.
         top_k: Experts that the traced model's router chooses.
         model_id: The traced model.
-        horizon: How many layers ahead the layer step answers.
+        horizon: How many layers ahead the layer step predicts.
         window: Tokens that the token step looks back over.
         encoder: Turns token strings into inputs.
     """
@@ -48,7 +48,7 @@ class OnnxPredictor:
     def __init__(
         self, directory: Path, *, precision: Precision = "fp32", threads: int = 1, name: str = "predictor"
     ) -> None:
-        """Open the token step; the layer step is opened when it is first asked.
+        """Open the token step; the layer step is opened at its first use.
 
         Args:
             directory: Holds the ONNX files.
@@ -60,7 +60,7 @@ class OnnxPredictor:
             InputError: No such file, not an ONNX file, or one without our metadata or of another format.
         """
         self.precision = precision
-        self._directory, self._threads, self._name = directory, threads, name
+        self._directory, self._threads, self.name = directory, threads, name
         self._token = GraphFile(directory / graph_file("token_step", precision), "token_step", threads)
         self.path, description = self._token.path, self._token.description
         self.model_id: str = description["model_id"]
@@ -73,11 +73,6 @@ class OnnxPredictor:
         self.encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
 
     @property
-    def name(self) -> str:
-        """Name in tables and plots."""
-        return self._name
-
-    @property
     def num_layers(self) -> int:
         """MoE layers, L."""
         return len(self.layer_numbers)
@@ -86,7 +81,8 @@ class OnnxPredictor:
     def _layer(self) -> GraphFile:
         file = self._directory / graph_file("layer_step", self.precision)
         layer = GraphFile(file, "layer_step", self._threads)
-        require_pair(self._token, layer)
+        if self._token.description["fit"] != layer.description["fit"]:
+            raise InputError(f"{file}: from another fit than {self.path.name}; export both again")
         return layer
 
     def stream(self) -> Stream:
@@ -135,35 +131,27 @@ class OnnxPredictor:
         logits_BHE, context_BW, evidence_BRE = self._layer.run(inputs)
         return logits_BHE, LayerState(state.logits_BLE, context_BW, evidence_BRE)
 
-    def logits_TLE(self, trace: Trace) -> Floats:
-        """The token step's logits as the graph gives them, float32 [T, L, E]. Raises as `probabilities_TLE`."""
-        return self._token_step(trace)[0]
-
     def probabilities_TLE(self, trace: Trace) -> Floats:
         """Probability of each expert ahead of each token, float32 [T, L, E].
 
         Raises:
             InputError: The trace's layers, experts or top-k are not those the predictor was trained for.
         """
-        return sigmoid(self.logits_TLE(trace))
-
-    def layer_logits_HTLE(self, trace: Trace) -> Floats:
-        """The layer step's logits, float32 [H, T, L, E]; the token step's where nothing of the token is known yet."""
-        return self.both_logits(trace)[1]
+        return sigmoid(self._token_step(trace)[0])
 
     def both_logits(self, trace: Trace) -> tuple[Floats, Floats]:
-        """`logits_TLE` and `layer_logits_HTLE` in one go."""
+        """Logits of the token step [T, L, E] and of the layer step [H, T, L, E], as in `LayerPredictor`."""
         logits_TLE, context_TW = self._token_step(trace)
-        answer_HTLE = np.repeat(logits_TLE[None], self.horizon, axis=0)
+        layers_HTLE = np.repeat(logits_TLE[None], self.horizon, axis=0)
         for start in range(0, trace.num_tokens, _BATCH_TOKENS):
             part = slice(start, start + _BATCH_TOKENS)
             state = self.layer_state(logits_TLE[part], context_TW[part])
-            self._fill(answer_HTLE[:, part], trace.experts_TLK[part], state)
-        return logits_TLE, answer_HTLE
+            self._fill(layers_HTLE[:, part], trace.experts_TLK[part], state)
+        return logits_TLE, layers_HTLE
 
     def layer_probabilities_HTLE(self, trace: Trace) -> Floats:
-        """Probability of each expert at each horizon, float32 [H, T, L, E], as `LayerPredictor` says."""
-        return sigmoid(self.layer_logits_HTLE(trace))
+        """Probability of each expert at each horizon, float32 [H, T, L, E], as in `LayerPredictor`."""
+        return sigmoid(self.both_logits(trace)[1])
 
     @cached_property
     def charge(self) -> Latency:
@@ -213,12 +201,12 @@ class OnnxPredictor:
         logits, contexts = zip(*parts, strict=True)
         return np.concatenate(logits), np.concatenate(contexts)
 
-    def _fill(self, answer_HTLE: Floats, experts_TLK: ExpertIds, state: LayerState) -> None:
-        """Write what the layer step says after each layer, for all tokens of a part at once."""
+    def _fill(self, layers_HTLE: Floats, experts_TLK: ExpertIds, state: LayerState) -> None:
+        """Write the layer step's logits after each layer, for all tokens of a part at once."""
         for layer in range(self.num_layers - 1):
             logits_BHE, state = self.run_layer(layer, experts_TLK[:, layer].astype(np.int64), state)
             for h in range(min(self.horizon, self.num_layers - 1 - layer)):
-                answer_HTLE[h, :, layer + 1 + h] = logits_BHE[:, h]
+                layers_HTLE[h, :, layer + 1 + h] = logits_BHE[:, h]
 
     def _require_same_model(self, trace: Trace) -> None:
         meta = trace.metadata

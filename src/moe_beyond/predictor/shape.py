@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class NetworkShape:
         depth: Its transformer blocks.
         heads: Of its attention.
         window: Tokens that attention looks back over, the token itself included.
-        horizon: Layers ahead that the layer step answers for.
-        reach: Layers ahead to which an expert of a layer speaks directly; at least `horizon`.
+        horizon: Layers ahead that the layer step predicts.
+        reach: Layers ahead to which an expert of a layer contributes directly; at least `horizon`.
         layer_width: Width of the layer step.
         layer_hidden: Hidden units of its small network.
     """
@@ -40,7 +40,3 @@ class NetworkShape:
     reach: int
     layer_width: int
     layer_hidden: int
-
-    def as_dict(self) -> dict[str, int]:
-        """For checkpoints and ONNX metadata."""
-        return asdict(self)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LayerState:
-    """What the layer step carries from one layer of a token to the next."""
+    """State of the layer step from one layer of a token to the next."""
 
     logits_BLE: Floats
     context_BW: Floats
@@ -110,7 +110,7 @@ class Stream:
 
 
 def _checked(experts: npt.ArrayLike, shape: tuple[int, ...], num_experts: int, what: str) -> npt.NDArray[np.int64]:
-    """Expert ids as int64, or an InputError that says what is wrong with them."""
+    """Expert ids as int64, or an InputError that names what is wrong with them."""
     ids = np.asarray(experts, np.int64)
     if ids.shape != shape:
         meaning = "layers x top-k" if len(shape) == 2 else "top-k"

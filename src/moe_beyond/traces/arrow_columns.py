@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,8 @@ _IS_KIND = {
 }
 
 
-class Lists(NamedTuple):
-    """A column of lists: all values one after another, and the length of each list (int64)."""
-
-    values: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]
+Lists = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
+"""A column of lists: all values one after another, and the length of each list."""
 
 
 class ArrowColumns:
@@ -56,13 +53,13 @@ class ArrowColumns:
     def integer_lists(self, name: str, dtype: type[np.integer[Any]]) -> Lists:
         """A column of lists of whole numbers that fit `dtype`."""
         values, lengths = self._lists(name, "integer")
-        return Lists(self._cast(name, values.to_numpy(), dtype), lengths)
+        return self._cast(name, values.to_numpy(), dtype), lengths
 
-    def number_lists(self, name: str, dtype: type[np.floating[Any]]) -> Lists:
-        """A column of lists of numbers, rounded to `dtype`."""
+    def half_lists(self, name: str) -> Lists:
+        """A column of lists of numbers, rounded to float16."""
         values, lengths = self._lists(name, "number")
         with np.errstate(over="ignore"):  # too large becomes infinite, which validation names
-            return Lists(values.to_numpy().astype(dtype, copy=False), lengths)
+            return values.to_numpy().astype(np.float16, copy=False), lengths
 
     def text_lists(self, name: str) -> tuple[TokenTexts, npt.NDArray[np.int64]]:
         """A column of lists of text, and the length of each list."""

@@ -7,13 +7,14 @@ E routed experts in a layer, P prompts.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from moe_beyond.errors import InputError
 
@@ -33,10 +34,10 @@ class TraceMetadata(BaseModel):
     model_id: str = Field(min_length=1)
     model_revision: str = ""
     layer_numbers: tuple[int, ...] = Field(min_length=1)
-    """Numbers of the MoE layers in the model, rising; dense layers are left out."""
+    """Numbers of the MoE layers in the model, rising; dense layers are not listed."""
     num_experts: int = Field(ge=2, le=65536)
     top_k: int = Field(ge=1)
-    expert_bytes: tuple[int, ...]
+    expert_bytes: tuple[PositiveInt, ...]
     """Bytes that one expert of each MoE layer occupies in the precision that was traced; one number a layer."""
     decoding: Decoding = "unknown"
     """How decode tokens were chosen; `teacher-forced` where a given text was replayed."""
@@ -49,8 +50,6 @@ class TraceMetadata(BaseModel):
             raise ValueError("layer_numbers must rise without repetition")
         if len(self.expert_bytes) != len(self.layer_numbers):
             raise ValueError("expert_bytes needs one number for each MoE layer")
-        if any(size <= 0 for size in self.expert_bytes):
-            raise ValueError("expert_bytes must be positive")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})")
         return self
@@ -67,9 +66,9 @@ class TraceMetadata(BaseModel):
 
     @property
     def token_cycle(self) -> int:
-        """Experts that one decode token touches, L * K.
+        """Experts that one decode token uses, L * K.
 
-        A global LRU of at most (L - 1) * K never hits: the other layers touch that many between two visits to a layer.
+        A global LRU of at most (L - 1) * K never hits: the other layers use that many between two visits to a layer.
         """
         return self.num_layers * self.top_k
 
@@ -84,11 +83,6 @@ class TraceMetadata(BaseModel):
 def expert_dtype(num_experts: int) -> type[np.uint8] | type[np.uint16]:
     """The smallest dtype that holds every expert id."""
     return np.uint8 if num_experts <= 256 else np.uint16
-
-
-def empty_experts(shape: tuple[int, ...], num_experts: int) -> ExpertIds:
-    """An array of zeros for expert ids."""
-    return np.zeros(shape, np.uint8) if num_experts <= 256 else np.zeros(shape, np.uint16)
 
 
 @dataclass(frozen=True)
@@ -169,7 +163,7 @@ class Trace:
         return self._take(prompts, tokens, ends - starts, self.num_prefill_P[prompts])
 
     def decode_only(self) -> Trace:
-        """The decoded tokens alone; prompts without any are left out."""
+        """The decoded tokens alone, of the prompts that have any."""
         decoded = np.diff(self.prompt_offsets) - self.num_prefill_P.astype(np.int64)
         prompts = np.nonzero(decoded)[0]
         return self._take(
@@ -184,19 +178,71 @@ class Trace:
         num_prefill_P: npt.NDArray[np.int32],
     ) -> Trace:
         texts = self.token_texts
+        columns = {name: getattr(self, name) for name in _TOKEN_COLUMNS}
         return replace(
             self,
             prompt_ids=tuple(self.prompt_ids[p] for p in prompts),
             domains=tuple(self.domains[p] for p in prompts),
             held_out_P=self.held_out_P[prompts],
-            prompt_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            prompt_offsets=offsets_of(lengths),
             num_prefill_P=num_prefill_P,
-            experts_TLK=self.experts_TLK[tokens],
-            weights_TLK=None if self.weights_TLK is None else self.weights_TLK[tokens],
-            token_ids_T=None if self.token_ids_T is None else self.token_ids_T[tokens],
             token_texts=None if texts is None else TokenTexts(texts.codes_T[tokens], texts.vocabulary),
-            predicted_TLK=None if self.predicted_TLK is None else self.predicted_TLK[tokens],
+            **{name: column[tokens] for name, column in columns.items() if column is not None},
         )
+
+
+_TOKEN_COLUMNS = ("experts_TLK", "weights_TLK", "token_ids_T", "predicted_TLK")
+
+
+def offsets_of(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Offsets of prompts of these lengths, int64 [P+1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """One prompt on its way into a trace; columns as in `Trace`, integers and floats of any width.
+
+    Attributes:
+        prompt_id: Its name, once in a trace.
+        domain: Data set or domain that it comes from.
+        num_prefill: How many of its first tokens were prefill.
+        experts_TLK: Ids that the model has.
+        weights_TLK: Combine weights, or None.
+        token_ids_T: Ids of the tokenizer, or None.
+        token_texts: Token strings, or None.
+        predicted_TLK: Experts that a published predictor named, or None.
+        held_out: Whether its domain is kept for testing only.
+    """
+
+    prompt_id: str
+    domain: str
+    num_prefill: int
+    experts_TLK: npt.NDArray[np.integer[Any]]
+    weights_TLK: npt.NDArray[np.floating[Any]] | None = None
+    token_ids_T: npt.NDArray[np.integer[Any]] | None = None
+    token_texts: Sequence[str] | None = None
+    predicted_TLK: npt.NDArray[np.integer[Any]] | None = None
+    held_out: bool = False
+
+
+def trace_of(metadata: TraceMetadata, prompts: Sequence[RoutedPrompt]) -> Trace:
+    """Prompts of one model as a trace, in order; an optional column is there if every prompt has it. Checks nothing."""
+    ids = expert_dtype(metadata.num_experts)
+    texts = [text for prompt in prompts for text in prompt.token_texts or ()]
+    return Trace(
+        metadata=metadata,
+        prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+        domains=tuple(prompt.domain for prompt in prompts),
+        held_out_P=np.array([prompt.held_out for prompt in prompts]),
+        prompt_offsets=offsets_of([len(prompt.experts_TLK) for prompt in prompts]),
+        num_prefill_P=np.array([prompt.num_prefill for prompt in prompts], np.int32),
+        experts_TLK=_joined(prompts, "experts_TLK", ids),
+        weights_TLK=_joined(prompts, "weights_TLK", np.float16),
+        token_ids_T=_joined(prompts, "token_ids_T", np.int32),
+        token_texts=TokenTexts.encode(texts) if all(prompt.token_texts is not None for prompt in prompts) else None,
+        predicted_TLK=_joined(prompts, "predicted_TLK", ids),
+    )
 
 
 def concatenate(traces: list[Trace]) -> Trace:
@@ -212,27 +258,23 @@ def concatenate(traces: list[Trace]) -> Trace:
     first = traces[0]
     for other in traces[1:]:
         first.metadata.require_same_model(other.metadata, other.metadata.source)
-    lengths = np.concatenate([np.diff(trace.prompt_offsets) for trace in traces])
-
-    def joined(field: str) -> npt.NDArray[np.generic] | None:
-        columns = [getattr(trace, field) for trace in traces]
-        return None if any(column is None for column in columns) else np.concatenate(columns)
-
-    texts = [trace.token_texts for trace in traces]
-    present = [text for text in texts if text is not None]
+    texts = [trace.token_texts for trace in traces if trace.token_texts is not None]
     return Trace(
         metadata=first.metadata,
         prompt_ids=tuple(name for trace in traces for name in trace.prompt_ids),
         domains=tuple(name for trace in traces for name in trace.domains),
         held_out_P=np.concatenate([trace.held_out_P for trace in traces]),
-        prompt_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        prompt_offsets=offsets_of(np.concatenate([np.diff(trace.prompt_offsets) for trace in traces])),
         num_prefill_P=np.concatenate([trace.num_prefill_P for trace in traces]),
-        experts_TLK=np.concatenate([trace.experts_TLK for trace in traces]),
-        weights_TLK=joined("weights_TLK"),  # type: ignore[arg-type]
-        token_ids_T=joined("token_ids_T"),  # type: ignore[arg-type]
-        token_texts=_join_texts(present) if len(present) == len(texts) else None,
-        predicted_TLK=joined("predicted_TLK"),  # type: ignore[arg-type]
+        token_texts=_join_texts(texts) if len(texts) == len(traces) else None,
+        **{name: _joined(traces, name) for name in _TOKEN_COLUMNS},
     )
+
+
+def _joined(parts: Sequence[Trace | RoutedPrompt], field: str, dtype: npt.DTypeLike | None = None) -> Any:
+    """A column of all parts, of their own dtype if none is given; None if one part lacks it."""
+    columns = [getattr(part, field) for part in parts]
+    return None if any(column is None for column in columns) else np.concatenate(columns, dtype=dtype, casting="unsafe")
 
 
 def _join_texts(texts: list[TokenTexts]) -> TokenTexts:
@@ -329,7 +371,7 @@ def _check_token_columns(trace: Trace, where: str) -> None:
         token, layer, slot = (int(i[0]) for i in np.nonzero(bad))
         raise InputError(
             f"{where}: {locate(trace, token, layer)}: combine weight {trace.weights_TLK[token, layer, slot]} is "
-            "not a finite number >= 0; leave the weights out or mend them"
+            "not a finite number >= 0; correct it or write no weights"
         )
 
 

@@ -7,7 +7,8 @@ A row a prompt, so that a token never loses its neighbours; lists of ids in toke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,21 @@ from pydantic import ValidationError
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
-from moe_beyond.traces.schema import SCHEMA_VERSION, Trace, TraceMetadata, concatenate, expert_dtype, validate
+from moe_beyond.traces.schema import (
+    SCHEMA_VERSION,
+    Trace,
+    TraceMetadata,
+    concatenate,
+    expert_dtype,
+    offsets_of,
+    validate,
+)
 from moe_beyond.traces.working import has_working, open_working, write_working
 
 __all__ = [
     "has_working",
     "iterate_parquet",
     "open_working",
-    "read_metadata",
     "read_parquet",
     "read_parts",
     "write_parquet",
@@ -71,7 +79,13 @@ def read_parts(path: Path) -> list[Trace]:
         InputError: As `read_parquet`; also if two files hold a prompt of one name, or are of different models.
     """
     files = _files(path)
-    parts = [validate(_to_trace(_read_table(file), file), str(file)) for file in files]
+    parts = []
+    for file in files:
+        try:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        except _UNREADABLE as error:
+            raise _unreadable(file, error) from error
+        parts.append(validate(_to_trace(table, file), str(file)))
     seen: dict[str, Path] = {}
     for file, part in zip(files, parts, strict=True):
         parts[0].metadata.require_same_model(part.metadata, str(file))
@@ -96,16 +110,6 @@ def iterate_parquet(path: Path) -> Iterator[Trace]:
                 yield validate(_to_trace(table, file), f"{file}, row group {number}")
         except _UNREADABLE as error:
             raise _unreadable(file, error) from error
-
-
-def read_metadata(path: Path) -> TraceMetadata:
-    """The metadata of a file, or of a directory's first file, without reading the trace."""
-    file = _files(path)[0]
-    try:
-        metadata = pq.read_schema(file).metadata or {}
-    except _UNREADABLE as error:
-        raise _unreadable(file, error) from error
-    return _parse_metadata(metadata, file)
 
 
 def _files(path: Path) -> list[Path]:
@@ -142,13 +146,6 @@ def _to_table(trace: Trace) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({METADATA_KEY: meta.model_dump_json()})
 
 
-def _read_table(path: Path) -> pa.Table:
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{path}: not a readable Parquet file ({reason}); fetch or write it again")
@@ -168,39 +165,33 @@ def _to_trace(table: pa.Table, path: Path) -> Trace:
             f"{meta.num_layers} layers x top-{meta.top_k}; every token needs top_k experts in every layer"
         )
 
-    def same_tokens(name: str, found_P: npt.NDArray[np.int64], count: int) -> None:
-        if not np.array_equal(found_P, lengths_P * count):
-            prompt = int(np.argmax(found_P != lengths_P * count))
+    def optional(name: str, read: Callable[[str], tuple[Any, npt.NDArray[np.int64]]], per_token: int = 1) -> Any:
+        """A column with so many values for each token, or None."""
+        if name not in columns:
+            return None
+        values, found_P = read(name)
+        if not np.array_equal(found_P, lengths_P * per_token):
+            prompt = int(np.argmax(found_P != lengths_P * per_token))
             raise InputError(
                 f"{path}: prompt {prompt_ids[prompt]!r} has {found_P[prompt]} values in column {name!r}, expected "
-                f"{lengths_P[prompt] * count}: {count} for each token of column 'experts'"
+                f"{lengths_P[prompt] * per_token}: {per_token} for each token of column 'experts'"
             )
+        return values
 
     shape = (-1, meta.num_layers, meta.top_k)
-    weights = predicted = token_ids = texts = None
-    if "weights" in columns:
-        weights, found_P = columns.number_lists("weights", np.float16)
-        same_tokens("weights", found_P, width)
-    if "predicted_experts" in columns:
-        predicted, found_P = columns.integer_lists("predicted_experts", ids)
-        same_tokens("predicted_experts", found_P, width)
-    if "token_ids" in columns:
-        token_ids, found_P = columns.integer_lists("token_ids", np.int32)
-        same_tokens("token_ids", found_P, 1)
-    if "token_texts" in columns:
-        texts, found_P = columns.text_lists("token_texts")
-        same_tokens("token_texts", found_P, 1)
+    weights = optional("weights", columns.half_lists, width)
+    predicted = optional("predicted_experts", partial(columns.integer_lists, dtype=ids), width)
     return Trace(
         metadata=meta,
         prompt_ids=prompt_ids,
         domains=columns.strings("domain"),
         held_out_P=columns.booleans("held_out"),
-        prompt_offsets=np.concatenate([[0], np.cumsum(lengths_P)]).astype(np.int64),
+        prompt_offsets=offsets_of(lengths_P),
         num_prefill_P=columns.integers("num_prefill", np.int32),
         experts_TLK=experts.reshape(shape),
         weights_TLK=None if weights is None else weights.reshape(shape),
-        token_ids_T=token_ids,
-        token_texts=texts,
+        token_ids_T=optional("token_ids", partial(columns.integer_lists, dtype=np.int32)),
+        token_texts=optional("token_texts", columns.text_lists),
         predicted_TLK=None if predicted is None else predicted.reshape(shape),
     )
 

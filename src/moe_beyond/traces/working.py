@@ -69,10 +69,8 @@ def open_working(directory: Path) -> Trace:
         raise InputError(f"{directory}: no working trace there; run the split stage first") from error
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError) as error:
         raise InputError(f"{directory / 'trace.json'}: damaged; run the split stage again") from error
-    arrays = {name: _map(directory / f"{name}.npy") for name in _ARRAYS if (directory / f"{name}.npy").exists()}
-    for name in _REQUIRED:
-        if name not in arrays:
-            raise InputError(f"{directory / name}.npy is missing; run the split stage again")
+    paths = {name: directory / f"{name}.npy" for name in _ARRAYS}
+    arrays = {name: _map(path) for name, path in paths.items() if name in _REQUIRED or path.exists()}
     texts = None if vocabulary is None else TokenTexts(_map(directory / "token_codes_T.npy"), vocabulary)
     trace = Trace(metadata=metadata, prompt_ids=prompt_ids, domains=domains, token_texts=texts, **arrays)
     tokens = len(trace.experts_TLK)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from moe_beyond.data.features import Features, token_features
@@ -21,8 +23,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.traces.schema import Trace
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Windows of one length after padding; padding is marked by `real_BT` and counts in no average."""
 
     tokens_BT: Tensor
@@ -31,16 +32,12 @@ class Batch:
     experts_BTLK: Tensor
     real_BT: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
 
 class WindowDataset(Dataset[tuple[int, int]]):
     """Windows of a trace as (first token, end), without their content.
 
     Prompts are cut into windows of at most `length` tokens. With a generator, the first cut of each prompt is drawn, so
-    that in training no token always stands at a window's start, where it sees no history.
+    that in training no token always stands at a window's start, where it has no history.
     """
 
     def __init__(self, trace: Trace, length: int, generator: np.random.Generator | None = None) -> None:
@@ -110,21 +107,22 @@ class Collate:
 
     def __call__(self, windows: list[tuple[int, int]]) -> Batch:
         """Pad to the longest window of the batch."""
-        lengths = [end - start for start, end in windows]
-        shape_BT = (len(windows), max(lengths))
-        routing_shape = (*shape_BT, *self.experts_TLK.shape[1:])
-        tokens_BT = np.zeros(shape_BT, np.int64)
-        letters_BTG = np.zeros((*shape_BT, self.features.letters_TG.shape[1]), np.int64)
-        previous_BTLM = np.full((*shape_BT, *self.features.previous_TLM.shape[1:]), self.none, np.int64)
-        experts_BTLK = np.zeros(routing_shape, np.int64)
-        real_BT = np.zeros(shape_BT, bool)
-        for row, ((start, end), length) in enumerate(zip(windows, lengths, strict=True)):
-            tokens_BT[row, :length] = self.features.tokens_T[start:end]
-            letters_BTG[row, :length] = self.features.letters_TG[start:end]
-            previous_BTLM[row, :length] = self.features.previous_TLM[start:end]
-            experts_BTLK[row, :length] = self.experts_TLK[start:end]
-            real_BT[row, :length] = True
-        return Batch(*map(torch.from_numpy, (tokens_BT, letters_BTG, previous_BTLM, experts_BTLK, real_BT)))
+        real_BT = [np.ones(end - start, bool) for start, end in windows]
+        features, none = self.features, self.none
+        columns = (
+            (features.tokens_T, 0),
+            (features.letters_TG, 0),
+            (features.previous_TLM, none),
+            (self.experts_TLK, 0),
+        )
+        padded = [
+            _pad([column[start:end].astype(np.int64) for start, end in windows], value) for column, value in columns
+        ]
+        return Batch._make([*padded, _pad(real_BT, 0)])
+
+
+def _pad(rows: list[npt.NDArray[Any]], value: int) -> Tensor:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
 
 
 class RoutingData(pl.LightningDataModule):
@@ -158,7 +156,3 @@ class RoutingData(pl.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         """This process among those that train together."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Lightning does not look into dataclasses that are frozen."""
-        return batch.to(device)

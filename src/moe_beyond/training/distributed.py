@@ -1,4 +1,4 @@
-"""Which of several processes of one training this is, as their launchers say in the environment.
+"""Which of several processes of one training this is, by the variables that launchers set.
 
 Lightning starts the further processes of a machine as the very script that it runs in; torchrun and Slurm start the
 script everywhere. Only the first process writes outs.

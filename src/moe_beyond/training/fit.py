@@ -1,7 +1,7 @@
 """One way to fit a predictor, shared by the search for its size and the final fit.
 
 Progress is a bar in a terminal and a line an epoch elsewhere. An interrupted fit goes on after its best epoch so
-far, and ends as it would have without the interruption: whatever is random in an epoch follows from the seed and the
+far, and ends as it would have without the interruption: everything random in an epoch follows from the seed and the
 epoch's number.
 """
 
@@ -54,18 +54,9 @@ class Fit:
     checkpoint: Checkpoint
     history: tuple[dict[str, float], ...]
 
-    @property
-    def best_recall(self) -> float:
-        """Validation recall at k of the token step in the best epoch."""
-        return self._best["validation_recall_at_k"]
-
-    @property
-    def _best(self) -> dict[str, float]:
-        return max(self.history, key=lambda row: row["validation_score"])
-
     def metrics(self) -> dict[str, float]:
         """Headline numbers of the fit."""
-        best = self._best
+        best = max(self.history, key=lambda row: row["validation_score"])
         measured = {name: value for name, value in best.items() if name.startswith(("validation_", "train_"))}
         return {
             "epochs": len(self.history),
@@ -116,7 +107,7 @@ def fit(
     """Train a predictor and return the network of the best epoch.
 
     Args:
-        train: Prompts to learn from.
+        train: Training prompts.
         validation: Prompts to choose the epoch by; of the same model, no prompt in common.
         size: Width, depth and heads.
         settings: Everything else.
@@ -134,18 +125,7 @@ def fit(
     lightning.seed_everything(seed, workers=True, verbose=False)
     encoder = TokenEncoder.fit(train, settings.min_token_count, settings.letter_buckets)
     shape = network_shape(train.metadata, encoder.num_tokens, size, settings)
-    module = PredictorModule(
-        shape.as_dict(),
-        seed=seed,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_fraction=settings.warmup_fraction,
-        dropout=settings.dropout,
-        history_dropout=settings.history_dropout,
-        token_dropout=settings.token_dropout,
-        layer_loss_weight=settings.layer_loss_weight,
-        loss=settings.loss,
-    )
+    module = PredictorModule(shape, settings, seed)
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
     data = RoutingData(
         train, validation, encoder, length=2 * settings.window, batch_size=settings.batch_size, seed=seed
@@ -176,7 +156,7 @@ def require_disjoint(train: Trace, other: Trace) -> None:
 
 
 def _trainer(settings: TrainSettings, epochs: int, callbacks: list[Callback]) -> lightning.Trainer:
-    # workers of the search show nothing of their own
+    # workers of the search show no bar
     terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
     return lightning.Trainer(
         accelerator=settings.accelerator,
@@ -184,7 +164,7 @@ def _trainer(settings: TrainSettings, epochs: int, callbacks: list[Callback]) ->
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=settings.strategy,
-        # the data module deals the windows out itself
+        # the data module distributes the windows itself
         use_distributed_sampler=False,
         max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,

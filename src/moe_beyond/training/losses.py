@@ -1,7 +1,7 @@
-"""What a fit makes small: how wrong logits are about which K experts a router chose.
+"""Losses of a fit: how wrong logits are about which K experts a router chose.
 
 Each is a mean over layers and tokens, divided by the number of experts, so that their sizes are alike. Only `bce`
-leaves logits that are log-odds before calibration.
+gives logits that are log-odds before calibration.
 
 Shape suffixes: L MoE layers, N tokens, E experts, K top-k, J as many wrong experts.
 """

@@ -1,15 +1,14 @@
 """The predictor in Lightning: loss, validation metrics, optimiser. No data, no network code.
 
-Both steps are trained in one: the layer step's loss reaches the trunk through the token step's logits and context.
+Both steps are trained together: the layer step's loss reaches the trunk through the token step's logits and context.
 
-Shape suffixes: B batch, T tokens, N real tokens of a batch, L MoE layers (at a horizon, those with something to know),
+Shape suffixes: B batch, T tokens, N real tokens of a batch, L MoE layers (at a horizon, those after a known one),
 E experts, K top-k, M = 2 * K.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,37 +22,20 @@ from moe_beyond.network.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.training.datamodule import Batch
 from moe_beyond.training.losses import LOSSES
+from moe_beyond.training.settings import TrainSettings
 
 
 class PredictorModule(pl.LightningModule):
-    """Trains a TokenStep and its LayerStep over real tokens; the layer step is told the true experts so far."""
+    """Trains a TokenStep and its LayerStep over real tokens; the layer step gets the true experts so far."""
 
-    def __init__(
-        self,
-        shape: dict[str, int],
-        *,
-        seed: int,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_fraction: float,
-        dropout: float,
-        history_dropout: float,
-        token_dropout: float,
-        layer_loss_weight: float,
-        loss: str,
-    ) -> None:
+    def __init__(self, shape: NetworkShape, settings: TrainSettings, seed: int) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.shape = NetworkShape(**shape)
-        self.network = TokenStep(self.shape, dropout)
-        self.layer_step = LayerStep(self.shape)
-        self.learning_rate, self.weight_decay, self.warmup_fraction = learning_rate, weight_decay, warmup_fraction
-        self.history_dropout, self.token_dropout = history_dropout, token_dropout
-        self.layer_loss_weight, self.loss, self.seed = layer_loss_weight, loss, seed
-        self.validation_loss, self.validation_recall = MeanMetric(), MeanMetric()
-        self.validation_layer_recall = [MeanMetric() for _ in range(self.shape.horizon)]
-        # a list alone would stay behind when the module changes devices
-        self.metrics_to_move = nn.ModuleList(self.validation_layer_recall)
+        self.shape, self.settings, self.seed = shape, settings, seed
+        self.network = TokenStep(shape, settings.dropout)
+        self.layer_step = LayerStep(shape)
+        self.validation_loss = MeanMetric()
+        # of the token step, then of the layer step at each horizon
+        self.recalls: Any = nn.ModuleList(MeanMetric() for _ in range(shape.horizon + 1))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw the same dropout in an epoch, whether or not an interruption came before it."""
@@ -62,17 +44,18 @@ class PredictorModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, with some tokens and some history hidden."""
-        tokens_BT = _hide(batch.tokens_BT, 0, self.token_dropout)
+        device, shape_BT = batch.real_BT.device, batch.real_BT.shape
+        tokens_BT = batch.tokens_BT.masked_fill(torch.rand(shape_BT, device=device) < self.settings.token_dropout, 0)
         # the two halves apart: what the token before and the string's last time had
-        hidden_BT2 = torch.rand(*batch.real_BT.shape, 2, device=batch.real_BT.device) < self.history_dropout
+        hidden_BT2 = torch.rand(*shape_BT, 2, device=device) < self.settings.history_dropout
         hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
         previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
-        seen = replace(batch, tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
+        seen = batch._replace(tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
         predictions = predict(self.network, self.layer_step, seen)
         # a model of few layers has none at the farthest horizons
         loss, *layer_losses = (self._loss(*prediction) for prediction in predictions if len(prediction[0]))
         for layer_loss in layer_losses:
-            loss = loss + layer_loss * (self.layer_loss_weight / len(layer_losses))
+            loss = loss + layer_loss * (self.settings.layer_loss_weight / len(layer_losses))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}; lower train.learning_rate")
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=int(batch.real_BT.sum()))
@@ -80,32 +63,32 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
-        token_step, *layer_steps = predict(self.network, self.layer_step, batch)
+        predictions = predict(self.network, self.layer_step, batch)
         real = batch.real_BT.sum()
-        self.validation_loss.update(self._loss(*token_step), real)
-        hits_L = hits_at_k(*token_step)
-        self.validation_recall.update(hits_L.mean(), real)
-        for h, (metric, layer_step) in enumerate(zip(self.validation_layer_recall, layer_steps, strict=True)):
+        self.validation_loss.update(self._loss(*predictions[0]), real)
+        hits_L = hits_at_k(*predictions[0])
+        for ahead, (metric, prediction) in enumerate(zip(self.recalls, predictions, strict=True)):
             # over all layers, as at use: the first have the token step's prediction
-            metric.update(torch.cat([hits_L[: h + 1], hits_at_k(*layer_step)]).mean(), real)
+            metric.update(torch.cat([hits_L[:ahead], hits_at_k(*prediction)]).mean(), real)
 
     def on_validation_epoch_end(self) -> None:
         """Metrics of the epoch, by name `<split>/<metric>`; `validation/recall_at_k_ahead_h` is h layers ahead."""
         self.log("validation/loss", self.validation_loss.compute(), prog_bar=True)
-        self.log("validation/recall_at_k", self.validation_recall.compute(), prog_bar=True)
-        recalls = [metric.compute() for metric in self.validation_layer_recall]
-        for h, recall in enumerate(recalls):
-            self.log(f"validation/recall_at_k_ahead_{h + 1}", recall, prog_bar=h == 0)
+        recalls = [metric.compute() for metric in self.recalls]
+        for ahead, recall in enumerate(recalls):
+            name = f"validation/recall_at_k_ahead_{ahead}" if ahead else "validation/recall_at_k"
+            self.log(name, recall, prog_bar=ahead < 2)
         # what chooses the epoch: both steps count alike
-        self.log("validation/score", (self.validation_recall.compute() + recalls[0]) / 2)
-        for metric in (self.validation_loss, self.validation_recall, *self.validation_layer_recall):
+        self.log("validation/score", (recalls[0] + recalls[1]) / 2)
+        for metric in (self.validation_loss, *self.recalls):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then cosine to zero, by step."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        settings = self.settings
+        optimizer = torch.optim.AdamW(self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, int(total * self.warmup_fraction))
+        warmup = max(1, int(total * settings.warmup_fraction))
 
         def scale(step: int) -> float:
             if step < warmup:
@@ -116,7 +99,7 @@ class PredictorModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _loss(self, logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
-        return LOSSES[self.loss](logits_LNE.float(), experts_LNK)
+        return LOSSES[self.settings.loss](logits_LNE.float(), experts_LNK)
 
 
 def predict(network: TokenStep, layer_step: LayerStep, batch: Batch) -> list[tuple[Tensor, Tensor]]:
@@ -132,9 +115,5 @@ def predict(network: TokenStep, layer_step: LayerStep, batch: Batch) -> list[tup
 
 def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:
     """Share of the true experts among the K largest logits, mean over tokens, [L]."""
-    named_LNK = logits_LNE.topk(experts_LNK.shape[-1], dim=-1).indices
-    return (named_LNK[..., :, None] == experts_LNK[..., None, :]).any(-1).float().mean(dim=(1, 2))
-
-
-def _hide(x: Tensor, value: int, share: float) -> Tensor:
-    return x.masked_fill(torch.rand(x.shape, device=x.device) < share, value)
+    predicted_LNK = logits_LNE.topk(experts_LNK.shape[-1], dim=-1).indices
+    return (predicted_LNK[..., :, None] == experts_LNK[..., None, :]).any(-1).float().mean(dim=(1, 2))

@@ -40,11 +40,11 @@ class TrainSettings(Settings):
     horizon: int = Field(default=2, ge=1)
     """Layers ahead that the layer step predicts, each horizon apart."""
     reach: int = Field(default=6, ge=1)
-    """Layers ahead to which an expert of a layer speaks directly; at least the horizon."""
+    """Layers ahead to which an expert of a layer contributes directly; at least the horizon."""
     layer_width: int = Field(default=128, ge=8)
     """Width of the layer step: what it can keep of the experts so far."""
     layer_hidden: int = Field(default=64, ge=8)
-    """Hidden units of the small network that reads this; more say little and cost time at every layer."""
+    """Hidden units of the small network that reads this; more gain little and cost time at every layer."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -61,5 +61,5 @@ class TrainSettings(Settings):
     threads: int = Field(default=1, ge=1)
     """Threads for torch on CPU. One makes results independent of the machine's cores; small widths need no more."""
     published_epochs: int = Field(default=0, ge=0)
-    """Epochs of the paper's own network (`predictor/published.py`), causal and leaky, as a baseline; 0 leaves it out.
+    """Epochs of the paper's own network (`paper/training.py`), causal and leaky, as a baseline; 0 for none.
     On one CPU core an epoch over the published traces takes about an hour and a half, for each."""

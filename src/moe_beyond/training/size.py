@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
@@ -28,7 +28,7 @@ def read_choice(path: Path, settings: TrainSettings) -> tuple[Size, TrainSetting
 
     Args:
         path: Width, depth and heads, and perhaps parameters of `train`.
-        settings: Where the search says nothing.
+        settings: Where the search chose nothing.
 
     Raises:
         InputError: The file is missing or does not hold the three numbers, or what else it holds is no such parameter.
@@ -53,19 +53,13 @@ def network_shape(traced: TraceMetadata, num_tokens: int, size: Size, settings: 
         size: Of the token step.
         settings: Everything else.
     """
+    shared = {field.name for field in fields(NetworkShape)} & TrainSettings.model_fields.keys()
+    sizes = {name: getattr(settings, name) for name in shared} | asdict(size)
+    sizes["reach"] = max(settings.reach, settings.horizon)
     return NetworkShape(
         num_layers=traced.num_layers,
         num_experts=traced.num_experts,
         top_k=traced.top_k,
         num_tokens=num_tokens,
-        letter_buckets=settings.letter_buckets,
-        embedding_width=settings.embedding_width,
-        width=size.width,
-        depth=size.depth,
-        heads=size.heads,
-        window=settings.window,
-        horizon=settings.horizon,
-        reach=max(settings.reach, settings.horizon),
-        layer_width=settings.layer_width,
-        layer_hidden=settings.layer_hidden,
+        **sizes,
     )

@@ -1,4 +1,4 @@
-"""What the search tries: a size, and perhaps other parameters of the fit, drawn before anything is tried.
+"""The candidates of the search: sizes, and perhaps other parameters of the fit, drawn before any is tried.
 
 Shape suffixes: C candidates of the space, N searched names.
 """

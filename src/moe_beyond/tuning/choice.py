@@ -13,16 +13,8 @@ from moe_beyond.tuning.candidates import Candidate, Drawn
 from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.study import Outcome
 
-_COLUMNS: dict[str, type[pl.DataType]] = {
-    "recall_at_k": pl.Float64,
-    "recall_at_k_ahead_1": pl.Float64,
-    "token_step_ms": pl.Float64,
-    "layer_step_ms": pl.Float64,
-    "parameters": pl.Int64,
-    "ms_per_token": pl.Float64,
-    "hit_rate": pl.Float64,
-    "use": pl.String,
-}
+_PREDICTOR = ("recall_at_k", "recall_at_k_ahead_1", "token_step_ms", "layer_step_ms", "parameters")
+_NUMBERS = (*_PREDICTOR, "ms_per_token", "hit_rate", "use")
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def choose(drawn: Drawn, outcomes: Mapping[int, Outcome], settings: TuneSettings
 
     Args:
         drawn: All candidates.
-        outcomes: What came of each, by its index.
+        outcomes: Of each, by its index.
         settings: Device and capacity, for the reason that is given.
         on_demand_ms: Without a predictor.
 
@@ -86,8 +78,8 @@ def choose(drawn: Drawn, outcomes: Mapping[int, Outcome], settings: TuneSettings
         elif reason is None:
             reason = f"{row['ms_per_token'] - least_ms:.3f} ms per token more than trial {best}"
         state = "failed" if index not in measured else "complete"
-        own = {"trial": index, "state": state, **candidate, **{name: row.get(name) for name in _COLUMNS}}
+        own = {"trial": index, "state": state, **candidate, **{name: row.get(name) for name in _NUMBERS}}
         rows.append(own | {"chosen": index == best, "reason": reason})
     epochs = [{"trial": index} | epoch for index in measured for epoch in outcomes[index].epochs]
-    trials = pl.DataFrame(rows, schema_overrides=_COLUMNS)
+    trials = pl.DataFrame(rows, infer_schema_length=None)
     return Search(trials, pl.DataFrame(epochs), drawn.candidates[best], on_demand_ms, drawn.infeasible)

@@ -1,4 +1,4 @@
-"""All that decides the outcome of a search, and from it the study's name: whoever has the same inputs shares it."""
+"""All that decides the outcome of a search, and from it the study's name: workers with the same inputs share it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Inputs:
 
     def key(self) -> str:
         """Fingerprint of data, parameters and code."""
-        # who works on the study and where it lies change nothing
+        # the number of workers and the place of the study change nothing
         tune = self.tune.model_dump(exclude={"workers", "storage"})
         folders = [self.splits / "train", self.splits / "validation", _CODE]
         if self.tune.warm_start is not None:
@@ -58,7 +58,7 @@ class Inputs:
 
     @cached_property
     def train_prompts(self) -> Trace:
-        """Prompts to learn from: at most `tune.max_prompts`, drawn by the seed."""
+        """Training prompts: at most `tune.max_prompts`, drawn by the seed."""
         whole = store.open_working(self.splits / "train")
         drawn = np.random.default_rng(self.seed).permutation(whole.num_prompts)[: self.tune.max_prompts]
         return whole.select(np.sort(drawn))

@@ -1,4 +1,4 @@
-"""What a predictor is worth: milliseconds per token on a device, as the simulator's clock says, its own time charged.
+"""The value of a predictor: milliseconds per token on a device, by the simulator's clock, its own time charged.
 
 Shape suffixes: T tokens, L MoE layers, E experts, H horizons.
 """
@@ -58,7 +58,7 @@ class Bench:
 
     @cached_property
     def events(self) -> Events:
-        """What the prompts want."""
+        """Accesses of the prompts."""
         return wanted_events(self.trace, self.settings)
 
     def on_demand_ms(self) -> float:
@@ -72,11 +72,11 @@ class Bench:
             predictor: Predicts for the trace.
             latency: What is charged for its steps, before the device's slowdown.
         """
-        said = Predictions(predictor, self.trace, self.events, latency.token_step_ms, latency.layer_step_ms)
+        predictions = Predictions(predictor, self.trace, self.events, latency.token_step_ms, latency.layer_step_ms)
         width = prefetch_width(self.trace.metadata, self.settings.batch, self.settings.prefetch_width)
         outcomes = []
         for use in ("token_step", "both_steps"):
-            policy = said.prefetch(Lru(), width, self.settings.prefetch_threshold, layers=use == "both_steps")
+            policy = predictions.prefetch(Lru(), width, self.settings.prefetch_threshold, layers=use == "both_steps")
             timed = self._replay(policy)
             outcomes.append(Payoff(use, timed.ms_per_token, timed.hits.value))
         return min(outcomes, key=lambda outcome: outcome.ms_per_token)

@@ -42,7 +42,7 @@ def search(inputs: Inputs, place: StudyPlace, scratch: Path) -> Search:
         scratch: For the fits on this machine; one that lies there is resumed.
 
     Raises:
-        InputError: A candidate was interrupted each time, none can be measured, or the storage does not answer.
+        InputError: A candidate was interrupted each time, none can be measured, or the storage does not respond.
     """
     drawn, bench = inputs.drawn, inputs.bench
     study = place.open(create=True)
@@ -77,7 +77,7 @@ def join(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
 def _workers(inputs: Inputs, place: StudyPlace, scratch: Path, study: Study) -> Iterator[Callable[[], None]]:
     """Start workers, and yield what waits until all candidates are tried; no worker outlives the `with`."""
     total = len(inputs.drawn.candidates)
-    # of a container its share
+    # of a container, its share
     cores = joblib.cpu_count() if inputs.train.accelerator == "cpu" else 1
     context, running = multiprocessing.get_context("spawn"), list[BaseProcess]()
     unopened = replace(inputs)  # each worker maps the data itself
@@ -120,7 +120,7 @@ def _wait(study: Study, total: int, running: list[BaseProcess], start: Callable[
 
 def _work(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
     """A worker's process."""
-    from moe_beyond.tuning.trial import measure  # noqa: PLC0415 - loads torch, which the search itself does without
+    from moe_beyond.tuning.trial import measure  # noqa: PLC0415 - loads torch, which the search itself does not need
 
     # its parent ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,7 +129,7 @@ def _work(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
     try:
         place.open().work(partial(measure, inputs, scratch))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line for the user
         raise SystemExit(1) from error
 
 

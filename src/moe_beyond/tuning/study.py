@@ -34,19 +34,19 @@ Result = TypeVar("Result")
 
 URL_VARIABLE = "OPTUNA_STORAGE"
 MAX_DEATHS = 3
-"""So often may the worker of a candidate be killed in one search."""
+"""How often the worker of a candidate may be killed in one search."""
 PATIENCE_S, PAUSE_S, WAIT_S, BUSY_S = 120.0, 2.0, 1.0, 60.0
 _AWAY = (StorageInternalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
 _CANDIDATE, _MEASURED, _REASON = "candidate", "measured", "reason"
 
 
 def patiently(call: Callable[[], Result]) -> Result:
-    """Call again while the storage is away, for two minutes at most; the call must bear being repeated.
+    """Call again while the storage is away, for two minutes at most; a repeated call must do no harm.
 
     Raises:
         InputError: The storage stayed away.
     """
-    deadline, said = time.monotonic() + PATIENCE_S, False
+    deadline, warned = time.monotonic() + PATIENCE_S, False
     while True:
         try:
             return call()
@@ -54,9 +54,9 @@ def patiently(call: Callable[[], Result]) -> Result:
             reason = " ".join(str(error.__cause__ or error).split())[:160]
             if time.monotonic() > deadline:
                 raise InputError(f"tune.storage: it does not answer ({reason}); start it and run this again") from error
-            if not said:
+            if not warned:
                 log.warning("the study's storage does not answer (%s); trying for %.0f s", reason, PATIENCE_S)
-                said = True
+                warned = True
             time.sleep(PAUSE_S)
 
 
@@ -77,7 +77,7 @@ class _Storage(RDBStorage):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a candidate.
+    """The result of a candidate.
 
     Attributes:
         numbers: By name, as in trials.csv; empty where the candidate failed.
@@ -134,7 +134,7 @@ class StudyPlace:
         """Open the study.
 
         Raises:
-            InputError: It does not answer, the database's driver is not installed, or there is no such study.
+            InputError: It does not respond, the database's driver is not installed, or there is no such study.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -206,7 +206,7 @@ class Study:
         patiently(once)
 
     def tried(self) -> dict[int, Outcome]:
-        """What came of each candidate that was tried to its end, by its index."""
+        """Outcome of each candidate that was tried to its end, by its index."""
         trials = patiently(lambda: self.study.get_trials(deepcopy=False))
         return {
             trial.user_attrs[_CANDIDATE]: Outcome(
@@ -220,7 +220,7 @@ class Study:
         """Try candidates until none waits and none is under way elsewhere.
 
         Args:
-            measure: Gets a candidate's index and the candidate; what it raises ends the worker.
+            measure: Gets a candidate's index and the candidate; an exception ends the worker.
         """
         while patiently(self._is_any_open):
             trial = patiently(self._claim)
@@ -248,7 +248,7 @@ class Study:
         return None
 
     def _tell(self, trial: Trial, measured: Outcome) -> None:
-        # a worker that slept too long counts as dead, and its candidate as tried again: to the same outcome
+        # a worker without heartbeat counts as killed, and its candidate is tried again: with the same outcome
         with suppress(UpdateFinishedTrialError):
             if measured.reason is not None:
                 trial.set_user_attr(_REASON, measured.reason)
@@ -263,5 +263,5 @@ def _is_open(trial: FrozenTrial) -> bool:
 
 
 def _is_tried(trial: FrozenTrial) -> bool:
-    """Whether a trial says something of its candidate: it was measured, or its fit is impossible."""
+    """Whether a trial has an outcome: its candidate was measured, or cannot be fitted."""
     return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and _REASON in trial.user_attrs)

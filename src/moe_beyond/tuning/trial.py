@@ -13,7 +13,6 @@ import numpy as np
 from moe_beyond.errors import InputError
 from moe_beyond.files import locked
 from moe_beyond.network.checkpoint import Checkpoint
-from moe_beyond.network.network import num_parameters
 from moe_beyond.network.onnx import torch_logits
 from moe_beyond.predictor.base import Floats, sigmoid
 from moe_beyond.threads import torch_threads
@@ -40,24 +39,22 @@ def measure(inputs: Inputs, scratch: Path, index: int, candidate: Candidate) -> 
     settings = settings.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "threads": 1})
     train, validation, bench = inputs.train_prompts, inputs.validation, inputs.bench
     latency = charged(candidate, inputs.train, train.metadata)
-    # of a worker that was thought dead and only slept, the fit is awaited
+    # a worker that lost its heartbeat may still fit this candidate: wait for it
     with locked(folder / "lock"), torch_threads(1):
         try:
             fitted = fit(train, validation, size, settings, epochs=inputs.tune.epochs, seed=inputs.seed, scratch=folder)
         except InputError as error:
             return Outcome({}, [], str(error))
         payoff = bench.payoff(Predicted.by(fitted.checkpoint, bench.trace), latency)
-    numbers = {
-        "recall_at_k": fitted.best_recall,
-        "recall_at_k_ahead_1": fitted.metrics()["validation_recall_at_k_ahead_1"],
-        "parameters": sum(map(num_parameters, (fitted.checkpoint.network, fitted.checkpoint.layer_step))),
-    }
+    best = fitted.metrics()
+    numbers = {name: best[f"validation_{name}"] for name in ("recall_at_k", "recall_at_k_ahead_1")}
+    numbers["parameters"] = best["parameters"] + best["layer_step_parameters"]
     return Outcome(numbers | asdict(payoff), list(fitted.history))
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the two steps predict of one trace, in PyTorch: export checks that ONNX predicts the same.
+    """Predictions of the two steps for one trace, in PyTorch: export checks that ONNX predicts the same.
 
     Attributes:
         token_TLE: float32, the token step's logits.
@@ -76,9 +73,9 @@ class Predicted:
         return cls(np.concatenate(token), np.concatenate(layers, axis=1))
 
     def probabilities_TLE(self, trace: Trace) -> Floats:
-        """As `Predictor` has it, of the one trace."""
+        """As in `Predictor`, for the one trace."""
         return sigmoid(self.token_TLE)
 
     def layer_probabilities_HTLE(self, trace: Trace) -> Floats:
-        """As `LayerPredictor` has it, of the one trace."""
+        """As in `LayerPredictor`, for the one trace."""
         return sigmoid(self.layers_HTLE)

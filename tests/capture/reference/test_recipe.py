@@ -74,24 +74,18 @@ def test_its_routing_can_be_traced(made, tmp_path):
 
 def test_windows_do_not_overlap_and_are_found_in_their_documents():
     tokenizer = train_tokenizer(TEXT, 300)
-    cut = windows(TEXT, tokenizer, count=30, min_tokens=5, max_tokens=11, domain="d", held_out=False, seed=4)
+    cut = windows(TEXT, tokenizer, (5, 11), count=30, domain="d", held_out=False, seed=4)
     assert len({window.prompt_id for window in cut}) == 30
-    used: dict[str, set[int]] = {}
+    texts, used = {document.name: tokenizer(document.text)["input_ids"] for document in TEXT}, []
     for window in cut:
-        name, start = window.prompt_id.split("#")
-        ids = tokenizer(next(document.text for document in TEXT if document.name == name))["input_ids"]
-        length = len(window.token_ids)
+        (name, start), length = window.prompt_id.split("#"), len(window.token_ids)
         assert 5 <= length <= 11
-        assert tuple(ids[int(start) : int(start) + length]) == window.token_ids
-        places = set(range(int(start), int(start) + length))
-        assert not places & used.setdefault(name, set())
-        used[name] |= places
+        assert tuple(texts[name][int(start) : int(start) + length]) == window.token_ids
+        used += [(name, place) for place in range(int(start), int(start) + length)]
+    assert len(set(used)) == len(used)
 
 
-def test_too_little_text_for_the_prompts_is_said():
-    short, cut = (
-        [Document("short", "the quick brown foxes.")],
-        {"count": 2, "min_tokens": 5, "max_tokens": 5, "seed": 1},
-    )
-    with pytest.raises(InputError, match="english has text for 1 prompts of 5 to 5 tokens, 2 are wanted"):
-        windows(short, train_tokenizer(TEXT, 300), domain="english", held_out=False, **cut)
+def test_too_little_text_for_the_prompts_is_refused():
+    short, tokenizer = [Document("short", "the quick brown foxes.")], train_tokenizer(TEXT, 300)
+    with pytest.raises(InputError, match="english has text for 1 prompts of 5 to 5 tokens, 2 are needed"):
+        windows(short, tokenizer, (5, 5), count=2, domain="english", held_out=False, seed=1)

@@ -1,8 +1,8 @@
 """Text that comes with Python: English to train on, and source code as another domain.
 
 English are the language reference's topics (`pydoc`) and the docstrings of the standard library, a document a topic or
-module. Code is the same modules without their docstrings. Both change with Python's patch version, so whoever
-uses the corpus records its `sha256`.
+module. Code is the same modules without their docstrings. Both change with Python's patch version, so a
+user of the corpus records its `sha256`.
 """
 
 from __future__ import annotations

@@ -40,19 +40,13 @@ def reference_prompts(folder: Path, settings: ExtractSettings, seed: int) -> lis
         InputError: The folder holds no reference model, or the held-out text is too short.
     """
     tokenizer = load(ModelSource(str(folder))).tokenizer
-    wanted = [(ENGLISH, settings.english_prompts, False), (CODE, settings.code_prompts, True)]
+    lengths = (settings.min_prompt_tokens, settings.max_prompt_tokens)
+    parts = [(ENGLISH, settings.english_prompts, False), (CODE, settings.code_prompts, True)]
     return [
         prompt
-        for domain, count, held_out in wanted
+        for domain, count, held_out in parts
         for prompt in windows(
-            read_held_out(folder, domain),
-            tokenizer,
-            count=count,
-            min_tokens=settings.min_prompt_tokens,
-            max_tokens=settings.max_prompt_tokens,
-            domain=domain,
-            held_out=held_out,
-            seed=seed,
+            read_held_out(folder, domain), tokenizer, lengths, count=count, domain=domain, held_out=held_out, seed=seed
         )
     ]
 
@@ -60,31 +54,30 @@ def reference_prompts(folder: Path, settings: ExtractSettings, seed: int) -> lis
 def windows(
     documents: list[Document],
     tokenizer: PreTrainedTokenizerBase,
+    lengths: tuple[int, int],
     *,
     count: int,
-    min_tokens: int,
-    max_tokens: int,
     domain: str,
     held_out: bool,
     seed: int,
 ) -> list[EncodedPrompt]:
-    """Cut documents into windows of random length, side by side, and choose `count` of them.
+    """Cut documents into windows of random length between two limits, side by side, and choose `count` of them.
 
     Raises:
         InputError: The documents are too short for so many windows.
     """
-    rng = np.random.default_rng(seed)
+    rng, (shortest, longest) = np.random.default_rng(seed), lengths
     texts = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
     cut = []
     for document, ids in zip(documents, texts, strict=True):
         start = 0
-        while (length := int(rng.integers(min_tokens, max_tokens + 1))) <= len(ids) - start:
+        while (length := int(rng.integers(shortest, longest + 1))) <= len(ids) - start:
             name = f"{document.name}#{start}"
             cut.append(EncodedPrompt(name, domain, held_out, tuple(ids[start : start + length])))
             start += length
     if len(cut) < count:
         raise InputError(
-            f"extract: {domain} has text for {len(cut)} prompts of {min_tokens} to {max_tokens} tokens, {count} are "
-            f"wanted; lower extract.{domain}_prompts or raise reference.held_out_share"
+            f"extract: {domain} has text for {len(cut)} prompts of {shortest} to {longest} tokens, {count} are "
+            f"needed; lower extract.{domain}_prompts or raise reference.held_out_share"
         )
     return [cut[index] for index in sorted(rng.choice(len(cut), count, replace=False).tolist())]

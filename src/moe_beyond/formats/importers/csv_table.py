@@ -1,4 +1,4 @@
-"""A CSV file read strictly: every complaint names the file and the row.
+"""A CSV file read strictly: every message names the file and the row.
 
 Row 1 is the first line, as a spreadsheet shows it; a quoted token may contain line breaks, so a row is not a line.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
+from moe_beyond.formats.importers.sources import decode_utf8
 
 _INT32_DIGITS = 9
 
@@ -26,7 +27,7 @@ class CsvTable:
     """Columns of a file, as text.
 
     Attributes:
-        columns: The wanted columns by name, all of one length.
+        columns: The needed columns by name, all of one length.
         where: Names the file in messages.
         first_row: Number of the first data row.
     """
@@ -37,15 +38,15 @@ class CsvTable:
 
     @classmethod
     def read(
-        cls, data: bytes, wanted: Sequence[str], where: str, *, comment: str | None = None, header: Sequence[str] = ()
+        cls, data: bytes, needed: Sequence[str], where: str, *, comment: str | None = None, header: Sequence[str] = ()
     ) -> Self:
-        """Read the wanted columns of a CSV with a header; others are ignored.
+        """Read the needed columns of a CSV with a header; others are ignored.
 
         Python's csv module, not a faster one: token strings hold lone quotes, commas, carriage returns and line breaks.
 
         Args:
             data: The file, UTF-8 with or without a byte order mark.
-            wanted: Names that the header must hold.
+            needed: Names that the header must hold.
             where: Names the file in messages.
             comment: Lines that begin with it, before the header, are skipped.
             header: Names of the columns of a file without a header line.
@@ -53,10 +54,7 @@ class CsvTable:
         Raises:
             InputError: Not UTF-8, a broken quote, a missing column, a row of another length, or no rows.
         """
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        text = decode_utf8(data, where)
         stream = io.StringIO(text, newline="")
         first_row = 1
         while comment is not None and text.startswith(comment, stream.tell()):
@@ -72,7 +70,7 @@ class CsvTable:
         if not header:
             header, rows = (rows[0] if rows else []), rows[1:]
             first_row += 1
-        for name in wanted:
+        for name in needed:
             if name not in header:
                 raise InputError(
                     f"{where}: row {first_row - 1}: column {name!r} is missing, found {header}; check the format"
@@ -81,13 +79,19 @@ class CsvTable:
             raise InputError(f"{where}: no rows of data; remove the file")
         for number, cells in enumerate(rows, start=first_row):
             if len(cells) != len(header):
-                raise InputError(f"{where}: row {number}: {len(cells)} fields, expected {len(header)}; mend the row")
+                raise InputError(f"{where}: row {number}: {len(cells)} fields, expected {len(header)}; correct the row")
         columns = list(zip(*rows, strict=True))
-        return cls({name: columns[header.index(name)] for name in wanted}, where, first_row)
+        return cls({name: columns[header.index(name)] for name in needed}, where, first_row)
 
     def at(self, index: int) -> str:
         """Name a row in a message."""
         return f"{self.where}: row {self.first_row + index}"
+
+    def refuse(self, wrong: npt.NDArray[np.bool_], name: str, expected: str) -> None:
+        """Raise InputError for the first row whose cell of a column is wrong, if there is one."""
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise InputError(f"{self.at(index)}: {name} is {self.columns[name][index]}, expected {expected}")
 
     def integers(self, name: str) -> npt.NDArray[np.int64]:
         """Non-negative integers of a column, int64."""

@@ -16,23 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
-from moe_beyond.traces.schema import Trace, TraceMetadata
+from moe_beyond.formats.importers.deepseek_v2_lite import LAYER_NUMBERS, NUM_EXPERTS, TOP_K, metadata
+from moe_beyond.formats.importers.sources import decode_utf8, locate, members, name_of, natural_order
+from moe_beyond.traces.schema import RoutedPrompt, Trace, trace_of
 
-NUM_EXPERTS, TOP_K = 64, 6
-LAYER_NUMBERS = tuple(range(1, 27))
-# gate, up and down projection of a routed expert, hidden size 2048 x expert width 1408, two bytes a weight
-EXPERT_BYTES = 2 * 3 * 2048 * 1408
-
-METADATA = TraceMetadata(
-    model_id="deepseek-ai/ESFT-vanilla-lite",
-    layer_numbers=LAYER_NUMBERS,
-    num_experts=NUM_EXPERTS,
-    top_k=TOP_K,
-    expert_bytes=(EXPERT_BYTES,) * len(LAYER_NUMBERS),
-    decoding="teacher-forced",
-    source="https://github.com/deepseek-ai/ESFT (results/expert_scores)",
-    licence="MIT",
+METADATA = metadata(
+    "deepseek-ai/ESFT-vanilla-lite", 2, "https://github.com/deepseek-ai/ESFT (results/expert_scores)", "MIT"
 )
 _Sequence = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]
 
@@ -43,66 +32,44 @@ def read(source: Path, domain: str | None) -> Trace:
     Raises:
         InputError: A rule of the format is broken; names file and row.
     """
-    layers: dict[str, dict[int, list[_Sequence]]] = defaultdict(dict)
+    tasks: dict[str, dict[int, list[_Sequence]]] = defaultdict(dict)
     for name, stream in members(source, ".txt"):
         path, where = PurePosixPath(name), locate(source, name)
         match = re.fullmatch(r"expert_weights_([0-9]{1,4})\.txt", path.name)
         if match is None:
             raise InputError(f"{where}: unexpected name; expected expert_weights_<layer>.txt and nothing else")
-        layers[str(path.parent)][int(match[1])] = _read_layer(stream.read(), where)
-    experts: list[npt.NDArray[np.uint8]] = []
-    weights: list[npt.NDArray[np.float16]] = []
-    ids: list[str] = []
-    domains: list[str] = []
-    for folder in sorted(layers, key=natural_order):
-        task = PurePosixPath(folder).name or name_of(source)
-        sequences = _transpose(layers[folder], locate(source, folder))
-        experts += [expert for expert, _ in sequences]
-        weights += [weight for _, weight in sequences]
-        ids += [f"{task}/sequence_{number}" for number in range(len(sequences))]
-        domains += [domain or task] * len(sequences)
-    lengths = np.array([len(sequence) for sequence in experts])
-    return Trace(
-        metadata=METADATA,
-        prompt_ids=tuple(ids),
-        domains=tuple(domains),
-        held_out_P=np.zeros(len(ids), np.bool_),
-        prompt_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        num_prefill_P=lengths.astype(np.int32),
-        experts_TLK=np.concatenate(experts),
-        weights_TLK=np.concatenate(weights),
-    )
+        tasks[str(path.parent)][int(match[1])] = _read_layer(stream.read(), where)
+    prompts = []
+    for folder in sorted(tasks, key=natural_order):
+        layers, task = tasks[folder], PurePosixPath(folder).name or name_of(source)
+        _require_same_sequences(layers, locate(source, folder))
+        for number, sequence in enumerate(zip(*(layers[layer] for layer in LAYER_NUMBERS), strict=True)):
+            experts_TLK, weights_TLK = (np.stack(parts, axis=1) for parts in zip(*sequence, strict=True))
+            name = f"{task}/sequence_{number}"
+            prompts.append(RoutedPrompt(name, domain or task, len(experts_TLK), experts_TLK, weights_TLK))
+    return trace_of(METADATA, prompts)
 
 
-def _transpose(by_layer: dict[int, list[_Sequence]], where: str) -> list[_Sequence]:
-    """From layers of sequences [T, K] to sequences [T, L, K]."""
-    if set(by_layer) != set(LAYER_NUMBERS):
-        odd = sorted(set(by_layer) ^ set(LAYER_NUMBERS))[0]
+def _require_same_sequences(layers: dict[int, list[_Sequence]], where: str) -> None:
+    """All layers of the model are there, with sequences of the same lengths."""
+    if set(layers) != set(LAYER_NUMBERS):
+        odd = sorted(set(layers) ^ set(LAYER_NUMBERS))[0]
         problem = "is missing" if odd in LAYER_NUMBERS else "is not a layer of the model"
         raise InputError(f"{where}: expert_weights_{odd}.txt {problem}; expected layers 1 to {LAYER_NUMBERS[-1]}")
-    first = [len(experts) for experts, _ in by_layer[LAYER_NUMBERS[0]]]
-    for number in LAYER_NUMBERS:
-        lengths = [len(experts) for experts, _ in by_layer[number]]
+    first, *others = ([len(experts) for experts, _ in layers[layer]] for layer in LAYER_NUMBERS)
+    for number, lengths in zip(LAYER_NUMBERS[1:], others, strict=True):
         if lengths != first:
             row = next((i for i, pair in enumerate(zip(lengths, first, strict=False)) if pair[0] != pair[1]), None)
             found = f"{len(lengths)} rows" if row is None else f"row {row + 1} with {lengths[row]} tokens"
-            wanted = len(first) if row is None else first[row]
+            expected = len(first) if row is None else first[row]
             raise InputError(
-                f"{where}: expert_weights_{number}.txt has {found}, layer {LAYER_NUMBERS[0]} has {wanted}; "
+                f"{where}: expert_weights_{number}.txt has {found}, layer {LAYER_NUMBERS[0]} has {expected}; "
                 "every layer must list the same sequences"
             )
-    stacks = zip(*(by_layer[number] for number in LAYER_NUMBERS), strict=True)
-    return [
-        (np.stack([experts for experts, _ in layers], axis=1), np.stack([weights for _, weights in layers], axis=1))
-        for layers in stacks
-    ]
 
 
 def _read_layer(data: bytes, where: str) -> list[_Sequence]:
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start} is not UTF-8; fetch the file again") from error
+    lines = decode_utf8(data, where).splitlines()
     if not lines:
         raise InputError(f"{where}: no rows; fetch the file again")
     return [_read_line(line, f"{where}: row {row}") for row, line in enumerate(lines, start=1)]

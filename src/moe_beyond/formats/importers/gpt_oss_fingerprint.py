@@ -1,6 +1,6 @@
 """GPT-OSS expert fingerprints: a JSON file a prompt, with what the router chose for each generated token.
 
-`full_text` lists the strings of prompt and answer; `router_data` has an object a generated token that was fed back,
+`full_text` lists the strings of prompt and response; `router_data` has an object a generated token that was fed back,
 `{"token_<position>": {"layer_<n>": {"selected_experts": [4 ids], "selected_probs": [4 weights]}}}`. The prompt's own
 tokens were not recorded, so a trace holds decode tokens alone. Files are read as streams, a prompt in memory at a time.
 
@@ -10,20 +10,19 @@ The files say nothing about the model; it is gpt-oss-20b with its own MXFP4 expe
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import ijson
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.sources import locate, members, natural_order
-from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata
+from moe_beyond.formats.importers.sources import natural_order, read_each
+from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 24, 32, 4
-# gate, up and down projection, 2880 x 2880 each, in MXFP4: 4 bits a weight and 8 bits a block of 32; biases left out
+# gate, up and down projection, 2880 x 2880 each, in MXFP4: 4 bits a weight and 8 bits a block of 32; biases not counted
 EXPERT_BYTES = 3 * 2880 * 2880 * 17 // 32
 
 METADATA = TraceMetadata(
@@ -39,38 +38,16 @@ METADATA = TraceMetadata(
 _LAYERS = tuple(f"layer_{number}" for number in range(NUM_LAYERS))
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    name: str
-    domain: str
-    experts_TLK: npt.NDArray[np.uint8]
-    weights_TLK: npt.NDArray[np.float16]
-    texts: tuple[str, ...]
-
-
 def read(source: Path, domain: str | None) -> Trace:
     """Read a folder, archive or file of fingerprints; `domain` defaults to each file's own `dataset`.
 
     Raises:
         InputError: A rule of the format is broken; names file, token and layer.
     """
-    prompts = [_read_prompt(stream, name, locate(source, name)) for name, stream in members(source, ".json")]
-    prompts.sort(key=lambda prompt: natural_order(prompt.name))
-    lengths = [len(prompt.texts) for prompt in prompts]
-    return Trace(
-        metadata=METADATA,
-        prompt_ids=tuple(str(PurePosixPath(prompt.name).with_suffix("")) for prompt in prompts),
-        domains=tuple(domain or prompt.domain for prompt in prompts),
-        held_out_P=np.zeros(len(prompts), np.bool_),
-        prompt_offsets=np.cumsum([0, *lengths]).astype(np.int64),
-        num_prefill_P=np.zeros(len(prompts), np.int32),
-        experts_TLK=np.concatenate([prompt.experts_TLK for prompt in prompts]),
-        weights_TLK=np.concatenate([prompt.weights_TLK for prompt in prompts]),
-        token_texts=TokenTexts.encode([text for prompt in prompts for text in prompt.texts]),
-    )
+    return trace_of(METADATA, read_each(source, ".json", partial(_read_prompt, domain)))
 
 
-def _read_prompt(stream: IO[bytes], name: str, where: str) -> _Prompt:
+def _read_prompt(domain: str | None, stream: IO[bytes], name: str, where: str) -> RoutedPrompt:
     try:
         fields: dict[str, Any] = dict(ijson.kvitems(stream, "", use_float=True))
     except (ijson.JSONError, UnicodeDecodeError) as error:
@@ -86,12 +63,13 @@ def _read_prompt(stream: IO[bytes], name: str, where: str) -> _Prompt:
             raise InputError(f"{where}: token_{following} follows token_{position}; positions must be consecutive")
     if tokens[-1][0] >= len(texts) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: token_{tokens[-1][0]} has no string in full_text, which has {len(texts)} elements")
-    return _Prompt(
-        name=name,
-        domain=str(fields.get("dataset") or "gpt-oss"),
+    return RoutedPrompt(
+        prompt_id=str(PurePosixPath(name).with_suffix("")),
+        domain=domain or str(fields.get("dataset") or "gpt-oss"),
+        num_prefill=0,
         experts_TLK=np.array([[experts for experts, _ in layers] for _, layers in tokens], np.uint8),
         weights_TLK=np.array([[weights for _, weights in layers] for _, layers in tokens], np.float16),
-        texts=tuple(texts[position] for position, _ in tokens),
+        token_texts=[texts[position] for position, _ in tokens],
     )
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.sources import is_single_file, locate, members
 from moe_beyond.traces.schema import TraceMetadata
 
 NAME = "config.json"
-_MEND = "copy the model's there: the format does not say how many experts the model has"
+_FIX = "copy the model's there: the format does not say how many experts the model has"
 
 # the names that model families gave to one thing
 _NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
@@ -23,42 +22,12 @@ _BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _QUANTISED_BITS = {"fp8": 8.0, "mxfp4": 4.25}
 
 
-@dataclass(frozen=True)
-class MoeShape:
-    """What a trace needs to know of a model.
-
-    Attributes:
-        model_id: What `_name_or_path` says, else the model type.
-        num_layers: Decoder layers, dense ones included.
-        moe_layers: Numbers of the layers with experts.
-        num_experts: Routed experts in a layer, E.
-        top_k: Experts a token, K.
-        expert_bytes: Bytes of a routed expert: three projections in the precision that the config names.
-    """
-
-    model_id: str
-    num_layers: int
-    moe_layers: tuple[int, ...]
-    num_experts: int
-    top_k: int
-    expert_bytes: int
-
-    def metadata(self, source: str, licence: str, decoding: Literal["sampled", "unknown"]) -> TraceMetadata:
-        """Metadata of a trace of all MoE layers."""
-        return TraceMetadata(
-            model_id=self.model_id,
-            layer_numbers=self.moe_layers,
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            expert_bytes=(self.expert_bytes,) * len(self.moe_layers),
-            decoding=decoding,
-            source=source,
-            licence=licence,
-        )
-
-
-def shape_beside(source: Path) -> MoeShape:
+def shape_beside(source: Path) -> tuple[TraceMetadata, int]:
     """Read the config.json in a folder or archive, or beside a single file.
+
+    Returns:
+        The model's shape as metadata of a trace of all MoE layers, without a source; and the number of decoder layers,
+        dense ones included.
 
     Raises:
         InputError: There is none, it is not JSON, or it describes no mixture of experts.
@@ -66,15 +35,15 @@ def shape_beside(source: Path) -> MoeShape:
     if is_single_file(source):
         beside = source.parent / NAME
         if not beside.is_file():
-            raise InputError(f"{source}: no {NAME} beside it; {_MEND}")
+            raise InputError(f"{source}: no {NAME} beside it; {_FIX}")
         return read_shape(beside.read_bytes(), str(beside))
-    found = {name: stream.read() for name, stream in members(source, NAME, mend=_MEND)}
+    found = {name: stream.read() for name, stream in members(source, NAME, fix=_FIX)}
     name = min(found, key=lambda candidate: (candidate.count("/"), candidate))
     return read_shape(found[name], locate(source, name))
 
 
-def read_shape(data: bytes, where: str) -> MoeShape:
-    """Parse a config.json. Raises InputError as `shape_beside` does."""
+def read_shape(data: bytes, where: str) -> tuple[TraceMetadata, int]:
+    """Parse a config.json; as `shape_beside`."""
     try:
         config = json.loads(data.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -91,14 +60,17 @@ def read_shape(data: bytes, where: str) -> MoeShape:
             f"{where}: {len(moe_layers)} layers with {num_experts} experts, top-{top_k}: not a mixture of experts"
         )
     weights = 3 * _integer(config, ("hidden_size",), where) * _integer(config, _WIDTH, where)
-    return MoeShape(
+    metadata = TraceMetadata(
         model_id=str(config.get("_name_or_path") or config.get("model_type") or "unknown"),
-        num_layers=num_layers,
-        moe_layers=moe_layers,
+        layer_numbers=moe_layers,
         num_experts=num_experts,
         top_k=top_k,
-        expert_bytes=int(weights * _bits(config) // 8),
+        # three projections in the precision that the config names
+        expert_bytes=(max(1, int(weights * _bits(config) // 8)),) * len(moe_layers),
+        source="",
+        licence="none stated",
     )
+    return metadata, num_layers
 
 
 def _integer(config: dict[str, Any], names: Sequence[str], where: str) -> int:

@@ -9,12 +9,13 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeVar
 
 from moe_beyond.errors import InputError
 
+Item = TypeVar("Item")
 _ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 # what decompressors raise for bytes that are cut short or damaged
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
@@ -48,11 +49,31 @@ def is_single_file(source: Path) -> bool:
     return source.is_file() and not source.name.endswith((*_ARCHIVE_SUFFIXES, ".zip"))
 
 
-def members(source: Path, suffix: str, mend: str = "check the path and the format") -> Iterator[tuple[str, IO[bytes]]]:
+def read_each(source: Path, suffix: str, read: Callable[[IO[bytes], str, str], Item]) -> list[Item]:
+    """What `read` makes of each file, in natural order of names; it gets stream, name and the place for messages.
+
+    Raises:
+        InputError: As `members`, and as `read`.
+    """
+    items = [
+        (natural_order(name), read(stream, name, locate(source, name))) for name, stream in members(source, suffix)
+    ]
+    return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+
+
+def decode_utf8(data: bytes, where: str) -> str:
+    """Text of a file, without a byte order mark. Raises InputError if it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+
+
+def members(source: Path, suffix: str, fix: str = "check the path and the format") -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
 
     Names are relative to the folder or archive, with forward slashes. The order is the archive's or the file
-    system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is asked for.
+    system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
 
     Raises:
         InputError: Nothing there, no such file inside, an empty file, a damaged archive, or a name that leaves it.
@@ -77,7 +98,7 @@ def members(source: Path, suffix: str, mend: str = "check the path and the forma
     except _DAMAGED_HEADER as error:
         raise _damaged(str(source), error) from error
     if not found:
-        raise InputError(f"{source}: holds no file named *{suffix}; {mend}")
+        raise InputError(f"{source}: holds no file named *{suffix}; {fix}")
 
 
 def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -112,7 +133,7 @@ def _refuse_escape(source: Path, name: str) -> None:
 
 
 class _Guarded(io.RawIOBase):
-    """A stream whose damage is an InputError, whoever reads it."""
+    """A stream whose damage is an InputError for every reader."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, where: str) -> None:
         self._stream = stream

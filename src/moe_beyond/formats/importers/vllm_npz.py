@@ -2,10 +2,10 @@
 
 Arrays of a file, as the engines name them:
 
-- `routed_experts` [tokens, layers, top_k]: of prompt and answer together, or of the answer alone beside
+- `routed_experts` [tokens, layers, top_k]: of prompt and response together, or of the response alone beside
 - `prompt_routed_experts` [tokens, layers, top_k], where the engine returns both apart;
-- `prompt_token_ids` and `token_ids`, both optional, the ids of prompt and answer. An engine never routes the last token
-  that it sampled, so there may be one id more than routed tokens.
+- `prompt_token_ids` and `token_ids`, both optional, the ids of prompt and response. An engine never routes the last
+  token that it sampled, so there may be one id more than routed tokens.
 
 The model's `config.json` lies in the same folder. Engines give layers without experts a place that is all zeros in some
 versions and none in others; both are understood. Shape suffixes as in `schema`.
@@ -17,17 +17,18 @@ import math
 import tokenize
 import zipfile
 import zlib
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.model_config import MoeShape, shape_beside
-from moe_beyond.formats.importers.sources import locate, members, name_of, natural_order
-from moe_beyond.traces.schema import Trace, concatenate, empty_experts
+from moe_beyond.formats.importers.model_config import shape_beside
+from moe_beyond.formats.importers.sources import name_of, read_each
+from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
 _Arrays = dict[str, npt.NDArray[np.int64]]
@@ -39,42 +40,36 @@ def read(source: Path, domain: str | None) -> Trace:
     Raises:
         InputError: A rule of the format is broken; names file and array.
     """
-    shape = shape_beside(source)
-    domain = domain or name_of(source)
-    traces: dict[str, Trace] = {}
-    for name, stream in members(source, ".npz"):
-        where = locate(source, name)
-        prompt_id = f"{domain}/{PurePosixPath(name).with_suffix('')}"
-        traces[name] = _request(_load(stream.read(), where), prompt_id, domain, shape, where)
-    return concatenate([traces[name] for name in sorted(traces, key=natural_order)])
+    shape, num_layers = shape_beside(source)
+    origin = {"source": "routed_experts returned by vLLM or SGLang", "decoding": "sampled"}
+    read_file = partial(_request, domain=domain or name_of(source), shape=shape, num_layers=num_layers)
+    return trace_of(shape.model_copy(update=origin), read_each(source, ".npz", read_file))
 
 
-def _request(arrays: _Arrays, prompt_id: str, domain: str, shape: MoeShape, where: str) -> Trace:
+def _request(
+    stream: IO[bytes], name: str, where: str, *, domain: str, shape: TraceMetadata, num_layers: int
+) -> RoutedPrompt:
+    arrays = _load(stream.read(), where)
     parts = [arrays[name] for name in ("prompt_routed_experts", "routed_experts") if name in arrays]
     for part in parts:
         if part.ndim != 3 or part.shape[1:] != parts[0].shape[1:] or part.shape[2] != shape.top_k:
             raise InputError(
                 f"{where}: routing of shape {part.shape}, expected tokens x layers x {shape.top_k} as config.json says"
             )
-    ids_TLK = _moe_layers(np.concatenate(parts), shape, where)
+    ids_TLK = _moe_layers(np.concatenate(parts), shape, num_layers, where)
     if len(ids_TLK) == 0:
         raise InputError(f"{where}: routing of no tokens; remove the file")
     if not ((ids_TLK >= 0) & (ids_TLK < shape.num_experts)).all():
         token, layer, _ = (int(i[0]) for i in np.nonzero((ids_TLK < 0) | (ids_TLK >= shape.num_experts)))
         raise InputError(
-            f"{where}: token {token}, layer {shape.moe_layers[layer]}: experts {ids_TLK[token, layer].tolist()}, the "
-            f"model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost: turn KV offloading off"
+            f"{where}: token {token}, layer {shape.layer_numbers[layer]}: experts {ids_TLK[token, layer].tolist()}, "
+            f"the model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost: turn KV offloading off"
         )
-    experts_TLK = empty_experts(ids_TLK.shape, shape.num_experts)
-    experts_TLK[...] = ids_TLK
-    return Trace(
-        metadata=shape.metadata("routed_experts returned by vLLM or SGLang", "none stated", "sampled"),
-        prompt_ids=(prompt_id,),
-        domains=(domain,),
-        held_out_P=np.zeros(1, np.bool_),
-        prompt_offsets=np.array([0, len(ids_TLK)], np.int64),
-        num_prefill_P=np.array([_num_prefill(arrays, len(ids_TLK), where)], np.int32),
-        experts_TLK=experts_TLK,
+    return RoutedPrompt(
+        prompt_id=f"{domain}/{PurePosixPath(name).with_suffix('')}",
+        domain=domain,
+        num_prefill=_num_prefill(arrays, len(ids_TLK), where),
+        experts_TLK=ids_TLK,
         token_ids_T=_token_ids(arrays, len(ids_TLK), where),
     )
 
@@ -84,18 +79,18 @@ def _num_prefill(arrays: _Arrays, num_tokens: int, where: str) -> int:
         return len(arrays["prompt_routed_experts"])
     if "prompt_token_ids" not in arrays:
         raise InputError(
-            f"{where}: neither prompt_routed_experts nor prompt_token_ids; one must tell the prompt's length"
+            f"{where}: neither prompt_routed_experts nor prompt_token_ids; one must give the prompt's length"
         )
     length = arrays["prompt_token_ids"].size
     if length > num_tokens:
         raise InputError(
-            f"{where}: {num_tokens} routed tokens for a prompt of {length}; routed_experts seems to hold the answer "
+            f"{where}: {num_tokens} routed tokens for a prompt of {length}; routed_experts seems to hold the response "
             "alone, save prompt_routed_experts too"
         )
     return length
 
 
-def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.int32] | None:
+def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.int64] | None:
     if "prompt_token_ids" not in arrays or "token_ids" not in arrays:
         return None
     ids = np.concatenate([arrays["prompt_token_ids"], arrays["token_ids"]])
@@ -103,17 +98,19 @@ def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.i
         raise InputError(
             f"{where}: token ids of shape {ids.shape} for {num_tokens} routed tokens; expected as many or one more"
         )
-    return ids[:num_tokens].astype(np.int32)
+    return ids[:num_tokens]
 
 
-def _moe_layers(ids_TLK: npt.NDArray[np.int64], shape: MoeShape, where: str) -> npt.NDArray[np.int64]:
+def _moe_layers(
+    ids_TLK: npt.NDArray[np.int64], shape: TraceMetadata, num_layers: int, where: str
+) -> npt.NDArray[np.int64]:
     """The layers with experts, whether or not the engine gave the others a place."""
-    if ids_TLK.shape[1] == len(shape.moe_layers):
+    if ids_TLK.shape[1] == len(shape.layer_numbers):
         return ids_TLK
-    if ids_TLK.shape[1] == shape.num_layers:
-        return ids_TLK[:, list(shape.moe_layers)]
+    if ids_TLK.shape[1] == num_layers:
+        return ids_TLK[:, list(shape.layer_numbers)]
     raise InputError(
-        f"{where}: {ids_TLK.shape[1]} layers, config.json has {shape.num_layers} of which {len(shape.moe_layers)} have "
+        f"{where}: {ids_TLK.shape[1]} layers, config.json has {num_layers} of which {len(shape.layer_numbers)} have "
         "experts; expected one of these numbers"
     )
 
