@@ -31,7 +31,7 @@ from moe_beyond.simulator.engine.loop import Run, Times, run
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
 from moe_beyond.simulator.engine.prepared import Prepared, prepare
 from moe_beyond.simulator.engine.timing import timed_replay, times_of
-from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, NUM_GIVEN_UP, PREFETCHED
+from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, NUM_LOSSES, PREFETCHED
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
@@ -69,8 +69,8 @@ def events_apart(prepared: Prepared) -> Prepared:
         prepared,
         events=replace(prepared.events, prompt_tokens_PF=np.zeros((num_pairs, 2), np.int64)),
         common=tuple(common),  # type: ignore[arg-type] # a list forgets the types of its places
-        left_out_RC=np.zeros((2 * num_pairs, NUM_COUNTERS), np.int64),
-        given_up_RW=np.zeros((2 * num_pairs, NUM_GIVEN_UP)),
+        skipped_RC=np.zeros((2 * num_pairs, NUM_COUNTERS), np.int64),
+        weight_lost_RW=np.zeros((2 * num_pairs, NUM_LOSSES)),
     )
 
 
@@ -265,7 +265,7 @@ def prefetches_of(events: Events, requests: list[Drawn]) -> Prefetches:
     """What the compiled loop takes."""
     if not requests:
         return Prefetches.none()
-    return Prefetches.ask(
+    return Prefetches.from_requests(
         events,
         np.array([request.known for request in requests]),
         np.array([request.event for request in requests]),
@@ -481,7 +481,7 @@ def test_a_request_protects_its_expert_also_after_a_prefetch_that_was_given_up()
     # again, and `other` must not take its place
     known = [int(when_routed(0)), int(before(1))]
     experts = np.array([wanted, wanted, other])
-    prefetches = Prefetches.ask(events, np.array(known), np.array([2, 2]), np.array([1, 2]), experts)
+    prefetches = Prefetches.from_requests(events, np.array(known), np.array([2, 2]), np.array([1, 2]), experts)
     times = Times(np.full((1, 6), 2.0), np.zeros((1, 6)), np.array([0.0, 1, 0]), np.zeros(3), np.array([0.0, 0, 10]))
     prepared, budget = prepare(events, Lru(), keep_warm=True), Budget.slots(trace.metadata, 1)
     requests = [Request(known[0], 2, [wanted], [1.0]), Request(known[1], 2, [wanted, other], [1.0, 1.0])]

@@ -38,7 +38,7 @@ class Requesting(Lru):
         counts = np.array([len(experts) for _, _, experts in self.requests])
         experts = np.array([expert for _, _, experts in self.requests for expert in experts], np.int64)
         known, target = (np.array([request[i] for request in self.requests]) for i in (0, 1))
-        return Prefetches.ask(events, known, target, counts, experts)
+        return Prefetches.from_requests(events, known, target, counts, experts)
 
 
 @pytest.mark.parametrize("layers", [False, True])
@@ -136,7 +136,7 @@ def test_a_replaced_request_that_has_begun_is_loaded_for_nothing():
 
 def test_the_highest_priority_goes_first_whatever_the_event():
     events = events_of(make_trace(1, num_layers=3, num_experts=4, top_k=1, lengths=(1,), prefill=(0,)))
-    requests = Prefetches.ask(
+    requests = Prefetches.from_requests(
         events,
         np.zeros(2, np.int64),
         np.array([1, 2]),
@@ -153,4 +153,4 @@ def test_the_highest_priority_goes_first_whatever_the_event():
 def test_a_request_for_what_has_begun_or_lies_too_far_ahead_is_refused(known, target):
     events = events_of(make_trace(1, num_layers=2, num_experts=4, top_k=1, lengths=(3,), prefill=(0,)))
     with pytest.raises(ValueError, match="must be known before its event begins"):
-        Prefetches.ask(events, np.array([known]), np.array([target]), np.array([1]), np.array([1]))
+        Prefetches.from_requests(events, np.array([known]), np.array([target]), np.array([1]), np.array([1]))

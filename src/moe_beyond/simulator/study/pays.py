@@ -312,13 +312,8 @@ def _recall_on_lru_misses(found: _Contest) -> float | None:
     budget = Lru().budget(lru.events.metadata, found.place[1])
     outcome_A = run(lru, lru.prefetches, budget, Times.none(lru)).outcome_A
     own = found.replayer.prepared(found.policy)
-    missed_A = (outcome_A >= MISSED) & _decoded_A(own)
+    missed_A = (outcome_A >= MISSED) & own.events.is_decode_A
     return float(_named_A(own)[missed_A].mean()) if missed_A.any() else None
-
-
-def _decoded_A(prepared: Prepared) -> Any:
-    events = prepared.events
-    return np.repeat(events.is_decode_S[events.step_N], np.diff(events.offsets_N))
 
 
 def _named_A(prepared: Prepared) -> Any:
@@ -327,5 +322,5 @@ def _named_A(prepared: Prepared) -> Any:
     offsets_N, experts = prepared.prefetches.just_in_time(events.num_events)
     num = events.metadata.num_model_experts
     requested = np.repeat(np.arange(events.num_events), np.diff(offsets_N)) * num + experts
-    wanted = np.repeat(np.arange(events.num_events), np.diff(events.offsets_N)) * num + events.members_A
+    wanted = events.event_A * num + events.members_A
     return np.isin(wanted, requested)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.errors import InputError
@@ -20,6 +19,7 @@ from moe_beyond.simulator.bounds.time import TimeBound, time_bound
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timing import TimedReplay
+from moe_beyond.simulator.jit import F32, I64
 from moe_beyond.simulator.policies.catalogue import build, known
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
@@ -80,7 +80,7 @@ class SplitReplays:
         return self.trace.metadata
 
     @property
-    def decoded_P(self) -> npt.NDArray[np.int64]:
+    def decoded_P(self) -> I64:
         """Decoded tokens of each prompt."""
         return np.asarray(self.case.events.prompt_tokens_PF[:, 1])
 
@@ -196,7 +196,7 @@ def listed_policies(training: Trace, settings: SimulateSettings) -> tuple[list[P
 
 
 def _choose(
-    validation: Trace, popularity_LE: npt.NDArray[np.float32], predictors: Sequence[Charged], settings: SimulateSettings
+    validation: Trace, popularity_LE: F32, predictors: Sequence[Charged], settings: SimulateSettings
 ) -> dict[Place, str]:
     """By device and capacity the fastest way of using the first predictor on validation prompts."""
     if not predictors or not settings.devices:
@@ -217,7 +217,7 @@ def _choose(
     return {place: one.replay.policy for place, one in fastest.items()}
 
 
-def _predictions(charged: Charged, trace: Trace, events: Events, popularity_LE: npt.NDArray[np.float32]) -> Predictions:
+def _predictions(charged: Charged, trace: Trace, events: Events, popularity_LE: F32) -> Predictions:
     return Predictions(charged.predictor, trace, events, charged.token_step_ms, charged.layer_step_ms, popularity_LE)
 
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from moe_beyond.intervals import Interval, Resamples
 from moe_beyond.simulator.engine.timing import TimedReplay
+from moe_beyond.simulator.jit import F64
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import prefetch_width
 from moe_beyond.simulator.study.grid import Facts
@@ -205,7 +206,7 @@ def gap_closed(one: TimedReplay, lru: TimedReplay, bound_ms: float, draws: Resam
     The bound is taken as it is: it comes from all prompts at once. Resamples in which LRU reaches it do not count.
     """
 
-    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> F64:
         gap_ms = np.asarray(lru_ms) - bound_ms
         return np.divide(lru_ms - np.asarray(own_ms), gap_ms, out=np.full_like(gap_ms, np.nan), where=gap_ms > 0)
 
