@@ -71,7 +71,8 @@ class _OverLayerLru(Policy):
 class SeerMoe(_OverLayerLru):
     """A quarter of each layer's experts is pruned, the least heavy hitters (SEER-MoE, arXiv 2404.05089).
 
-    A token skips a pruned expert; the changed model's router would choose another, which is in no trace. The heaviest expert of an event stays in any case. How much to prune is a choice: a quarter is assumed.
+    A token skips a pruned expert; the changed model's router would choose another, which is in no trace. The heaviest
+    expert of an event stays in any case. How much to prune is a choice: a quarter is assumed.
 
     Attributes:
         is_pruned_M: True for the pruned experts.

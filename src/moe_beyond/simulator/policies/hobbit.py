@@ -54,7 +54,7 @@ def by_weight_above(
 
 @compiled(RANK)
 def four_grounds(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
-    """Rank by recency + frequency + frequency at full precision + nearness of the layer's next run, each from 0 to 1."""
+    """Rank by recency + frequency + frequency at full precision + nearness of the layer's next run, each 0 to 1."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
     most, most_full = 1.0, 1.0
     for expert in residents:
@@ -75,7 +75,7 @@ class Hobbit(Policy):
 
     After the paper, unverified: the two thresholds, a quarter of the bytes at low precision, and a cache priority of
     four grounds, which count equally here. Its prefetch goes on layer by layer until something is predicted to be
-    missing; requests are made without knowing what is resident, so here it ends at the next layer, where something nearly
+    missing; requests do not depend on what is resident, so here it ends at the next layer, where something almost
     always is. The gate is the stand-in of `next_layer`.
 
     Attributes:

@@ -2,8 +2,8 @@
 """FlashMoE's learned eviction (arXiv 2601.17063): a small regressor predicts how long an expert will not be used.
 
 It looks at two features of an expert, 1 / age in tokens since the last use and its count over the largest of its layer,
-and was fitted, on the training split, to min(tokens until the next use, K) / K with K = 48 for 64 experts. The expert of
-the largest prediction is evicted.
+and was fitted, on the training split, to min(tokens until the next use, K) / K with K = 48 for 64 experts. The expert
+of the largest prediction is evicted.
 
 Shape suffixes: S steps, M = L * E experts of the model, B bins of frequency, R training rows.
 """

@@ -43,7 +43,7 @@ def shares_of(trace: Trace, schedule: Schedule, members_A: I32, offsets_N: I64) 
 @compiled()
 def _by_access(  # noqa: PLR0917 - compiled functions take positional arguments only
     experts_TLK: I32,
-    token_shares_TLK: F32,
+    weights_TLK: F32,
     tokens_I: I64,
     offsets_S: I64,
     members_A: I32,
@@ -59,7 +59,7 @@ def _by_access(  # noqa: PLR0917 - compiled functions take positional arguments 
             share_E[:] = 0
             for token in tokens_I[first:end]:
                 for slot in range(top_k):
-                    share_E[experts_TLK[token, layer, slot]] += token_shares_TLK[token, layer, slot]
+                    share_E[experts_TLK[token, layer, slot]] += weights_TLK[token, layer, slot]
             event = step * num_layers + layer
             for access in range(offsets_N[event], offsets_N[event + 1]):
                 shares_A[access] = share_E[members_A[access] - layer * num_experts] / np.float32(end - first)

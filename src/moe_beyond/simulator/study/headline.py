@@ -29,7 +29,7 @@ def headline(splits: Sequence[SplitReplays], seed: int) -> Metrics:
     the best policy without the predictor and the bound the ms_per_token. What does not apply is missing.
     """
     split = splits[-1]
-    draws = Resamples.draw(split.trace.num_prompts, split.case.settings.bootstrap_samples, seed)
+    draws = split.draws(seed)
     return _recall(split, draws) | _on_device(split, draws)
 
 

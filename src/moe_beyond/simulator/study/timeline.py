@@ -22,24 +22,15 @@ from moe_beyond.simulator.study.case import Case
 from moe_beyond.traces.schema import Trace
 
 _TOKEN: dict[str, type[pl.DataType]] = {
-    "split": pl.String,
-    "policy": pl.String,
-    "title": pl.String,
-    "device": pl.String,
-    "prompt_id": pl.String,
+    **dict.fromkeys(("split", "policy", "title", "device", "prompt_id"), pl.String),
     "position": pl.Int64,
     "token_text": pl.String,
     "layer": pl.Int64,
 }
 TIMELINE: dict[str, type[pl.DataType]] = {
     **_TOKEN,
-    "start_ms": pl.Float64,
-    "compute_ms": pl.Float64,
-    "stall_ms": pl.Float64,
-    "demand_loads": pl.Int64,
-    "prefetches_in_time": pl.Int64,
-    "prefetches_late": pl.Int64,
-    "prefetches_useless": pl.Int64,
+    **dict.fromkeys(("start_ms", "compute_ms", "stall_ms"), pl.Float64),
+    **dict.fromkeys(("demand_loads", "prefetches_in_time", "prefetches_late", "prefetches_useless"), pl.Int64),
     "evictions": pl.Int64,
     "predicted": pl.Float64,
 }
