@@ -155,8 +155,8 @@ def calibrate_device(
     as_json: AsJson = False,
 ) -> None:
     """Fit a device to a recording of the engine that will run on it."""
+    from moe_beyond.devices.calibrate import calibrate  # noqa: PLC0415
     from moe_beyond.devices.device import dump_device  # noqa: PLC0415
-    from moe_beyond.devices.recording import calibrate  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
 """A slow, obvious event loop with a clock: dicts, sets and loops, written from the documentation.
 
-It shares no code with the compiled loops. Its rules:
+It shares no code with the compiled loops, only their input. Its rules:
 
 **Time.** An event is one layer of one step. A processor computes it; beside the processor a link loads experts, one
 after another. An event has four parts, and the link prefetches during each:
@@ -24,21 +24,21 @@ only while time is left in a part, and takes its place in the cache then. If the
 wait until the next event, even if another request replaces this one. When a router has chosen, what has not begun for
 its event is dropped; a prefetch under way goes on.
 
-**Space.** An expert that comes in by demand is admitted at once, even above the budget. After that, before part 3 goes
-on, experts of the budget's group leave until it is kept. To make space for a prefetch, experts leave until it fits or
-all that are left are protected. The lowest rank leaves first, of equal ones the least recently used (before those an
-expert that was never used), of these the lowest id. Protected are
+**Space.** An expert that is loaded on demand is admitted at once, even above the budget. After that, before part 3 goes
+on, experts of the budget's group are evicted until it is kept. To make space for a prefetch, experts are evicted until
+it fits or all that remain are protected. The lowest rank is evicted first, of equal ones the least recently used
+(before those an expert that was never used), of these the lowest id. Protected are
 
 - the expert whose prefetch is under way;
-- the experts that a request names, until its event has ended; but from what leaves to keep the budget after the event's
+- the experts that a request names, until its event has ended; but from evictions to keep the budget after the event's
   accesses they are protected only if their event is still to come;
 - the event's own experts, from its accesses to its end, unless the policy bypasses.
 
-If all who are left are protected and an event's accesses still exceed the budget, nobody is protected, unless overrun
-is allowed. A prefetch under way whose expert leaves is given up.
+If all that remain are protected and an event's accesses still exceed the budget, none is protected, unless overrun is
+allowed. A prefetch under way whose expert is evicted is cancelled.
 
-**Emptying.** Ahead of an event that is to start cold all experts leave, nothing of the past is remembered, and every
-prefetch that is under way or has not begun is dropped. It is no eviction.
+**Emptying.** Ahead of an event that is to start cold all experts are removed, nothing of the past is kept, and every
+prefetch that is under way or has not begun is dropped. These are no evictions.
 
 **Counting.** An access is a hit; a prefetched hit, if it is the first use of a prefetched expert; late, if its prefetch
 is under way; or a miss. A prefetch is counted, with its bytes, in the event in which it begins, and there as useful or
@@ -49,6 +49,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.schedule.events import Events
+from tests.simulator.strategies import members
 
 HIT, PREFETCHED, LATE, MISSED = "hit", "prefetched", "late", "missed"
 
@@ -103,7 +107,7 @@ class Now:
 
 
 Rank = Callable[[Past, int, Now], float]
-"""Of an expert: the lowest leaves first."""
+"""Of an expert: the lowest is evicted first."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class _Replay:
         self.prefetch_for(case.token_step_ms[event])
 
         self.read_scores()
-        self.hear_requests(known=2 * event)
+        self.add_requests(known=2 * event)
         self.prefetch_for(case.dense_ms[event])
 
         self.routed = case.layers[event]
@@ -201,7 +205,7 @@ class _Replay:
         self.keep_budget()
         self.prefetch_for(case.layer_step_ms[event] - loading_ms)
 
-        self.hear_requests(known=2 * event + 1)
+        self.add_requests(known=2 * event + 1)
         experts_ms = sum(case.compute_ms[expert] for expert in case.members[event])
         self.prefetch_for(experts_ms)
 
@@ -234,7 +238,7 @@ class _Replay:
         if rows:
             self.past.scores = rows[0] if len(rows) == 1 else rows[self.case.steps[self.event]]
 
-    def hear_requests(self, known: int) -> None:
+    def add_requests(self, known: int) -> None:
         for request in self.case.requests:
             if request.known == known:
                 self.waiting[request.event] = list(zip(request.experts, request.priorities, strict=True))
@@ -295,7 +299,7 @@ class _Replay:
 
     def begin_prefetch(self) -> bool:
         """Returns whether there was anything to prefetch, and space for it."""
-        event = self.most_wanted()
+        event = self.highest_priority()
         while event is not None:
             expert, _ = self.waiting[event][0]
             if self.make_space_for(expert):
@@ -308,10 +312,10 @@ class _Replay:
                 self.rest_ms = self.case.transfer_ms[expert]
                 return True
             self.without_space.add(event)
-            event = self.most_wanted()
+            event = self.highest_priority()
         return False
 
-    def most_wanted(self) -> int | None:
+    def highest_priority(self) -> int | None:
         """The event whose request has the first expert of the highest priority."""
         best: int | None = None
         highest = float("-inf")
@@ -330,14 +334,14 @@ class _Replay:
     def keep_budget(self) -> None:
         for group in {self.case.group_of[expert] for expert in self.case.members[self.event]}:
             budget = self.case.budgets[group]
-            self.let_leave(group, budget, self.own_unless_bypassed() | self.named_for(self.event + 1))
+            self.make_space(group, budget, self.own_unless_bypassed() | self.named_for(self.event + 1))
             if not self.case.overrun:
-                self.let_leave(group, budget, set())
+                self.make_space(group, budget, set())
 
     def make_space_for(self, expert: int) -> bool:
         group = self.case.group_of[expert]
         limit = self.case.budgets[group] - self.case.units_of[expert]
-        self.let_leave(group, limit, self.own_unless_bypassed() | self.named_for(self.event))
+        self.make_space(group, limit, self.own_unless_bypassed() | self.named_for(self.event))
         return self.units_used(group) <= limit
 
     def own_unless_bypassed(self) -> set[int]:
@@ -351,7 +355,7 @@ class _Replay:
     def units_used(self, group: int) -> int:
         return sum(self.case.units_of[expert] for expert in self.resident if self.case.group_of[expert] == group)
 
-    def let_leave(self, group: int, limit: int, protected: set[int]) -> None:
+    def make_space(self, group: int, limit: int, protected: set[int]) -> None:
         now = Now(self.accesses, self.case.steps[self.event], self.routed)
         while self.units_used(group) > limit:
             candidates = [e for e in self.resident if self.case.group_of[e] == group and e not in protected]
@@ -376,14 +380,14 @@ class _Replay:
 def _expected_wait(past: Past, expert: int, now: Now, *, persistence: float, memory: float, rarest: float) -> float:
     num_layers, num_experts = past.num_layers, len(past.layer_of)
     chance, rate = past.scores[expert], max(past.scores[num_experts + expert], rarest)
-    layers_until_turn = past.layer_of[expert] - now.layer
-    if layers_until_turn <= 0:
-        # its turn has passed: the next one is in the next token
-        layers_until_turn += num_layers
+    layers_ahead = past.layer_of[expert] - now.layer
+    if layers_ahead <= 0:
+        # the layer has run: it runs again in the next token
+        layers_ahead += num_layers
         used = 1.0 if past.last_step.get(expert) == now.step else 0.0
         rate = max(rate + memory * (used - rate), rarest)
         chance = rate + persistence * (chance - rate)
-    return -(layers_until_turn + (1 - chance) * num_layers / rate)
+    return -(layers_ahead + (1 - chance) * num_layers / rate)
 
 
 def anticipate(persistence: float, memory: float, rarest: float) -> Rank:
@@ -404,7 +408,73 @@ RANKS: dict[str, Rank] = {
 }
 
 
-# what requests and times come from
+def belady(events: Events, *, keep_warm: bool) -> Rank:
+    """The farthest next use is evicted first; uses after the cache is emptied do not count."""
+    lists, prompts = members(events), events.prompt_S[events.step_N].tolist()
+    event_of = [event for event, experts in enumerate(lists) for _ in experts]
+
+    def rank(_past: Past, expert: int, now: Now) -> float:
+        event = event_of[now.access - 1]
+        for later in range(event + 1, len(lists)):
+            if not keep_warm and prompts[later] != prompts[event]:
+                break
+            if expert in lists[later]:
+                return -later
+        return float("-inf")
+
+    return rank
+
+
+# what cases, requests and times come from
+
+
+def case_of(
+    events: Events,
+    budget: Budget,
+    rank: Rank,
+    requests: Sequence[Request] = (),
+    *,
+    keep_warm: bool = True,
+    scores: Sequence[list[float]] = (),
+    bypass: bool = False,
+    overrun: bool = False,
+) -> Case:
+    """A replay without a clock: loading takes no time, and there is some ahead of every event to prefetch in."""
+    meta = events.metadata
+    prompts = events.prompt_S[events.step_N].tolist()
+    starts = [n == 0 or prompts[n] != prompts[n - 1] for n in range(events.num_events)]
+    experts = range(meta.num_model_experts)
+    return Case(
+        members=members(events),
+        layers=events.layer_N.tolist(),
+        steps=events.step_N.tolist(),
+        starts_cold=[start and not keep_warm for start in starts],
+        token_step_ms=[0.0] * events.num_events,
+        layer_step_ms=[0.0] * events.num_events,
+        dense_ms=[1.0] * events.num_events,
+        layer_of=[expert // meta.num_experts for expert in experts],
+        bytes_of=[meta.expert_bytes[expert // meta.num_experts] for expert in experts],
+        units_of=budget.units_M.tolist(),
+        group_of=budget.group_M.tolist(),
+        transfer_ms=[0.0 for _ in experts],
+        compute_ms=[0.0 for _ in experts],
+        budgets=budget.budget_G.tolist(),
+        rank=rank,
+        requests=list(requests),
+        scores=list(scores),
+        bypass=bypass,
+        overrun=overrun,
+    )
+
+
+def ahead_of_each(experts_of_events: Sequence[list[int]]) -> list[Request]:
+    """A request for each event, known just before it."""
+    return [Request(2 * n, n, experts, [0.0] * len(experts)) for n, experts in enumerate(experts_of_events)]
+
+
+def hits_of(record: Record) -> int:
+    """Accesses of an event that did not wait for a load of their own."""
+    return sum(outcome != MISSED for outcome in record.outcomes)
 
 
 def within(requests: Sequence[Request], lookahead: int) -> list[Request]:
@@ -437,7 +507,7 @@ def predicted(
         layers: Layer of each event.
         steps: Step of each event.
         token_step: Of each step the probabilities by layer and expert, known before its first event; None for a step
-            that nobody predicts.
+            without a prediction.
         layer_step: The same for one layer ahead, two layers ahead and so on, known when the router so many layers
             before has chosen.
         width: Experts of a request at most.

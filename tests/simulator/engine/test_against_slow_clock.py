@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -62,13 +61,12 @@ RANDOMS = st.randoms(use_true_random=True)
 
 def events_apart(prepared: Prepared) -> Prepared:
     """The same, with a row of counts for each event instead of each prompt and phase."""
-    common, num_events = list(prepared.common), prepared.events.num_events
-    common[4], common[5] = np.arange(num_events), np.zeros(0, np.int64)
+    num_events = prepared.events.num_events
     num_pairs = (num_events + 1) // 2
     return replace(
         prepared,
         events=replace(prepared.events, prompt_tokens_PF=np.zeros((num_pairs, 2), np.int64)),
-        common=tuple(common),  # type: ignore[arg-type] # a list forgets the types of its places
+        common=prepared.common._replace(row_N=np.arange(num_events), row_A=np.zeros(0, np.int64)),
         skipped_RC=np.zeros((2 * num_pairs, NUM_COUNTERS), np.int64),
         weight_lost_RW=np.zeros((2 * num_pairs, NUM_LOSSES)),
     )
@@ -104,28 +102,17 @@ def records_of(events: Events, result: Run) -> list[Record]:
 def counts_of(records: list[Record], events: Events) -> npt.NDArray[np.int64]:
     """Sums of the reference's counts by prompt and phase: an access is its prompt's, all else that of its event."""
     counts_RC = np.zeros((2 * events.num_prompts, NUM_COUNTERS), np.int64)
-    rows_of = rows_of_accesses(events)
+    row_A = iter(events.row_A.tolist())
     for n, (record, row) in enumerate(zip(records, events.row_N.tolist(), strict=True)):
         size = events.metadata.expert_bytes[int(events.layer_N[n])]
-        for outcome, of_access in zip(record.outcomes, rows_of[n], strict=True):
+        for outcome in record.outcomes:
+            of_access, missed = next(row_A), outcome == slow_clock.MISSED
             counts_RC[of_access, ACCESSES] += 1
-            counts_RC[of_access, HITS] += outcome != slow_clock.MISSED
-            counts_RC[of_access, DEMAND_BYTES] += size if outcome == slow_clock.MISSED else 0
-        counts_RC[row, EVICTIONS] += record.evictions
-        counts_RC[row, PREFETCHES] += record.prefetches
-        counts_RC[row, USEFUL] += record.useful
-        counts_RC[row, USELESS] += record.useless
-        counts_RC[row, PREFETCH_BYTES] += record.prefetch_bytes
+            counts_RC[of_access, HITS] += not missed
+            counts_RC[of_access, DEMAND_BYTES] += size * missed
+        found = (record.evictions, record.prefetches, record.useful, record.useless, record.prefetch_bytes)
+        counts_RC[row, [EVICTIONS, PREFETCHES, USEFUL, USELESS, PREFETCH_BYTES]] += np.array(found)
     return counts_RC
-
-
-def rows_of_accesses(events: Events) -> list[list[int]]:
-    """For each event and member the row of its prompt and phase."""
-    rows = []
-    for n, (start, end) in enumerate(pairwise(events.offsets_N.tolist())):
-        own = [int(events.row_N[n])] * (end - start)
-        rows.append(events.row_A[start:end].tolist() if len(events.row_A) else own)
-    return rows
 
 
 COUNTED = [ACCESSES, HITS, EVICTIONS, PREFETCHES, USEFUL, USELESS, DEMAND_BYTES, PREFETCH_BYTES]
@@ -142,33 +129,22 @@ def assert_same(expected: list[Record], actual: list[Record]) -> None:
         assert replace(slow, time_ms=0, stall_ms=0) == replace(fast, time_ms=0, stall_ms=0), event
 
 
-def case_of(
+def timed_case(
     prepared: Prepared, budget: Budget, times: Times, rank: str, requests: list[Request], *, overrun: bool = False
 ) -> Case:
     """What the reference is given: the same as the compiled loop, in lists."""
-    events = prepared.events
-    num_experts = events.metadata.num_experts
-    bounds = events.offsets_N.tolist()
-    return Case(
-        members=[events.members_A[start:end].tolist() for start, end in pairwise(bounds)],
-        layers=events.layer_N.tolist(),
-        steps=events.step_N.tolist(),
-        starts_cold=prepared.common[6].tolist(),
+    scores, bypass = prepared.common.scores_SM.tolist(), prepared.policy.bypass
+    case = slow_clock.case_of(
+        prepared.events, budget, RANKS[rank], requests, scores=scores, bypass=bypass, overrun=overrun
+    )
+    return replace(
+        case,
+        starts_cold=prepared.common.empties_N.tolist(),
         token_step_ms=times.token_step_N.tolist(),
         layer_step_ms=times.layer_step_N.tolist(),
         dense_ms=times.dense_N.tolist(),
-        layer_of=[expert // num_experts for expert in range(events.metadata.num_model_experts)],
-        bytes_of=[size for size in events.metadata.expert_bytes for _ in range(num_experts)],
-        units_of=budget.units_M.tolist(),
-        group_of=budget.group_M.tolist(),
         transfer_ms=times.transfer_VM[0].tolist(),
         compute_ms=times.read_VM[0].tolist(),
-        budgets=budget.budget_G.tolist(),
-        rank=RANKS[rank],
-        requests=requests,
-        scores=prepared.common[8].tolist(),
-        bypass=prepared.policy.bypass,
-        overrun=overrun,
     )
 
 
@@ -305,7 +281,7 @@ def test_drawn_requests_equal_the_slow_reference(ranks, data, random):
     drawn, times = draw_requests(events, random), draw_times(events, random)
 
     requests = slow_clock.within([request.in_order() for request in drawn], lookahead)
-    expected = slow_clock.replay(case_of(prepared, budget, times, rank, requests, overrun=overrun))
+    expected = slow_clock.replay(timed_case(prepared, budget, times, rank, requests, overrun=overrun))
 
     prefetches = prefetches_of(events, drawn).within(events, lookahead)
     assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times, overrun=overrun)))
@@ -450,7 +426,7 @@ def test_a_predictor_on_a_device_equals_the_slow_reference(data, random):
 
     requests = slow_clock.within(predictor.requests(events), lookahead)
     times = times_by_hand(events, predictor, device, workload)
-    expected = slow_clock.replay(case_of(prepared, budget, times, rank, requests))
+    expected = slow_clock.replay(timed_case(prepared, budget, times, rank, requests))
 
     prefetches = prepared.prefetches.within(events, lookahead)
     result = run(events_apart(prepared), prefetches, budget, times_of(prepared, device, workload))
@@ -485,6 +461,6 @@ def test_a_request_protects_its_expert_also_after_a_prefetch_that_was_given_up()
     times = Times(np.full((1, 6), 2.0), np.zeros((1, 6)), np.array([0.0, 1, 0]), np.zeros(3), np.array([0.0, 0, 10]))
     prepared, budget = prepare(events, Lru(), keep_warm=True), Budget.slots(trace.metadata, 1)
     requests = [Request(known[0], 2, [wanted], [1.0]), Request(known[1], 2, [wanted, other], [1.0, 1.0])]
-    expected = slow_clock.replay(case_of(prepared, budget, times, "lru", requests))
+    expected = slow_clock.replay(timed_case(prepared, budget, times, "lru", requests))
     assert expected[2].outcomes == [slow_clock.PREFETCHED]
     assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times)))

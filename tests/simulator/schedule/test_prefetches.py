@@ -17,7 +17,7 @@ from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
-from tests.simulator.engine import slow_cache
+from tests.simulator.engine import slow_clock
 from tests.simulator.strategies import capacities_of, make_trace, prefetching, requested, traces
 
 Request = tuple[int, int, list[int]]
@@ -48,17 +48,12 @@ def test_without_a_clock_the_last_request_holds_as_in_the_slow_reference(layers,
     meta, events = trace.metadata, events_of(trace)
     policy = prefetching(trace, seed, width, 0.3, layers=layers)
     budget = Budget.slots(meta, data.draw(capacities_of(trace)))
-    expected = slow_cache.replay(
-        events,
-        "lru",
-        capacities={0: int(budget.budget_G[0])},
-        group_of=dict.fromkeys(range(meta.num_model_experts), 0),
-        keep_warm=keep_warm,
-        wanted=requested(events, policy),
-    )
+    requests = slow_clock.ahead_of_each(requested(events, policy))
+    case = slow_clock.case_of(events, budget, slow_clock.RANKS["lru"], requests, keep_warm=keep_warm)
+    expected = [(slow_clock.hits_of(one), one.prefetches, one.useful, one.useless) for one in slow_clock.replay(case)]
     total = replay(events, policy, budget, keep_warm=keep_warm).total
     found = (total.hits, total.prefetches, total.prefetches_useful, total.prefetches_useless)
-    assert found == (sum(expected.hits), expected.prefetched, expected.useful, expected.useless)
+    assert found == tuple(map(sum, zip(*expected, strict=True)))
 
 
 # Two layers of four experts, one a token. Loading takes 10 ms, an expert computes 4, and what is ahead of it 3 a layer.

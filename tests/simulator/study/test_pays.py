@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from moe_beyond.devices.device import Device, dump_device
@@ -11,9 +12,9 @@ from moe_beyond.simulator.engine.prepared import prepare
 from moe_beyond.simulator.engine.timing import timed_replay, timed_run
 from moe_beyond.simulator.engine.usage import PREFETCHED
 from moe_beyond.simulator.policies.on_demand import Lfu, Lru
-from moe_beyond.simulator.study.pays import by_bandwidth_table, by_width_table, pays_table
+from moe_beyond.simulator.study.pays import by_bandwidth_table, pays_tables
 from moe_beyond.simulator.study.study import Charged, replay_splits
-from tests.simulator.engine import slow_cache
+from tests.simulator.engine import slow_clock
 from tests.simulator.strategies import requested
 from tests.simulator.study.cases import SETTINGS, Knows, drawn
 
@@ -55,11 +56,15 @@ def split(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rows(split):
+def tables(split):
+    return pays_tables([split], seed=7)
+
+
+@pytest.fixture(scope="module")
+def rows(split, tables):
     """By device at the headline capacity."""
-    table = pays_table([split], seed=7)
-    assert table.height == len(split.places)
-    return {row["device"]: row for row in table.iter_rows(named=True) if row["capacity_experts"] == SLOTS}
+    assert tables[0].height == len(split.places)
+    return {row["device"]: row for row in tables[0].iter_rows(named=True) if row["capacity_experts"] == SLOTS}
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +110,16 @@ def test_with_the_bandwidth_that_it_names_it_pays_and_with_less_it_does_not(spli
 @pytest.mark.parametrize("device", DEVICES)
 def test_counts_equal_dictionaries_and_loops(split, rows, policies, device):
     row, policy, events = rows[device], policies[device], split.case.events
-    lru = slow_cache.replay(events, "lru", {0: SLOTS}, dict.fromkeys(range(24), 0))
-    wanted = requested(events, policy)
-    missed = named = access = 0
-    for event, step in enumerate(events.step_N):
-        for expert in events.members_A[events.offsets_N[event] : events.offsets_N[event + 1]].tolist():
-            if events.is_decode_S[step] and not lru.found[access]:
-                missed += 1
-                named += expert in wanted[event]
-            access += 1
+    case = slow_clock.case_of(events, Budget.slots(split.metadata, SLOTS), slow_clock.RANKS["lru"])
+    found = [
+        expert in wanted
+        for step, experts, wanted, lru in zip(
+            events.step_N, case.members, requested(events, policy), slow_clock.replay(case), strict=True
+        )
+        for expert, outcome in zip(experts, lru.outcomes, strict=True)
+        if events.is_decode_S[step] and outcome == slow_clock.MISSED
+    ]
+    missed, named = len(found), sum(found)
     assert row["recall_on_lru_misses"] == pytest.approx(named / missed)
     prepared = prepare(events, policy, keep_warm=True)
     link = profile(split, device)
@@ -150,13 +156,12 @@ def test_below_the_break_even_latency_it_wins_and_above_it_loses(split, rows, po
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_up_to_the_break_even_width_it_wins(split, rows, policies, device):
+def test_up_to_the_break_even_width_it_wins(split, tables, rows, policies, device):
     link = profile(split, device)
     tried = {width: timed(split, replace(policies[device], width=width), link) for width in (1, 2, 4)}
     faster = [width for width, one in tried.items() if one.ms_per_token < rows[device]["against_ms_per_token"]]
     assert rows[device]["break_even_width"] == max(faster, default=0)
-    table = by_width_table([split])
-    found = table.filter(table["device"] == device)
+    found = tables[1].filter(device=device)
     assert found["width"].to_list() == list(tried)
     for row in found.iter_rows(named=True):
         one = tried[row["width"]]
@@ -164,9 +169,8 @@ def test_up_to_the_break_even_width_it_wins(split, rows, policies, device):
         assert (row["ms_per_token"], row["mib_per_token"], row["hit_rate"]) == expected
 
 
-def test_break_even_stands_at_the_headline_capacity_alone(split):
-    table = pays_table([split], seed=7)
-    others = table.filter(table["capacity_experts"] != SLOTS)
+def test_break_even_is_given_at_the_headline_capacity_alone(tables):
+    others = tables[0].filter(pl.col("capacity_experts") != SLOTS)
     assert others.height == len(DEVICES)
     assert others["break_even_width"].null_count() == others["break_even_token_step_ms"].null_count() == len(DEVICES)
 
