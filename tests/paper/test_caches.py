@@ -101,7 +101,7 @@ def test_lru_that_only_uses_renew_equals_the_slow_reference(capacity):
         for step, layer, counted in zip(events.step_N, events.layer_N, counted_N, strict=True)
     ]
     requests, budget = slow_clock.ahead_of_each(wanted), Budget.slots(meta, capacity)
-    slow = slow_clock.replay(slow_clock.case_of(events, budget, slow_clock.RANKS["lru"], requests, keep_warm=False))
+    slow = slow_clock.replay(slow_clock.Case(events, budget, slow_clock.RANKS["lru"], requests, keep_warm=False))
     hits = np.array([slow_clock.hits_of(record) for record in slow])[counted_N].sum()
     accesses, prefetched = meta.top_k * counted_N.sum(), sum(record.prefetches for record in slow)
     found = one(rows_of(Says(truth_TLE(DRAWN))), "lru", capacity)

@@ -15,7 +15,7 @@ FREE, SLOW = Latency(0.0, 0.0, 0.0), Latency(3.0, 100.0, 0.0)
 
 
 class Oracle:
-    """Knows what comes, or its very opposite."""
+    """PartlyRight what comes, or its very opposite."""
 
     name = "oracle"
 

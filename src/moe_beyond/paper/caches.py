@@ -87,9 +87,8 @@ def rows_by_cache(
             row: dict[str, Any] = {"split": split, "cache": cache, "capacity_experts": capacity}
             for figure in _FIGURES:
                 own, paper = getattr(ours, figure), getattr(counts[1][cache], figure)
-                found = {"ours": draws.ratio(own), "paper": draws.ratio(paper)}
-                for side, interval in {**found, "difference": draws.difference(own, paper)}.items():
-                    row |= interval.columns(f"{side}_{figure}")
+                row |= draws.ratio(own).columns(f"ours_{figure}") | draws.ratio(paper).columns(f"paper_{figure}")
+                row |= draws.difference(own, paper).columns(f"difference_{figure}")
             rows.append(row)
     return pl.DataFrame(rows, CACHES)
 

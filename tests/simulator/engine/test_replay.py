@@ -14,7 +14,7 @@ from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.engine import slow_clock
-from tests.simulator.engine.slow_clock import belady, case_of, hits_of
+from tests.simulator.engine.slow_clock import Case, belady, hits_of
 from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, traces
 
 POLICIES: dict[str, type[Policy]] = {
@@ -47,7 +47,7 @@ def test_counts_equal_the_slow_reference(name, data, rules, seed):
     budget, policy = Budget.slots(meta, capacity, per_layer=per_layer), policy_of(name, trace, seed)
     ranks = {**slow_clock.RANKS, **dict.fromkeys(("belady", "belady_forced"), belady(events, keep_warm=keep_warm))}
     rules = {"keep_warm": keep_warm, "overrun": overrun}
-    case = case_of(events, budget, ranks[name], scores=policy.scores_SM(events).tolist(), bypass=policy.bypass, **rules)
+    case = Case(events, budget, ranks[name], scores=policy.scores_SM(events).tolist(), bypass=policy.bypass, **rules)
     expected = [hits_of(record) for record in slow_clock.replay(case)]
     result = replay(events, policy, budget, **rules)
     assert (np.diff(events.offsets_N) - result.misses_N).tolist() == expected

@@ -125,7 +125,7 @@ def test_a_replay_counts_for_each_prompt_what_a_slow_one_finds(trace, prefill, b
     events = events_of(trace, prefill, batch=batch, waves=not keep_warm)
     capacity = data.draw(capacities_of(trace))
     budget = Budget.slots(trace.metadata, capacity)
-    case = slow_clock.case_of(events, budget, slow_clock.RANKS["lru"], keep_warm=keep_warm)
+    case = slow_clock.Case(events, budget, slow_clock.RANKS["lru"], keep_warm=keep_warm)
     hit_A = [outcome != slow_clock.MISSED for record in slow_clock.replay(case) for outcome in record.outcomes]
     result = replay(events, Lru(), budget, keep_warm=keep_warm)
     for prompt in range(trace.num_prompts):

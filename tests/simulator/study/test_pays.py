@@ -15,8 +15,8 @@ from moe_beyond.simulator.policies.on_demand import Lfu, Lru
 from moe_beyond.simulator.study.pays import by_bandwidth_table, pays_tables
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from tests.simulator.engine import slow_clock
-from tests.simulator.strategies import requested
-from tests.simulator.study.cases import SETTINGS, Knows, drawn
+from tests.simulator.strategies import members
+from tests.simulator.study.cases import SETTINGS, PartlyRight, drawn
 
 SLOTS, K, EXPERT_BYTES = 12, 2, 8.25 * 2**20
 DEVICES = {
@@ -30,29 +30,15 @@ ANSWERS = {"hides": "yes", "crowded": "only with more bandwidth", "saturated": "
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("devices")
+    folder, shared = tmp_path_factory.mktemp("devices"), {"setup_us": 10, "lanes": 4, "layer_overhead_us": 1}
     for name, (link, memory) in DEVICES.items():
-        device = Device(
-            name=name,
-            about="made for one answer",
-            link_gb_per_s=link,
-            setup_us=10,
-            lanes=4,
-            memory_gb_per_s=memory,
-            layer_overhead_us=1,
-            predictor_slowdown=2,
-        )
+        bandwidths = {"link_gb_per_s": link, "memory_gb_per_s": memory, "predictor_slowdown": 2}
+        device = Device(name=name, about="made for one answer", **bandwidths, **shared)
         (folder / f"{name}.yaml").write_text(dump_device(device))
-    change = {
-        "devices": tuple(str(folder / f"{name}.yaml") for name in DEVICES),
-        "headline_device": str(folder / "crowded.yaml"),
-        "capacities": (0.5, 0.75),
-        "timed_capacities": None,
-        "policies": ("lru", "lfu"),
-    }
-    predictors = [Charged(Knows(0.8, ahead_right=0.9), 0.01, 0.001)]
-    settings = SETTINGS.model_copy(update=change)
-    return replay_splits({"test": drawn(2)}, drawn(3), drawn(4), predictors, settings)[0]
+    change = {"devices": tuple(str(folder / f"{name}.yaml") for name in DEVICES), "policies": ("lru", "lfu")}
+    change |= {"headline_device": str(folder / "crowded.yaml"), "capacities": (0.5, 0.75), "timed_capacities": None}
+    predictors = [Charged(PartlyRight(0.8, ahead_right=0.9), 0.01, 0.001)]
+    return replay_splits({"test": drawn(2)}, drawn(3), drawn(4), predictors, SETTINGS.model_copy(update=change))[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +50,8 @@ def tables(split):
 def rows(split, tables):
     """By device at the headline capacity."""
     assert tables[0].height == len(split.places)
+    others = tables[0].filter(pl.col("capacity_experts") != SLOTS)
+    assert others["break_even_width"].null_count() == others["break_even_token_step_ms"].null_count() == len(DEVICES)
     return {row["device"]: row for row in tables[0].iter_rows(named=True) if row["capacity_experts"] == SLOTS}
 
 
@@ -110,11 +98,12 @@ def test_with_the_bandwidth_that_it_names_it_pays_and_with_less_it_does_not(spli
 @pytest.mark.parametrize("device", DEVICES)
 def test_counts_equal_dictionaries_and_loops(split, rows, policies, device):
     row, policy, events = rows[device], policies[device], split.case.events
-    case = slow_clock.case_of(events, Budget.slots(split.metadata, SLOTS), slow_clock.RANKS["lru"])
+    case = slow_clock.Case(events, Budget.slots(split.metadata, SLOTS), slow_clock.RANKS["lru"])
+    wanted = slow_clock.last_of_each(events, slow_clock.predicted(events, policy))
     found = [
-        expert in wanted
-        for step, experts, wanted, lru in zip(
-            events.step_N, case.members, requested(events, policy), slow_clock.replay(case), strict=True
+        expert in requested
+        for step, experts, requested, lru in zip(
+            events.step_N, members(events), wanted, slow_clock.replay(case), strict=True
         )
         for expert, outcome in zip(experts, lru.outcomes, strict=True)
         if events.is_decode_S[step] and outcome == slow_clock.MISSED
@@ -167,12 +156,6 @@ def test_up_to_the_break_even_width_it_wins(split, tables, rows, policies, devic
         one = tried[row["width"]]
         expected = (one.ms_per_token, one.moved.value, one.hits.value)
         assert (row["ms_per_token"], row["mib_per_token"], row["hit_rate"]) == expected
-
-
-def test_break_even_is_given_at_the_headline_capacity_alone(tables):
-    others = tables[0].filter(pl.col("capacity_experts") != SLOTS)
-    assert others.height == len(DEVICES)
-    assert others["break_even_width"].null_count() == others["break_even_token_step_ms"].null_count() == len(DEVICES)
 
 
 def test_other_links_are_timed_for_plain_policies_and_those_of_predictors(split):

@@ -48,7 +48,8 @@ def training_shares_TLK(training: Trace, policy: str) -> F32:
 def _significance_M(training: Trace, policy: str) -> F64:
     """Sum of each expert's shares over the training split, float64."""
     shares = training_shares_TLK(training, policy).ravel()
-    return np.bincount(model_wide_TLK(training).ravel(), shares, training.metadata.num_model_experts)
+    sums_M = np.bincount(model_wide_TLK(training).ravel(), shares, training.metadata.num_model_experts)
+    return np.asarray(sums_M, np.float64)
 
 
 def place_A(events: Events, policy: str) -> I64:

@@ -74,12 +74,12 @@ class Prefetch(Policy):
 
     @property
     @override
-    def rank(self) -> Rank:
+    def rank(self) -> Rank:  # type: ignore[override]
         return self.eviction.rank
 
     @property
     @override
-    def demand(self) -> Demand | None:
+    def demand(self) -> Demand | None:  # type: ignore[override]
         return self.eviction.demand
 
     @property

@@ -62,7 +62,7 @@ class Substitution(Policy):
 
     @property
     @override
-    def demand(self) -> Demand:
+    def demand(self) -> Demand:  # type: ignore[override]
         return _by_likeness(self.nearest_ME.tobytes(), self.nearest_ME.shape[1])
 
 

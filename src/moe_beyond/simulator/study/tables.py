@@ -19,7 +19,9 @@ from moe_beyond.simulator.study.pays import by_bandwidth_table, pays_tables
 from moe_beyond.simulator.study.study import SplitReplays
 from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE, record
 
-FACTS = {field.name: pl.Boolean if field.type == "bool" else pl.String for field in fields(Facts)}
+FACTS: dict[str, type[pl.DataType]] = {
+    field.name: pl.Boolean if field.type == "bool" else pl.String for field in fields(Facts)
+}
 _INTERVALS = ("ms_per_token", "hit_rate", "mib_per_token", "against_lru_ms", "against_best_ms", "gap_closed")
 
 
@@ -29,7 +31,7 @@ def _floats(*names: str) -> dict[str, type[pl.DataType]]:
     return dict.fromkeys([column for columns in spread for column in columns], pl.Float64)
 
 
-ON_DEVICE = {
+ON_DEVICE: dict[str, type[pl.DataType]] = {
     "split": pl.String,
     "device": pl.String,
     **FACTS,
@@ -40,8 +42,10 @@ ON_DEVICE = {
     **_floats("mib_per_token", "against_lru_ms", "against_best_ms", "gap_closed", "link_idle_share", "late_share"),
     **_floats("useless_share", "bound_ms_per_token", "bound_hit_rate", "bound_mib_per_token"),
 }
-_COUNTED = ("hits", "misses", "accesses", "tokens", "bytes_moved", "mib_per_token", "prefetches", "prefetches_useful")
-_COUNTED += ("prefetches_useless", "loads_avoided", "mass_given_up")
+_COUNTED = (
+    *("hits", "misses", "accesses", "tokens", "bytes_moved", "mib_per_token"),
+    *("prefetches", "prefetches_useful", "prefetches_useless", "loads_avoided", "mass_given_up"),
+)
 
 
 def all_tables(splits: Sequence[SplitReplays], seed: int) -> dict[str, pl.DataFrame]:
