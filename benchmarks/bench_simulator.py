@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.formats import importers
-from moe_beyond.paper.protocol import published_replay
-from moe_beyond.paper.recency import lru_hits
+from moe_beyond.paper.protocol import lru_hits, published_replay
 from moe_beyond.simulator.bounds import curves
 from moe_beyond.simulator.bounds.belady import Belady, belady_hits
 from moe_beyond.simulator.engine.budget import Budget

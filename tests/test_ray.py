@@ -10,7 +10,7 @@ from moe_beyond.parallel import run_tasks
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
 from tests.capture.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
-from tests.simulator.study.cases import SETTINGS, Knows, drawn
+from tests.simulator.study.cases import SETTINGS, PartlyRight, drawn
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,7 +57,7 @@ def test_shards_are_the_same_to_the_byte(tmp_path, on_cluster, monkeypatch):
 
 
 def test_replays_count_and_time_the_same(on_cluster, monkeypatch):
-    study = ({"test": drawn(1)}, drawn(3), drawn(4), [Charged(Knows(0.5), 0.3, 0.05)], SETTINGS)
+    study = ({"test": drawn(1)}, drawn(3), drawn(4), [Charged(PartlyRight(0.5), 0.3, 0.05)], SETTINGS)
     by_ray = all_tables(replay_splits(*study), 7)
     monkeypatch.delenv("RAY_ADDRESS")
     here = all_tables(replay_splits(*study), 7)

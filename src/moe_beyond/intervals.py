@@ -1,4 +1,4 @@
-"""How sure a figure is: 95 % intervals by resampling prompts, since tokens of one prompt depend on each other.
+"""The uncertainty of a figure: 95 % intervals by resampling prompts, since tokens of one prompt depend on each other.
 
 The percentile bootstrap (Efron and Tibshirani 1993, chapter 13). The same draws serve every figure of a split, so that
 differences are paired by prompt.
@@ -27,6 +27,15 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def columns(self, name: str) -> dict[str, float]:
+        """As columns of a table, see `interval_columns`."""
+        return dict(zip(interval_columns(name), (self.value, self.low, self.high), strict=True))
+
+
+def interval_columns(name: str) -> tuple[str, str, str]:
+    """The columns of an interval: the value's name, and that of its ends."""
+    return name, f"{name}_low", f"{name}_high"
 
 
 @dataclass(frozen=True)
@@ -70,19 +79,15 @@ class Resamples:
         return cls(np.random.default_rng(seed).multinomial(num_prompts, even_P, size=samples))
 
     def ratio(self, ratio: Ratio) -> Interval:
-        """The ratio over all prompts with its interval; resamples in which no prompt counts are left out."""
+        """The ratio over all prompts with its interval; resamples in which no prompt counts are ignored."""
         return interval(ratio.value, self.ratios_B(ratio))
 
     def difference(self, a: Ratio, b: Ratio) -> Interval:
         """By how much `a` exceeds `b` on the same prompts."""
         return self.of(lambda first, second: first - second, a, b)
 
-    def relative_change(self, a: Ratio, b: Ratio) -> Interval:
-        """By which share of `b` `a` exceeds it on the same prompts."""
-        return self.of(lambda first, second: first / second - 1, a, b)
-
     def of(self, figure: Callable[..., Any], *ratios: Ratio) -> Interval:
-        """A figure worked out from ratios of the same prompts; `figure` takes their values, or arrays of them."""
+        """A figure computed from ratios of the same prompts; `figure` takes their values, or arrays of them."""
         return interval(float(figure(*(one.value for one in ratios))), figure(*map(self.ratios_B, ratios)))
 
     def ratios_B(self, ratio: Ratio) -> npt.NDArray[np.float64]:

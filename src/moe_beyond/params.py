@@ -12,7 +12,7 @@ from moe_beyond.network.settings import ExportSettings
 from moe_beyond.numerics import Numerics
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.reporting.settings import ReportSettings
-from moe_beyond.settings import Seed, Settings, read_params
+from moe_beyond.settings import DEFAULT_SEED, Seed, Settings, read_params
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning.settings import TuneSettings
@@ -21,7 +21,7 @@ from moe_beyond.tuning.settings import TuneSettings
 class Params(Settings):
     """All of params.yaml. A stage passes its own section down, never all of it."""
 
-    seed: Seed = 7
+    seed: Seed = DEFAULT_SEED
     numerics: Numerics = "portable"
     traces: TracesSettings = TracesSettings()
     reference: ReferenceSettings = ReferenceSettings()

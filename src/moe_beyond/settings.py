@@ -20,6 +20,7 @@ STAGES = ("reference", "extract", "assess", "split", "tune", "train", "export", 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Every random choice of every stage follows from it."""
+DEFAULT_SEED = 7
 _SHARED = ("seed", "numerics", "traces")
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from moe_beyond.devices.calibrate import calibrate
 from moe_beyond.devices.device import dump_device, known_devices, load_device
-from moe_beyond.devices.recording import calibrate
 from moe_beyond.errors import InputError
 from tests.phone_traces import shared
 

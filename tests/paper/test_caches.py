@@ -10,10 +10,11 @@ from moe_beyond.paper import caches
 from moe_beyond.paper.caches import CACHES, rows_by_cache
 from moe_beyond.paper.scores import published_rows
 from moe_beyond.predictor.recall import most_probable
+from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.engine import slow_cache
+from tests.simulator.engine import slow_clock
 from tests.simulator.strategies import truth_TLE
 from tests.traces_of_chance import chance_trace
 
@@ -99,12 +100,13 @@ def test_lru_that_only_uses_renew_equals_the_slow_reference(capacity):
         (theirs_TLK[step, layer] + layer * meta.num_experts).tolist() if counted else []
         for step, layer, counted in zip(events.step_N, events.layer_N, counted_N, strict=True)
     ]
-    group = dict.fromkeys(range(meta.num_model_experts), 0)
-    slow = slow_cache.replay(events, "lru", {0: capacity}, group, keep_warm=False, wanted=wanted)
-    hits, accesses = np.array(slow.hits)[counted_N].sum(), meta.top_k * counted_N.sum()
+    requests, budget = slow_clock.ahead_of_each(wanted), Budget.slots(meta, capacity)
+    slow = slow_clock.replay(slow_clock.Case(events, budget, slow_clock.RANKS["lru"], requests, keep_warm=False))
+    hits = np.array([slow_clock.hits_of(record) for record in slow])[counted_N].sum()
+    accesses, prefetched = meta.top_k * counted_N.sum(), sum(record.prefetches for record in slow)
     found = one(rows_of(Says(truth_TLE(DRAWN))), "lru", capacity)
     assert found["paper_hit_rate"] == pytest.approx(hits / accesses)
-    loaded_mib = (accesses - hits + slow.prefetched) * meta.expert_bytes[0] / 2**20
+    loaded_mib = (accesses - hits + prefetched) * meta.expert_bytes[0] / 2**20
     assert found["paper_mib_per_token"] == pytest.approx(loaded_mib / (accesses / meta.token_cycle))
 
 

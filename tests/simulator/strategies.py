@@ -110,17 +110,3 @@ def prefetching(trace: Trace, seed: int, width: int = 2, threshold: float = 0.0,
     """Prefetching over LRU by probabilities of chance, of a token step or of a layer step of horizon 2 as well."""
     ahead_HTLE = np.stack([drawn_TLE(trace, seed + 1), drawn_TLE(trace, seed + 2)]) if layers else None
     return Prefetch("drawn", drawn_TLE(trace, seed), width, Lru(), threshold, ahead_HTLE)
-
-
-def requested(events: Events, policy: Prefetch) -> list[list[int]]:
-    """What is requested ahead of each event, by sorting: of a later layer the layer step's word is the last."""
-    wanted = []
-    for layer, step in zip(events.layer_N.tolist(), events.step_N.tolist(), strict=True):
-        token = int(events.token_S[step])
-        by_layer_step = policy.layers_HTLE is not None and layer > 0
-        said_TLE = policy.layers_HTLE[0] if by_layer_step else policy.probabilities_TLE  # type: ignore[index]
-        num_experts = said_TLE.shape[2]
-        scores = said_TLE[token, layer] if token >= 0 else []
-        ranked = sorted((-score, expert) for expert, score in enumerate(scores))[: policy.width]
-        wanted.append([layer * num_experts + e for negated, e in ranked if -negated >= np.float32(policy.threshold)])
-    return wanted

@@ -1,34 +1,39 @@
-"""An advice as a document: verdict, plan, numbers, and what they rest on."""
+"""An advice as a document, verdict, plan, numbers and what they rest on, and on one screen."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
 
 from moe_beyond.advisor.advisor import Advice, Measured
-from moe_beyond.advisor.plans import Room
+from moe_beyond.advisor.single import decoding
 from moe_beyond.devices.device import MILLISECONDS
-from moe_beyond.intervals import Interval
 from moe_beyond.simulator.engine.results import MIB
 
 GIB = 2**30
+_COLOURS = {"yes": "green", "not needed": "green", "with more memory": "yellow", "no": "red"}
+_ROWS = {"best": "best", "runner_up": "runner-up", "today": "engines today"}
 
 
 def document(advice: Advice, target_tokens_per_second: float) -> dict[str, Any]:
     """For JSON and for a screen.
 
     Args:
-        advice: The answer.
+        advice: What `advisor.advise` found.
         target_tokens_per_second: The speed from which on offloading is worth it.
     """
-    asked = advice.question
+    settings = advice.settings
     memory = _memory(advice)
-    learned, chose, confirmed = advice.num_prompts
+    fit, chose, confirmed = advice.num_prompts
     return {
         "verdict": _verdict(advice, target_tokens_per_second, memory),
         "model": advice.metadata.model_id,
-        "device": asked.device.name,
+        "device": settings.device.name,
         "memory": memory,
         "best": _measured(advice.best)
         | {
@@ -37,93 +42,75 @@ def document(advice: Advice, target_tokens_per_second: float) -> dict[str, Any]:
             "ms_per_token_where_chosen": advice.tried[0].ms_per_token,
             "slots_per_layer": _slots(advice),
         },
-        "runner_up": _measured(advice.runner_up) | {"slower_by_ms": _interval(advice.ahead)},
-        "today": _measured(advice.today) | {"slower_by_ms": _interval(advice.saved)},
+        "runner_up": _measured(advice.runner_up) | {"slower_by_ms": asdict(advice.ahead)},
+        "today": _measured(advice.today) | {"slower_by_ms": asdict(advice.saved)},
         "speed": {
-            "all_resident_ms_per_token": advice.resident_ms,
-            "clairvoyant_bound_ms_per_token": advice.bound_ms,
+            "all_resident_ms_per_token": advice.bound.compute_ms_per_token,
+            "clairvoyant_bound_ms_per_token": advice.bound.ms_per_token,
             "share_of_bound": advice.share_of_bound,
         },
         "more_memory": [
-            _room(more.room)
-            | {
-                "ms_per_token": more.measured.ms_per_token,
-                "tokens_per_second": MILLISECONDS / more.measured.ms_per_token,
-            }
-            for more in advice.more_memory
+            {**size.row(), "ms_per_token": more.ms_per_token, "tokens_per_second": more.timed.tokens_per_second}
+            for size, more in advice.more_memory.items()
         ],
         "tried": [{"plan": str(other.plan), "ms_per_token": other.ms_per_token} for other in advice.tried],
-        "not_tried": advice.refused,
-        "prompts": {"learned_on": learned, "chosen_on": chose, "confirmed_on": confirmed},
+        "not_tried": advice.not_tried,
+        "prompts": {"learned_on": fit, "chosen_on": chose, "confirmed_on": confirmed},
         "settings": {
-            "token_step_ms": asked.token_step_ms * asked.device.predictor_slowdown,
-            "layer_step_ms": asked.layer_step_ms * asked.device.predictor_slowdown,
-            "lookahead_layers": asked.lookahead,
-            "batch": asked.batch,
-            "lossy": asked.lossy,
+            "token_step_ms": settings.token_step_ms * settings.device.predictor_slowdown,
+            "layer_step_ms": settings.layer_step_ms * settings.device.predictor_slowdown,
+            "lookahead_layers": settings.lookahead,
+            "batch": settings.batch,
+            "lossy": settings.lossy,
             "target_tokens_per_second": target_tokens_per_second,
-            "seed": asked.seed,
+            "seed": settings.seed,
         },
         "notes": _notes(advice),
     }
 
 
 def _verdict(advice: Advice, target: float, memory: dict[str, Any]) -> dict[str, str]:
-    speed, bound = MILLISECONDS / advice.best.ms_per_token, MILLISECONDS / advice.bound_ms
+    speed, bound = advice.best.timed.tokens_per_second, MILLISECONDS / advice.bound.ms_per_token
     share = f"{100 * advice.share_of_bound:.0f} % of what perfect foresight would reach"
-    enough = next((m for m in advice.more_memory if MILLISECONDS / m.measured.ms_per_token >= target), None)
+    more = {size: measured.timed.tokens_per_second for size, measured in advice.more_memory.items()}
+    enough = next((size for size in more if more[size] >= target), None)
     if memory["fits"] is False:
-        return {
-            "answer": "no",
-            "reason": f"{memory['needed_gib']:.1f} GiB are needed for this cache and the dense parts, the device has "
-            f"{memory['device_gib']:g}",
-        }
-    if memory["capacity_fraction"] >= 1:
-        return {"answer": "not needed", "reason": "all experts fit into the budget: nothing has to be offloaded"}
-    if speed >= target:
-        return {"answer": "yes", "reason": f"{speed:.1f} tokens/s, above {target:g}; {share}"}
-    if bound < target and enough is None:
-        return {
-            "answer": "no",
-            "reason": f"even perfect foresight reaches {bound:.1f} tokens/s at this budget, below {target:g}",
-        }
-    if enough is not None:
-        return {
-            "answer": "with more memory",
-            "reason": f"{speed:.1f} tokens/s, below {target:g}; {_size(enough.room)} give "
-            f"{MILLISECONDS / enough.measured.ms_per_token:.1f}",
-        }
-    return {"answer": "no", "reason": f"{speed:.1f} tokens/s, below {target:g}; {share}"}
+        needed, has = memory["needed_gib"], memory["device_gib"]
+        answer = "no"
+        reason = f"{needed:.1f} GiB are needed for this cache and the dense parts, the device has {has:g}"
+    elif memory["capacity_fraction"] >= 1:
+        answer, reason = "not needed", "all experts fit into the budget: nothing has to be offloaded"
+    elif speed >= target:
+        answer, reason = "yes", f"{speed:.1f} tokens/s, above {target:g}; {share}"
+    elif enough is not None:
+        answer = "with more memory"
+        reason = f"{speed:.1f} tokens/s, below {target:g}; {enough} give {more[enough]:.1f}"
+    elif bound < target:
+        answer = "no"
+        reason = f"even perfect foresight reaches {bound:.1f} tokens/s at this budget, below {target:g}"
+    else:
+        answer, reason = "no", f"{speed:.1f} tokens/s, below {target:g}; {share}"
+    return {"answer": answer, "reason": reason}
 
 
 def _memory(advice: Advice) -> dict[str, Any]:
-    asked, meta = advice.question, advice.metadata
-    mean_bytes = sum(meta.expert_bytes) / meta.num_layers
-    cache_bytes = asked.room.total if asked.room.in_bytes else asked.room.total * mean_bytes
-    cache_bytes = min(cache_bytes, sum(meta.expert_bytes) * meta.num_experts)
+    settings, meta = advice.settings, advice.metadata
+    size, device_gib = settings.size, settings.device.memory_gib
+    model_bytes = sum(meta.expert_bytes) * meta.num_experts
+    cache_bytes = size.total if size.in_bytes else size.total * (model_bytes / meta.num_model_experts)
+    cache_bytes = min(cache_bytes, model_bytes)
     needed = (cache_bytes + advice.dense_bytes) / GIB
     return {
-        **_room(asked.room),
+        **size.row(),
         "cache_mib": cache_bytes / MIB,
         "capacity_experts": advice.capacity_experts,
         "capacity_fraction": advice.capacity_experts / meta.num_model_experts,
         "dense_mib": advice.dense_bytes / MIB,
-        "dense_is_assumed": asked.dense_bytes is None,
+        "dense_is_assumed": settings.dense_bytes is None,
         "needed_gib": needed,
-        "device_gib": asked.device.memory_gib,
-        "fits": None if asked.device.memory_gib is None else needed <= asked.device.memory_gib,
+        "device_gib": device_gib,
+        "fits": None if device_gib is None else needed <= device_gib,
     }
-
-
-def _room(room: Room) -> dict[str, float | None]:
-    return {
-        "budget_mib": room.total / MIB if room.in_bytes else None,
-        "budget_experts": None if room.in_bytes else room.total,
-    }
-
-
-def _size(room: Room) -> str:
-    return f"{room.total / MIB:.0f} MiB" if room.in_bytes else f"{room.total} experts"
 
 
 def _measured(measured: Measured) -> dict[str, Any]:
@@ -131,11 +118,7 @@ def _measured(measured: Measured) -> dict[str, Any]:
     return {
         "plan": str(measured.plan),
         **measured.plan.row(),
-        "ms_per_token": measured.ms_per_token,
-        "tokens_per_second": MILLISECONDS / measured.ms_per_token,
-        "stall_ms_per_token": measured.timed.stall.value,
-        "hit_rate": measured.timed.hits.value,
-        "mib_per_token": measured.timed.moved.value,
+        **decoding(measured.timed),
         "token_step_ms": measured.timed.token_step_ms,
         "layer_step_ms": measured.timed.layer_step_ms,
         "prefetches_useless": total.prefetches_useless,
@@ -152,22 +135,86 @@ def _slots(advice: Advice) -> list[int] | None:
     return [int(slots) for slots in budget.budget_G // budget.units_M[first_M]]
 
 
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
-
-
 def _notes(advice: Advice) -> list[str]:
-    notes = []
-    if advice.prefill == "token_by_token":
-        notes.append("The trace holds prefill alone; it was replayed as if it was decoded.")
-    if advice.ahead.high < 0:
-        notes.append("The runner-up is faster on the prompts that confirm: take it, or record more to choose on.")
-    elif advice.ahead.low <= 0:
-        notes.append("These prompts do not tell the best plan from the runner-up: take the simpler one.")
-    if advice.question.dense_bytes is None:
-        notes.append("Dense parts are assumed to weigh what a token's experts do; say better with --dense-mib.")
-    if advice.best.timed.replay.total.mass_given_up > 0:
-        notes.append("The best plan gives up router weight: measure the model's answers before you ship it.")
-    if advice.best.ms_per_token > 1.1 * advice.tried[0].ms_per_token:
-        notes.append("The best plan did clearly better where it was chosen than where it was confirmed.")
-    return notes
+    best, ahead = advice.best, advice.ahead
+    indistinguishable = ahead.low <= 0 <= ahead.high
+    notes = {
+        "The trace holds prefill alone; it was replayed as if it was decoded.": advice.prefill == "token_by_token",
+        "The runner-up is faster on the prompts that confirm: take it, or record more to choose on.": ahead.high < 0,
+        "These prompts do not separate the best plan from the runner-up: take the simpler one.": indistinguishable,
+        "Dense parts are assumed to be as large as a token's experts; give their size with --dense-mib.": (
+            advice.settings.dense_bytes is None
+        ),
+        "The best plan needs a model that was trained to choose its experts a layer earlier.": (
+            best.needs_another_router
+        ),
+        "The best plan loses router weight: evaluate the model's outputs before you ship it.": (
+            best.timed.replay.total.mass_given_up > 0
+        ),
+        "The best plan was clearly better where it was chosen than where it was confirmed.": (
+            best.ms_per_token > 1.1 * advice.tried[0].ms_per_token
+        ),
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def print_advice(found: dict[str, Any]) -> None:
+    """Print what `document` made."""
+    console, verdict, memory = Console(), found["verdict"], found["memory"]
+    colour = _COLOURS[verdict["answer"]]
+    title = f"{found['model']} on {found['device']}"
+    console.print(Panel(f"[bold {colour}]{verdict['answer']}[/]: {verdict['reason']}", title=title, expand=False))
+    assumed = " (assumed)" if memory["dense_is_assumed"] else ""
+    has = "" if memory["device_gib"] is None else f", the device has {memory['device_gib']:g}"
+    console.print(
+        f"Cache {memory['cache_mib']:.0f} MiB = {memory['capacity_experts']} experts "
+        f"({100 * memory['capacity_fraction']:.1f} %), dense parts {memory['dense_mib']:.0f} MiB{assumed}: "
+        f"{memory['needed_gib']:.1f} GiB{has}."
+    )
+    for name, label in _ROWS.items():
+        console.print(f"[bold]{label:14}[/]{found[name]['plan']}", highlight=False)
+    console.print(_plans(found))
+    speed, best = found["speed"], found["best"]
+    console.print(
+        f"Best between {best['ms_per_token_low']:.1f} and {best['ms_per_token_high']:.1f} ms (95 %). "
+        f"All in memory {speed['all_resident_ms_per_token']:.1f} ms; perfect foresight at this budget "
+        f"{speed['clairvoyant_bound_ms_per_token']:.1f} ms, of which the best plan reaches "
+        f"{100 * speed['share_of_bound']:.0f} %."
+    )
+    if best["slots_per_layer"] is not None:
+        console.print("Experts a layer: " + " ".join(map(str, best["slots_per_layer"])))
+    if found["more_memory"]:
+        console.print("More memory: " + "; ".join(map(_more, found["more_memory"])))
+    prompts = found["prompts"]
+    console.print(
+        f"Chosen among {len(found['tried'])} plans on {prompts['chosen_on']} prompts after learning from "
+        f"{prompts['learned_on']}; the times above are of {prompts['confirmed_on']} others."
+    )
+    for note in found["notes"]:
+        console.print(f"[dim]- {note}[/]")
+
+
+def _plans(found: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("ms/token", "tokens/s", "stall ms", "hit rate", "MiB/token", "slower by ms"):
+        table.add_column(heading, justify="right")
+    for name, label in _ROWS.items():
+        row = found[name]
+        slower = row.get("slower_by_ms")
+        behind = "" if slower is None else f"{slower['value']:.1f} ({slower['low']:.1f} to {slower['high']:.1f})"
+        table.add_row(
+            label,
+            f"{row['ms_per_token']:.1f}",
+            f"{row['tokens_per_second']:.2f}",
+            f"{row['stall_ms_per_token']:.1f}",
+            f"{100 * row['hit_rate']:.1f} %",
+            f"{row['mib_per_token']:.1f}",
+            behind,
+        )
+    return table
+
+
+def _more(row: dict[str, Any]) -> str:
+    size = f"{row['budget_mib']:.0f} MiB" if row["budget_mib"] is not None else f"{row['budget_experts']} experts"
+    return f"{size} {row['tokens_per_second']:.2f} tokens/s"

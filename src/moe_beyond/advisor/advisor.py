@@ -1,31 +1,31 @@
-"""Which plan to ship: chosen on one half of the prompts, confirmed on the other, so that nobody is misled by luck.
+"""Which plan to ship: chosen on one half of the prompts, confirmed on the other, so that luck does not decide.
 
-The first half is divided again: policies and splits learn on one quarter of all prompts and are chosen on the next,
-then they learn anew on both and are measured on the second half, which took no part in any choice.
+The first half is divided again: policies and splits are fitted to one quarter of all prompts and chosen on the next,
+then they are fitted anew to both and measured on the second half, which took no part in any choice.
 
-Shape suffixes: P prompts, B resamples of prompts.
+Shape suffix: P prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import product
 
 import numpy as np
 
-from moe_beyond.advisor.plans import ANTICIPATE, Fetch, Lessons, Plan, Room, budget_of, policy_of
+from moe_beyond.advisor.plans import ANTICIPATE, CacheSize, Fetch, Plan, TrainingData
 from moe_beyond.devices.device import Device
 from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Interval, Resamples
 from moe_beyond.predictor.base import LayerPredictor
+from moe_beyond.settings import DEFAULT_SEED
 from moe_beyond.simulator.bounds.curves import belady_curve
 from moe_beyond.simulator.bounds.time import TimeBound, time_bound
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
+from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
 from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
@@ -44,25 +44,25 @@ USUAL = (Plan(Lru.name), Plan(LayerLru.name, "even"))
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked.
+class AdviceSettings:
+    """What the advice is for.
 
     Attributes:
         device: Where the model is to run.
-        room: Memory for the cache of experts.
+        size: Of the cache of experts.
         token_step_ms: Charged for the predictor's token step on one thread, before the device's slowdown.
         layer_step_ms: And for its layer step, after every router but a token's last.
         lookahead: For how many layers beyond the present one prefetches may be under way.
         batch: Prompts that run at once.
-        dense_bytes: All resident weights beside the experts; None: assumed to weigh what a token's experts do.
-        lossy: Whether plans may give up router weight.
+        dense_bytes: All resident weights beside the experts; None: assumed to be as large as a token's experts.
+        lossy: Whether plans may change the model's outputs.
         max_tokens: About how many tokens are replayed: every n-th prompt is taken where there are more.
         samples: Resamples behind intervals.
         seed: Of the resamples and of fitted policies.
     """
 
     device: Device
-    room: Room
+    size: CacheSize
     token_step_ms: float = 0.0
     layer_step_ms: float = 0.0
     lookahead: int = 2
@@ -71,7 +71,7 @@ class Question:
     lossy: bool = False
     max_tokens: int = 12_000
     samples: int = 1000
-    seed: int = 7
+    seed: int = DEFAULT_SEED
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ class Measured:
         plan: The plan.
         budget: Its cache.
         timed: Its replay.
+        needs_another_router: Whether it works only with a model that was trained to choose experts a layer earlier.
     """
 
     plan: Plan
     budget: Budget
     timed: TimedReplay
+    needs_another_router: bool
 
     @property
     def ms_per_token(self) -> float:
@@ -95,213 +97,199 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class MoreMemory:
-    """What a larger cache would give: the chosen plan on the second half."""
-
-    room: Room
-    measured: Measured
-
-
-@dataclass(frozen=True)
 class Advice:
-    """The answer.
+    """The recommended plan, and what it was compared with.
 
     Attributes:
-        question: What was asked.
+        settings: What the advice is for.
         metadata: The model's shape.
         prefill: How prefill was replayed; `token_by_token` where the trace holds nothing else.
-        num_prompts: Prompts to learn from, to choose on and to confirm on.
+        num_prompts: Prompts to fit to, to choose on and to confirm on.
         tried: Every plan on the prompts to choose on, fastest first.
-        refused: Policies that could not be tried, and why.
+        not_tried: Policies that could not be tried, and why.
         best: The fastest of them on the second half.
         runner_up: The fastest of another kind, on the second half.
         interval: Time of a token under the fastest, by prompt.
         ahead: By how much the runner-up is slower, paired by prompt.
         today: The faster of what engines do today.
         saved: By how much that is slower, paired by prompt.
-        resident_ms: Time of a token if all experts lay in memory.
-        bound_ms: Time of a token under perfect foresight at this budget.
+        bound: The clairvoyant bound at this cache size.
         capacity_experts: Experts that the cache holds.
         dense_bytes: Resident weights beside the experts.
-        more_memory: Larger caches.
+        more_memory: The best plan with larger caches on the second half, by size.
     """
 
-    question: Question
+    settings: AdviceSettings
     metadata: TraceMetadata
     prefill: Prefill
     num_prompts: tuple[int, int, int]
     tried: tuple[Measured, ...]
-    refused: dict[str, str]
+    not_tried: dict[str, str]
     best: Measured
     runner_up: Measured
     interval: Interval
     ahead: Interval
     today: Measured
     saved: Interval
-    resident_ms: float
-    bound_ms: float
+    bound: TimeBound
     capacity_experts: int
     dense_bytes: int
-    more_memory: tuple[MoreMemory, ...]
+    more_memory: dict[CacheSize, Measured]
 
     @property
     def share_of_bound(self) -> float:
-        """How much of what perfect foresight would reach the chosen plan does."""
-        return self.bound_ms / self.best.ms_per_token
+        """The bound's time over that of the best plan."""
+        return self.bound.ms_per_token / self.best.ms_per_token
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Prompts, what they ask for, and what the predictor says of them."""
+    """Prompts, their events, and the predictions for them."""
 
     trace: Trace
     events: Events
-    answers: Predictions | None
+    predictions: Predictions | None
 
 
 class Advisor:
     """Tries plans on parts of one trace."""
 
-    def __init__(self, trace: Trace, question: Question, predictor: LayerPredictor | None = None) -> None:
+    def __init__(self, trace: Trace, settings: AdviceSettings, predictor: LayerPredictor | None = None) -> None:
         """Divide the prompts.
 
         Raises:
-            InputError: Too few prompts, a budget that holds no expert, or a predictor of another model.
+            InputError: Too few prompts, a cache that holds no expert, or a predictor of another model.
         """
-        question.room.budget(trace.metadata)
+        settings.size.budget(trace.metadata)
         trace, self.prefill = _decoded(trace)
         if trace.num_prompts < LEAST_PROMPTS:
             raise InputError(
                 f"trace: {trace.num_prompts} prompts with decoded tokens; {LEAST_PROMPTS} are the least to choose on "
                 "one half and to confirm on the other; record more"
             )
-        step = max(1, -(-trace.num_tokens // question.max_tokens))
+        step = max(1, -(-trace.num_tokens // settings.max_tokens))
         step = min(step, trace.num_prompts // LEAST_PROMPTS)
         kept = np.arange(0, trace.num_prompts, step)
-        self.question, self.predictor, self.meta = question, predictor, trace.metadata
-        self.refused: dict[str, str] = {}
-        # neighbours are often of one domain: deal them out in turn
-        self.learn, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
+        self.settings, self.predictor, self.meta = settings, predictor, trace.metadata
+        self.workload = Workload.of(self.meta, settings.lookahead, dense_bytes=settings.dense_bytes)
+        self.not_tried: dict[str, str] = {}
+        # neighbours are often of one domain: every part gets some of each
+        self.fit, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
         self.half = trace.select(kept[0::2])
         self.choose, self.confirm = self._part(choose), self._part(trace.select(kept[1::2]))
 
     def advise(self) -> Advice:
         """Choose and confirm."""
-        # of plans that are equally fast the one that fetches least
+        settings = self.settings
+        # of plans that are equally fast the one that prefetches least
         tried = sorted(self._try_all(), key=lambda measured: (measured.ms_per_token, _width(measured.plan)))
         best = tried[0]
         second = next((other for other in tried if _kind(other.plan) != _kind(best.plan)), tried[-1])
-        lessons = self._lessons(self.half)
+        data = self._training_data(self.half)
         plans = dict.fromkeys([best.plan, second.plan, *USUAL])
-        confirmed = {plan: self._measure(plan, lessons, self.confirm, self.question.room) for plan in plans}
+        confirmed = {plan: self._measure(plan, data, self.confirm) for plan in plans}
         first, usual = confirmed[best.plan], min((confirmed[plan] for plan in USUAL), key=lambda m: m.ms_per_token)
-        resamples = Resamples.draw(self.confirm.trace.num_prompts, self.question.samples, self.question.seed)
-        budget = self.question.room.budget(self.meta)
-        bound = self._bound(budget.capacity_experts)
+        resamples = Resamples.draw(self.confirm.trace.num_prompts, settings.samples, settings.seed)
+        slots = min(settings.size.budget(self.meta).capacity_experts, self.meta.num_model_experts)
+        # no plan that prefetches nothing during prefills decodes a token faster, on average
+        events = self.confirm.events
+        bound = time_bound(events, belady_curve(events, largest=slots), slots, settings.device, self.workload)
+        larger = self._larger_sizes()
+        more = self._measure_sizes(best.plan, data, self.confirm, larger) if larger else []
         return Advice(
-            question=self.question,
+            settings=settings,
             metadata=self.meta,
             prefill=self.prefill,
-            num_prompts=(self.learn.num_prompts, self.choose.trace.num_prompts, self.confirm.trace.num_prompts),
+            num_prompts=(self.fit.num_prompts, self.choose.trace.num_prompts, self.confirm.trace.num_prompts),
             tried=tuple(tried),
-            refused=self.refused,
+            not_tried=self.not_tried,
             best=first,
             runner_up=confirmed[second.plan],
             interval=resamples.ratio(first.timed.time),
-            ahead=_slower(confirmed[second.plan], first, resamples),
+            ahead=resamples.difference(confirmed[second.plan].timed.time, first.timed.time),
             today=usual,
-            saved=_slower(usual, first, resamples),
-            resident_ms=bound.compute_ms_per_token,
-            bound_ms=bound.ms_per_token,
-            capacity_experts=min(budget.capacity_experts, self.meta.num_model_experts),
-            dense_bytes=int(self._workload.dense_bytes_L.sum()),
-            more_memory=tuple(self._more_memory(best.plan, lessons)),
+            saved=resamples.difference(usual.timed.time, first.timed.time),
+            bound=bound,
+            capacity_experts=slots,
+            dense_bytes=int(self.workload.dense_bytes_L.sum()),
+            more_memory=dict(zip(larger, more, strict=True)),
         )
 
     def _part(self, trace: Trace) -> _Part:
-        # a cold cache is not asked for: continuous batching
-        events = events_of(trace, self.prefill, batch=self.question.batch)
+        settings = self.settings
+        # the cache stays warm: continuous batching
+        events = events_of(trace, self.prefill, batch=settings.batch)
         if self.predictor is None:
             return _Part(trace, events, None)
-        question = self.question
-        said = Predictions(self.predictor, trace, events, question.token_step_ms, question.layer_step_ms)
-        return _Part(trace, events, said)
+        predictions = Predictions(self.predictor, trace, events, settings.token_step_ms, settings.layer_step_ms)
+        return _Part(trace, events, predictions)
 
-    def _lessons(self, training: Trace) -> Lessons:
+    def _training_data(self, trace: Trace) -> TrainingData:
         # stores of the published size would take minutes; a tenth already holds every domain
-        settings = PolicySettings(matrices=100, maps=100, seed=self.question.seed)
-        return Lessons(training, self.prefill, self.question.batch, settings)
+        settings = PolicySettings.of_seed(self.settings.seed).model_copy(update={"matrices": 100, "maps": 100})
+        return TrainingData(trace, self.prefill, self.settings.batch, settings)
 
-    def _try_all(self) -> Iterator[Measured]:
-        lessons, room = self._lessons(self.learn), self.question.room
-        plain = [measured for plan in self._plain_plans(lessons) if (measured := self._attempt(plan, lessons, room))]
-        yield from plain
-        if self.choose.answers is None:
-            return
-        # under the two best evictions that do not fetch ahead themselves, and under the predictor's own
-        still = [m.plan for m in sorted(plain, key=lambda m: m.ms_per_token) if not m.timed.replay.total.prefetches]
-        evictions = [*still[:2], *(plan for plan in still[2:] if plan.policy == ANTICIPATE)]
+    def _try_all(self) -> list[Measured]:
+        data, measured = self._training_data(self.fit), []
+        for plan in self._plain_plans(data):
+            try:
+                measured.append(self._measure(plan, data, self.choose))
+            except InputError as error:
+                self.not_tried[plan.policy] = str(error)
+        if self.choose.predictions is None:
+            return measured
+        # under the two best evictions that do not prefetch themselves, and under the predictor's own
+        on_demand = [one for one in measured if not one.timed.replay.total.prefetches]
+        ranked = [one.plan for one in sorted(on_demand, key=lambda one: one.ms_per_token)]
+        evictions = [*ranked[:2], *(plan for plan in ranked[2:] if plan.policy == ANTICIPATE)]
         for eviction, layers in product(evictions, (False, True)):
-            yield from self._search_fetch(eviction, lessons, layers=layers)
+            measured += self._search_fetch(eviction, data, layers=layers)
+        return measured
 
-    def _plain_plans(self, lessons: Lessons) -> Iterator[Plan]:
+    def _plain_plans(self, data: TrainingData) -> Iterator[Plan]:
+        """Every policy that may be advised, with each split that it can have, without a predictor's prefetches."""
         for name in catalogue.known():
             if name == LayerLruFitted.name:
                 continue  # LRU with a fitted split, which is tried of every policy of single layers
             try:
-                policy = lessons.policy(name)
+                policy = data.fitted(name)
             except InputError as error:
-                self.refused[name] = str(error)
+                self.not_tried[name] = str(error)
                 continue
-            if policy.knows_future or (_may_lose(policy, self.choose.events) and not self.question.lossy):
+            if policy.knows_future or (policy.is_lossy(self.choose.events) and not self.settings.lossy):
                 continue
             yield from (Plan(name, split) for split in (("even", "fitted") if policy.per_layer else ("shared",)))
-        if self.choose.answers is not None:
+        if self.choose.predictions is not None:
             yield from (Plan(ANTICIPATE, "shared"), Plan(ANTICIPATE, "fitted"))
 
-    def _search_fetch(self, eviction: Plan, lessons: Lessons, *, layers: bool) -> Iterator[Measured]:
+    def _search_fetch(self, eviction: Plan, data: TrainingData, *, layers: bool) -> list[Measured]:
         """Thresholds at the router's width, then widths at the best of them."""
-        k = prefetch_width(self.meta, self.question.batch)
-        found = [self._fetching(eviction, Fetch(k, threshold, layers), lessons) for threshold in THRESHOLDS]
-        best = min(found, key=lambda measured: measured.ms_per_token).plan.fetch
-        if best is None:
-            raise AssertionError("only plans that fetch were tried")
+        k = prefetch_width(self.meta, self.settings.batch)
+        fetches = [Fetch(k, threshold, layers) for threshold in THRESHOLDS]
+        found = [self._measure(replace(eviction, fetch=fetch), data, self.choose) for fetch in fetches]
+        best = fetches[int(np.argmin([measured.ms_per_token for measured in found]))]
         for share in WIDTHS:
             width = min(max(1, round(share * k)), self.meta.num_experts)
-            found.append(self._fetching(eviction, replace(best, width=width), lessons))
-        yield from found
+            found.append(self._measure(replace(eviction, fetch=replace(best, width=width)), data, self.choose))
+        return found
 
-    def _fetching(self, eviction: Plan, fetch: Fetch, lessons: Lessons) -> Measured:
-        return self._measure(replace(eviction, fetch=fetch), lessons, self.choose, self.question.room)
+    def _measure(self, plan: Plan, data: TrainingData, part: _Part) -> Measured:
+        return self._measure_sizes(plan, data, part, [self.settings.size])[0]
 
-    def _attempt(self, plan: Plan, lessons: Lessons, room: Room) -> Measured | None:
-        try:
-            return self._measure(plan, lessons, self.choose, room)
-        except InputError as error:
-            self.refused[plan.policy] = str(error)
-            return None
+    def _measure_sizes(self, plan: Plan, data: TrainingData, part: _Part, sizes: Sequence[CacheSize]) -> list[Measured]:
+        policy = data.policy(plan, part.predictions)
+        budgets = [data.budget(plan, policy, self.meta, size) for size in sizes]
+        prepared = prepare(part.events, policy, keep_warm=True)
+        timed = timed_sweep(prepared, budgets, [self.settings.device], self.workload)
+        return [
+            Measured(plan, budget, one, policy.needs_another_router) for budget, one in zip(budgets, timed, strict=True)
+        ]
 
-    def _measure(self, plan: Plan, lessons: Lessons, part: _Part, room: Room) -> Measured:
-        policy = policy_of(plan, lessons, part.answers)
-        budget = budget_of(plan, policy, lessons, self.meta, room)
-        device, workload = self.question.device, self._workload
-        return Measured(plan, budget, timed_replay(part.events, policy, budget, device, workload))
-
-    @cached_property
-    def _workload(self) -> Workload:
-        return Workload.of(self.meta, self.question.lookahead, dense_bytes=self.question.dense_bytes)
-
-    def _bound(self, capacity: int) -> TimeBound:
-        """No plan that prefetches nothing during prefills decodes a token faster, on average."""
-        events, slots = self.confirm.events, min(capacity, self.meta.num_model_experts)
-        return time_bound(events, belady_curve(events, largest=slots), slots, self.question.device, self._workload)
-
-    def _more_memory(self, plan: Plan, lessons: Lessons) -> Iterator[MoreMemory]:
-        asked = self.question.room
-        all_of_it = self.meta.num_experts * (sum(self.meta.expert_bytes) if asked.in_bytes else self.meta.num_layers)
-        totals = sorted({min(round(asked.total * factor), all_of_it) for factor in MORE_MEMORY})
-        for room in (replace(asked, total=total) for total in totals if total > asked.total):
-            yield MoreMemory(room, self._measure(plan, lessons, self.confirm, room))
+    def _larger_sizes(self) -> list[CacheSize]:
+        size, num_experts = self.settings.size, self.meta.num_experts
+        everything = num_experts * (sum(self.meta.expert_bytes) if size.in_bytes else self.meta.num_layers)
+        totals = sorted({min(round(size.total * factor), everything) for factor in MORE_MEMORY})
+        return [replace(size, total=total) for total in totals if total > size.total]
 
 
 def _decoded(trace: Trace) -> tuple[Trace, Prefill]:
@@ -310,10 +298,6 @@ def _decoded(trace: Trace) -> tuple[Trace, Prefill]:
     if not decodes_P.any():
         return trace, "token_by_token"
     return (trace if decodes_P.all() else trace.select(np.nonzero(decodes_P)[0])), "batched"
-
-
-def _may_lose(policy: Policy, events: Events) -> bool:
-    return policy.demand is not None or policy.changed_demand(events) is not None
 
 
 def _width(plan: Plan) -> int:
@@ -325,22 +309,15 @@ def _kind(plan: Plan) -> tuple[str, bool]:
     return plan.policy, plan.fetch is not None
 
 
-def _slower(other: Measured, best: Measured, resamples: Resamples) -> Interval:
-    return resamples.difference(other.timed.time, best.timed.time)
-
-
-def advise(trace: Trace, question: Question, predictor: LayerPredictor | None = None) -> Advice:
+def advise(trace: Trace, settings: AdviceSettings, predictor: LayerPredictor | None = None) -> Advice:
     """Which plan decodes a token in the least time.
 
     Args:
-        trace: Prompts that the predictor has not learned from.
-        question: Device, memory and rules.
-        predictor: What may fetch ahead and evict; None: plans without one.
+        trace: Prompts that the predictor was not fitted to.
+        settings: Device, memory and rules.
+        predictor: What may drive prefetches and evictions; None: plans without one.
 
     Raises:
-        InputError: Too few prompts, a budget that holds no expert, or a predictor of another model.
+        InputError: Too few prompts, a cache that holds no expert, or a predictor of another model.
     """
-    return Advisor(trace, question, predictor).advise()
-
-
-__all__ = ["Advice", "Advisor", "Measured", "MoreMemory", "Question", "advise"]
+    return Advisor(trace, settings, predictor).advise()

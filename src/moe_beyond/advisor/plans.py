@@ -1,6 +1,6 @@
-"""A plan says everything that a deployment must choose: policy, split over layers, what is fetched ahead.
+"""A plan is everything that a deployment must choose: policy, split over layers, what is prefetched by a predictor.
 
-Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ahead, M = L * E experts of the model.
+Shape suffixes: L MoE layers, E routed experts in a layer, D capacities 0 to E of one layer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.predictions import Predictions
 from moe_beyond.simulator.policies.settings import PolicySettings
@@ -24,20 +25,20 @@ from moe_beyond.simulator.schedule.events import Prefill, events_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Split = Literal["shared", "even", "fitted"]
-"""`shared`: layers compete for one cache. `even`: each has as much, or what the policy deals out. `fitted`: each what
-training prompts say."""
+"""`shared`: layers compete for one cache. `even`: each has as much, or the policy's own share. `fitted`: fitted to
+training prompts."""
 ANTICIPATE = "anticipate"
-"""Eviction by a predictor's answer; beside the names of the catalogue."""
+"""Eviction by a predictor; beside the names of the catalogue."""
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """What is fetched ahead on a predictor's word.
+    """What is prefetched by a predictor.
 
     Attributes:
         width: Experts at most for each layer of a step.
         threshold: Least probability.
-        layers: Whether the layer step answers too, after every router.
+        layers: Whether the layer step predicts too, after every router.
     """
 
     width: int
@@ -52,7 +53,7 @@ class Plan:
     Attributes:
         policy: A name of the catalogue, or `anticipate`.
         split: How layers share the cache.
-        fetch: What is fetched ahead by a predictor; None: nothing but what the policy itself fetches.
+        fetch: What is prefetched by a predictor; None: only what the policy itself prefetches.
     """
 
     policy: str
@@ -65,7 +66,7 @@ class Plan:
         return self.policy == ANTICIPATE or self.fetch is not None
 
     def row(self) -> dict[str, Any]:
-        """For JSON: policy, split, and the fetch's fields."""
+        """For JSON: policy, split, and the fields of the prefetch."""
         fetch = None if self.fetch is None else asdict(self.fetch)
         return {"policy": self.policy, "split": self.split, "prefetch": fetch}
 
@@ -78,7 +79,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheSize:
     """How much memory the cache takes.
 
     Attributes:
@@ -94,62 +95,105 @@ class Room:
         make = Budget.bytes if self.in_bytes else Budget.slots
         return make(meta, self.total, per_layer=per_layer)
 
+    def row(self) -> dict[str, float | None]:
+        """For JSON: `budget_mib` and `budget_experts`, one of them null."""
+        return {
+            "budget_mib": self.total / MIB if self.in_bytes else None,
+            "budget_experts": None if self.in_bytes else self.total,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.total / MIB:.0f} MiB" if self.in_bytes else f"{self.total} experts"
+
 
 @dataclass(frozen=True)
-class Lessons:
-    """What policies learn, from prompts that they are not judged on.
+class TrainingData:
+    """Prompts that policies and splits are fitted to; none of them is in the evaluation.
 
     Attributes:
-        training: Those prompts.
+        trace: Those prompts.
         prefill: How their prefill is replayed for the split.
         batch: Prompts that run at once.
         settings: Of published policies.
     """
 
-    training: Trace
+    trace: Trace
     prefill: Prefill = "batched"
     batch: int = 1
     settings: PolicySettings = field(default_factory=PolicySettings)
     _policies: dict[str, Policy] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def none(cls, name: str) -> Self:
-        """For policies that learn nothing; the policy `name` is refused where it does."""
-        return cls(cast("Trace", _NoTraining(name)))
-
-    def policy(self, name: str) -> Policy:
-        """A policy of the catalogue, fitted once. Raises InputError as `catalogue.build`."""
-        if name not in self._policies:
-            self._policies[name] = catalogue.build(name, self.training, self.settings)
-        return self._policies[name]
+    def none(cls, name: str, settings: PolicySettings) -> Self:
+        """For policies that are not fitted; the policy `name` is refused if it is."""
+        return cls(cast("Trace", _NoTraining(name)), settings=settings)
 
     @cached_property
     def popularity_LE(self) -> npt.NDArray[np.float32]:
         """How often a token used each expert."""
-        return Popularity.fit(self.training).popularity_LE
+        return Popularity.fit(self.trace).popularity_LE
 
     @cached_property
     def _hits_LD(self) -> npt.NDArray[np.int64]:
-        return layer_curves_LD(events_of(self.training, self.prefill, batch=self.batch))
+        return layer_curves_LD(events_of(self.trace, self.prefill, batch=self.batch))
 
-    def split_L(self, room: Room) -> npt.NDArray[np.int64]:
-        """The fitted split: slots of each layer."""
-        return fit_split(self.training.metadata, self._hits_LD, room.total, in_bytes=room.in_bytes)
+    def fitted(self, name: str) -> Policy:
+        """A policy of the catalogue, fitted once. Raises InputError as `catalogue.build`."""
+        if name not in self._policies:
+            self._policies[name] = catalogue.build(name, self.trace, self.settings)
+        return self._policies[name]
+
+    def policy(self, plan: Plan, predictions: Predictions | None) -> Policy:
+        """The policy of a plan.
+
+        Raises:
+            InputError: The policy is not known, lacks training data, or needs a predictor and there is none.
+        """
+        if predictions is None and plan.predicts:
+            raise InputError(f"policy {plan.policy!r} and its prefetches need a predictor; name its directory")
+        if predictions is None:
+            return self.fitted(plan.policy)
+        evicts = plan.policy == ANTICIPATE
+        policy = predictions.eviction(self.popularity_LE) if evicts else self.fitted(plan.policy)
+        if plan.fetch is None:
+            return policy
+        return predictions.prefetch(policy, plan.fetch.width, plan.fetch.threshold, layers=plan.fetch.layers)
+
+    def budget(self, plan: Plan, policy: Policy, meta: TraceMetadata, size: CacheSize) -> Budget:
+        """The budget of a plan.
+
+        Args:
+            plan: Gives the split.
+            policy: What `policy` made of it.
+            meta: The model's shape.
+            size: Of the whole cache.
+
+        Raises:
+            InputError: It cannot hold an expert, or holds more than there are.
+        """
+        plain = size.budget(meta, per_layer=plan.split == "even")
+        weights_L = None if plan.split == "shared" else policy.layer_weights_L(meta.num_layers)
+        if plan.split == "fitted":
+            slots_L = fit_split(meta, self._hits_LD, size.total, in_bytes=size.in_bytes).astype(np.float64)
+            weights_L = slots_L * np.asarray(meta.expert_bytes) if size.in_bytes else slots_L
+        if weights_L is None:
+            return plain
+        return Budget.weighted(meta, size.total, weights_L, in_bytes=size.in_bytes)
 
 
 def parse_plan(name: str, fetch: Fetch, split: Split | None) -> Plan:
-    """The plan that a name stands for.
+    """The plan of a name.
 
-    Names are those of the catalogue, `anticipate`, and any of these after `prefetch_` or `layer_prefetch_`; also what
-    results of a predictor's policies are called.
+    Names are those of the catalogue, `anticipate`, and any of these after `prefetch_` or `layer_prefetch_`; also those
+    of a predictor's policies in tables.
 
     Args:
         name: As written.
-        fetch: Width and threshold, for names that fetch ahead.
+        fetch: Width and threshold, for names that prefetch by a predictor.
         split: None for the policy's own: `even` for policies of single layers.
 
     Raises:
-        InputError: Nothing bears the name.
+        InputError: There is no such policy.
     """
     rest = name.removeprefix("predictor_")
     layers = rest.startswith("layer_prefetch_")
@@ -163,48 +207,8 @@ def parse_plan(name: str, fetch: Fetch, split: Split | None) -> Plan:
     return Plan(policy, split or "shared", replace(fetch, layers=layers) if fetches else None)
 
 
-def policy_of(plan: Plan, lessons: Lessons, answers: Predictions | None) -> Policy:
-    """The policy of a plan.
-
-    Raises:
-        InputError: The policy is not known, lacks what it learns from, or needs a predictor and there is none.
-    """
-    if answers is None and plan.predicts:
-        raise InputError(f"policy {plan.policy!r} and its prefetches need a predictor; name its directory")
-    if answers is None:
-        return lessons.policy(plan.policy)
-    by_prediction = plan.policy == ANTICIPATE
-    policy = answers.eviction(lessons.popularity_LE) if by_prediction else lessons.policy(plan.policy)
-    if plan.fetch is None:
-        return policy
-    return answers.prefetch(policy, plan.fetch.width, plan.fetch.threshold, layers=plan.fetch.layers)
-
-
-def budget_of(plan: Plan, policy: Policy, lessons: Lessons, meta: TraceMetadata, room: Room) -> Budget:
-    """The budget of a plan.
-
-    Args:
-        plan: Its split counts.
-        policy: What `policy_of` made of it.
-        lessons: For a fitted split.
-        meta: The model's shape.
-        room: How much there is.
-
-    Raises:
-        InputError: It cannot hold an expert, or holds more than there are.
-    """
-    plain = room.budget(meta, per_layer=plan.split == "even")
-    weights_L = None if plan.split == "shared" else policy.layer_weights_L(meta.num_layers)
-    if plan.split == "fitted":
-        slots_L = lessons.split_L(room).astype(np.float64)
-        weights_L = slots_L * np.asarray(meta.expert_bytes) if room.in_bytes else slots_L
-    if weights_L is None:
-        return plain
-    return Budget.weighted(meta, room.total, weights_L, in_bytes=room.in_bytes)
-
-
 class _NoTraining:
-    """Stands where a policy that learns nothing gets training prompts."""
+    """Takes the place of training prompts for policies that are not fitted: refuses any use."""
 
     def __init__(self, policy: str) -> None:
         self._policy = policy

@@ -18,9 +18,10 @@ from moe_beyond.cli.common import (
     show,
 )
 from moe_beyond.errors import InputError
+from moe_beyond.settings import DEFAULT_SEED
 
 if TYPE_CHECKING:
-    from moe_beyond.advisor.plans import Room
+    from moe_beyond.advisor.plans import CacheSize
     from moe_beyond.predictor.latency import Latency
     from moe_beyond.predictor.runtime import OnnxPredictor
     from moe_beyond.traces.schema import Trace
@@ -31,7 +32,7 @@ DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
 Lookahead = Annotated[int, typer.Option(min=0, help="Layers ahead for which prefetches may be under way.")]
-Seed = Annotated[int, typer.Option(help="Of the intervals.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the intervals and of fitted policies.")]
 
 
 @app.command()
@@ -59,7 +60,7 @@ def replay(
     ] = False,
     allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
-    seed: Seed = 7,
+    seed: Seed = DEFAULT_SEED,
     as_json: AsJson = False,
 ) -> None:
     """Replay a trace through one cache: hits, bytes, and with a device the time."""
@@ -67,13 +68,13 @@ def replay(
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
 
     with one_line_errors():
-        room = _room(capacity, budget_mib)
+        size = _cache_size(capacity, budget_mib)
         where = None if device is None else load_device(device)
         routing, model = read_trace(trace), _open(predictor)
         charge = _charge(model, routing, allow_training_prompts)
         setup = Setup(
             policy=policy,
-            room=room,
+            size=size,
             split=split,
             width=width,
             threshold=threshold,
@@ -104,31 +105,30 @@ def advise(
         float | None, typer.Option(min=0, help="MiB of all weights beside the experts; by default an assumption.")
     ] = None,
     target: Annotated[float, typer.Option(min=0, help="Tokens a second below which it is not worth it.")] = 5.0,
-    lossy: Annotated[bool, typer.Option("--lossy", help="Let policies give up router weight.")] = False,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Allow policies that change the model's outputs.")] = False,
     batch: Batch = 1,
     allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
     max_tokens: Annotated[int, typer.Option(min=100, help="About how many tokens are replayed.")] = 12_000,
-    seed: Seed = 7,
+    seed: Seed = DEFAULT_SEED,
     as_json: AsJson = False,
 ) -> None:
     """Say which policy, split over layers and prefetch decode fastest on a device, and what more memory would buy."""
     from rich.console import Console  # noqa: PLC0415
 
-    from moe_beyond.advisor.advice import document  # noqa: PLC0415
-    from moe_beyond.advisor.advisor import Question  # noqa: PLC0415
-    from moe_beyond.advisor.advisor import advise as answer  # noqa: PLC0415
-    from moe_beyond.advisor.screen import print_advice  # noqa: PLC0415
+    from moe_beyond.advisor.advice import document, print_advice  # noqa: PLC0415
+    from moe_beyond.advisor.advisor import AdviceSettings  # noqa: PLC0415
+    from moe_beyond.advisor.advisor import advise as find_advice  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
-        room, where = _room(capacity, budget_mib), load_device(device)
+        size, where = _cache_size(capacity, budget_mib), load_device(device)
         routing, model = read_trace(trace), _open(predictor)
         charge = _charge(model, routing, allow_training_prompts)
-        question = Question(
+        settings = AdviceSettings(
             device=where,
-            room=room,
+            size=size,
             token_step_ms=charge.token_step_ms,
             layer_step_ms=charge.layer_step_ms,
             lookahead=lookahead,
@@ -140,7 +140,7 @@ def advise(
             seed=seed,
         )
         with Console(stderr=True).status("trying policies, splits and prefetches ..."):
-            found = document(answer(routing, question, model), target)
+            found = document(find_advice(routing, settings, model), target)
         if as_json:
             show(found, as_json)
         else:
@@ -155,8 +155,8 @@ def calibrate_device(
     as_json: AsJson = False,
 ) -> None:
     """Fit a device to a recording of the engine that will run on it."""
+    from moe_beyond.devices.calibrate import calibrate  # noqa: PLC0415
     from moe_beyond.devices.device import dump_device  # noqa: PLC0415
-    from moe_beyond.devices.recording import calibrate  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
@@ -175,14 +175,14 @@ def calibrate_device(
         show(result, as_json)
 
 
-def _room(capacity: int | None, budget_mib: float | None) -> Room:
-    from moe_beyond.advisor.plans import Room  # noqa: PLC0415
+def _cache_size(capacity: int | None, budget_mib: float | None) -> CacheSize:
+    from moe_beyond.advisor.plans import CacheSize  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     if capacity is not None and budget_mib is None:
-        return Room(capacity)
+        return CacheSize(capacity)
     if budget_mib is not None and capacity is None:
-        return Room(round(budget_mib * MIB), in_bytes=True)
+        return CacheSize(round(budget_mib * MIB), in_bytes=True)
     raise InputError("how large is the cache? give either --capacity in experts or --budget-mib in MiB")
 
 

@@ -1,4 +1,4 @@
-"""What a device does in how much time: a small YAML each under `profiles/`, or anywhere. docs/devices.md tells how."""
+"""What a device does in how much time: a small YAML each under `profiles/`, or anywhere. see docs/devices.md."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Device(Settings):
     """How many times longer the predictor takes on this device's processor than on the one that export timed it on."""
     predictor_slowdown_source: str = "assumed: as fast as the processor that export timed the predictor on"
     memory_gib: float | None = Field(default=None, gt=0)
-    """Fast memory for weights, of which the cache is a part; null where nobody has said."""
+    """Fast memory for weights, of which the cache is a part; null where it is not known."""
 
     def transfer_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes.

@@ -43,8 +43,8 @@ class Workload:
             meta: The model's shape.
             lookahead: As the attribute.
             expert_mib: MiB of every expert; None: as traced.
-            dense_bytes: Of all layers together; None: a layer's dense weights are assumed to weigh what the k experts
-                do that a token uses in it.
+            dense_bytes: Of all layers together; None: a layer's dense weights are assumed to be as large as the k
+                experts that a token uses in it.
         """
         sizes = meta.expert_bytes if expert_mib is None else (round(expert_mib * MIB),) * meta.num_layers
         expert_bytes_L = np.asarray(sizes, np.int64)

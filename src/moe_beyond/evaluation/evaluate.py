@@ -24,7 +24,7 @@ from moe_beyond.traces.schema import Trace
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a predictor.
+    """The scores of a predictor.
 
     Attributes:
         quality: A row for each split, predictor, horizon, phase and layer: split, predictor, horizon and the columns of
@@ -63,7 +63,7 @@ def evaluate(
 
     Args:
         predictor: What is to be shipped.
-        splits: By name; `train` must be there. Its rows show how far each predictor has learnt by heart.
+        splits: By name; `train` must be there. Its rows show how far each predictor is fitted to its training prompts.
         resamples: Bootstrap resamples of prompts.
         seed: Of the bootstrap.
         others: Trained rivals, such as the paper's network.

@@ -1,4 +1,4 @@
-"""Can a predictor's probabilities be taken at their word? Stated probabilities beside what came true.
+"""Are a predictor's probabilities calibrated? Predicted probabilities beside observed frequencies.
 
 Counts of one part of a trace add up with those of the next, so a trace of any length is measured part by part.
 
@@ -22,11 +22,11 @@ EDGES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0
 
 @dataclass(frozen=True)
 class Reliability:
-    """Counts of stated probabilities and of what came true.
+    """Counts of predicted probabilities and of the experts that were used.
 
     Attributes:
-        count_B: Probabilities stated, by bin, int64.
-        true_B: How many of the experts they were stated for were used, int64.
+        count_B: Predicted probabilities, by bin, int64.
+        true_B: How many of those experts were used, int64.
         sum_B: Sum of the probabilities, float64.
     """
 
@@ -54,7 +54,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (Naeini et al. 2015): mean distance of stated probability and observed share."""
+        """Expected calibration error (Naeini et al. 2015): mean distance of predicted and observed share."""
         return float(np.abs(self.sum_B - self.true_B).sum() / self.count_B.sum())
 
     def bins(self) -> pl.DataFrame:

@@ -9,8 +9,8 @@ at most as many experts prefetched ahead of a layer as were published (six). Thr
 - `anticipate`: eviction by the predicted next use. The published predictions have no probabilities: an expert that is
   named counts as 1, any other as 0.
 
-The last two start empty, of which ten uncounted tokens leave nothing; a token's experts of a layer are wanted together,
-as a router does.
+The last two start empty, which no longer matters after ten uncounted tokens; a token's experts of a layer are used
+together, as by a router.
 
 Shape suffixes: T tokens, L MoE layers, E experts, K top-k, H layers ahead, P prompts, N events.
 """
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond.intervals import Interval, Resamples
+from moe_beyond.intervals import Resamples, interval_columns
 from moe_beyond.paper.protocol import WARM_UP_TOKENS
 from moe_beyond.paper.scores import PUBLISHED_SHARES, Counts, bytes_in_mib, published_counts
 from moe_beyond.predictor.base import LayerPredictor
@@ -48,10 +48,10 @@ CACHES = {
     "cache": pl.String,
     "capacity_experts": pl.Int64,
     **{
-        f"{side}_{figure}{end}": pl.Float64
+        column: pl.Float64
         for side in ("ours", "paper", "difference")
         for figure in _FIGURES
-        for end in ("", "_low", "_high")
+        for column in interval_columns(f"{side}_{figure}")
     },
 }
 
@@ -63,9 +63,9 @@ def rows_by_cache(
 
     Args:
         split: Name of the split.
-        trace: Prompts to replay, with a published predictor's answers; without them there are no rows.
+        trace: Prompts to replay, with published predictions; without them there are no rows.
         training: Prompts that popularity comes from.
-        predictor: Ours, asked ahead of each layer.
+        predictor: Ours, which predicts ahead of each layer.
         resamples: Bootstrap resamples of prompts behind the intervals.
         seed: Of the bootstrap, and the first one of the paper's random fillings.
 
@@ -87,8 +87,8 @@ def rows_by_cache(
             row: dict[str, Any] = {"split": split, "cache": cache, "capacity_experts": capacity}
             for figure in _FIGURES:
                 own, paper = getattr(ours, figure), getattr(counts[1][cache], figure)
-                row |= _spread(f"ours_{figure}", draws.ratio(own)) | _spread(f"paper_{figure}", draws.ratio(paper))
-                row |= _spread(f"difference_{figure}", draws.difference(own, paper))
+                row |= draws.ratio(own).columns(f"ours_{figure}") | draws.ratio(paper).columns(f"paper_{figure}")
+                row |= draws.difference(own, paper).columns(f"difference_{figure}")
             rows.append(row)
     return pl.DataFrame(rows, CACHES)
 
@@ -100,7 +100,7 @@ class _Side:
     Attributes:
         named_TLK: int64; the experts named for each layer.
         events: Of the trace, every token by itself.
-        policies: By the name of who evicts.
+        policies: By the name of the eviction.
     """
 
     named_TLK: npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ class _Side:
 
 
 class _Published:
-    """The published answers as a predictor: 1 for an expert that is named, 0 for any other."""
+    """The published predictions as a predictor: 1 for an expert that is named, 0 for any other."""
 
     name = "published predictions"
     horizon = 1
@@ -128,7 +128,7 @@ class _Published:
 
 @dataclass(frozen=True)
 class _AfterWarmUp:
-    """A predictor that says nothing of the warm-up's tokens, ahead of which nothing may be prefetched."""
+    """A predictor that predicts nothing for the warm-up's tokens, ahead of which nothing may be prefetched."""
 
     predictor: LayerPredictor
     warm_T: npt.NDArray[np.bool_]
@@ -154,13 +154,14 @@ def _side(trace: Trace, training: Trace, predictor: LayerPredictor) -> _Side:
     named_TLK = np.asarray(trace.predicted_TLK, np.int64)
     if not isinstance(predictor, _Published):
         named_TLK = most_probable(predictor.layer_probabilities_HTLE(trace)[0], named_TLK.shape[2])
-    told = Predictions(_AfterWarmUp(predictor, trace.positions_T < WARM_UP_TOKENS), trace, events)
+    predictions = Predictions(_AfterWarmUp(predictor, trace.positions_T < WARM_UP_TOKENS), trace, events)
     evictions: dict[str, Policy] = {
         "lru": Lru(),
         "anticipate": Predictions(predictor, trace, events).eviction(popularity_LE, bypass=False),
     }
+    width = named_TLK.shape[2]
     policies: dict[str, Policy] = {
-        name: told.prefetch(eviction, named_TLK.shape[2], _LEAST, layers=True) for name, eviction in evictions.items()
+        name: predictions.prefetch(eviction, width, _LEAST, layers=True) for name, eviction in evictions.items()
     }
     return _Side(named_TLK, events, policies)
 
@@ -170,18 +171,14 @@ def _counts(trace: Trace, events: Events, policy: Policy, capacity: int) -> Coun
     replayed = replay(events, policy, Budget.slots(trace.metadata, capacity), keep_warm=False)
     counted_N = (trace.positions_T >= WARM_UP_TOKENS)[events.token_S[events.step_N]]
     prompt_N = events.prompt_S[events.step_N][counted_N]
-    wanted_N, misses_N = np.diff(events.offsets_N)[counted_N], replayed.misses_N[counted_N].astype(np.int64)
+    used_N, misses_N = np.diff(events.offsets_N)[counted_N], replayed.misses_N[counted_N].astype(np.int64)
     missed_bytes_N = misses_N * np.asarray(trace.metadata.expert_bytes, np.int64)[events.layer_N[counted_N]]
 
     def by_prompt(values_N: np.ndarray) -> np.ndarray:
         return np.bincount(prompt_N, values_N, trace.num_prompts)
 
-    accesses_P = by_prompt(wanted_N)
+    accesses_P = by_prompt(used_N)
     loaded_P = by_prompt(missed_bytes_N) + replayed.counts_PFC[:, :, PREFETCH_BYTES].sum(axis=1)
     return Counts(
         accesses_P - by_prompt(misses_N), accesses_P, bytes_in_mib(loaded_P), accesses_P / trace.metadata.token_cycle
     )
-
-
-def _spread(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

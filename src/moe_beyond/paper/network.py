@@ -1,12 +1,12 @@
 """The network of the MoE-Beyond paper (arXiv 2508.17137) as a baseline: what its design gives on our training data.
 
 An encoder over one row per (layer, token), layer-major, with no positions: token features beside a layer's embedding,
-which is random and never trained. In its published form no mask hides later tokens, so it answers only once the whole
+which is random and never trained. In its published form no mask hides later tokens, so it predicts only once the whole
 prompt is known: that variant is named `leaky`. The `causal` one hides them, and is what a device could run.
 
 Two things differ from the published code. The traces carry no embedding table of the traced model, so an embedding of
 our own of the same width, of known tokens and letters, takes its place and is trained. Rows are limited to 512 in both,
-but where the paper drops the tokens that do not fit, a new window begins here: every token gets an answer.
+but where the paper drops the tokens that do not fit, a new window begins here: every token gets a prediction.
 
 Shape suffixes: B batch, T tokens of a window, L MoE layers, E experts, G n-grams, R rows = L * T, F token features,
 D width.
@@ -116,7 +116,7 @@ class PublishedPredictor:
     Attributes:
         network: In evaluation mode.
         encoder: Turns token strings into its inputs.
-        trained_on: The traced model, whose layers and experts the network answers for.
+        trained_on: The traced model, whose layers and experts the network predicts.
     """
 
     network: PublishedNetwork
@@ -136,7 +136,7 @@ class PublishedPredictor:
         """
         self.trained_on.require_same_model(trace.metadata, "trace to predict")
         features = token_features(trace, self.encoder)
-        answers = []
+        predictions = []
         for start, end in zip(trace.prompt_offsets[:-1].tolist(), trace.prompt_offsets[1:].tolist(), strict=True):
             for first in range(start, end, self.network.shape.window):
                 part = slice(first, min(first + self.network.shape.window, end))
@@ -144,8 +144,8 @@ class PublishedPredictor:
                 letters_BTG = torch.from_numpy(features.letters_TG[part])[None]
                 with torch.no_grad():
                     logits_BTLE = self.network(tokens_BT, letters_BTG, torch.ones_like(tokens_BT, dtype=torch.bool))
-                answers.append(sigmoid(logits_BTLE[0].numpy()))
-        return np.concatenate(answers)
+                predictions.append(sigmoid(logits_BTLE[0].numpy()))
+        return np.concatenate(predictions)
 
     def save(self, directory: Path) -> None:
         """Write `weights.safetensors` and `network.json`; replaces `directory`."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.data.splitting import TEST
-from moe_beyond.intervals import Interval, Ratio, Resamples
+from moe_beyond.intervals import Ratio, Resamples, interval_columns
 from moe_beyond.paper.protocol import WARM_UP_TOKENS, published_replay
 from moe_beyond.predictor.baselines import OneClusterMoeInfinity
 from moe_beyond.predictor.recall import TOKEN, TwoSteps, horizons, logits_by_horizon, most_probable
@@ -27,25 +27,14 @@ PUBLISHED_FILLINGS = 10
 _MIB = 2**20
 PROTOCOL = {
     "capacity_experts": pl.Int64,
-    "hit_rate": pl.Float64,
-    "recall_at_k": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "mib_per_token": pl.Float64,
-    "mib_low": pl.Float64,
-    "mib_high": pl.Float64,
-    "gain": pl.Float64,
-    "gain_low": pl.Float64,
-    "gain_high": pl.Float64,
-    "mib_change": pl.Float64,
-    "mib_change_low": pl.Float64,
-    "mib_change_high": pl.Float64,
+    **dict.fromkeys(("hit_rate", "recall_at_k", "low", "high", "mib_per_token", "mib_low", "mib_high"), pl.Float64),
+    **dict.fromkeys((*interval_columns("gain"), *interval_columns("mib_change")), pl.Float64),
 }
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a replay counts by prompt, of several fillings the mean.
+    """Counts of a replay by prompt, of several fillings the mean.
 
     Attributes:
         hits_P: Accesses that found their expert, float64.
@@ -110,14 +99,14 @@ def published_rows(
     *,
     rival_TLM: npt.NDArray[np.integer] | None = None,
 ) -> pl.DataFrame:
-    """A predictor's answers under the paper's protocol, a row a capacity.
+    """A predictor's predictions under the paper's protocol, a row a capacity.
 
     Args:
         trace: Prompts to replay.
         named_TLK: Experts that the predictor names for each token and layer, [T, L, any number].
         resamples: Bootstrap resamples of prompts behind the intervals.
         seed: Of the bootstrap; the fillings take this one and those after it.
-        rival_TLM: Another predictor's answers to compare with on the same prompts and fillings.
+        rival_TLM: Another predictor's predictions to compare with on the same prompts and fillings.
 
     Returns:
         Columns capacity_experts, hit_rate (over all fillings), recall_at_k (share of true experts among those named,
@@ -129,22 +118,23 @@ def published_rows(
     counted_T = trace.positions_T >= WARM_UP_TOKENS
     if not counted_T.any():
         return pl.DataFrame(schema=PROTOCOL)
-    true_TLK, answered_TLK = trace.experts_TLK[counted_T], named_TLK[counted_T]
-    recall = (true_TLK[..., :, None] == answered_TLK[..., None, :]).any(axis=-1).mean()
+    true_TLK, counted_TLK = trace.experts_TLK[counted_T], named_TLK[counted_T]
+    recall = (true_TLK[..., :, None] == counted_TLK[..., None, :]).any(axis=-1).mean()
     draws = Resamples.draw(trace.num_prompts, resamples, seed)
     rows = []
     for share in PUBLISHED_SHARES:
         capacity = max(1, int(share * trace.metadata.num_model_experts))
         ours = published_counts(trace, named_TLK, capacity, seed)
         theirs = None if rival_TLM is None else published_counts(trace, rival_TLM, capacity, seed)
-        found = [*_spread(draws.ratio(ours.hit_rate)), *_spread(draws.ratio(ours.mib_per_token))]
-        if theirs is None:
-            found += [None] * 6
-        else:
-            found += _spread(draws.difference(ours.hit_rate, theirs.hit_rate))
-            found += _spread(draws.difference(ours.mib_per_token, theirs.mib_per_token))
-        rows.append((capacity, found[0], recall, *found[1:]))
-    return pl.DataFrame(rows, PROTOCOL, orient="row")
+        hit_rate, mib = draws.ratio(ours.hit_rate), draws.ratio(ours.mib_per_token)
+        row = {"capacity_experts": capacity, "hit_rate": hit_rate.value, "recall_at_k": recall}
+        row |= {"low": hit_rate.low, "high": hit_rate.high}
+        row |= {"mib_per_token": mib.value, "mib_low": mib.low, "mib_high": mib.high}
+        if theirs is not None:
+            row |= draws.difference(ours.hit_rate, theirs.hit_rate).columns("gain")
+            row |= draws.difference(ours.mib_per_token, theirs.mib_per_token).columns("mib_change")
+        rows.append(row)
+    return pl.DataFrame(rows, PROTOCOL)
 
 
 def published_counts(
@@ -167,7 +157,3 @@ def published_counts(
 def bytes_in_mib(bytes_P: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
     """Bytes as MiB, float64."""
     return np.asarray(bytes_P / _MIB, np.float64)
-
-
-def _spread(found: Interval) -> list[float | None]:
-    return [found.value, found.low, found.high]

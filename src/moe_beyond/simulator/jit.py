@@ -1,4 +1,7 @@
-"""Compilation of the replay's inner loops, typed so that strict type checks still see the functions."""
+"""Compilation of the replay's inner loops, typed so that strict type checks still see the functions.
+
+`I32`, `I64`, `F32`, `F64` and `Bools` are arrays of one dtype; how many axes they have, the suffixes of names say.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit, types
 from numba.extending import intrinsic
 
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# what a policy's rank function takes and gives: see `policies.base`
+# what rank and demand functions of policies take and give: see `engine.policy`
 RANK = types.void(types.float64[:, ::1], types.int32[::1], types.int64, types.int64, types.int64)
-# what a demand function takes and gives: see `policies.base`
-DEMAND = types.void(
-    types.float64[:, ::1],
-    types.int64[::1],
-    types.int32[::1],
-    types.float32[::1],
-    types.int64,
-    types.int64,
-    types.int64[::1],
-)
+_INTS = types.int64[::1]
+DEMAND = types.void(types.float64[:, ::1], _INTS, types.int32[::1], types.float32[::1], types.int64, types.int64, _INTS)
 
 
 def compiled(signature: Any = None) -> Callable[[Function], Function]:

@@ -19,7 +19,7 @@ from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.simulator.study.case import first_tokens, wanted_events
+from moe_beyond.simulator.study.case import first_tokens, replay_events
 from moe_beyond.simulator.study.settings import ReplaySettings
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tuning.settings import TuneSettings
@@ -59,7 +59,7 @@ class Bench:
     @cached_property
     def events(self) -> Events:
         """Accesses of the prompts."""
-        return wanted_events(self.trace, self.settings)
+        return replay_events(self.trace, self.settings)
 
     def on_demand_ms(self) -> float:
         """Milliseconds per token of LRU without any predictor: what a candidate must beat."""

@@ -1,6 +1,6 @@
 """A slow, obvious event loop with a clock: dicts, sets and loops, written from the documentation.
 
-It shares no code with the compiled loops. Its rules:
+It shares no code with the compiled loops, only their input. Its rules:
 
 **Time.** An event is one layer of one step. A processor computes it; beside the processor a link loads experts, one
 after another. An event has four parts, and the link prefetches during each:
@@ -24,21 +24,21 @@ only while time is left in a part, and takes its place in the cache then. If the
 wait until the next event, even if another request replaces this one. When a router has chosen, what has not begun for
 its event is dropped; a prefetch under way goes on.
 
-**Space.** An expert that comes in by demand is admitted at once, even above the budget. After that, before part 3 goes
-on, experts of the budget's group leave until it is kept. To make space for a prefetch, experts leave until it fits or
-all that are left are protected. The lowest rank leaves first, of equal ones the least recently used (before those an
-expert that was never used), of these the lowest id. Protected are
+**Space.** An expert that is loaded on demand is admitted at once, even above the budget. After that, before part 3 goes
+on, experts of the budget's group are evicted until it is kept. To make space for a prefetch, experts are evicted until
+it fits or all that remain are protected. The lowest rank is evicted first, of equal ones the least recently used
+(before those an expert that was never used), of these the lowest id. Protected are
 
 - the expert whose prefetch is under way;
-- the experts that a request names, until its event has ended; but from what leaves to keep the budget after the event's
+- the experts that a request names, until its event has ended; but from evictions to keep the budget after the event's
   accesses they are protected only if their event is still to come;
 - the event's own experts, from its accesses to its end, unless the policy bypasses.
 
-If all who are left are protected and an event's accesses still exceed the budget, nobody is protected, unless overrun
-is allowed. A prefetch under way whose expert leaves is given up.
+If all that remain are protected and an event's accesses still exceed the budget, none is protected, unless overrun is
+allowed. A prefetch under way whose expert is evicted is cancelled.
 
-**Emptying.** Ahead of an event that is to start cold all experts leave, nothing of the past is remembered, and every
-prefetch that is under way or has not begun is dropped. It is no eviction.
+**Emptying.** Ahead of an event that is to start cold all experts are removed, nothing of the past is kept, and every
+prefetch that is under way or has not begun is dropped. These are no evictions.
 
 **Counting.** An access is a hit; a prefetched hit, if it is the first use of a prefetched expert; late, if its prefetch
 is under way; or a miss. A prefetch is counted, with its bytes, in the event in which it begins, and there as useful or
@@ -49,6 +49,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.loop import Times
+from moe_beyond.simulator.policies.prefetch import Prefetch
+from moe_beyond.simulator.schedule.events import Events
+from tests.simulator.strategies import members
 
 HIT, PREFETCHED, LATE, MISSED = "hit", "prefetched", "late", "missed"
 
@@ -103,37 +109,34 @@ class Now:
 
 
 Rank = Callable[[Past, int, Now], float]
-"""Of an expert: the lowest leaves first."""
+"""Of an expert: the lowest is evicted first."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """All that a replay depends on; lists have an entry for each event or each expert of the model."""
+    """All that a replay depends on.
 
-    # of each event
-    members: list[list[int]]
-    layers: list[int]
-    steps: list[int]
-    starts_cold: list[bool]
-    token_step_ms: list[float]
-    layer_step_ms: list[float]
-    dense_ms: list[float]
-    # of each expert
-    layer_of: list[int]
-    bytes_of: list[int]
-    units_of: list[int]
-    group_of: list[int]
-    transfer_ms: list[float]
-    compute_ms: list[float]
-    # of each group
-    budgets: list[int]
-    # the policy
+    Attributes:
+        events: The accesses.
+        budget: Of the cache.
+        rank: Of the policy.
+        requests: Of the policy, in any order.
+        keep_warm: Whether the cache is kept from prompt to prompt.
+        scores: No row, one for all steps, or one a step.
+        bypass: Whether an event's own experts compete with the residents.
+        overrun: Whether an event that alone exceeds the budget may keep all its experts.
+        times: Milliseconds; None: loading takes no time, and there is some ahead of every event to prefetch in.
+    """
+
+    events: Events
+    budget: Budget
     rank: Rank
-    requests: list[Request]
-    scores: list[list[float]]
-    """No row, one for all steps, or one a step."""
+    requests: Sequence[Request] = ()
+    keep_warm: bool = True
+    scores: Sequence[list[float]] = ()
     bypass: bool = False
     overrun: bool = False
+    times: Times | None = None
 
 
 @dataclass
@@ -159,9 +162,25 @@ def replay(case: Case) -> list[Record]:
 
 class _Replay:
     def __init__(self, case: Case) -> None:
+        events, meta, times = case.events, case.events.metadata, case.times
         self.case = case
-        self.records = [Record() for _ in case.members]
-        self.past = Past(case.layer_of)
+        # of each event
+        self.members, self.layers, self.steps = members(events), events.layer_N.tolist(), events.step_N.tolist()
+        self.prompts = events.prompt_S[events.step_N].tolist()
+        none, some = [0.0] * len(self.members), [1.0] * len(self.members)
+        self.token_step_ms = none if times is None else times.token_step_N.tolist()
+        self.layer_step_ms = none if times is None else times.layer_step_N.tolist()
+        self.dense_ms = some if times is None else times.dense_N.tolist()
+        # of each expert
+        self.layer_of = [expert // meta.num_experts for expert in range(meta.num_model_experts)]
+        self.bytes_of = [meta.expert_bytes[layer] for layer in self.layer_of]
+        self.units_of, self.group_of = case.budget.units_M.tolist(), case.budget.group_M.tolist()
+        self.transfer_ms = [0.0] * len(self.layer_of) if times is None else times.transfer_VM[0].tolist()
+        self.compute_ms = [0.0] * len(self.layer_of) if times is None else times.read_VM[0].tolist()
+        # of each group
+        self.budgets = case.budget.budget_G.tolist()
+        self.records = [Record() for _ in self.members]
+        self.past = Past(self.layer_of)
         self.resident: set[int] = set()
         self.begun_in: dict[int, int] = {}  # of prefetched experts that nothing has used: the event of the prefetch
         self.under_way: int | None = None
@@ -176,7 +195,7 @@ class _Replay:
         self.admissions = 0
 
     def run(self) -> list[Record]:
-        for event in range(len(self.case.members)):
+        for event in range(len(self.members)):
             self.event = event
             self.replay_event()
         for event in self.begun_in.values():
@@ -186,38 +205,38 @@ class _Replay:
     # the parts of an event
 
     def replay_event(self) -> None:
-        case, event, record = self.case, self.event, self.records[self.event]
+        event, record = self.event, self.records[self.event]
         self.start_event()
 
-        self.prefetch_for(case.token_step_ms[event])
+        self.prefetch_for(self.token_step_ms[event])
 
         self.read_scores()
-        self.hear_requests(known=2 * event)
-        self.prefetch_for(case.dense_ms[event])
+        self.add_requests(known=2 * event)
+        self.prefetch_for(self.dense_ms[event])
 
-        self.routed = case.layers[event]
+        self.routed = self.layers[event]
         self.waiting.pop(event, None)
         loading_ms = self.access_members()
         self.keep_budget()
-        self.prefetch_for(case.layer_step_ms[event] - loading_ms)
+        self.prefetch_for(self.layer_step_ms[event] - loading_ms)
 
-        self.hear_requests(known=2 * event + 1)
-        experts_ms = sum(case.compute_ms[expert] for expert in case.members[event])
+        self.add_requests(known=2 * event + 1)
+        experts_ms = sum(self.compute_ms[expert] for expert in self.members[event])
         self.prefetch_for(experts_ms)
 
-        record.stall_ms = max(0.0, loading_ms - case.layer_step_ms[event])
+        record.stall_ms = max(0.0, loading_ms - self.layer_step_ms[event])
         record.time_ms = (
-            case.token_step_ms[event] + case.dense_ms[event] + case.layer_step_ms[event] + record.stall_ms + experts_ms
+            self.token_step_ms[event] + self.dense_ms[event] + self.layer_step_ms[event] + record.stall_ms + experts_ms
         )
 
     def start_event(self) -> None:
-        steps = self.case.steps
         self.own = set()
         self.without_space = set()
         self.named.pop(self.event - 1, None)
-        if self.event == 0 or steps[self.event] != steps[self.event - 1]:
+        if self.event == 0 or self.steps[self.event] != self.steps[self.event - 1]:
             self.routed = -1
-        if self.case.starts_cold[self.event]:
+        starts = self.event == 0 or self.prompts[self.event] != self.prompts[self.event - 1]
+        if starts and not self.case.keep_warm:
             self.empty()
 
     def empty(self) -> None:
@@ -227,14 +246,14 @@ class _Replay:
         self.resident.clear()
         self.waiting.clear()
         self.under_way = None
-        self.past = Past(self.case.layer_of, scores=self.past.scores)
+        self.past = Past(self.layer_of, scores=self.past.scores)
 
     def read_scores(self) -> None:
         rows = self.case.scores
         if rows:
-            self.past.scores = rows[0] if len(rows) == 1 else rows[self.case.steps[self.event]]
+            self.past.scores = rows[0] if len(rows) == 1 else rows[self.steps[self.event]]
 
-    def hear_requests(self, known: int) -> None:
+    def add_requests(self, known: int) -> None:
         for request in self.case.requests:
             if request.known == known:
                 self.waiting[request.event] = list(zip(request.experts, request.priorities, strict=True))
@@ -245,18 +264,18 @@ class _Replay:
     def access_members(self) -> float:
         """Returns how long loading takes."""
         loading_ms = 0.0
-        for expert in self.case.members[self.event]:
+        for expert in self.members[self.event]:
             outcome = self.outcome_of(expert)
             self.records[self.event].outcomes.append(outcome)
             if outcome == LATE:
                 loading_ms += self.rest_ms
                 self.under_way = None
             if outcome == MISSED:
-                loading_ms += self.case.transfer_ms[expert]
-                self.records[self.event].demand_bytes += self.case.bytes_of[expert]
+                loading_ms += self.transfer_ms[expert]
+                self.records[self.event].demand_bytes += self.bytes_of[expert]
                 self.admit(expert)
             self.use(expert)
-        self.own = set(self.case.members[self.event])
+        self.own = set(self.members[self.event])
         return loading_ms
 
     def outcome_of(self, expert: int) -> str:
@@ -270,7 +289,7 @@ class _Replay:
         if expert in self.begun_in:
             self.records[self.begun_in.pop(expert)].useful += 1
         self.past.last_use[expert] = self.accesses
-        self.past.last_step[expert] = self.case.steps[self.event]
+        self.past.last_step[expert] = self.steps[self.event]
         self.past.uses[expert] = self.past.uses.get(expert, 0) + 1
         self.past.uses_resident[expert] += 1
         self.accesses += 1
@@ -295,7 +314,7 @@ class _Replay:
 
     def begin_prefetch(self) -> bool:
         """Returns whether there was anything to prefetch, and space for it."""
-        event = self.most_wanted()
+        event = self.highest_priority()
         while event is not None:
             expert, _ = self.waiting[event][0]
             if self.make_space_for(expert):
@@ -303,15 +322,15 @@ class _Replay:
                 self.admit(expert)
                 self.begun_in[expert] = self.event
                 self.records[self.event].prefetches += 1
-                self.records[self.event].prefetch_bytes += self.case.bytes_of[expert]
+                self.records[self.event].prefetch_bytes += self.bytes_of[expert]
                 self.under_way = expert
-                self.rest_ms = self.case.transfer_ms[expert]
+                self.rest_ms = self.transfer_ms[expert]
                 return True
             self.without_space.add(event)
-            event = self.most_wanted()
+            event = self.highest_priority()
         return False
 
-    def most_wanted(self) -> int | None:
+    def highest_priority(self) -> int | None:
         """The event whose request has the first expert of the highest priority."""
         best: int | None = None
         highest = float("-inf")
@@ -328,16 +347,16 @@ class _Replay:
     # space
 
     def keep_budget(self) -> None:
-        for group in {self.case.group_of[expert] for expert in self.case.members[self.event]}:
-            budget = self.case.budgets[group]
-            self.let_leave(group, budget, self.own_unless_bypassed() | self.named_for(self.event + 1))
+        for group in {self.group_of[expert] for expert in self.members[self.event]}:
+            budget = self.budgets[group]
+            self.make_space(group, budget, self.own_unless_bypassed() | self.named_for(self.event + 1))
             if not self.case.overrun:
-                self.let_leave(group, budget, set())
+                self.make_space(group, budget, set())
 
     def make_space_for(self, expert: int) -> bool:
-        group = self.case.group_of[expert]
-        limit = self.case.budgets[group] - self.case.units_of[expert]
-        self.let_leave(group, limit, self.own_unless_bypassed() | self.named_for(self.event))
+        group = self.group_of[expert]
+        limit = self.budgets[group] - self.units_of[expert]
+        self.make_space(group, limit, self.own_unless_bypassed() | self.named_for(self.event))
         return self.units_used(group) <= limit
 
     def own_unless_bypassed(self) -> set[int]:
@@ -349,12 +368,12 @@ class _Replay:
         return named if self.under_way is None else named | {self.under_way}
 
     def units_used(self, group: int) -> int:
-        return sum(self.case.units_of[expert] for expert in self.resident if self.case.group_of[expert] == group)
+        return sum(self.units_of[expert] for expert in self.resident if self.group_of[expert] == group)
 
-    def let_leave(self, group: int, limit: int, protected: set[int]) -> None:
-        now = Now(self.accesses, self.case.steps[self.event], self.routed)
+    def make_space(self, group: int, limit: int, protected: set[int]) -> None:
+        now = Now(self.accesses, self.steps[self.event], self.routed)
         while self.units_used(group) > limit:
-            candidates = [e for e in self.resident if self.case.group_of[e] == group and e not in protected]
+            candidates = [e for e in self.resident if self.group_of[e] == group and e not in protected]
             if not candidates:
                 return
             ranks = {e: (self.case.rank(self.past, e, now), self.past.used_last(e), e) for e in candidates}
@@ -376,14 +395,14 @@ class _Replay:
 def _expected_wait(past: Past, expert: int, now: Now, *, persistence: float, memory: float, rarest: float) -> float:
     num_layers, num_experts = past.num_layers, len(past.layer_of)
     chance, rate = past.scores[expert], max(past.scores[num_experts + expert], rarest)
-    layers_until_turn = past.layer_of[expert] - now.layer
-    if layers_until_turn <= 0:
-        # its turn has passed: the next one is in the next token
-        layers_until_turn += num_layers
+    layers_ahead = past.layer_of[expert] - now.layer
+    if layers_ahead <= 0:
+        # the layer has run: it runs again in the next token
+        layers_ahead += num_layers
         used = 1.0 if past.last_step.get(expert) == now.step else 0.0
         rate = max(rate + memory * (used - rate), rarest)
         chance = rate + persistence * (chance - rate)
-    return -(layers_until_turn + (1 - chance) * num_layers / rate)
+    return -(layers_ahead + (1 - chance) * num_layers / rate)
 
 
 def anticipate(persistence: float, memory: float, rarest: float) -> Rank:
@@ -404,7 +423,34 @@ RANKS: dict[str, Rank] = {
 }
 
 
-# what requests and times come from
+def belady(events: Events, *, keep_warm: bool) -> Rank:
+    """The farthest next use is evicted first; uses after the cache is emptied do not count."""
+    lists, prompts = members(events), events.prompt_S[events.step_N].tolist()
+    event_of = [event for event, experts in enumerate(lists) for _ in experts]
+
+    def rank(_past: Past, expert: int, now: Now) -> float:
+        event = event_of[now.access - 1]
+        for later in range(event + 1, len(lists)):
+            if not keep_warm and prompts[later] != prompts[event]:
+                break
+            if expert in lists[later]:
+                return -later
+        return float("-inf")
+
+    return rank
+
+
+# requests
+
+
+def ahead_of_each(experts_of_events: Sequence[list[int]]) -> list[Request]:
+    """A request for each event, known just before it."""
+    return [Request(2 * n, n, experts, [0.0] * len(experts)) for n, experts in enumerate(experts_of_events)]
+
+
+def hits_of(record: Record) -> int:
+    """Accesses of an event that did not wait for a load of their own."""
+    return sum(outcome != MISSED for outcome in record.outcomes)
 
 
 def within(requests: Sequence[Request], lookahead: int) -> list[Request]:
@@ -422,45 +468,27 @@ def most_probable(probabilities: Sequence[float], layer: int, width: int, thresh
     return [layer * len(probabilities) + e for e in ranked[:width] if probabilities[e] >= threshold]
 
 
-def predicted(
-    layers: list[int],
-    steps: list[int],
-    token_step: list[list[list[float]] | None],
-    layer_step: list[list[list[list[float]] | None]],
-    *,
-    width: int,
-    threshold: float,
-) -> list[Request]:
-    """The requests of a predictor; of two experts of equal priority the one for the sooner event counts as higher.
+def predicted(events: Events, policy: Prefetch) -> list[Request]:
+    """The requests of a predictor: by its token step, known before a token's first event, and by its layer step.
 
-    Args:
-        layers: Layer of each event.
-        steps: Step of each event.
-        token_step: Of each step the probabilities by layer and expert, known before its first event; None for a step
-            that nobody predicts.
-        layer_step: The same for one layer ahead, two layers ahead and so on, known when the router so many layers
-            before has chosen.
-        width: Experts of a request at most.
-        threshold: The least probability.
+    A layer step, one or more layers ahead, is known when the router so many layers before has chosen.
     """
+    steps, layers = events.step_N.tolist(), events.layer_N.tolist()
+    layer_step = [] if policy.layers_HTLE is None else list(policy.layers_HTLE)
     requests = []
     for event, (layer, step) in enumerate(zip(layers, steps, strict=True)):
-        sources = [(2 * steps.index(step), token_step[step])]
-        for distance, of_steps in enumerate(layer_step, start=1):
-            if event >= distance and steps[event - distance] == step:
-                sources.append((2 * (event - distance) + 1, of_steps[step]))
-        for known, probabilities in sources:
-            if probabilities is not None:
-                experts = most_probable(probabilities[layer], layer, width, threshold)
-                requests.append(Request(known, event, experts, [float(-event)] * len(experts)))
+        row = int(events.token_S[step])
+        known_TLE = [(2 * steps.index(step), policy.probabilities_TLE)]
+        for ahead, ahead_TLE in enumerate(layer_step, start=1):
+            if event >= ahead and steps[event - ahead] == step:
+                known_TLE.append((2 * (event - ahead) + 1, ahead_TLE))
+        for known, said_TLE in known_TLE if row >= 0 else ():
+            experts = most_probable(said_TLE[row, layer].tolist(), layer, policy.width, policy.threshold)
+            requests.append(Request(known, event, experts, [0.0] * len(experts)))
     return requests
 
 
-def transfer_ms(num_bytes: int, *, link_gb_per_s: float, setup_us: float, lanes: int) -> float:
-    """Time of one load: its bytes over the bandwidth, and its share of a setup that all lanes hide together."""
-    return num_bytes / (link_gb_per_s * 1e9) * 1e3 + setup_us / lanes / 1e3
-
-
-def read_ms(num_bytes: int, *, memory_gb_per_s: float) -> float:
-    """Time in which the processor reads so many bytes of its own memory."""
-    return num_bytes / (memory_gb_per_s * 1e9) * 1e3
+def last_of_each(events: Events, requests: Sequence[Request]) -> list[list[int]]:
+    """The experts that the last request for each event names."""
+    last = {one.event: one.experts for one in sorted(requests, key=lambda request: request.known)}
+    return [last.get(event, []) for event in range(events.num_events)]

@@ -18,7 +18,7 @@ class Outcome:
     """What the reference counted."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    given_up: Counter[str] = field(default_factory=Counter)
+    weight_lost: Counter[str] = field(default_factory=Counter)
 
 
 def replay(
@@ -57,10 +57,10 @@ def replay(
             what = SKIPS if impossible else said
             if what == SKIPS:
                 outcome.counts["skipped"] += 1
-                outcome.given_up["skipped"] += share
+                outcome.weight_lost["skipped"] += share
             elif what == STANDS_IN:
                 outcome.counts["substituted"] += 1
-                outcome.given_up["substituted"] += share
+                outcome.weight_lost["substituted"] += share
                 worker = detail
                 busy.add(detail)
                 computing.add(detail)
@@ -71,7 +71,7 @@ def replay(
                 outcome.counts["low"] += detail > 0
                 resident[expert] = detail
             if what == LOADS and resident[expert] > 0:
-                outcome.given_up["precision"] += share
+                outcome.weight_lost["precision"] += share
             if what != SKIPS:
                 last[worker] = access
             access += 1

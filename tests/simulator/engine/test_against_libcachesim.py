@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.paper.recency import lru_hits
+from moe_beyond.paper.protocol import lru_hits
 from moe_beyond.simulator.bounds.belady import BeladyForced, belady_hits
 from moe_beyond.simulator.bounds.curves import lru_curve
 from moe_beyond.simulator.engine.budget import Budget

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -13,8 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.devices.device import Device
-from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.cache import (
     ACCESSES,
@@ -30,14 +27,11 @@ from moe_beyond.simulator.engine.cache import (
 from moe_beyond.simulator.engine.loop import Run, Times, run
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
 from moe_beyond.simulator.engine.prepared import Prepared, prepare
-from moe_beyond.simulator.engine.timing import timed_replay, times_of
-from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, NUM_GIVEN_UP, PREFETCHED
+from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, NUM_LOSSES, PREFETCHED
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
-from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import Events, events_of
-from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.traces.schema import TraceMetadata
 from tests.simulator.engine import slow_clock
 from tests.simulator.engine.slow_clock import Case, Record, Request
@@ -62,15 +56,14 @@ RANDOMS = st.randoms(use_true_random=True)
 
 def events_apart(prepared: Prepared) -> Prepared:
     """The same, with a row of counts for each event instead of each prompt and phase."""
-    common, num_events = list(prepared.common), prepared.events.num_events
-    common[4], common[5] = np.arange(num_events), np.zeros(0, np.int64)
+    num_events = prepared.events.num_events
     num_pairs = (num_events + 1) // 2
     return replace(
         prepared,
         events=replace(prepared.events, prompt_tokens_PF=np.zeros((num_pairs, 2), np.int64)),
-        common=tuple(common),  # type: ignore[arg-type] # a list forgets the types of its places
-        left_out_RC=np.zeros((2 * num_pairs, NUM_COUNTERS), np.int64),
-        given_up_RW=np.zeros((2 * num_pairs, NUM_GIVEN_UP)),
+        common=prepared.common._replace(row_N=np.arange(num_events), row_A=np.zeros(0, np.int64)),
+        skipped_RC=np.zeros((2 * num_pairs, NUM_COUNTERS), np.int64),
+        weight_lost_RW=np.zeros((2 * num_pairs, NUM_LOSSES)),
     )
 
 
@@ -104,28 +97,17 @@ def records_of(events: Events, result: Run) -> list[Record]:
 def counts_of(records: list[Record], events: Events) -> npt.NDArray[np.int64]:
     """Sums of the reference's counts by prompt and phase: an access is its prompt's, all else that of its event."""
     counts_RC = np.zeros((2 * events.num_prompts, NUM_COUNTERS), np.int64)
-    rows_of = rows_of_accesses(events)
+    row_A = iter(events.row_A.tolist())
     for n, (record, row) in enumerate(zip(records, events.row_N.tolist(), strict=True)):
         size = events.metadata.expert_bytes[int(events.layer_N[n])]
-        for outcome, of_access in zip(record.outcomes, rows_of[n], strict=True):
+        for outcome in record.outcomes:
+            of_access, missed = next(row_A), outcome == slow_clock.MISSED
             counts_RC[of_access, ACCESSES] += 1
-            counts_RC[of_access, HITS] += outcome != slow_clock.MISSED
-            counts_RC[of_access, DEMAND_BYTES] += size if outcome == slow_clock.MISSED else 0
-        counts_RC[row, EVICTIONS] += record.evictions
-        counts_RC[row, PREFETCHES] += record.prefetches
-        counts_RC[row, USEFUL] += record.useful
-        counts_RC[row, USELESS] += record.useless
-        counts_RC[row, PREFETCH_BYTES] += record.prefetch_bytes
+            counts_RC[of_access, HITS] += not missed
+            counts_RC[of_access, DEMAND_BYTES] += size * missed
+        found = (record.evictions, record.prefetches, record.useful, record.useless, record.prefetch_bytes)
+        counts_RC[row, [EVICTIONS, PREFETCHES, USEFUL, USELESS, PREFETCH_BYTES]] += np.array(found)
     return counts_RC
-
-
-def rows_of_accesses(events: Events) -> list[list[int]]:
-    """For each event and member the row of its prompt and phase."""
-    rows = []
-    for n, (start, end) in enumerate(pairwise(events.offsets_N.tolist())):
-        own = [int(events.row_N[n])] * (end - start)
-        rows.append(events.row_A[start:end].tolist() if len(events.row_A) else own)
-    return rows
 
 
 COUNTED = [ACCESSES, HITS, EVICTIONS, PREFETCHES, USEFUL, USELESS, DEMAND_BYTES, PREFETCH_BYTES]
@@ -142,37 +124,7 @@ def assert_same(expected: list[Record], actual: list[Record]) -> None:
         assert replace(slow, time_ms=0, stall_ms=0) == replace(fast, time_ms=0, stall_ms=0), event
 
 
-def case_of(
-    prepared: Prepared, budget: Budget, times: Times, rank: str, requests: list[Request], *, overrun: bool = False
-) -> Case:
-    """What the reference is given: the same as the compiled loop, in lists."""
-    events = prepared.events
-    num_experts = events.metadata.num_experts
-    bounds = events.offsets_N.tolist()
-    return Case(
-        members=[events.members_A[start:end].tolist() for start, end in pairwise(bounds)],
-        layers=events.layer_N.tolist(),
-        steps=events.step_N.tolist(),
-        starts_cold=prepared.common[6].tolist(),
-        token_step_ms=times.token_step_N.tolist(),
-        layer_step_ms=times.layer_step_N.tolist(),
-        dense_ms=times.dense_N.tolist(),
-        layer_of=[expert // num_experts for expert in range(events.metadata.num_model_experts)],
-        bytes_of=[size for size in events.metadata.expert_bytes for _ in range(num_experts)],
-        units_of=budget.units_M.tolist(),
-        group_of=budget.group_M.tolist(),
-        transfer_ms=times.transfer_VM[0].tolist(),
-        compute_ms=times.read_VM[0].tolist(),
-        budgets=budget.budget_G.tolist(),
-        rank=RANKS[rank],
-        requests=requests,
-        scores=prepared.common[8].tolist(),
-        bypass=prepared.policy.bypass,
-        overrun=overrun,
-    )
-
-
-# what is drawn by both tests
+# what is drawn
 
 
 @st.composite
@@ -224,48 +176,37 @@ def draw_chances(events: Events, random: Random, *more: int) -> npt.NDArray[np.f
 # requests of any kind, and times that add up without rounding
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A prefetch request as it is drawn: experts and priorities in no order."""
+def draw_requests(events: Events, random: Random) -> list[Request]:
+    """Requests for events of the same step or less than L events ahead; many for one event, some that name no expert.
 
-    known: int
-    event: int
-    experts: list[int]
-    priorities: list[float]
-
-    def in_order(self) -> Request:
-        """The most wanted expert first, of equally wanted ones as they are listed."""
-        order = sorted(range(len(self.experts)), key=lambda place: -self.priorities[place])
-        experts, priorities = [self.experts[i] for i in order], [self.priorities[i] for i in order]
-        return Request(self.known, self.event, experts, priorities)
-
-
-def draw_requests(events: Events, random: Random) -> list[Drawn]:
-    """Requests for events of the same step or less than L events ahead; many for one event, some that name nobody."""
+    Experts and priorities are in no order.
+    """
     meta, steps = events.metadata, events.step_N.tolist()
     requests = []
     for _ in range(random.randint(0, 3 * events.num_events)):
         event = random.randrange(events.num_events)
         first = min(steps.index(steps[event]), max(0, event - meta.num_layers + 1))
         experts = random.sample(range(meta.num_experts), random.randint(1, meta.num_experts))
+        experts = [int(events.layer_N[event]) * meta.num_experts + expert for expert in experts]
         experts = [] if random.random() < 0.1 else experts
-        requests.append(
-            Drawn(
-                known=random.randint(2 * first, 2 * event),
-                event=event,
-                experts=[int(events.layer_N[event]) * meta.num_experts + expert for expert in experts],
-                # eighths are exact in 32 bits, and some are equal
-                priorities=[random.randint(0, 5) / 8 for _ in experts],
-            )
-        )
+        # eighths are exact in 32 bits, and some are equal
+        priorities = [random.randint(0, 5) / 8 for _ in experts]
+        requests.append(Request(random.randint(2 * first, 2 * event), event, experts, priorities))
     return requests
 
 
-def prefetches_of(events: Events, requests: list[Drawn]) -> Prefetches:
+def in_order(request: Request) -> Request:
+    """The expert of the highest priority first, of equal ones as they are listed."""
+    order = sorted(range(len(request.experts)), key=lambda place: -request.priorities[place])
+    experts, priorities = ([of[place] for place in order] for of in (request.experts, request.priorities))
+    return replace(request, experts=experts, priorities=priorities)
+
+
+def prefetches_of(events: Events, requests: list[Request]) -> Prefetches:
     """What the compiled loop takes."""
     if not requests:
         return Prefetches.none()
-    return Prefetches.ask(
+    return Prefetches.from_requests(
         events,
         np.array([request.known for request in requests]),
         np.array([request.event for request in requests]),
@@ -301,177 +242,27 @@ def test_drawn_requests_equal_the_slow_reference(ranks, data, random):
     budget, rank = data.draw(budgets(events.metadata)), data.draw(st.sampled_from(ranks))
     bypass, overrun = data.draw(st.booleans()), data.draw(st.booleans())
     lookahead = data.draw(st.integers(0, events.metadata.num_layers))
-    prepared = prepare(events, draw_policy(rank, events, random, bypass=bypass), keep_warm=keep_warm)
+    policy = draw_policy(rank, events, random, bypass=bypass)
+    prepared = prepare(events, policy, keep_warm=keep_warm)
     drawn, times = draw_requests(events, random), draw_times(events, random)
 
-    requests = slow_clock.within([request.in_order() for request in drawn], lookahead)
-    expected = slow_clock.replay(case_of(prepared, budget, times, rank, requests, overrun=overrun))
+    requests = slow_clock.within(list(map(in_order, drawn)), lookahead)
+    expected = slow_clock.replay(
+        Case(
+            events, budget, RANKS[rank], requests, keep_warm, policy.scores_SM(events).tolist(), bypass, overrun, times
+        )
+    )
 
     prefetches = prefetches_of(events, drawn).within(events, lookahead)
     assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times, overrun=overrun)))
-
-
-# a predictor on a device
-
-
-@st.composite
-def devices(draw: st.DrawFn) -> Device:
-    """Experts of a few hundred bytes take far longer than a layer, about as long, or next to no time."""
-    random = draw(RANDOMS)
-    return Device(
-        name="drawn",
-        about="drawn",
-        link_gb_per_s=draw(st.sampled_from([1e-6, 1e-4, 4e-4, 1e3])) * random.uniform(0.5, 2),
-        setup_us=draw(st.sampled_from([0, 3000])) * random.uniform(0.1, 1),
-        lanes=draw(st.integers(1, 4)),
-        memory_gb_per_s=draw(st.sampled_from([2e-4, 1e3])) * random.uniform(0.5, 2),
-        layer_overhead_us=draw(st.sampled_from([0, 4000])) * random.uniform(0.1, 1),
-        predictor_slowdown=draw(st.sampled_from([0.5, 1, 3])),
-    )
-
-
-@st.composite
-def workloads(draw: st.DrawFn, meta: TraceMetadata) -> Workload:
-    """Sizes other than the trace's."""
-    random = draw(RANDOMS)
-    return Workload(
-        expert_bytes_L=np.array([random.randint(1, 5) * 100 for _ in range(meta.num_layers)]),
-        dense_bytes_L=np.array([random.randint(0, 4) * 100 for _ in range(meta.num_layers)]),
-        lookahead=draw(st.integers(0, meta.num_layers)),
-    )
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """What a predictor says of every token of the trace, how much of it is requested, and what it is charged."""
-
-    token_step_ms: float
-    layer_step_ms: float
-    probabilities_TLE: npt.NDArray[np.float32]
-    layers_HTLE: npt.NDArray[np.float32]
-    width: int
-    threshold: float
-
-    def policy(self, events: Events, eviction: Policy) -> Prefetch:
-        layers_HTLE = events.by_step(self.layers_HTLE, axis=1) if len(self.layers_HTLE) else None
-        token_step = events.by_step(self.probabilities_TLE)
-        layer_step_ms = 0.0 if layers_HTLE is None else self.layer_step_ms
-        charge = (self.token_step_ms, layer_step_ms)
-        return Prefetch("drawn", token_step, self.width, eviction, self.threshold, layers_HTLE, *charge)
-
-    def requests(self, events: Events) -> list[Request]:
-        return slow_clock.predicted(
-            events.layer_N.tolist(),
-            events.step_N.tolist(),
-            chances_by_step(events, self.probabilities_TLE),
-            [chances_by_step(events, chances_TLE) for chances_TLE in self.layers_HTLE],
-            width=self.width,
-            threshold=self.threshold,
-        )
-
-
-def draw_predictor(events: Events, random: Random) -> Predictor:
-    """A token step, sometimes with a layer step, that take no time, some, or longer than a layer."""
-    latencies = [0.0, 3.0, LONGER_THAN_A_LAYER_MS]
-    return Predictor(
-        random.choice(latencies) * random.uniform(0.1, 1),
-        random.choice(latencies) * random.uniform(0.1, 1),
-        draw_chances(events, random),
-        draw_chances(events, random, random.choice([0, 0, 1, 2, 3])),
-        width=random.randint(0, events.metadata.num_experts),
-        threshold=random.choice([0.0, 0.375, 0.75]),
-    )
-
-
-def chances_by_step(events: Events, chances_TLE: npt.NDArray[np.float32]) -> list[list[list[float]] | None]:
-    """Of each decode step the chance that one of its tokens uses an expert, by layer and expert; None for a prefill."""
-    rows: list[list[list[float]] | None] = []
-    for step in range(events.num_steps):
-        if not events.is_decode_S[step]:
-            rows.append(None)
-        elif events.schedule is None:
-            rows.append(chances_TLE[events.token_S[step]].tolist())
-        else:
-            start, end = events.schedule.offsets_S[step : step + 2].tolist()
-            rows.append(chance_of_any([chances_TLE[token].tolist() for token in events.schedule.tokens_I[start:end]]))
-    return rows
-
-
-def chance_of_any(chances: list[list[list[float]]]) -> list[list[float]]:
-    """The chance that one of several tokens, which know nothing of each other, uses an expert, by layer and expert."""
-    return [
-        [1 - math.prod(1 - chance for chance in of_tokens) for of_tokens in zip(*of_layer, strict=True)]
-        for of_layer in zip(*chances, strict=True)
-    ]
-
-
-def times_by_hand(events: Events, predictor: Predictor, device: Device, workload: Workload) -> Times:
-    """Every time by the definitions of device, workload and charge."""
-    charged_ms = predictor.token_step_ms * device.predictor_slowdown
-    layer_charged_ms = predictor.layer_step_ms * device.predictor_slowdown if len(predictor.layers_HTLE) else 0.0
-    steps, layers = events.step_N.tolist(), events.layer_N.tolist()
-    sizes_M = [size for size in workload.expert_bytes_L.tolist() for _ in range(events.metadata.num_experts)]
-    token_step_ms, layer_step_ms, dense_ms = [], [], []
-    for n, (step, layer) in enumerate(zip(steps, layers, strict=True)):
-        decodes = bool(events.is_decode_S[step])
-        is_first = n == 0 or steps[n - 1] != step
-        is_last = n + 1 == len(steps) or steps[n + 1] != step
-        token_step_ms.append(charged_ms if decodes and is_first else 0.0)
-        layer_step_ms.append(layer_charged_ms if decodes and not is_last else 0.0)
-        dense = slow_clock.read_ms(int(workload.dense_bytes_L[layer]), memory_gb_per_s=device.memory_gb_per_s)
-        dense_ms.append(dense + device.layer_overhead_us / 1e3)
-    transfer_ms = [
-        slow_clock.transfer_ms(size, link_gb_per_s=device.link_gb_per_s, setup_us=device.setup_us, lanes=device.lanes)
-        for size in sizes_M
-    ]
-    read_ms = [slow_clock.read_ms(size, memory_gb_per_s=device.memory_gb_per_s) for size in sizes_M]
-    return Times(
-        np.array([transfer_ms]),
-        np.array([read_ms]),
-        np.array(token_step_ms),
-        np.array(layer_step_ms),
-        np.array(dense_ms),
-    )
-
-
-@given(data=st.data(), random=RANDOMS)
-@settings(max_examples=1000, deadline=None)
-def test_a_predictor_on_a_device_equals_the_slow_reference(data, random):
-    events, keep_warm = data.draw(replays())
-    meta = events.metadata
-    budget, device, workload = data.draw(budgets(meta)), data.draw(devices()), data.draw(workloads(meta))
-    rank, bypass = data.draw(st.sampled_from(sorted(RANKS))), data.draw(st.booleans())
-    predictor = draw_predictor(events, random)
-    policy = predictor.policy(events, draw_policy(rank, events, random, bypass=bypass))
-    own_lookahead = data.draw(st.none() | st.integers(0, 2))
-    object.__setattr__(policy, "lookahead", own_lookahead)
-    lookahead = workload.lookahead if own_lookahead is None else own_lookahead
-    prepared = prepare(events, policy, keep_warm=keep_warm)
-
-    requests = slow_clock.within(predictor.requests(events), lookahead)
-    times = times_by_hand(events, predictor, device, workload)
-    expected = slow_clock.replay(case_of(prepared, budget, times, rank, requests))
-
-    prefetches = prepared.prefetches.within(events, lookahead)
-    result = run(events_apart(prepared), prefetches, budget, times_of(prepared, device, workload))
-    assert_same(expected, records_of(events, result))
-
-    timed = timed_replay(events, policy, budget, device, workload, keep_warm=keep_warm)
-    for step in range(events.num_steps):
-        of_step = [record for n, record in enumerate(expected) if events.step_N[n] == step]
-        assert same_ms(sum(record.time_ms for record in of_step), timed.step_ms_S[step])
-        assert same_ms(sum(record.stall_ms for record in of_step), timed.stall_ms_S[step])
-    assert timed.late_prefetches == sum(record.outcomes.count(slow_clock.LATE) for record in expected)
-    expected_RC = counts_of(expected, events)
-    np.testing.assert_array_equal(
-        expected_RC[:, COUNTED], timed.replay.counts_PFC.reshape(-1, NUM_COUNTERS)[:, COUNTED]
-    )
+    counted = run(prepared, prefetches, budget, times, overrun=overrun).replay.counts_PFC.reshape(-1, NUM_COUNTERS)
+    np.testing.assert_array_equal(counts_of(expected, events)[:, COUNTED], counted[:, COUNTED])
 
 
 # rules that few drawn cases reach
 
 
-def test_a_request_protects_its_expert_also_after_a_prefetch_that_was_given_up():
+def test_a_request_protects_its_expert_also_after_a_prefetch_that_was_cancelled():
     # three layers of one event each, and a cache of one slot
     trace = make_trace(0, num_layers=3, num_experts=2, top_k=1, lengths=(1,), prefill=(0,))
     events = events_of(trace)
@@ -479,12 +270,10 @@ def test_a_request_protects_its_expert_also_after_a_prefetch_that_was_given_up()
     other = 4 + 5 - wanted
     # a prefetch of `wanted` is under way when the second event's expert takes the slot; ahead of the third one it comes
     # again, and `other` must not take its place
-    known = [int(when_routed(0)), int(before(1))]
-    experts = np.array([wanted, wanted, other])
-    prefetches = Prefetches.ask(events, np.array(known), np.array([2, 2]), np.array([1, 2]), experts)
+    requests = [Request(1, 2, [wanted], [1.0]), Request(2, 2, [wanted, other], [1.0, 1.0])]
     times = Times(np.full((1, 6), 2.0), np.zeros((1, 6)), np.array([0.0, 1, 0]), np.zeros(3), np.array([0.0, 0, 10]))
     prepared, budget = prepare(events, Lru(), keep_warm=True), Budget.slots(trace.metadata, 1)
-    requests = [Request(known[0], 2, [wanted], [1.0]), Request(known[1], 2, [wanted, other], [1.0, 1.0])]
-    expected = slow_clock.replay(case_of(prepared, budget, times, "lru", requests))
+    expected = slow_clock.replay(Case(events, budget, RANKS["lru"], requests, times=times))
     assert expected[2].outcomes == [slow_clock.PREFETCHED]
+    prefetches = prefetches_of(events, requests)
     assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times)))

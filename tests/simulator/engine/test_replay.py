@@ -7,55 +7,51 @@ from hypothesis import strategies as st
 
 from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.replay import replay, sweep
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.engine import slow_cache
+from tests.simulator.engine import slow_clock
+from tests.simulator.engine.slow_clock import Case, belady, hits_of
 from tests.simulator.strategies import capacities_of, drawn_TLE, make_trace, traces
+
+POLICIES: dict[str, type[Policy]] = {
+    "lru": Lru,
+    "lfu": Lfu,
+    "lfu_resident": LfuResident,
+    "fifo": Fifo,
+    "lfru": Lfru,
+    "least_stale": LeastStale,
+    "belady": Belady,
+    "belady_forced": BeladyForced,
+}
+DEMAND = sorted({*POLICIES} - {"belady", "belady_forced"})
 
 
 def policy_of(name, trace, seed):
-    popularity = np.random.default_rng(seed).integers(0, 4, trace.metadata.num_model_experts).astype(np.float32)
-    return {
-        "lru": Lru(),
-        "lfu": Lfu(),
-        "lfu_resident": LfuResident(),
-        "fifo": Fifo(),
-        "lfru": Lfru(),
-        "least_stale": LeastStale(),
-        "static": StaticPopularity(popularity),
-        "belady": Belady(),
-        "belady_forced": BeladyForced(),
-    }[name]
+    if name == "static":
+        draw = np.random.default_rng(seed)
+        return StaticPopularity(draw.integers(0, 4, trace.metadata.num_model_experts).astype(np.float32))
+    return POLICIES[name]()
 
 
-DEMAND = ["lru", "lfu", "lfu_resident", "fifo", "lfru", "least_stale"]
-
-
-@pytest.mark.parametrize("name", [*DEMAND, "static", "belady", "belady_forced"])
+@pytest.mark.parametrize("name", [*POLICIES, "static"])
 @given(data=st.data(), rules=st.tuples(st.booleans(), st.booleans(), st.booleans()), seed=st.integers(0, 99))
 def test_counts_equal_the_slow_reference(name, data, rules, seed):
     keep_warm, overrun, per_layer = rules
     trace = data.draw(traces())
-    meta = trace.metadata
+    meta, events = trace.metadata, events_of(trace)
     capacity = data.draw(st.integers(meta.num_layers if per_layer else 1, meta.num_model_experts))
-    budget = Budget.slots(meta, capacity, per_layer=per_layer)
-    policy, events = policy_of(name, trace, seed), events_of(trace)
-    expected = slow_cache.replay(
-        events,
-        name,
-        capacities=dict(enumerate(budget.budget_G.tolist())),
-        group_of=dict(enumerate(budget.group_M.tolist())),
-        keep_warm=keep_warm,
-        overrun=overrun,
-        scores=policy.popularity_M.tolist() if isinstance(policy, StaticPopularity) else None,
-    )
-    result = replay(events, policy, budget, keep_warm=keep_warm, overrun=overrun)
-    lengths = np.diff(events.offsets_N)
-    assert (lengths - result.misses_N).tolist() == expected.hits
-    assert result.total.hits == sum(expected.hits)
+    budget, policy = Budget.slots(meta, capacity, per_layer=per_layer), policy_of(name, trace, seed)
+    ranks = {**slow_clock.RANKS, **dict.fromkeys(("belady", "belady_forced"), belady(events, keep_warm=keep_warm))}
+    rules = {"keep_warm": keep_warm, "overrun": overrun}
+    case = Case(events, budget, ranks[name], scores=policy.scores_SM(events).tolist(), bypass=policy.bypass, **rules)
+    expected = [hits_of(record) for record in slow_clock.replay(case)]
+    result = replay(events, policy, budget, **rules)
+    assert (np.diff(events.offsets_N) - result.misses_N).tolist() == expected
+    assert result.total.hits == sum(expected)
 
 
 @given(data=st.data(), keep_warm=st.booleans(), seed=st.integers(0, 99))

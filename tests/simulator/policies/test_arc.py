@@ -14,11 +14,7 @@ from tests.simulator.policies.literal import literal, misses
 class Arc(Policy):
     name = "arc"
     per_layer = True
-
-    @property
-    @override
-    def rank(self):
-        return adaptive_replacement
+    rank = staticmethod(adaptive_replacement)
 
     @override
     def scores_SM(self, events):

@@ -75,7 +75,7 @@ def test_a_replay_counts_every_access_once_the_same_each_time_and_moves_no_less_
     first = replay(events, policy, budget, keep_warm=keep_warm)
     again = replay(events, policy, budget, keep_warm=keep_warm)
     np.testing.assert_array_equal(first.counts_PFC, again.counts_PFC)
-    np.testing.assert_array_equal(first.given_up_PFW, again.given_up_PFW)
+    np.testing.assert_array_equal(first.weight_lost_PFW, again.weight_lost_PFW)
     total = first.total
     assert total.accesses == events.num_accesses
     assert total.hits + total.misses + total.skipped + total.substituted == total.accesses
@@ -88,7 +88,7 @@ def test_a_replay_counts_every_access_once_the_same_each_time_and_moves_no_less_
     if is_lossy(policy, events):
         return
     # what keeps the model's outputs moves no less than Belady
-    assert first.given_up_PFW.sum() == 0
+    assert first.weight_lost_PFW.sum() == 0
     bound = replay(events, Belady(), Budget.slots(trace.metadata, capacity), keep_warm=keep_warm).total
     assert total.loads >= bound.loads
     assert total.hits <= bound.hits or total.prefetches
@@ -112,7 +112,7 @@ def test_what_a_policy_requests_is_known_by_then_and_is_of_the_event_s_layer(pol
     assert (events.step_N[requests.known_Q // 2] == events.step_N[requests.target_Q]).all()
     target_X = np.repeat(requests.target_Q, np.diff(requests.offsets_Q))
     np.testing.assert_array_equal(requests.experts_X // 8, events.layer_N[target_X])
-    for one in range(requests.num_asks):
+    for one in range(requests.num_requests):
         named = slice(requests.offsets_Q[one], requests.offsets_Q[one + 1])
         assert len(set(requests.experts_X[named].tolist())) == requests.offsets_Q[one + 1] - requests.offsets_Q[one]
         assert (np.diff(requests.priorities_X[named]) <= 0).all()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.policies.fine_moe import DISTANCE, NOBODY, FineMoe
+from moe_beyond.simulator.policies.fine_moe import DISTANCE, NONE, FineMoe
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from tests.simulator.policies.literal import literal
@@ -41,7 +41,7 @@ def test_every_match_is_the_best_of_a_slow_search(seed, weighted):
     for step in range(events.num_steps):
         token = dense(ever, 5 + step)
         has_key = step > 0 and events.prompt_S[step] == events.prompt_S[step - 1]
-        assert (by_key_S[step] != NOBODY) == has_key
+        assert (by_key_S[step] != NONE) == has_key
         maps = [dense(ever, n) for n in stored]
         key_similar = np.zeros(5)
         if has_key:

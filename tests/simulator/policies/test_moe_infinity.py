@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, SCORE, USES
 from moe_beyond.simulator.policies.counts import finished_PM, replayed_PM
-from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches, share_by_visits
-from moe_beyond.simulator.policies.visits import Visits
+from moe_beyond.simulator.policies.layer_passes import LayerPasses
+from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches, share_by_uses
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal
@@ -26,14 +26,14 @@ def slow_similarities(stored_NLE, counts_LE, layer):
 
 
 def winners(policy, events):
-    visits, meta = Visits.of(events), events.metadata
+    passes, meta = LayerPasses.of(events), events.metadata
     ever_GM = np.concatenate([policy.stored_GM, replayed_PM(events)])
     winner_SL = matches(
         events.members_A,
-        visits.offsets_V,
-        visits.step_V,
-        visits.layer_V,
-        visits.prompt_S,
+        passes.offsets_V,
+        passes.step_V,
+        passes.layer_V,
+        passes.prompt_S,
         ever_GM,
         len(policy.stored_GM),
         meta.num_layers,
@@ -91,7 +91,7 @@ def test_moe_infinity():
 def test_who_is_used_seldom_and_far_away_leaves_first():
     features = np.zeros((NUM_FEATURES, 6))
     features[LAYER], features[SCORE], features[USES] = [0, 0, 1, 1, 2, 2], 0.5, [2, 1, 2, 2, 4, 0]
-    share_by_visits(features, np.arange(6, dtype=np.int32), 9, 3, 0)
+    share_by_uses(features, np.arange(6, dtype=np.int32), 9, 3, 0)
     # layer 0 has just run: three layers until its next use
     expected = [(1 - 3 / 4) * 1, (1 - 3 / 4) * 0.5, (1 - 1 / 4) * 1, (1 - 1 / 4) * 1, (1 - 2 / 4) * 2, 0]
     assert features[RANKS, :6].tolist() == pytest.approx(expected, abs=1e-6)

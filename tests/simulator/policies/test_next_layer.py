@@ -26,9 +26,9 @@ def test_the_map_finds_what_follows_from_the_layer_below(gate):
     for layer in range(2):
         np.testing.assert_array_equal(gate.weights_LEE[layer].argmax(axis=1), (np.arange(8) + 1) % 8)
     events = events_of(permuted(1, 5))
-    requests = gate.asks(events, 2)
+    requests = gate.requests(events, 2)
     assert requests.known_Q.tolist() == [int(when_routed(3 * token + layer)) for token in range(5) for layer in (0, 1)]
-    for ask in range(requests.num_asks):
+    for ask in range(requests.num_requests):
         target = requests.target_Q[ask]
         wanted = events.members_A[events.offsets_N[target] : events.offsets_N[target + 1]]
         assert set(requests.experts_X[2 * ask : 2 * ask + 2].tolist()) == set(wanted.tolist())
@@ -53,7 +53,7 @@ def test_mixtral_offloading(gate):
     assert total.prefetches_useless == 0
     half = replay(events_of(trace), MixtralOffloading(gate, 1), policy.budget(trace.metadata, 6)).total
     assert total.misses < half.misses <= 2 * 30 + 2 * 30
-    assert policy.prefetches(events_of(trace)).num_asks == 60
+    assert policy.prefetches(events_of(trace)).num_requests == 60
 
 
 def test_fate(gate):

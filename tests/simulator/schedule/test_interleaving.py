@@ -8,7 +8,7 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.engine import slow_cache
+from tests.simulator.engine import slow_clock
 from tests.simulator.strategies import capacities_of, make_trace, members, traces
 
 PREFILLS = st.sampled_from(["batched", "token_by_token"])
@@ -124,14 +124,15 @@ def test_shares_of_the_routers_weight_sum_to_one_in_every_event(trace, prefill, 
 def test_a_replay_counts_for_each_prompt_what_a_slow_one_finds(trace, prefill, batch, keep_warm, data):
     events = events_of(trace, prefill, batch=batch, waves=not keep_warm)
     capacity = data.draw(capacities_of(trace))
-    everyone = dict.fromkeys(range(trace.metadata.num_model_experts), 0)
-    expected = slow_cache.replay(events, "lru", {0: capacity}, everyone, keep_warm=keep_warm)
-    result = replay(events, Lru(), Budget.slots(trace.metadata, capacity), keep_warm=keep_warm)
+    budget = Budget.slots(trace.metadata, capacity)
+    case = slow_clock.Case(events, budget, slow_clock.RANKS["lru"], keep_warm=keep_warm)
+    hit_A = [outcome != slow_clock.MISSED for record in slow_clock.replay(case) for outcome in record.outcomes]
+    result = replay(events, Lru(), budget, keep_warm=keep_warm)
     for prompt in range(trace.num_prompts):
         mine = np.asarray(events.owner_A) == prompt
         assert result.accesses_P[prompt] == mine.sum()
-        assert result.hits_P[prompt] == np.asarray(expected.found)[mine].sum()
-    assert result.total.hits == sum(expected.hits)
+        assert result.hits_P[prompt] == np.asarray(hit_A)[mine].sum()
+    assert result.total.hits == sum(hit_A)
     assert result.total.tokens == trace.num_tokens
 
 

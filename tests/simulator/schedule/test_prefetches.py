@@ -1,6 +1,7 @@
 """Prefetch requests: from when each is known, what a later one replaces, and what the clock makes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
-from tests.simulator.engine import slow_cache
-from tests.simulator.strategies import capacities_of, make_trace, prefetching, requested, traces
+from tests.simulator.engine import slow_clock
+from tests.simulator.strategies import capacities_of, make_trace, prefetching, traces
 
 Request = tuple[int, int, list[int]]
 """Moment, event, experts."""
@@ -38,7 +39,7 @@ class Requesting(Lru):
         counts = np.array([len(experts) for _, _, experts in self.requests])
         experts = np.array([expert for _, _, experts in self.requests for expert in experts], np.int64)
         known, target = (np.array([request[i] for request in self.requests]) for i in (0, 1))
-        return Prefetches.ask(events, known, target, counts, experts)
+        return Prefetches.from_requests(events, known, target, counts, experts)
 
 
 @pytest.mark.parametrize("layers", [False, True])
@@ -48,17 +49,25 @@ def test_without_a_clock_the_last_request_holds_as_in_the_slow_reference(layers,
     meta, events = trace.metadata, events_of(trace)
     policy = prefetching(trace, seed, width, 0.3, layers=layers)
     budget = Budget.slots(meta, data.draw(capacities_of(trace)))
-    expected = slow_cache.replay(
-        events,
-        "lru",
-        capacities={0: int(budget.budget_G[0])},
-        group_of=dict.fromkeys(range(meta.num_model_experts), 0),
-        keep_warm=keep_warm,
-        wanted=requested(events, policy),
-    )
+    last = slow_clock.last_of_each(events, slow_clock.predicted(events, policy))
+    requests = slow_clock.ahead_of_each(last)
+    case = slow_clock.Case(events, budget, slow_clock.RANKS["lru"], requests, keep_warm=keep_warm)
+    expected = [(slow_clock.hits_of(one), one.prefetches, one.useful, one.useless) for one in slow_clock.replay(case)]
     total = replay(events, policy, budget, keep_warm=keep_warm).total
     found = (total.hits, total.prefetches, total.prefetches_useful, total.prefetches_useless)
-    assert found == (sum(expected.hits), expected.prefetched, expected.useful, expected.useless)
+    assert found == tuple(map(sum, zip(*expected, strict=True)))
+
+
+@given(trace=traces(), batch=st.integers(1, 3), width=st.integers(0, 4), seed=st.integers(0, 99))
+def test_a_predictor_requests_what_is_most_probable_as_soon_as_it_is_known(trace, batch, width, seed):
+    events = events_of(trace, batch=batch)
+    drawn = prefetching(trace, seed, width, 0.375, layers=True)
+    layers_HTLE = events.by_step(drawn.layers_HTLE, axis=1)
+    policy = replace(drawn, probabilities_TLE=events.by_step(drawn.probabilities_TLE), layers_HTLE=layers_HTLE)
+    made = policy.prefetches(events)
+    named = [made.experts_X[a:b].tolist() for a, b in pairwise(made.offsets_Q)]
+    expected = [(one.known, one.event, one.experts) for one in slow_clock.predicted(events, policy)]
+    assert sorted(zip(made.known_Q, made.target_Q, named, strict=True)) == sorted(expected)
 
 
 # Two layers of four experts, one a token. Loading takes 10 ms, an expert computes 4, and what is ahead of it 3 a layer.
@@ -70,9 +79,11 @@ AHEAD, ROUTED = int(before(0)), int(when_routed(0))
 TOY = Device(name="toy", about="toy", link_gb_per_s=1, setup_us=0, lanes=1, memory_gb_per_s=2.5, layer_overhead_us=3000)
 
 
-def toy(requests, layer_step_ms=0.0, **device):
+def toy(requests, layer_step_ms=0.0, lookahead=100, **device):
     workload, own = Workload(np.array([10**7, 10**7]), np.array([0, 0]), 100), TOY.model_copy(update=device)
-    return timed_replay(EVENTS, Requesting(requests, layer_step_ms), Budget.slots(TRACE.metadata, 8), own, workload)
+    return timed_replay(
+        EVENTS, Requesting(requests, layer_step_ms, lookahead), Budget.slots(TRACE.metadata, 8), own, workload
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,13 @@ def test_what_is_hidden_is_what_could_have_begun(requests, stall_ms, late):
     assert timed.hits.value == 0
 
 
-def test_on_a_device_a_hit_is_there_when_its_layer_wants_it():
+def test_a_policy_s_own_lookahead_delays_its_requests():
+    # ahead of the second layer's event its request counts from: 3 of its 10 ms are hidden
+    assert toy([(AHEAD, 1, [SECOND])], lookahead=0).stall_ms_S.sum() == pytest.approx(10 + 7)
+    assert toy([(AHEAD, 1, [SECOND])], lookahead=None).stall_ms_S.sum() == pytest.approx(10)
+
+
+def test_on_a_device_a_hit_is_there_when_its_layer_needs_it():
     # a link of ten times the bandwidth: the second layer's expert is there after 1 of 7 ms, the first's after 1 of 3
     for requests, hits in (([(AHEAD, 0, [FIRST]), (AHEAD, 1, [SECOND])], 1), ([(ROUTED, 1, [SECOND])], 0.5)):
         assert toy(requests, link_gb_per_s=10.0).hits.value == hits
@@ -136,7 +153,7 @@ def test_a_replaced_request_that_has_begun_is_loaded_for_nothing():
 
 def test_the_highest_priority_goes_first_whatever_the_event():
     events = events_of(make_trace(1, num_layers=3, num_experts=4, top_k=1, lengths=(1,), prefill=(0,)))
-    requests = Prefetches.ask(
+    requests = Prefetches.from_requests(
         events,
         np.zeros(2, np.int64),
         np.array([1, 2]),
@@ -153,4 +170,4 @@ def test_the_highest_priority_goes_first_whatever_the_event():
 def test_a_request_for_what_has_begun_or_lies_too_far_ahead_is_refused(known, target):
     events = events_of(make_trace(1, num_layers=2, num_experts=4, top_k=1, lengths=(3,), prefill=(0,)))
     with pytest.raises(ValueError, match="must be known before its event begins"):
-        Prefetches.ask(events, np.array([known]), np.array([target]), np.array([1]), np.array([1]))
+        Prefetches.from_requests(events, np.array([known]), np.array([target]), np.array([1]), np.array([1]))

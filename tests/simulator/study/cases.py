@@ -1,4 +1,4 @@
-"""Small studies: traces, predictors that know how much they know, and settings.
+"""Small studies: traces, predictors that are right about a share of the layers, and settings.
 
 Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ahead.
 """
@@ -34,8 +34,8 @@ def drawn(seed: int, domain: str = "toy") -> Trace:
     return replace(trace, domains=(domain,) * trace.num_prompts)
 
 
-def knows_TLE(trace: Trace, right: float, seed: int = 0) -> npt.NDArray[np.float32]:
-    """0.9 for what comes, 0.01 for all else; of layers that it is not right about, for the experts beside those."""
+def partly_right_TLE(trace: Trace, right: float, seed: int = 0) -> npt.NDArray[np.float32]:
+    """0.9 for the router's choice, 0.01 for all else; where it is wrong, 0.9 for the experts beside the choice."""
     said = np.where(truth_TLE(trace) > 0, np.float32(0.9), np.float32(0.01))
     wrong_TL = np.random.default_rng(seed).random(said.shape[:2]) >= right
     said[wrong_TL] = np.roll(said[wrong_TL], 1, axis=1)
@@ -50,12 +50,12 @@ class TokenStep:
     name: str = "rival"
 
     def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
-        """As `knows_TLE`."""
-        return knows_TLE(trace, self.right)
+        """As `partly_right_TLE`."""
+        return partly_right_TLE(trace, self.right)
 
 
 @dataclass
-class Knows(TokenStep):
+class PartlyRight(TokenStep):
     """One with a layer step too, right about a share of its own."""
 
     ahead_right: float = 1.0
@@ -64,4 +64,4 @@ class Knows(TokenStep):
 
     def layer_probabilities_HTLE(self, trace: Trace) -> npt.NDArray[np.float32]:
         """The same at every horizon."""
-        return np.stack([knows_TLE(trace, self.ahead_right, seed=1)] * self.horizon)
+        return np.stack([partly_right_TLE(trace, self.ahead_right, seed=1)] * self.horizon)

@@ -10,7 +10,7 @@ import pytest
 from moe_beyond.simulator.study.headline import headline
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from tests.simulator.strategies import make_trace
-from tests.simulator.study.cases import HEADLINE, SETTINGS, Knows, drawn
+from tests.simulator.study.cases import HEADLINE, SETTINGS, PartlyRight, drawn
 
 
 def recall(probabilities_TLE, trace):
@@ -53,8 +53,8 @@ def test_it_equals_the_tables_of_the_last_split(replays, tables):
     assert {name: metrics[name] for name in expected} == expected
     values = {"tokens_per_second": own["tokens_per_second"], "stall_ms_per_token": own["stall_ms_per_token"]}
     values["gap_closed"] = own["gap_closed"]
-    values["recall_at_k"] = recall(Knows(0.5).probabilities_TLE(split.trace), split.trace)
-    ahead = Knows(0.5, ahead_right=0.7).layer_probabilities_HTLE(split.trace)[0]
+    values["recall_at_k"] = recall(PartlyRight(0.5).probabilities_TLE(split.trace), split.trace)
+    ahead = PartlyRight(0.5, ahead_right=0.7).layer_probabilities_HTLE(split.trace)[0]
     values["layer_recall_at_k"] = recall(ahead, split.trace)
     assert set(metrics) == {*expected, *values}
     for name, value in values.items():
@@ -78,7 +78,9 @@ def test_where_lru_reaches_the_bound_there_is_no_gap_to_close():
     experts_TLK = np.tile(np.array([[0, 1], [2, 3]], np.uint8)[:, None], (8, 2, 1))
     trace = replace(trace, experts_TLK=experts_TLK)
     settings = SETTINGS.model_copy(update={"capacities": (1.0,), "timed_capacities": None, "headline_capacity": 1.0})
-    metrics = headline(replay_splits({"test": trace}, trace, trace, [Charged(Knows(1.0), 0.1, 0.1)], settings), seed=7)
+    metrics = headline(
+        replay_splits({"test": trace}, trace, trace, [Charged(PartlyRight(1.0), 0.1, 0.1)], settings), seed=7
+    )
     assert metrics["lru_ms_per_token"]["value"] == pytest.approx(metrics["bound_ms_per_token"]["value"])
     assert "ms_per_token" in metrics
     assert "gap_closed" not in metrics

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from moe_beyond.devices.device import Device, dump_device
@@ -11,11 +12,11 @@ from moe_beyond.simulator.engine.prepared import prepare
 from moe_beyond.simulator.engine.timing import timed_replay, timed_run
 from moe_beyond.simulator.engine.usage import PREFETCHED
 from moe_beyond.simulator.policies.on_demand import Lfu, Lru
-from moe_beyond.simulator.study.pays import by_bandwidth_table, by_width_table, pays_table
+from moe_beyond.simulator.study.pays import by_bandwidth_table, pays_tables
 from moe_beyond.simulator.study.study import Charged, replay_splits
-from tests.simulator.engine import slow_cache
-from tests.simulator.strategies import requested
-from tests.simulator.study.cases import SETTINGS, Knows, drawn
+from tests.simulator.engine import slow_clock
+from tests.simulator.strategies import members
+from tests.simulator.study.cases import SETTINGS, PartlyRight, drawn
 
 SLOTS, K, EXPERT_BYTES = 12, 2, 8.25 * 2**20
 DEVICES = {
@@ -29,37 +30,29 @@ ANSWERS = {"hides": "yes", "crowded": "only with more bandwidth", "saturated": "
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("devices")
+    folder, shared = tmp_path_factory.mktemp("devices"), {"setup_us": 10, "lanes": 4, "layer_overhead_us": 1}
     for name, (link, memory) in DEVICES.items():
-        device = Device(
-            name=name,
-            about="made for one answer",
-            link_gb_per_s=link,
-            setup_us=10,
-            lanes=4,
-            memory_gb_per_s=memory,
-            layer_overhead_us=1,
-            predictor_slowdown=2,
-        )
+        bandwidths = {"link_gb_per_s": link, "memory_gb_per_s": memory, "predictor_slowdown": 2}
+        device = Device(name=name, about="made for one answer", **bandwidths, **shared)
         (folder / f"{name}.yaml").write_text(dump_device(device))
-    change = {
-        "devices": tuple(str(folder / f"{name}.yaml") for name in DEVICES),
-        "headline_device": str(folder / "crowded.yaml"),
-        "capacities": (0.5, 0.75),
-        "timed_capacities": None,
-        "policies": ("lru", "lfu"),
-    }
-    predictors = [Charged(Knows(0.8, ahead_right=0.9), 0.01, 0.001)]
-    settings = SETTINGS.model_copy(update=change)
-    return replay_splits({"test": drawn(2)}, drawn(3), drawn(4), predictors, settings)[0]
+    change = {"devices": tuple(str(folder / f"{name}.yaml") for name in DEVICES), "policies": ("lru", "lfu")}
+    change |= {"headline_device": str(folder / "crowded.yaml"), "capacities": (0.5, 0.75), "timed_capacities": None}
+    predictors = [Charged(PartlyRight(0.8, ahead_right=0.9), 0.01, 0.001)]
+    return replay_splits({"test": drawn(2)}, drawn(3), drawn(4), predictors, SETTINGS.model_copy(update=change))[0]
 
 
 @pytest.fixture(scope="module")
-def rows(split):
+def tables(split):
+    return pays_tables([split], seed=7)
+
+
+@pytest.fixture(scope="module")
+def rows(split, tables):
     """By device at the headline capacity."""
-    table = pays_table([split], seed=7)
-    assert table.height == len(split.places)
-    return {row["device"]: row for row in table.iter_rows(named=True) if row["capacity_experts"] == SLOTS}
+    assert tables[0].height == len(split.places)
+    others = tables[0].filter(pl.col("capacity_experts") != SLOTS)
+    assert others["break_even_width"].null_count() == others["break_even_token_step_ms"].null_count() == len(DEVICES)
+    return {row["device"]: row for row in tables[0].iter_rows(named=True) if row["capacity_experts"] == SLOTS}
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +98,17 @@ def test_with_the_bandwidth_that_it_names_it_pays_and_with_less_it_does_not(spli
 @pytest.mark.parametrize("device", DEVICES)
 def test_counts_equal_dictionaries_and_loops(split, rows, policies, device):
     row, policy, events = rows[device], policies[device], split.case.events
-    lru = slow_cache.replay(events, "lru", {0: SLOTS}, dict.fromkeys(range(24), 0))
-    wanted = requested(events, policy)
-    missed = named = access = 0
-    for event, step in enumerate(events.step_N):
-        for expert in events.members_A[events.offsets_N[event] : events.offsets_N[event + 1]].tolist():
-            if events.is_decode_S[step] and not lru.found[access]:
-                missed += 1
-                named += expert in wanted[event]
-            access += 1
+    case = slow_clock.Case(events, Budget.slots(split.metadata, SLOTS), slow_clock.RANKS["lru"])
+    wanted = slow_clock.last_of_each(events, slow_clock.predicted(events, policy))
+    found = [
+        expert in requested
+        for step, experts, requested, lru in zip(
+            events.step_N, members(events), wanted, slow_clock.replay(case), strict=True
+        )
+        for expert, outcome in zip(experts, lru.outcomes, strict=True)
+        if events.is_decode_S[step] and outcome == slow_clock.MISSED
+    ]
+    missed, named = len(found), sum(found)
     assert row["recall_on_lru_misses"] == pytest.approx(named / missed)
     prepared = prepare(events, policy, keep_warm=True)
     link = profile(split, device)
@@ -150,25 +145,17 @@ def test_below_the_break_even_latency_it_wins_and_above_it_loses(split, rows, po
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_up_to_the_break_even_width_it_wins(split, rows, policies, device):
+def test_up_to_the_break_even_width_it_wins(split, tables, rows, policies, device):
     link = profile(split, device)
     tried = {width: timed(split, replace(policies[device], width=width), link) for width in (1, 2, 4)}
     faster = [width for width, one in tried.items() if one.ms_per_token < rows[device]["against_ms_per_token"]]
     assert rows[device]["break_even_width"] == max(faster, default=0)
-    table = by_width_table([split])
-    found = table.filter(table["device"] == device)
+    found = tables[1].filter(device=device)
     assert found["width"].to_list() == list(tried)
     for row in found.iter_rows(named=True):
         one = tried[row["width"]]
         expected = (one.ms_per_token, one.moved.value, one.hits.value)
         assert (row["ms_per_token"], row["mib_per_token"], row["hit_rate"]) == expected
-
-
-def test_break_even_stands_at_the_headline_capacity_alone(split):
-    table = pays_table([split], seed=7)
-    others = table.filter(table["capacity_experts"] != SLOTS)
-    assert others.height == len(DEVICES)
-    assert others["break_even_width"].null_count() == others["break_even_token_step_ms"].null_count() == len(DEVICES)
 
 
 def test_other_links_are_timed_for_plain_policies_and_those_of_predictors(split):

@@ -12,7 +12,7 @@ from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
 from tests.simulator.strategies import make_trace
-from tests.simulator.study.cases import HEADLINE, PUBLISHED, SETTINGS, Knows, drawn, knows_TLE
+from tests.simulator.study.cases import HEADLINE, PUBLISHED, SETTINGS, PartlyRight, drawn, partly_right_TLE
 
 OURS = [f"ours_{use}" for use in ("prefetch_anticipate", "prefetch_lru", "layer_prefetch_anticipate")]
 OURS += ["ours_layer_prefetch_lru", "ours_anticipate"]
@@ -50,14 +50,14 @@ def test_facts_say_what_kind_of_policy_it_is(replays):
 
 
 @dataclass
-class TwoFaced(Knows):
+class TwoFaced(PartlyRight):
     """Its token step is right about validation prompts alone, its layer step about all others."""
 
     def probabilities_TLE(self, trace):
-        return knows_TLE(trace, float(trace.domains[0] == "validation"))
+        return partly_right_TLE(trace, float(trace.domains[0] == "validation"))
 
     def layer_probabilities_HTLE(self, trace):
-        return np.stack([knows_TLE(trace, float(trace.domains[0] != "validation"))] * self.horizon)
+        return np.stack([partly_right_TLE(trace, float(trace.domains[0] != "validation"))] * self.horizon)
 
 
 def test_how_ours_is_used_is_chosen_on_validation_alone():
@@ -77,7 +77,9 @@ def test_how_ours_is_used_is_chosen_on_validation_alone():
 
 def test_the_best_without_the_predictor_is_neither_ours_nor_a_bound_nor_lossy():
     """Ours knows everything, Belady too, and dropping experts is faster still: none of them is the rival."""
-    split = replayed(drawn(1), SMALL, [Charged(Knows(1.0), 0.0001, 0.0001)], validation=drawn(3), training=drawn(4))
+    split = replayed(
+        drawn(1), SMALL, [Charged(PartlyRight(1.0), 0.0001, 0.0001)], validation=drawn(3), training=drawn(4)
+    )
     for place in split.places:
         timed = split.timed_at(place)
         fastest = sorted(timed, key=lambda name: timed[name].ms_per_token)
@@ -89,7 +91,7 @@ def test_the_best_without_the_predictor_is_neither_ours_nor_a_bound_nor_lossy():
 
 
 def test_processes_give_the_same_tables_as_one():
-    predictors, traces = [Charged(Knows(0.5), 0.3, 0.05)], {"training": drawn(3), "validation": drawn(4)}
+    predictors, traces = [Charged(PartlyRight(0.5), 0.3, 0.05)], {"training": drawn(3), "validation": drawn(4)}
     one, two = (
         all_tables([replayed(drawn(1), SMALL.model_copy(update={"workers": n}), predictors, **traces)], 7)
         for n in (1, 2)
@@ -109,7 +111,7 @@ def test_without_devices_nothing_is_timed_and_tables_keep_their_columns():
 
 def test_a_trace_that_decodes_nothing_has_no_times():
     trace = make_trace(1, num_layers=3, num_experts=8, lengths=(9, 9), prefill=(9, 9))
-    split = replayed(trace, SMALL, [Charged(Knows(0.5), 0.3, 0.05)])
+    split = replayed(trace, SMALL, [Charged(PartlyRight(0.5), 0.3, 0.05)])
     tables = all_tables([split], 7)
     for name in ("on_device", "pays", "by_bandwidth", "by_width", "ablation"):
         assert tables[name].is_empty(), name
@@ -172,7 +174,7 @@ def test_only_the_reference_model_is_timed_at_another_size():
 def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
     lossless = tuple(name for name in PUBLISHED if name != "drop_cold")
     settings = SETTINGS.model_copy(update={"batch": 3, "keep_warm": keep_warm, "policies": lossless})
-    predictors = [Charged(Knows(0.5, ahead_right=0.7), 0.3, 0.05)]
+    predictors = [Charged(PartlyRight(0.5, ahead_right=0.7), 0.3, 0.05)]
     together = replayed(drawn(1), settings, predictors, training=drawn(3), validation=drawn(4))
     alone = replays[0].at(12)
     assert list(together.at(12)) == [name for name in alone if name not in ("drop_cold", *RIVALS)]

@@ -97,16 +97,15 @@ def test_differences_are_those_of_a_bootstrap_of_the_same_prompts(replays, table
             assert row["against_best_ms"] == pytest.approx(timed[policy].ms_per_token - best.ms_per_token)
 
 
-def test_one_row_a_place_is_ours_and_one_the_best_without_it(tables):
+def test_one_row_a_place_is_ours_and_one_the_best_without_it(replays, tables):
     table = tables["on_device"]
-    for name in ("ours", "best_without_predictor"):
-        marked = table.filter(pl.col(name))
-        assert marked.height == marked.select(PLACE).unique().height == table.select(PLACE).unique().height
-    allowed = table.filter(~pl.col("bound") & ~pl.col("lossy") & (pl.col("predictor") != "ours").fill_null(True))
-    fastest = allowed.group_by(PLACE, maintain_order=True).agg(pl.col("ms_per_token").min())
-    marked = table.filter(pl.col("best_without_predictor")).select(*PLACE, "ms_per_token")
-    assert marked.sort(PLACE).equals(fastest.sort(PLACE))
     assert table.filter(pl.col("ours"))["predictor"].unique().to_list() == ["ours"]
+    for split in replays:
+        for device, slots in split.places:
+            at = table.filter(split=split.split, device=device, capacity_experts=slots)
+            best = split.best_without_predictor((device, slots)).replay.policy
+            assert at.filter("ours")["policy"].to_list() == [split.chosen[device, slots]]
+            assert at.filter("best_without_predictor")["policy"].to_list() == [best]
 
 
 def test_the_gap_is_closed_from_lru_to_a_bound_that_no_lossless_policy_passes(replays, tables):

@@ -7,13 +7,13 @@ import pytest
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import timeline_tables
 from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE
-from tests.simulator.study.cases import HEADLINE, SETTINGS, Knows, drawn
+from tests.simulator.study.cases import HEADLINE, SETTINGS, PartlyRight, drawn
 
 
 @pytest.mark.parametrize("width", [None, 4])
 def test_the_timeline_of_a_prompt_adds_up_to_its_time(width):
     change = {"prefetch_width": width, "devices": HEADLINE[:1], "policies": ("lru",)}
-    predictors = [Charged(Knows(0.5, ahead_right=0.7), 0.3, 0.05)]
+    predictors = [Charged(PartlyRight(0.5, ahead_right=0.7), 0.3, 0.05)]
     splits = replay_splits({"test": drawn(1)}, drawn(3), drawn(4), predictors, SETTINGS.model_copy(update=change))
     timeline, costliest = timeline_tables(splits)
     trace, used = splits[0].trace, splits[0].chosen[HEADLINE]
@@ -45,5 +45,5 @@ def test_the_timeline_of_a_prompt_adds_up_to_its_time(width):
 
 def test_prompts_that_run_together_have_no_timeline():
     settings = SETTINGS.model_copy(update={"batch": 2, "policies": ("lru",), "devices": HEADLINE[:1]})
-    splits = replay_splits({"test": drawn(1)}, drawn(3), drawn(4), [Charged(Knows(0.5), 0.3)], settings)
+    splits = replay_splits({"test": drawn(1)}, drawn(3), drawn(4), [Charged(PartlyRight(0.5), 0.3)], settings)
     assert all(table.is_empty() for table in timeline_tables(splits))

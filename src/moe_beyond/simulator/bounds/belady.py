@@ -7,17 +7,13 @@ forms are event-atomic: an event's experts are all in hand while it runs, and wh
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import NEXT_USE, RANKS, Policy, Rank
-from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.engine.policy import NEXT_USE, RANKS, Policy
+from moe_beyond.simulator.jit import F64, I32, I64, RANK, compiled
 
 
 @compiled(RANK)
-def nearest_use(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
+def nearest_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank of the farthest next use: lowest where it is farthest."""
     for place, expert in enumerate(residents):
         features_FM[RANKS, place] = -features_FM[NEXT_USE, expert]
@@ -33,11 +29,7 @@ class Belady(Policy):
     title = "Belady (bound)"
     bypass = True
     knows_future = True
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return nearest_use
+    rank = staticmethod(nearest_use)
 
 
 class BeladyForced(Policy):
@@ -46,17 +38,11 @@ class BeladyForced(Policy):
     name = "belady_forced"
     title = "Belady, forced admission (bound)"
     knows_future = True
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return nearest_use
+    rank = staticmethod(nearest_use)
 
 
 @compiled()
-def belady_hits(
-    members_A: npt.NDArray[np.int32], next_use_A: npt.NDArray[np.int64], num_model_experts: int, capacity: int
-) -> int:
+def belady_hits(members_A: I32, next_use_A: I64, num_model_experts: int, capacity: int) -> int:
     """Hits of forced MIN over single accesses, starting empty: the fast way where nothing else is asked.
 
     A miss looks at all residents, which lie side by side; finding the largest of a few hundred numbers that way is

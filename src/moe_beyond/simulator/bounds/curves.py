@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator.jit import compiled, count_ones
+from moe_beyond.simulator.jit import F64, I32, I64, Bools, compiled, count_ones
 from moe_beyond.simulator.schedule.events import Events
 
 
@@ -30,16 +30,16 @@ class Curve:
     """
 
     policy: str
-    hits_FD: npt.NDArray[np.int64]
-    accesses_F: npt.NDArray[np.int64]
+    hits_FD: I64
+    accesses_F: I64
 
     @property
-    def hits_D(self) -> npt.NDArray[np.int64]:
+    def hits_D(self) -> I64:
         """Hits of both phases at each capacity."""
         return np.asarray(self.hits_FD.sum(axis=0))
 
     @property
-    def hit_rate_D(self) -> npt.NDArray[np.float64]:
+    def hit_rate_D(self) -> F64:
         """Hit rate of both phases at each capacity."""
         return np.asarray(self.hits_D / max(1, int(self.accesses_F.sum())))
 
@@ -47,7 +47,7 @@ class Curve:
 def lru_curve(events: Events, *, keep_warm: bool = True) -> Curve:
     """LRU of the whole model at every capacity; equals a replay of `policies.on_demand.Lru` at each."""
     depths_FD, accesses_F = _lru_depths(
-        events.members_A, events.offsets_N, _phases(events), _empties(events, keep_warm), len(events.expert_bytes_M)
+        events.members_A, events.offsets_N, _phases(events), events.empties_N(keep_warm), len(events.expert_bytes_M)
     )
     return Curve("lru", depths_FD.cumsum(axis=1), accesses_F)
 
@@ -65,30 +65,26 @@ def belady_curve(events: Events, *, keep_warm: bool = True, largest: int | None 
         events.offsets_N,
         events.next_use_A(within_prompt=not keep_warm),
         _phases(events),
-        _empties(events, keep_warm),
+        events.empties_N(keep_warm),
         len(events.expert_bytes_M),
         largest or len(events.expert_bytes_M),
     )
     return Curve("belady", depths_FD.cumsum(axis=1), accesses_F)
 
 
-def _phases(events: Events) -> npt.NDArray[np.int64]:
+def _phases(events: Events) -> I64:
     return events.is_decode_S.astype(np.int64)[events.step_N]
 
 
-def _empties(events: Events, keep_warm: bool) -> npt.NDArray[np.bool_]:
-    return np.zeros(events.num_events, bool) if keep_warm else events.starts_prompt_N
-
-
 @compiled()
-def _flip(words: npt.NDArray[np.uint64], per_block: npt.NDArray[np.int64], position: int, change: int) -> None:
+def _flip(words: npt.NDArray[np.uint64], per_block: I64, position: int, change: int) -> None:
     """Set (change 1) or clear (change -1) the mark of one position."""
     words[position >> 6] ^= np.uint64(1) << np.uint64(position & 63)
     per_block[position >> 7] += change
 
 
 @compiled()
-def _marked_after(words: npt.NDArray[np.uint64], after_block: npt.NDArray[np.int64], position: int) -> int:
+def _marked_after(words: npt.NDArray[np.uint64], after_block: I64, position: int) -> int:
     """Marks at positions above `position`, as of the event's start."""
     word = position >> 6
     # two shifts: a shift by 64 is undefined
@@ -99,13 +95,7 @@ def _marked_after(words: npt.NDArray[np.uint64], after_block: npt.NDArray[np.int
 
 
 @compiled()
-def _lru_depths(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    phase_N: npt.NDArray[np.int64],
-    empties_N: npt.NDArray[np.bool_],
-    num_experts: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _lru_depths(members_A: I32, offsets_N: I64, phase_N: I64, empties_N: Bools, num_experts: int) -> tuple[I64, I64]:
     """How many accesses lie at each depth of the stack of recency, int64 [F, D]; column 0 stays 0.
 
     Positions in time are bits, set where an expert was last used: its depth is the number of bits after its own. Bits
@@ -148,13 +138,7 @@ def _lru_depths(
 
 
 @compiled()
-def _close_gaps(
-    words: npt.NDArray[np.uint64],
-    per_block: npt.NDArray[np.int64],
-    expert_at: npt.NDArray[np.int32],
-    position_M: npt.NDArray[np.int32],
-    end: int,
-) -> int:
+def _close_gaps(words: npt.NDArray[np.uint64], per_block: I64, expert_at: I32, position_M: I32, end: int) -> int:
     """Move all last uses to the front, in their order; returns the first free position."""
     kept = 0
     for position in range(end):
@@ -172,14 +156,8 @@ def _close_gaps(
 
 @compiled()
 def _belady_depths(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    next_use_A: npt.NDArray[np.int64],
-    phase_N: npt.NDArray[np.int64],
-    empties_N: npt.NDArray[np.bool_],
-    num_experts: int,
-    largest: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    members_A: I32, offsets_N: I64, next_use_A: I64, phase_N: I64, empties_N: Bools, num_experts: int, largest: int
+) -> tuple[I64, I64]:
     """How many accesses lie at each depth of the stack of MIN, int64 [F, D].
 
     A cache of c holds the first c of the stack. After an event it holds the c soonest used of what it held and the
@@ -230,7 +208,7 @@ def _belady_depths(
 
 
 @compiled()
-def _push(pushed: npt.NDArray[np.int32], count: int, expert: int, next_M: npt.NDArray[np.int64]) -> int:
+def _push(pushed: I32, count: int, expert: int, next_M: I64) -> int:
     """Insert into the list that ends with the soonest used; returns its length."""
     i = count
     while i > 0 and next_M[pushed[i - 1]] < next_M[expert]:

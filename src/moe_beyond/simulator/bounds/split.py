@@ -12,25 +12,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.curves import lru_curve
+from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import TraceMetadata
 
 MAX_QUANTA = 4096
 
 
-def layer_curves_LD(events: Events, *, keep_warm: bool = True) -> npt.NDArray[np.int64]:
+def layer_curves_LD(events: Events, *, keep_warm: bool = True) -> I64:
     """Hits of an LRU of each layer's own at every number of slots, int64 [L, E+1]; a pass a layer."""
     meta = events.metadata
     return np.stack([lru_curve(_only(events, layer), keep_warm=keep_warm).hits_D for layer in range(meta.num_layers)])
 
 
-def fit_split(
-    meta: TraceMetadata, hits_LD: npt.NDArray[np.int64], total: int, *, in_bytes: bool = False
-) -> npt.NDArray[np.int64]:
+def fit_split(meta: TraceMetadata, hits_LD: I64, total: int, *, in_bytes: bool = False) -> I64:
     """The split that saves most: slots of each layer, int64 [L].
 
     Args:
@@ -77,7 +75,7 @@ def _only(events: Events, layer: int) -> Events:
     )
 
 
-def _knapsack(value_LD: npt.NDArray[np.float64], quanta_L: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
+def _knapsack(value_LD: F64, quanta_L: I64, total: int) -> I64:
     """One column of each row, so that the sum of `column * quanta_L` keeps within `total` and the values' is largest.
 
     Of equal values the fewest quanta win, then the fewest slots of the later layers.

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
+from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.traces.schema import TraceMetadata
 
 
@@ -25,9 +26,9 @@ class Budget:
         budget_G: Units of each group, int64.
     """
 
-    units_M: npt.NDArray[np.int64]
-    group_M: npt.NDArray[np.int64]
-    budget_G: npt.NDArray[np.int64]
+    units_M: I64
+    group_M: I64
+    budget_G: I64
 
     @property
     def capacity_experts(self) -> int:
@@ -98,7 +99,7 @@ class Budget:
         return cls(plain.units_M, layers, _in_proportion(min(total, int(full_L.sum())), weights, full_L))
 
     @classmethod
-    def _dealt(cls, meta: TraceMetadata, units_M: npt.NDArray[np.int64], total: int, *, per_layer: bool) -> Self:
+    def _dealt(cls, meta: TraceMetadata, units_M: I64, total: int, *, per_layer: bool) -> Self:
         if not per_layer:
             return cls(units_M, np.zeros(meta.num_model_experts, np.int64), np.array([total], np.int64))
         layers = np.arange(meta.num_layers, dtype=np.int64)
@@ -106,9 +107,7 @@ class Budget:
         return cls(units_M, np.repeat(layers, meta.num_experts), share_L.astype(np.int64))
 
 
-def _in_proportion(
-    total: int, weights_L: npt.NDArray[np.float64], full_L: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _in_proportion(total: int, weights_L: F64, full_L: I64) -> I64:
     """Whole parts of `total`, none above `full_L`, int64 [L]."""
     # a weight of nothing takes what the others cannot: slots are not thrown away
     weights_L = np.maximum(weights_L / weights_L.sum(), 1e-12)

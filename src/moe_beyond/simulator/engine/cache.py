@@ -1,8 +1,10 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""Residency, compiled: who is in the cache, who comes in, who leaves, and what is counted of it.
+"""Residency, compiled: what is in the cache, what is admitted and evicted, and what is counted of it.
 
-A cache is five tables. They are handed over one by one: a tuple of them would cost more than the work, because compiled
-code counts the references to each array that it takes out of a tuple.
+A cache is five tables. They are passed one by one: a tuple of them would cost more than the work, because compiled code
+counts the references to each array that it takes out of a tuple. They are the features of experts [F, M] (rows as in
+`policy`), the tables of experts [7, M] and of groups [5, G], the residents of each group in no order [G, I], and the
+counts [R, C].
 
 Shape suffixes: M experts of the model, F features, G groups that share a budget, R rows of counts, C counters,
 I places.
@@ -13,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.simulator.engine.policy import (
     ADMITTED,
@@ -27,25 +28,13 @@ from moe_beyond.simulator.engine.policy import (
     USES,
     USES_FULL,
     USES_RESIDENT,
-    WEIGHT,
+    WEIGHT_SUM,
 )
-from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.jit import F32, F64, I32, I64, compiled
 
 # columns of the counts; every value is an integer
-(
-    ACCESSES,
-    HITS,
-    COMPULSORY,
-    EVICTIONS,
-    PREFETCHES,
-    USEFUL,
-    USELESS,
-    DEMAND_BYTES,
-    PREFETCH_BYTES,
-    SKIPPED,
-    SUBSTITUTED,
-    LOW_LOADS,
-) = range(12)
+ACCESSES, HITS, COMPULSORY, EVICTIONS, PREFETCHES, USEFUL, USELESS = range(7)
+DEMAND_BYTES, PREFETCH_BYTES, SKIPPED, SUBSTITUTED, LOW_LOADS = range(7, 12)
 NUM_COUNTERS = 12
 """Every access is a hit, a miss, SKIPPED or SUBSTITUTED; LOW_LOADS are the misses loaded below full precision."""
 
@@ -53,42 +42,29 @@ ABSENT = -1
 DEMANDED = -1
 # stamps count half events: 2n while event n's prefetches are admitted, 2n + 1 while its own experts are
 NEVER_PROTECTED = -1
-NOBODY_IS_SPARED = 2**62
+NONE_PROTECTED = 2**62
 
 
 # rows of the table of experts
 PLACE, PREFETCH_ROW, PROTECTED, BYTES, UNITS, GROUP, PRECISION = range(7)
-"""PLACE: in its group's list of residents, or ABSENT. PREFETCH_ROW: row of counts of the prefetch that brought it and
-that nothing has used yet, or DEMANDED. PROTECTED: it may not leave at stamps up to this one. BYTES, UNITS: what it
-weighs, and what it takes of its budget. GROUP: whose budget that is. PRECISION: at which it is there, 0 the full one,
-or ABSENT; kept by the loop with a clock only."""
+"""PLACE: in its group's list of residents, or ABSENT. PREFETCH_ROW: row of counts of the prefetch that loaded it and
+that nothing has used yet, or DEMANDED. PROTECTED: it may not be evicted at stamps up to this one. BYTES, UNITS: its
+size, and what it takes of its budget. GROUP: the group whose budget that is. PRECISION: at which it is resident, 0 the
+full one, or ABSENT; kept by the loop with a clock only."""
 
 # rows of the table of groups
 COUNT, USED, BUDGET, ADMISSIONS, WASTED = range(5)
 """COUNT: residents. USED and BUDGET: in units. Of all groups together, in the first column: ADMISSIONS, and WASTED,
-the prefetched experts that left unused."""
+the prefetched experts that were evicted unused."""
 
-Features = npt.NDArray[np.float64]
-"""[F, M], rows as in `policies.base`."""
-Experts = npt.NDArray[np.int64]
-Groups = npt.NDArray[np.int64]
-Residents = npt.NDArray[np.int32]
-"""[G, I], the experts of each group in no order."""
-CountTable = npt.NDArray[np.int64]
-"""[R, C]."""
 At = tuple[int, int, int, int]
 """Where the replay stands: next access, step, last layer whose router has chosen in it, and the row of counts."""
 
 
 @compiled()
 def new_cache(
-    layer_M: npt.NDArray[np.int64],
-    bytes_M: npt.NDArray[np.int64],
-    units_M: npt.NDArray[np.int64],
-    group_M: npt.NDArray[np.int64],
-    budget_G: npt.NDArray[np.int64],
-    num_rows: int,
-) -> tuple[Features, Experts, Groups, Residents, CountTable]:
+    layer_M: I64, bytes_M: I64, units_M: I64, group_M: I64, budget_G: I64, num_rows: int
+) -> tuple[F64, I64, I64, I32, I64]:
     """The tables of an empty cache."""
     num_groups, num_experts = len(budget_G), len(group_M)
     features = np.zeros((NUM_FEATURES, num_experts))
@@ -106,8 +82,8 @@ def new_cache(
 
 
 @compiled()
-def set_scores(features: Features, scores: npt.NDArray[np.float32]) -> None:
-    """Let ranks read a row of a policy's scores."""
+def set_scores(features: F64, scores: F32) -> None:
+    """Make a row of a policy's scores readable for ranks."""
     num_experts = features.shape[1]
     features[SCORE] = scores[:num_experts]
     if len(scores) > num_experts:
@@ -115,8 +91,8 @@ def set_scores(features: Features, scores: npt.NDArray[np.float32]) -> None:
 
 
 @compiled()
-def forget(features: Features, experts: Experts, groups: Groups) -> None:
-    """Empty the cache and its memory."""
+def forget(features: F64, experts: I64, groups: I64) -> None:
+    """Empty the cache and the history of its experts."""
     experts[PLACE] = ABSENT
     experts[PREFETCH_ROW] = DEMANDED
     experts[PRECISION] = ABSENT
@@ -125,22 +101,20 @@ def forget(features: Features, experts: Experts, groups: Groups) -> None:
     features[LAST_USE] = -1
     features[LAST_STEP] = -1
     features[USES] = 0
-    features[WEIGHT : USES_FULL + 1] = 0
+    features[WEIGHT_SUM : USES_FULL + 1] = 0
 
 
 @compiled()
-def count_useless(experts: Experts, counts_RC: CountTable) -> None:
-    """Count the residents that were prefetched and that nothing has used."""
+def count_useless(experts: I64, counts_RC: I64) -> None:
+    """Count the residents that were prefetched and not used."""
     for row in experts[PREFETCH_ROW]:
         if row != DEMANDED:
             counts_RC[row, USELESS] += 1
 
 
 @compiled()
-def admit(
-    features: Features, experts: Experts, groups: Groups, residents: Residents, expert: int, prefetch_row: int
-) -> None:
-    """Take an expert in; `prefetch_row` is the row of counts of the prefetch that brings it, or DEMANDED."""
+def admit(features: F64, experts: I64, groups: I64, residents: I32, expert: int, prefetch_row: int) -> None:
+    """Admit an expert; `prefetch_row` is the row of counts of the prefetch that loads it, or DEMANDED."""
     group = experts[GROUP, expert]
     place = groups[COUNT, group]
     residents[group, place] = expert
@@ -155,15 +129,15 @@ def admit(
 
 @compiled()
 def remove(
-    features: Features,
-    experts: Experts,
-    groups: Groups,
-    residents: Residents,
-    counts_RC: CountTable,
+    features: F64,
+    experts: I64,
+    groups: I64,
+    residents: I32,
+    counts_RC: I64,
     expert: int,
     row: int,
 ) -> None:
-    """Let an expert go."""
+    """Evict an expert."""
     group, place = experts[GROUP, expert], experts[PLACE, expert]
     last = groups[COUNT, group] - 1
     moved = residents[group, last]
@@ -184,50 +158,50 @@ def remove(
 @compiled()
 def make_room(
     rank: Any,
-    features: Features,
-    experts: Experts,
-    groups: Groups,
-    residents: Residents,
-    counts_RC: CountTable,
+    features: F64,
+    experts: I64,
+    groups: I64,
+    residents: I32,
+    counts_RC: I64,
     group: int,
     limit: int,
     stamp: int,
     at: At,
 ) -> None:
-    """Let the lowest ranks leave until the group uses at most `limit`, or only protected ones are left."""
+    """Evict the lowest ranks until the group uses at most `limit`, or only protected experts remain."""
     if groups[USED, group] <= limit:
         return
     rank(features, residents[group, : groups[COUNT, group]], at[0], at[1], at[2])
-    # ranks do not change while one leaves after another
+    # ranks do not change between evictions
     while groups[USED, group] > limit:
-        leaves, lowest = -1, np.inf
+        victim, lowest = -1, np.inf
         for place in range(groups[COUNT, group]):
             value = features[RANKS, place]
             if value <= lowest:
                 expert = residents[group, place]
                 if experts[PROTECTED, expert] < stamp and (
-                    value < lowest or _goes_before(features, expert, residents[group, leaves])
+                    value < lowest or _goes_before(features, expert, residents[group, victim])
                 ):
-                    leaves, lowest = place, value
-        if leaves < 0:
+                    victim, lowest = place, value
+        if victim < 0:
             return
-        remove(features, experts, groups, residents, counts_RC, residents[group, leaves], at[3])
+        remove(features, experts, groups, residents, counts_RC, residents[group, victim], at[3])
 
 
 @compiled()
-def _goes_before(features: Features, expert: int, other: int) -> bool:
-    """Between two of equal rank: the less recently used, and of two that nothing has used yet the lower id."""
+def _goes_before(features: F64, expert: int, other: int) -> bool:
+    """Of two experts of equal rank: the less recently used, and of two that have not been used yet the lower id."""
     mine, theirs = features[LAST_USE, expert], features[LAST_USE, other]
     return bool(mine < theirs or (mine == theirs and expert < other))
 
 
 @compiled()
 def use(
-    features: Features,
-    experts: Experts,
-    groups: Groups,
-    residents: Residents,
-    counts_RC: CountTable,
+    features: F64,
+    experts: I64,
+    groups: I64,
+    residents: I32,
+    counts_RC: I64,
     expert: int,
     now: int,
     step: int,

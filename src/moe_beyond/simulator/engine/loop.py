@@ -15,7 +15,8 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Prefetches
 from moe_beyond.simulator.engine.prepared import Prepared
 from moe_beyond.simulator.engine.results import Replay
-from moe_beyond.simulator.engine.usage import as_wanted
+from moe_beyond.simulator.engine.usage import full_precision
+from moe_beyond.simulator.jit import F64, I32
 from moe_beyond.simulator.schedule.prefetches import before
 
 
@@ -31,17 +32,17 @@ class Times:
         dense_N: What else an event computes, ahead of its router's choice.
     """
 
-    transfer_VM: npt.NDArray[np.float64]
-    read_VM: npt.NDArray[np.float64]
-    token_step_N: npt.NDArray[np.float64]
-    layer_step_N: npt.NDArray[np.float64]
-    dense_N: npt.NDArray[np.float64]
+    transfer_VM: F64
+    read_VM: F64
+    token_step_N: F64
+    layer_step_N: F64
+    dense_N: F64
 
     @classmethod
     def none(cls, prepared: Prepared) -> Times:
         """Loading takes no time, and there is some ahead of every event to load in."""
-        still_VM, still_N = np.zeros(prepared.size_VM.shape), np.zeros(prepared.events.num_events)
-        return cls(still_VM, still_VM, still_N, still_N, np.ones_like(still_N))
+        none_VM, none_N = np.zeros(prepared.size_VM.shape), np.zeros(prepared.events.num_events)
+        return cls(none_VM, none_VM, none_N, none_N, np.ones_like(none_N))
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,25 @@ class Run:
         replay: Its counts.
         time_N: Milliseconds of each event.
         stall_N: The part of it in which the processor waited for the link.
-        outcome_A: What became of each access, a number of `usage`.
-        evictions_N: Experts that left in each event; not those of a cache that was emptied before it.
+        outcome_A: Outcome of each access, a number of `usage`.
+        evictions_N: Evictions of each event; not those of a cache that was emptied before it.
         wasted_N: Those of them that had been prefetched and were not used.
     """
 
     replay: Replay
-    time_N: npt.NDArray[np.float64]
-    stall_N: npt.NDArray[np.float64]
+    time_N: F64
+    stall_N: F64
     outcome_A: npt.NDArray[np.int8]
-    evictions_N: npt.NDArray[np.int32]
-    wasted_N: npt.NDArray[np.int32]
+    evictions_N: I32
+    wasted_N: I32
 
 
 def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times, *, overrun: bool = False) -> Run:
     """Replay a trace through one cache beside a link and a processor.
 
     Args:
-        prepared: The policy and what it knows.
-        prefetches: What it asks for ahead, and from when.
+        prepared: The policy with what it computed from the trace.
+        prefetches: Its requests.
         budget: How much the cache holds.
         times: How long everything takes.
         overrun: As for `replay.replay`.
@@ -78,15 +79,15 @@ def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times
     policy, events = prepared.policy, prepared.events
     units_VM, budget_G = prepared.units(budget)
     demand = policy.demand
-    counts_RC, given_up_RW, misses_N, time_N, stall_N, outcome_A, evictions_N, wasted_N = timed_kernel.timed_replay(
+    counts_RC, weight_lost_RW, misses_N, time_N, stall_N, outcome_A, evictions_N, wasted_N = timed_kernel.timed_replay(
         policy.rank,
         policy.bypass,
         overrun,
         *prepared.common,
-        prepared.weight_VM,
-        demand or as_wanted,
+        prepared.bytes_VM,
+        demand or full_precision,
         events.is_decode_S[events.step_N] & (demand is not None),
-        np.zeros(0, np.float32) if events.shares_A is None or not prepared.needs_the_general_loop else events.shares_A,
+        np.zeros(0, np.float32) if events.shares_A is None or not prepared.needs_general_loop else events.shares_A,
         np.searchsorted(prefetches.known_Q, np.arange(2 * events.num_events + 1)),
         prefetches.target_Q,
         prefetches.offsets_Q,
@@ -102,18 +103,18 @@ def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times
         times.layer_step_N,
         times.dense_N,
     )
-    replay = prepared.result(budget, counts_RC, given_up_RW, misses_N)
+    replay = prepared.result(budget, counts_RC, weight_lost_RW, misses_N)
     return Run(replay, time_N, stall_N, outcome_A, evictions_N, wasted_N)
 
 
 def just_in_time(prepared: Prepared) -> Prefetches:
-    """Of all asks for an event the last one, at the moment before it."""
-    asks = prepared.prefetches
-    return Prefetches.ask(
+    """Of all requests for an event the last one, at the moment before it."""
+    requests = prepared.prefetches
+    return Prefetches.from_requests(
         prepared.events,
-        before(asks.target_Q),
-        asks.target_Q,
-        np.diff(asks.offsets_Q),
-        asks.experts_X,
-        priorities_X=asks.priorities_X,
+        before(requests.target_Q),
+        requests.target_Q,
+        np.diff(requests.offsets_Q),
+        requests.experts_X,
+        priorities_X=requests.priorities_X,
     )

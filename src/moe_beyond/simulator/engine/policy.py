@@ -1,23 +1,21 @@
-"""The one interface of cache policies: who leaves, who is fetched ahead, what is done without, and who knows what when.
+"""The one interface of cache policies: what is evicted, prefetched, skipped or replaced, and from what is known when.
 
-A policy never counts and never touches residency: the replay does. It ranks experts; whoever ranks lowest leaves first.
-It asks for prefetches with the moment from which it knows, and it may do with less than the router wants, for which the
-replay counts what it gave up.
+A policy never counts and never changes the cache: the replay does. It ranks experts, and the expert with the lowest
+rank is evicted first. Its prefetch requests carry the moment from which they are known. It may use less than the router
+chose, for which the replay counts the router weight that was lost.
 
-Shape suffixes: N events, A accesses, M experts of the model, S steps, L MoE layers, E routed experts in a layer,
-I members of an event, Q asks, F features.
+Shape suffixes: N events, A accesses, M experts of the model, S steps, L MoE layers, I members of an event, F features.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import Prefetches
 from moe_beyond.traces.schema import TraceMetadata
@@ -30,7 +28,7 @@ LAST_USE = 0
 LAST_STEP = 1
 """Step of the last use; -1 before the first."""
 USES = 2
-"""Uses so far, kept when the expert leaves."""
+"""Uses so far, kept after an eviction."""
 USES_RESIDENT = 3
 """Uses since the expert was last admitted."""
 ADMITTED = 4
@@ -38,85 +36,76 @@ ADMITTED = 4
 NEXT_USE = 5
 """Event of the next use: only bounds may read it."""
 SCORE = 6
-"""What the policy's own `scores_SM` says in this step; while its token step takes time, still in the step before."""
+"""The policy's own `scores_SM` in this step; while its token step takes time, still of the step before."""
 LAYER = 7
 """Index of the expert's layer."""
 SECOND_SCORE = 8
-"""What the second half of a row of `scores_SM` says, where rows have two."""
+"""The second half of a row of `scores_SM`, where rows have two."""
 RANKS = 9
 """Where a rank function writes: of the i-th resident that it is given, at place i."""
-WEIGHT = 10
-"""Share of the router's weight at the last use; 0 before. Kept only for policies that need weights."""
-WEIGHT_SUM = 11
-"""Sum of those shares over all uses. Kept only for policies that need weights."""
-USES_FULL = 12
-"""Uses at full precision, kept when the expert leaves. Kept only for policies that need weights."""
-NUM_FEATURES = 13
+WEIGHT_SUM = 10
+"""Sum of the expert's shares of the router weight over all uses. Kept only for policies that need weights."""
+USES_FULL = 11
+"""Uses at full precision, kept after an eviction. Kept only for policies that need weights."""
+NUM_FEATURES = 12
 
-Rank = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int32], int, int, int], None]
+Rank = Callable[[F64, I32, int, int, int], None]
 """`rank(features_FM, residents, now, step, layer)`, compiled with `jit.RANK`, writes a rank for each resident into
-RANKS: the lowest leaves first, and none is infinite. All at once, because a call for each would cost the most.
+RANKS: the lowest is evicted first, and none is infinite. All at once, because a call for each would cost the most.
 
-`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1; `step` is that
-of the event, `layer` the last in it whose router has chosen, -1 before the first: what is fetched ahead of a layer must
-not push out that layer's residents as if their turn had passed. Ties leave least recently used first, then by lower id.
+`now` is the access that comes next, so that `now - LAST_USE` is an age of at least 1; `step` is that of the event,
+`layer` the last in it whose router has chosen, -1 before the first: a prefetch for a layer must not evict that layer's
+residents as if the layer had run. Of equal ranks the least recently used is evicted first, then the lower id.
 """
 
 # What a demand function writes for a member of an event.
 SKIP = -1
-"""Nothing: its share of the output is given up."""
+"""The expert is not computed: its share of the output is lost."""
 FULL = -2
 """The expert at full precision. One precision lower is FULL - 1, and so on: the expert at that precision or a better
 one, whichever is resident, and where neither is, it is loaded at that one."""
 
-Demand = Callable[
-    [
-        npt.NDArray[np.float64],
-        npt.NDArray[np.int64],
-        npt.NDArray[np.int32],
-        npt.NDArray[np.float32],
-        int,
-        int,
-        npt.NDArray[np.int64],
-    ],
-    None,
-]
+Demand = Callable[[F64, I64, I32, F32, int, int, I64], None]
 """`demand(features_FM, precision_M, members_I, shares_I, step, layer, actions_I)`, compiled with `jit.DEMAND`.
 
-Called when a decoded token's router has chosen, before anything of the event is loaded; a batched prefill gets what its
-router wants. `precision_M` says at which precision each expert is resident, 0 the full one, or -1 where it is absent;
+Called when a decoded token's router has chosen, before anything of the event is loaded; a batched prefill uses what its
+router chose. `precision_M` is the precision at which each expert is resident, 0 the full one, or -1 where it is absent;
 `shares_I` are the members' shares of the layer's router weight, which sum to 1. It writes for each member SKIP, FULL,
-FULL - precision, or the id of a resident expert of the layer that stands in for it; an id that is not resident, or is
-itself used by the event or twice, counts as SKIP.
+FULL - precision, or the id of a resident expert of the layer that replaces it; an id that is not resident, or is itself
+used by the event or twice, counts as SKIP.
 """
 
 
 @dataclass(frozen=True)
 class ChangedDemand:
-    """What a policy decides ahead of the replay to do without: fewer experts a token, experts pruned, fewer bits.
+    """What a policy changes ahead of the replay: fewer experts a token, experts pruned, fewer bits.
 
     Attributes:
-        keep_A: bool; accesses that remain. The others are given up.
-        bytes_share_M: float64; bytes of each expert as a share of the traced ones. Below 1 its weight counts as given
-            up to low precision.
+        keep_A: bool; accesses that remain. The others are skipped.
+        bytes_share_M: float64; bytes of each expert as a share of the traced ones. Below 1 its weight counts as lost
+            to low precision.
     """
 
-    keep_A: npt.NDArray[np.bool_]
-    bytes_share_M: npt.NDArray[np.float64]
+    keep_A: Bools
+    bytes_share_M: F64
 
     @classmethod
     def none(cls, events: Events) -> ChangedDemand:
-        """All that the router wants, as it was traced."""
+        """All that the router chose, as it was traced."""
         return cls(np.ones(events.num_accesses, bool), np.ones(events.metadata.num_model_experts))
 
 
-class Policy(ABC):
-    """What to keep, what to fetch before it is asked for, and what to do without."""
+class Policy:
+    """What to keep, what to prefetch, and what to skip or replace."""
 
     name: str
     """Name in tables and on the command line."""
     title: str
     """Name for people."""
+    rank: Rank
+    """The compiled rank function; a class wraps it in `staticmethod`."""
+    demand: Demand | None = None
+    """The compiled demand function of a lossy policy; None: what the router chose is computed."""
     per_layer: bool = False
     """True where each layer has a budget of its own, so that layers do not evict each other's experts."""
     bypass: bool = False
@@ -138,10 +127,10 @@ class Policy(ABC):
     """Milliseconds on one thread that are charged for its predictor after the router of every layer but the last."""
 
     lookahead: int | None = None
-    """For how many layers beyond the present one its prefetches may start; None: as the workload says."""
+    """For how many layers beyond the present one its prefetches may start; None: that of the workload."""
 
     needs_weights: bool = False
-    """True where it reads router weights: by WEIGHT, WEIGHT_SUM, USES_FULL, or as a demand function."""
+    """True where it reads router weights: by WEIGHT_SUM, USES_FULL, or in a demand function."""
 
     decides_by_token: bool = False
     """True where its changed demand is decided for each token, so that it has no meaning for several at once."""
@@ -149,17 +138,12 @@ class Policy(ABC):
     precisions: tuple[float, ...] = (1.0,)
     """Bytes of an expert at each precision as shares of the traced ones, falling; the first is the full one."""
 
-    @property
-    @abstractmethod
-    def rank(self) -> Rank:
-        """The compiled rank function."""
-
-    def layer_weights_L(self, num_layers: int) -> npt.NDArray[np.float64] | None:
+    def layer_weights_L(self, num_layers: int) -> F64 | None:
         """In which proportion the layers share the cache, where each has a budget of its own; None: alike."""
         return None
 
     def budget(self, meta: TraceMetadata, capacity_experts: int) -> Budget:
-        """A cache of so many slots as the policy deals them out.
+        """A cache of so many slots as the policy divides them.
 
         Raises:
             InputError: As `Budget.slots`.
@@ -170,19 +154,18 @@ class Policy(ABC):
         return Budget.weighted(meta, capacity_experts, weights_L)
 
     def most_experts(self, meta: TraceMetadata) -> int | None:
-        """Experts that it holds at most, however large the cache is; None: as many as fit."""
-        return None
-
-    @property
-    def demand(self) -> Demand | None:
-        """The compiled demand function of a lossy policy; None: what the router wants is done."""
+        """Experts that it keeps at most, however large the cache is; None: as many as fit."""
         return None
 
     def changed_demand(self, events: Events) -> ChangedDemand | None:
-        """What it does without, decided ahead of the replay; None: nothing."""
+        """What it skips or shrinks, decided ahead of the replay; None: nothing."""
         return None
 
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def is_lossy(self, events: Events) -> bool:
+        """Whether the model's outputs are not its own: experts are skipped or replaced, or another router is needed."""
+        return self.needs_another_router or self.demand is not None or self.changed_demand(events) is not None
+
+    def scores_SM(self, events: Events) -> F32:
         """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row.
 
         A row has a value an expert, or two: first those of SCORE, then those of SECOND_SCORE.
@@ -190,7 +173,7 @@ class Policy(ABC):
         return np.zeros((0, events.metadata.num_model_experts), np.float32)
 
     def prefetches(self, events: Events) -> Prefetches:
-        """What to fetch ahead, and from when that is known."""
+        """What to prefetch, and from when that is known."""
         return Prefetches.none()
 
 

@@ -22,11 +22,11 @@ def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = 
     """Replay events through a cache that starts empty.
 
     Args:
-        events: What is asked for.
-        policy: Who leaves and what is fetched ahead.
+        events: The accesses.
+        policy: What is evicted and prefetched.
         budget: How much the cache holds.
         keep_warm: Keep cache and counts from one prompt to the next; otherwise every prompt starts empty.
-        overrun: An event that alone wants more than the budget keeps it all until the next event, as engines do that
+        overrun: An event that alone uses more than the budget keeps it all until the next event, as engines do that
             never evict what they have just used. Off, a budget is a budget, which bounds and comparisons need.
 
     Returns:
@@ -38,14 +38,14 @@ def replay(events: Events, policy: Policy, budget: Budget, *, keep_warm: bool = 
 def sweep(
     events: Events, policy: Policy, budgets: Sequence[Budget], *, keep_warm: bool = True, overrun: bool = False
 ) -> list[Replay]:
-    """Replay the same events through a cache of each budget; what the policy foresees is worked out once."""
+    """Replay the same events through a cache of each budget; what the policy decides ahead is computed once."""
     return sweep_prepared(prepare(events, policy, keep_warm=keep_warm), budgets, overrun=overrun)
 
 
 def sweep_prepared(prepared: Prepared, budgets: Sequence[Budget], *, overrun: bool = False) -> list[Replay]:
-    """The same for what a policy has said already."""
+    """The same for a policy that `prepare` has run already."""
     events, policy = prepared.events, prepared.policy
-    if prepared.needs_the_general_loop:
+    if prepared.needs_general_loop:
         prefetches, times = just_in_time(prepared), Times.none(prepared)
         return in_threads(lambda budget: run(prepared, prefetches, budget, times, overrun=overrun).replay, budgets)
     offsets_N, experts = prepared.prefetches.just_in_time(events.num_events)
@@ -59,7 +59,7 @@ def sweep_prepared(prepared: Prepared, budgets: Sequence[Budget], *, overrun: bo
             *prepared.common,
             offsets_N,
             experts,
-            prepared.weight_VM[0],
+            prepared.bytes_VM[0],
             units_VM[0],
             budget.group_M,
             budget_G,

@@ -1,6 +1,6 @@
 """What a replay counted. Counts are stored, ratios are properties.
 
-Shape suffixes: P prompts, F phases (0 prefill, 1 decode), C counters, W ways of giving up router weight.
+Shape suffixes: P prompts, F phases (0 prefill, 1 decode), C counters, W ways of losing router weight.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.intervals import Ratio
 from moe_beyond.simulator.engine import cache
+from moe_beyond.simulator.jit import F64, I32, I64
 
 MIB = 2**20
 
@@ -20,13 +20,14 @@ MIB = 2**20
 class Counts:
     """Sums over some accesses: of all prompts, one prompt, one phase.
 
-    A prefetch is useful when something used the expert before it left, useless when nothing did. Bytes moved are those
-    of misses and of prefetches, useful or not.
+    A prefetch is useful if the expert was used before it was evicted, else useless. Bytes moved are those of misses and
+    of prefetches, useful or not.
 
-    Router weight that was given up is counted in tokens of the whole model: 1 is all that one token's routers weigh.
-    It went to experts that were skipped, to others that stood in for them, or to a lower precision.
+    Lost router weight is counted in tokens of the whole model: 1 is the sum of one token's router weights. It belonged
+    to experts that were skipped, replaced by others, or computed at a lower precision.
     """
 
+    tokens: int
     accesses: int
     hits: int
     compulsory_misses: int
@@ -36,13 +37,12 @@ class Counts:
     prefetches_useless: int
     demand_bytes: int
     prefetch_bytes: int
-    tokens: int
-    skipped: int = 0
-    substituted: int = 0
-    low_precision_loads: int = 0
-    weight_skipped: float = 0.0
-    weight_substituted: float = 0.0
-    weight_low_precision: float = 0.0
+    skipped: int
+    substituted: int
+    low_precision_loads: int
+    weight_skipped: float
+    weight_substituted: float
+    weight_low_precision: float
 
     @property
     def misses(self) -> int:
@@ -52,8 +52,8 @@ class Counts:
     @property
     def mass_given_up(self) -> float:
         """Share of the router's weight that no expert of its choice computed at full precision; 0 where lossless."""
-        given_up = self.weight_skipped + self.weight_substituted + self.weight_low_precision
-        return given_up / self.tokens if self.tokens else 0.0
+        weight_lost = self.weight_skipped + self.weight_substituted + self.weight_low_precision
+        return weight_lost / self.tokens if self.tokens else 0.0
 
     @property
     def loads(self) -> int:
@@ -91,15 +91,15 @@ class Replay:
         counts_PFC: int64, counters of `cache` per prompt and phase.
         tokens_PF: int64, tokens per prompt and phase.
         misses_N: int32, misses of each event.
-        given_up_PFW: float64, router weight given up, in tokens; columns of `usage`.
+        weight_lost_PFW: float64, router weight lost, in tokens; columns of `usage`.
     """
 
     policy: str
     capacity_experts: int
-    counts_PFC: npt.NDArray[np.int64]
-    tokens_PF: npt.NDArray[np.int64]
-    misses_N: npt.NDArray[np.int32]
-    given_up_PFW: npt.NDArray[np.float64]
+    counts_PFC: I64
+    tokens_PF: I64
+    misses_N: I32
+    weight_lost_PFW: F64
 
     @property
     def total(self) -> Counts:
@@ -122,33 +122,17 @@ class Replay:
         return Ratio(self.hits_P, self.accesses_P)
 
     @property
-    def hits_P(self) -> npt.NDArray[np.int64]:
+    def hits_P(self) -> I64:
         """Hits of each prompt, both phases."""
         return np.asarray(self.counts_PFC[..., cache.HITS].sum(axis=1))
 
     @property
-    def accesses_P(self) -> npt.NDArray[np.int64]:
+    def accesses_P(self) -> I64:
         """Accesses of each prompt, both phases."""
         return np.asarray(self.counts_PFC[..., cache.ACCESSES].sum(axis=1))
 
     def _sum(self, phases: slice) -> Counts:
-        column = self.counts_PFC[:, phases].sum(axis=(0, 1)).tolist()
-        skipped, substituted, low_precision = self.given_up_PFW[:, phases].sum(axis=(0, 1)).tolist()
-        return Counts(
-            accesses=column[cache.ACCESSES],
-            hits=column[cache.HITS],
-            compulsory_misses=column[cache.COMPULSORY],
-            evictions=column[cache.EVICTIONS],
-            prefetches=column[cache.PREFETCHES],
-            prefetches_useful=column[cache.USEFUL],
-            prefetches_useless=column[cache.USELESS],
-            demand_bytes=column[cache.DEMAND_BYTES],
-            prefetch_bytes=column[cache.PREFETCH_BYTES],
-            tokens=int(self.tokens_PF[:, phases].sum()),
-            skipped=column[cache.SKIPPED],
-            substituted=column[cache.SUBSTITUTED],
-            low_precision_loads=column[cache.LOW_LOADS],
-            weight_skipped=skipped,
-            weight_substituted=substituted,
-            weight_low_precision=low_precision,
-        )
+        # both arrays have their columns in the order of the fields
+        counters = self.counts_PFC[:, phases].sum(axis=(0, 1)).tolist()
+        weights = self.weight_lost_PFW[:, phases].sum(axis=(0, 1)).tolist()
+        return Counts(int(self.tokens_PF[:, phases].sum()), *counters, *weights)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.devices.device import MILLISECONDS, Device
 from moe_beyond.devices.workload import Workload
@@ -26,6 +25,7 @@ from moe_beyond.simulator.engine.prepared import Prepared, prepare
 from moe_beyond.simulator.engine.replay import in_threads
 from moe_beyond.simulator.engine.results import MIB, Replay
 from moe_beyond.simulator.engine.usage import LATE
+from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.simulator.schedule.events import Events
 
 _DECODE = 1
@@ -35,8 +35,8 @@ _DECODE = 1
 class TimedReplay:
     """One policy at one capacity over one trace on one device.
 
-    Ratios are those of decoded tokens. A hit is an expert that is there when its layer asks for it: one whose prefetch
-    is still under way is waited for, and is none.
+    Ratios are those of decoded tokens. A hit is an expert that is there when its layer needs it: one whose prefetch
+    is still under way is waited for, and is a miss.
 
     Attributes:
         device: Where it ran.
@@ -54,14 +54,14 @@ class TimedReplay:
     token_step_ms: float
     layer_step_ms: float
     replay: Replay
-    late_PF: npt.NDArray[np.int64]
-    step_ms_S: npt.NDArray[np.float64]
-    stall_ms_S: npt.NDArray[np.float64]
+    late_PF: I64
+    step_ms_S: F64
+    stall_ms_S: F64
     events: Events
     expert_bytes_scale: float
 
     @property
-    def tokens_P(self) -> npt.NDArray[np.int64]:
+    def tokens_P(self) -> I64:
         """Decoded tokens of each prompt."""
         return np.asarray(self.replay.tokens_PF[:, _DECODE])
 
@@ -127,8 +127,8 @@ def timed_replay(
     """Replay a trace with a clock.
 
     Args:
-        events: What is wanted.
-        policy: Who leaves and what is prefetched.
+        events: The accesses.
+        policy: What is evicted and prefetched.
         budget: How much the cache holds.
         device: Link and processor.
         workload: What there is to move and to compute.
@@ -140,13 +140,12 @@ def timed_replay(
 def timed_sweep(
     prepared: Prepared, budgets: Sequence[Budget], devices: Sequence[Device], workload: Workload
 ) -> list[TimedReplay]:
-    """Replay what a policy has said already on each device and at each budget, devices first."""
+    """Replay a prepared policy on each device and at each budget, devices first."""
 
     def one(device: Device, budget: Budget) -> TimedReplay:
         done = timed_run(prepared, budget, device, workload)
         events = prepared.events
-        row_A = events.row_A if len(events.row_A) else np.repeat(events.row_N, np.diff(events.offsets_N))
-        late_R = np.bincount(row_A[done.outcome_A == LATE], minlength=2 * events.num_prompts)
+        late_R = np.bincount(events.row_A[done.outcome_A == LATE], minlength=2 * events.num_prompts)
         return _timed(prepared, device, workload, done.replay, done.time_N, done.stall_N, late_R.reshape(-1, 2))
 
     pairs = list(product(devices, budgets))
@@ -179,7 +178,7 @@ def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload:
     """The time of a replay that prefetched nothing: computing, and one load after another. No second replay.
 
     Args:
-        prepared: The policy; it gives nothing up.
+        prepared: The policy; a lossless one.
         replay: What it missed.
         device: Link and processor.
         workload: What there is to move and to compute.
@@ -196,13 +195,7 @@ def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload:
 
 
 def _timed(  # noqa: PLR0917 - all of it is the result
-    prepared: Prepared,
-    device: Device,
-    workload: Workload,
-    counted: Replay,
-    time_N: npt.NDArray[np.float64],
-    stall_N: npt.NDArray[np.float64],
-    late_PF: npt.NDArray[np.int64],
+    prepared: Prepared, device: Device, workload: Workload, counted: Replay, time_N: F64, stall_N: F64, late_PF: I64
 ) -> TimedReplay:
     events, policy = prepared.events, prepared.policy
     return TimedReplay(
@@ -218,20 +211,20 @@ def _timed(  # noqa: PLR0917 - all of it is the result
     )
 
 
-def _token_step_N(events: Events) -> npt.NDArray[np.float64]:
+def _token_step_N(events: Events) -> F64:
     """1 for the first event of each decode step, ahead of which the token step runs."""
     first_N = np.ones(events.num_events)
     first_N[1:] = events.step_N[1:] != events.step_N[:-1]
     return first_N * events.is_decode_S[events.step_N]
 
 
-def _layer_step_N(events: Events) -> npt.NDArray[np.float64]:
+def _layer_step_N(events: Events) -> F64:
     """1 for each decoded layer that others of its token follow: between router and experts the layer step runs."""
     followed_N = np.append(events.step_N[1:] == events.step_N[:-1], [False])
     return np.asarray(followed_N & events.is_decode_S[events.step_N], np.float64)
 
 
-def _by_step(events: Events, values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _by_step(events: Events, values_N: F64) -> F64:
     sums_S = np.zeros(events.num_steps)
     np.add.at(sums_S, events.step_N, values_N)
     return sums_S

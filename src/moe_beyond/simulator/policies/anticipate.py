@@ -1,9 +1,9 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""Ours: whoever is expected to be wanted last leaves first, by what the predictor says of the token under way.
+"""Ours: the expert with the longest expected time until its next use is evicted, by the present token's prediction.
 
-The predictor answers for all layers before a token's first one, so experts of the layers still to come are known with
+The predictor predicts all layers before a token's first one, so experts of the layers still to come are known with
 some probability. Of the layers that have passed, the next use lies in the next token at the earliest; its probability
-is the expert's rate, moved some way towards what this token's was. Where that chance fails, the wait is the rate's.
+is the expert's rate, moved some way towards what this token's was. If it is not used then, the wait is the rate's.
 
 The rate starts from the popularity in the training split at each prompt, and follows what the prompt uses. Popularity
 alone does well on a stand-in model whose routing is lexical, and loses to LRU on real traces, which have locality.
@@ -16,15 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, Rank, sentence
-from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, sentence
+from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.schedule.events import Events
 
 PERSISTENCE = 0.3
-"""How far this token's probability says what the next token's will be."""
+"""How far this token's probability carries over to the next token."""
 MEMORY = 0.06
 """Weight of the latest token in an expert's rate: a memory of some sixteen tokens."""
 # both were chosen on validation prompts of the default and on training prompts of the paper's traces, on no test
@@ -33,9 +32,7 @@ _RAREST = 1e-3
 
 
 @compiled(RANK)
-def expected_wait(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
+def expected_wait(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by the layers until the expected next use, negated: the longest wait is lowest."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
     for place, expert in enumerate(residents):
@@ -52,14 +49,8 @@ def expected_wait(
 
 @compiled()
 def local_rates(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    step_N: npt.NDArray[np.int32],
-    prompt_S: npt.NDArray[np.int32],
-    tokens_S: npt.NDArray[np.int64],
-    popularity_M: npt.NDArray[np.float32],
-    top_k: int,
-) -> npt.NDArray[np.float32]:
+    members_A: I32, offsets_N: I64, step_N: I32, prompt_S: I32, tokens_S: I64, popularity_M: F32, top_k: int
+) -> F32:
     """How often a token uses each expert, as known ahead of each step: float32 [S, M].
 
     A step of several tokens counts as that many; each expert of its union is taken to be used equally often.
@@ -95,10 +86,11 @@ class Anticipate(Policy):
     """
 
     predictor: str = field()
-    probabilities_TLE: npt.NDArray[np.float32]
-    popularity_LE: npt.NDArray[np.float32]
+    probabilities_TLE: F32
+    popularity_LE: F32
     bypass: bool = True
     token_step_ms: float = 0.0
+    rank = staticmethod(expected_wait)
 
     @property
     @override
@@ -110,13 +102,8 @@ class Anticipate(Policy):
     def title(self) -> str:  # type: ignore[override]
         return f"{sentence(self.predictor)}: eviction" + ("" if self.bypass else ", forced admission")
 
-    @property
     @override
-    def rank(self) -> Rank:
-        return expected_wait
-
-    @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         decode_S = events.is_decode_S
         tokens_S = np.where(decode_S, 1, events.num_tokens_S)
         rates_SM = local_rates(

@@ -1,9 +1,9 @@
 """Adaptive replacement within each layer, as a rank (ARC: Megiddo and Modha, FAST 2003).
 
-ARC keeps those seen once apart from those seen again, remembers whom it let go of either, and moves the border between
-them towards the side whose ghosts are asked for. A rank function is called whenever somebody must leave, so that is
-when it catches up with what has come and gone; its lists live in the two score rows, which nobody else writes. For one
-expert an event it is ARC to the letter; where an event brings several, they arrive together.
+ARC keeps experts seen once apart from those seen again, remembers recent evictions of both as ghosts, and moves the
+border between them towards the side whose ghosts are used again. A rank function is called whenever there must be an
+eviction, so that is when it updates its lists by what was admitted and evicted; they are kept in the two score rows,
+which nothing else writes. For one expert an event it is ARC exactly; of an event with several, all arrive together.
 
 Shape suffixes: F features, M experts of the model, E routed experts in a layer.
 """
@@ -11,7 +11,6 @@ Shape suffixes: F features, M experts of the model, E routed experts in a layer.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.simulator.engine.policy import (
     LAST_STEP,
@@ -23,7 +22,7 @@ from moe_beyond.simulator.engine.policy import (
     USES,
     USES_RESIDENT,
 )
-from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.jit import F64, I32, RANK, Bools, compiled
 
 # SCORE holds an expert's list; at a layer's first two experts also, in multiples of _FIELD, the border (how many seen
 # once may stay, in parts) and how many fit. SECOND_SCORE holds the last use as of the latest call, by which ghosts age.
@@ -36,28 +35,28 @@ _LIST = 4503599627370496.0
 
 
 @compiled()
-def _list_of(features_FM: npt.NDArray[np.float64], expert: int) -> float:
+def _list_of(features_FM: F64, expert: int) -> float:
     # much faster than a remainder
     return float(features_FM[SCORE, expert] - _FIELD * np.floor(features_FM[SCORE, expert] / _FIELD))
 
 
 @compiled()
-def _move(features_FM: npt.NDArray[np.float64], expert: int, to: float) -> None:
+def _move(features_FM: F64, expert: int, to: float) -> None:
     features_FM[SCORE, expert] += to - _list_of(features_FM, expert)
 
 
 @compiled()
-def _remembered(features_FM: npt.NDArray[np.float64], expert: int) -> float:
+def _remembered(features_FM: F64, expert: int) -> float:
     return float(np.floor(features_FM[SCORE, expert] / _FIELD))
 
 
 @compiled()
-def _remember(features_FM: npt.NDArray[np.float64], expert: int, value: float) -> None:
+def _remember(features_FM: F64, expert: int, value: float) -> None:
     features_FM[SCORE, expert] = value * _FIELD + _list_of(features_FM, expert)
 
 
 @compiled()
-def _count(features_FM: npt.NDArray[np.float64], base: int, num_experts: int, which: float) -> int:
+def _count(features_FM: F64, base: int, num_experts: int, which: float) -> int:
     count = 0
     for expert in range(base, base + num_experts):
         count += _list_of(features_FM, expert) == which
@@ -65,8 +64,8 @@ def _count(features_FM: npt.NDArray[np.float64], base: int, num_experts: int, wh
 
 
 @compiled()
-def _see_who_left(features_FM: npt.NDArray[np.float64], is_resident_E: npt.NDArray[np.bool_], base: int) -> None:
-    """Make ghosts of those that have left, also of those that have come back since."""
+def _note_evictions(features_FM: F64, is_resident_E: Bools, base: int) -> None:
+    """Make ghosts of what was evicted, also of what has been loaded again since."""
     for e in range(len(is_resident_E)):
         expert = base + e
         which = _list_of(features_FM, expert)
@@ -84,7 +83,7 @@ def _see_who_left(features_FM: npt.NDArray[np.float64], is_resident_E: npt.NDArr
 
 
 @compiled()
-def _forget_ghosts(features_FM: npt.NDArray[np.float64], base: int, num_experts: int, which: float, most: int) -> int:
+def _forget_ghosts(features_FM: F64, base: int, num_experts: int, which: float, most: int) -> int:
     """Of a kind of ghosts remember the latest `most`; returns how many there are."""
     count = _count(features_FM, base, num_experts, which)
     while count > max(most, 0):
@@ -100,10 +99,8 @@ def _forget_ghosts(features_FM: npt.NDArray[np.float64], base: int, num_experts:
 
 
 @compiled()
-def _welcome(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], base: int, capacity: int, ghosts: int
-) -> bool:
-    """Put who has arrived into the lists and move the border; whether a ghost of those seen again was among them.
+def _note_arrivals(features_FM: F64, residents: I32, base: int, capacity: int, ghosts: int) -> bool:
+    """Put arrivals into the lists and move the border; returns whether a ghost of those seen again was among them.
 
     `ghosts` are those of experts seen once.
     """
@@ -129,36 +126,34 @@ def _welcome(
 
 
 @compiled(RANK)
-def adaptive_replacement(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank of ARC: the list that is over its side of the border leaves first, in it the least recently used.
+def adaptive_replacement(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+    """Rank of ARC: the list that is over its side of the border is evicted first, in it the least recently used.
 
-    The residents must be of one layer. Where several leave in one event, the border is the same for all of them. What
-    was fetched ahead and not used yet counts as seen once.
+    The residents must be of one layer. For all evictions of one event the border is the same. What was prefetched and
+    not used yet counts as seen once.
     """
     num_experts = features_FM.shape[1] // int(features_FM[LAYER, features_FM.shape[1] - 1] + 1)
     base = residents[0] // num_experts * num_experts
     is_resident_E = np.zeros(num_experts, np.bool_)
     for expert in residents:
         is_resident_E[expert - base] = True
-    _see_who_left(features_FM, is_resident_E, base)
+    _note_evictions(features_FM, is_resident_E, base)
     arrived, once = 0, 0
     for expert in residents:
         which = _list_of(features_FM, expert)
-        # the lists are still those of the latest call: who was used again since counts as seen once
+        # the lists are still those of the latest call: an expert used again since counts as seen once
         once += which == _ONCE
         arrived += features_FM[USES_RESIDENT, expert] > 0 and which != _ONCE and which != _AGAIN  # noqa: PLR1714 - compiled
     capacity = int(max(_remembered(features_FM, base + 1), len(residents) - arrived))
     _remember(features_FM, base + 1, capacity)
     ghosts = _forget_ghosts(features_FM, base, num_experts, _GHOST_ONCE, capacity - once)
     _forget_ghosts(features_FM, base, num_experts, _GHOST_AGAIN, capacity - ghosts)
-    seen_again = _welcome(features_FM, residents, base, capacity, ghosts)
+    seen_again = _note_arrivals(features_FM, residents, base, capacity, ghosts)
     once = 0
     for expert in residents:
         once += features_FM[LAST_STEP, expert] != step and _list_of(features_FM, expert) != _AGAIN
     border = _remembered(features_FM, base) / PARTS
-    once_leaves = once > 0 and (once > border or (seen_again and once == border))
+    evict_once = once > 0 and (once > border or (seen_again and once == border))
     for place, expert in enumerate(residents):
-        leaves = (_list_of(features_FM, expert) != _AGAIN) == once_leaves
+        leaves = (_list_of(features_FM, expert) != _AGAIN) == evict_once
         features_FM[RANKS, place] = features_FM[LAST_USE, expert] + (0.0 if leaves else _LIST)

@@ -1,9 +1,9 @@
-"""Publications that change what a model asks for, not how its experts are cached: pruned, fewer, or smaller experts.
+"""Publications that change the model's demand, not how its experts are cached: pruned, fewer, or smaller experts.
 
 All keep least recently used in each layer, so that what the change saves stands alone; all are lossy, and the quality
 that they recover by fine-tuning is not in a trace. What they decide from was counted on the training split.
 
-Shape suffixes: V visits, A accesses, T tokens, L MoE layers, K experts per token, E routed experts in a layer,
+Shape suffixes: V passes, A accesses, T tokens, L MoE layers, K experts per token, E routed experts in a layer,
 M = L * E experts of the model.
 """
 
@@ -12,14 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.engine.policy import ChangedDemand, Policy, Rank
+from moe_beyond.simulator.engine.policy import ChangedDemand, Policy
+from moe_beyond.simulator.jit import F32, F64, I64, Bools
+from moe_beyond.simulator.policies.counts import model_wide_TLK
+from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.policies.on_demand import last_use
-from moe_beyond.simulator.policies.visits import Visits, require_shares
 from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.simulator.schedule.shares import shares_TLK
 from moe_beyond.traces.schema import Trace
 
 _PRUNED = 0.25
@@ -29,7 +31,7 @@ _BITS_TRACED = 8
 _NEGLIGIBLE = 0.2
 
 
-def training_shares_TLK(training: Trace, policy: str) -> npt.NDArray[np.float32]:
+def training_shares_TLK(training: Trace, policy: str) -> F32:
     """Weights of the training split as shares of each token and layer, float32.
 
     Raises:
@@ -40,55 +42,44 @@ def training_shares_TLK(training: Trace, policy: str) -> npt.NDArray[np.float32]
             f"policy {policy}: needs router weights, the training trace of {training.metadata.model_id} has none; "
             "record them (extract.weights: true), or choose another policy"
         )
-    weights_TLK = np.asarray(training.weights_TLK, np.float32)
-    return np.asarray(weights_TLK / np.maximum(weights_TLK.sum(axis=2, keepdims=True), np.float32(1e-9)))
+    return shares_TLK(training.weights_TLK)
 
 
-def _significance_M(training: Trace, policy: str) -> npt.NDArray[np.float64]:
+def _significance_M(training: Trace, policy: str) -> F64:
     """Sum of each expert's shares over the training split, float64."""
-    meta = training.metadata
-    base_L1 = np.arange(meta.num_layers, dtype=np.int64)[:, None] * meta.num_experts
-    flat = (training.experts_TLK.astype(np.int64) + base_L1).ravel()
-    weights = training_shares_TLK(training, policy).ravel()
-    return np.asarray(np.bincount(flat, weights, minlength=meta.num_model_experts), np.float64)
+    shares = training_shares_TLK(training, policy).ravel()
+    sums_M = np.bincount(model_wide_TLK(training).ravel(), shares, training.metadata.num_model_experts)
+    return np.asarray(sums_M, np.float64)
 
 
-def place_A(events: Events, policy: str) -> npt.NDArray[np.int64]:
-    """Place of each access among its visit's by weight, 0 for the heaviest; int64."""
-    offsets_V = Visits.of(events).offsets_V
-    visit_A = np.repeat(np.arange(len(offsets_V) - 1), np.diff(offsets_V))
-    order_A = np.lexsort((-require_shares(events, policy), visit_A))
+def place_A(events: Events, policy: str) -> I64:
+    """Place of each access among those of its layer pass by weight, 0 for the heaviest; int64."""
+    offsets_V = LayerPasses.of(events).offsets_V
+    pass_A = np.repeat(np.arange(len(offsets_V) - 1), np.diff(offsets_V))
+    order_A = np.lexsort((-events.require_shares(policy), pass_A))
     place = np.empty(len(order_A), np.int64)
-    place[order_A] = np.arange(len(order_A)) - offsets_V[:-1][visit_A]
+    place[order_A] = np.arange(len(order_A)) - offsets_V[:-1][pass_A]
     return place
-
-
-def _decode_A(events: Events) -> npt.NDArray[np.bool_]:
-    return np.repeat(events.is_decode_S[events.step_N], np.diff(events.offsets_N))
 
 
 class _OverLayerLru(Policy):
     needs_weights = True
     per_layer = True
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return last_use
+    rank = staticmethod(last_use)
 
 
 @dataclass(frozen=True)
 class SeerMoe(_OverLayerLru):
     """A quarter of each layer's experts is pruned, the least heavy hitters (SEER-MoE, arXiv 2404.05089).
 
-    A token that wants a pruned expert goes without; the changed model's router would choose another, which no trace
-    knows. The heaviest expert of an event stays in any case. How much to prune is a choice: a quarter is assumed.
+    A token skips a pruned expert; the changed model's router would choose another, which is in no trace. The heaviest
+    expert of an event stays in any case. How much to prune is a choice: a quarter is assumed.
 
     Attributes:
         is_pruned_M: True for the pruned experts.
     """
 
-    is_pruned_M: npt.NDArray[np.bool_]
+    is_pruned_M: Bools
     name = "seer_moe"
     title = "SEER-MoE"
 
@@ -120,7 +111,7 @@ class Lexi(_OverLayerLru):
         top_k_L: Experts that a token uses in each layer, int64.
     """
 
-    top_k_L: npt.NDArray[np.int64]
+    top_k_L: I64
     name = "lexi"
     title = "LExI"
     decides_by_token = True
@@ -139,8 +130,8 @@ class Lexi(_OverLayerLru):
 
     @override
     def changed_demand(self, events: Events) -> ChangedDemand:
-        layer_A = np.repeat(events.layer_N, np.diff(events.offsets_N))
-        keep_A = (place_A(events, self.name) < self.top_k_L[layer_A]) | ~_decode_A(events)
+        layer_A = events.layer_N[events.event_A]
+        keep_A = (place_A(events, self.name) < self.top_k_L[layer_A]) | ~events.is_decode_A
         return ChangedDemand(keep_A, np.ones(events.metadata.num_model_experts))
 
 
@@ -167,13 +158,13 @@ class Mc(_OverLayerLru):
 
     After the paper, unverified: three, two and one bits for the most significant quarter of a layer's experts, the
     middle half and the last quarter, of eight that are taken to have been traced; an expert is dropped below a fifth of
-    the first one's weight. A batched prefill drops nobody.
+    the first one's weight. A batched prefill drops none.
 
     Attributes:
         bytes_share_M: Bytes of each expert as a share of the traced ones, float64.
     """
 
-    bytes_share_M: npt.NDArray[np.float64]
+    bytes_share_M: F64
     name = "mc"
     title = "MC, fewer bits"
     decides_by_token = True
@@ -193,6 +184,6 @@ class Mc(_OverLayerLru):
 
     @override
     def changed_demand(self, events: Events) -> ChangedDemand:
-        shares_A, offsets_V = require_shares(events, self.name), Visits.of(events).offsets_V
+        shares_A, offsets_V = events.require_shares(self.name), LayerPasses.of(events).offsets_V
         first_A = np.repeat(np.maximum.reduceat(shares_A, offsets_V[:-1]), np.diff(offsets_V))
-        return ChangedDemand((shares_A >= _NEGLIGIBLE * first_A) | ~_decode_A(events), self.bytes_share_M)
+        return ChangedDemand((shares_A >= _NEGLIGIBLE * first_A) | ~events.is_decode_A, self.bytes_share_M)

@@ -1,20 +1,25 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""Count matrices: how often a prompt used each expert of each layer, finished ones and the one under way.
+"""Count matrices: how often each prompt used each expert of each layer, of finished prompts and of the present one.
 
-Shape suffixes: P prompts, S steps, V visits, A accesses, L MoE layers, E routed experts in a layer, M = L * E experts.
+Shape suffixes: P prompts, S steps, A accesses, L MoE layers, E routed experts in a layer, M = L * E experts.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.jit import F32, I32, I64, compiled
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
 
-def finished_PM(trace: Trace) -> npt.NDArray[np.float32]:
+def model_wide_TLK(trace: Trace) -> I32:
+    """Model-wide ids of the experts of a trace, `layer * E + expert`, int32."""
+    base_L1 = np.arange(trace.metadata.num_layers, dtype=np.int32)[:, None] * trace.metadata.num_experts
+    return np.asarray(trace.experts_TLK + base_L1, np.int32)
+
+
+def finished_PM(trace: Trace) -> F32:
     """Uses of each expert by each prompt of a trace, counting tokens: float32 [P, M]."""
     meta = trace.metadata
     prompt_T = np.repeat(np.arange(trace.num_prompts, dtype=np.int64), np.diff(trace.prompt_offsets))
@@ -26,7 +31,7 @@ def finished_PM(trace: Trace) -> npt.NDArray[np.float32]:
     return counts_PM
 
 
-def replayed_PM(events: Events) -> npt.NDArray[np.float32]:
+def replayed_PM(events: Events) -> F32:
     """Accesses of each expert in each prompt of a replay, float32 [P, M]; a batched prefill counts its union once."""
     lengths_N = np.diff(events.offsets_N)
     prompt_A = np.repeat(events.prompt_S[events.step_N], lengths_N).astype(np.int64)
@@ -36,7 +41,7 @@ def replayed_PM(events: Events) -> npt.NDArray[np.float32]:
     return counts.reshape(num_prompts, num_experts).astype(np.float32)
 
 
-def by_layer_share(counts_RM: npt.NDArray[np.float32], num_layers: int) -> npt.NDArray[np.float32]:
+def by_layer_share(counts_RM: F32, num_layers: int) -> F32:
     """Counts as shares of their layer's sum, 0 where a layer has none; same shape, float32."""
     counts_RLE = counts_RM.reshape(len(counts_RM), num_layers, -1)
     sums_RL1 = counts_RLE.sum(axis=2, keepdims=True)
@@ -45,13 +50,8 @@ def by_layer_share(counts_RM: npt.NDArray[np.float32], num_layers: int) -> npt.N
 
 @compiled()
 def shares_so_far(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    step_N: npt.NDArray[np.int32],
-    prompt_S: npt.NDArray[np.int32],
-    num_layers: int,
-    num_model_experts: int,
-) -> npt.NDArray[np.float32]:
+    members_A: I32, offsets_N: I64, step_N: I32, prompt_S: I32, num_layers: int, num_model_experts: int
+) -> F32:
     """The prompt's counts as shares of their layer's sum, as known ahead of each step: float32 [S, M]."""
     shares_SM = np.zeros((len(prompt_S), num_model_experts), np.float32)
     num_experts = num_model_experts // num_layers

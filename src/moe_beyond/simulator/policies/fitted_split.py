@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
 from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.jit import I64
 from moe_beyond.simulator.policies.on_demand import LayerLru
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
@@ -30,7 +29,7 @@ class LayerLruFitted(LayerLru):
         hits_LD: Hits of each layer at every number of slots, where every training token is decoded.
     """
 
-    hits_LD: npt.NDArray[np.int64]
+    hits_LD: I64
     name = "layer_lru_fitted"
     title = "LRU per layer, fitted split"
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.engine.policy import (
@@ -20,12 +18,10 @@ from moe_beyond.simulator.engine.policy import (
     SKIP,
     USES,
     USES_FULL,
-    Demand,
     Policy,
     Prefetches,
-    Rank,
 )
-from moe_beyond.simulator.jit import DEMAND, RANK, compiled
+from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
 from moe_beyond.simulator.schedule.events import Events
 
@@ -37,17 +33,11 @@ _SLACK = 1e-6  # shares are float32
 
 @compiled(DEMAND)
 def by_weight_above(
-    features_FM: npt.NDArray[np.float64],
-    precision_M: npt.NDArray[np.int64],
-    members_I: npt.NDArray[np.int32],
-    shares_I: npt.NDArray[np.float32],
-    step: int,
-    layer: int,
-    actions_I: npt.NDArray[np.int64],
+    features_FM: F64, precision_M: I64, members_I: I32, shares_I: F32, step: int, layer: int, actions_I: I64
 ) -> None:
     """Full precision, low, or none, by the weight of the better ranked; what is resident is used as it is.
 
-    Of an expert that deserves full precision and is resident at low, the full one is loaded.
+    An expert that deserves full precision and is resident at low is loaded again.
     """
     for i in range(len(members_I)):
         above = 0.0
@@ -63,10 +53,8 @@ def by_weight_above(
 
 
 @compiled(RANK)
-def four_grounds(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank by recency + frequency + frequency at full precision + nearness of the layer's turn, each from 0 to 1."""
+def four_grounds(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+    """Rank by recency + frequency + frequency at full precision + nearness of the layer's next run, each 0 to 1."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
     most, most_full = 1.0, 1.0
     for expert in residents:
@@ -87,7 +75,7 @@ class Hobbit(Policy):
 
     After the paper, unverified: the two thresholds, a quarter of the bytes at low precision, and a cache priority of
     four grounds, which count equally here. Its prefetch goes on layer by layer until something is predicted to be
-    missing; asks are made without knowing what is resident, so here it ends at the next layer, where something nearly
+    missing; requests do not depend on what is resident, so here it ends at the next layer, where something almost
     always is. The gate is the stand-in of `next_layer`.
 
     Attributes:
@@ -100,17 +88,9 @@ class Hobbit(Policy):
     lookahead = 1
     needs_weights = True
     precisions = (1.0, 0.25)
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return four_grounds
-
-    @property
-    @override
-    def demand(self) -> Demand:
-        return by_weight_above
+    rank = staticmethod(four_grounds)
+    demand = staticmethod(by_weight_above)
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        return self.gate.asks(events, events.metadata.top_k)
+        return self.gate.requests(events, events.metadata.top_k)

@@ -1,9 +1,9 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""FlashMoE's learned eviction (arXiv 2601.17063): a small regressor says how long an expert will not be used.
+"""FlashMoE's learned eviction (arXiv 2601.17063): a small regressor predicts how long an expert will not be used.
 
 It looks at two features of an expert, 1 / age in tokens since the last use and its count over the largest of its layer,
-and was taught, on the training split, min(tokens until the next use, K) / K with K = 48 for 64 experts. The expert of
-the largest answer leaves.
+and was fitted, on the training split, to min(tokens until the next use, K) / K with K = 48 for 64 experts. The expert
+of the largest prediction is evicted.
 
 Shape suffixes: S steps, M = L * E experts of the model, B bins of frequency, R training rows.
 """
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import LAST_STEP, RANKS, SCORE, SECOND_SCORE, Policy, Rank
-from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.engine.policy import LAST_STEP, RANKS, SCORE, SECOND_SCORE, Policy
+from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.schedule.events import Events, events_of
 from moe_beyond.traces.schema import Trace
 
@@ -33,9 +32,7 @@ _FIT_TOKENS = 20_000
 
 
 @compiled(RANK)
-def soonest_use(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
+def soonest_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by the predicted distance, negated: what the step has used already has the age of one token."""
     for place, expert in enumerate(residents):
         used = features_FM[LAST_STEP, expert] == step
@@ -50,13 +47,14 @@ class LearnedEviction(Policy):
     steps of 1/64. Its history is the whole replay's, whatever the cache forgets between prompts.
 
     Attributes:
-        distance_AB: The regressor's answer by age (row 0: one token) and bin of frequency, float32.
+        distance_AB: The regressor's prediction by age (row 0: one token) and bin of frequency, float32.
     """
 
-    distance_AB: npt.NDArray[np.float32]
+    distance_AB: F32
     name = "learned_eviction"
     title = "Learned eviction (FlashMoE)"
     per_layer = True
+    rank = staticmethod(soonest_use)
 
     @classmethod
     def fit(cls, training: Trace, seed: int = 0) -> LearnedEviction:
@@ -88,13 +86,8 @@ class LearnedEviction(Policy):
         grid = np.stack([1 / ages.ravel(), bins.ravel() / _BINS], axis=1)
         return cls(regressor.predict(grid).reshape(ages.shape).astype(np.float32))
 
-    @property
     @override
-    def rank(self) -> Rank:
-        return soonest_use
-
-    @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         return distances_SM(
             events.members_A,
             events.offsets_N,
@@ -108,24 +101,18 @@ class LearnedEviction(Policy):
 
 @compiled()
 def training_rows(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    step_N: npt.NDArray[np.int32],
-    num_steps: int,
-    num_layers: int,
-    num_model_experts: int,
-    horizon: int,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    members_A: I32, offsets_N: I64, step_N: I32, num_steps: int, num_layers: int, num_model_experts: int, horizon: int
+) -> tuple[F32, F32]:
     """What is known of each expert after each step, and how far its next use turned out to be.
 
-    A row is an expert of one layer, the layers taking turns by step, that has been used before and whose next use, or
+    A row is an expert of one layer, a different layer each step, that has been used before and whose next use, or
     the horizon, lies within the trace.
 
     Returns:
         float32 [R, 2], 1 / age and frequency; float32 [R], min(distance, K) / K.
     """
     num_experts = num_model_experts // num_layers
-    # layers take turns, so there are at most this many rows
+    # one layer a step, so there are at most this many rows
     features_R2 = np.empty((num_steps * num_experts, 2), np.float32)
     distance_R = np.empty(num_steps * num_experts, np.float32)
     open_M = np.full(num_model_experts, -1)  # the latest row of an expert whose next use is not known yet
@@ -164,15 +151,15 @@ def training_rows(
 
 @compiled()
 def distances_SM(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    step_N: npt.NDArray[np.int32],
+    members_A: I32,
+    offsets_N: I64,
+    step_N: I32,
     num_steps: int,
     num_layers: int,
     num_model_experts: int,
-    distance_AB: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """The answer for each expert where the step does not use it, and where it does: float32 [S, 2 M]."""
+    distance_AB: F32,
+) -> F32:
+    """The prediction for each expert where the step does not use it, and where it does: float32 [S, 2 M]."""
     scores_SM = np.ones((num_steps, 2 * num_model_experts), np.float32)
     num_experts = num_model_experts // num_layers
     oldest, bins = distance_AB.shape[0], distance_AB.shape[1] - 1

@@ -2,11 +2,11 @@
 """MoE-Infinity (arXiv 2401.14361): a request's count matrix is matched against those of finished requests.
 
 At layer l the rows up to l of the stored matrices are made uniform, so that the match is decided by the layers still to
-come, of which the present request has the counts of its earlier tokens. The stored matrix of the highest mean cosine
-says what to fetch for the layers above l: `(share + 1e-8) * (1 - (j - l) / (L + 1))`, highest first.
+come, of which the present request has the counts of its earlier tokens. The stored matrix of the highest mean
+cosine ranks the prefetches for the layers above l: `(share + 1e-8) * (1 - (j - l) / (L + 1))`, highest first.
 
-Shape suffixes: G matrices that are ever stored, N matrices stored at one time, P prompts, S steps, V visits,
-A accesses, L MoE layers, E routed experts in a layer, M = L * E experts, Q asks, W experts that an ask names.
+Shape suffixes: G matrices that are ever stored, N matrices stored at one time, P prompts, S steps, V passes,
+A accesses, L MoE layers, E routed experts in a layer, M = L * E experts, Q requests, W experts of a request.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.predictor.baselines import OneClusterMoeInfinity
-from moe_beyond.simulator.engine.policy import LAYER, RANKS, SCORE, USES, Policy, Prefetches, Rank
-from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.engine.policy import LAYER, RANKS, SCORE, USES, Policy, Prefetches
+from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.policies.counts import by_layer_share, finished_PM, replayed_PM, shares_so_far
+from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
 from moe_beyond.simulator.policies.on_demand import last_use
-from moe_beyond.simulator.policies.visits import Visits, asks, best
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.traces.schema import Trace
@@ -33,10 +32,8 @@ ALL_LAYERS = 2**31
 
 
 @compiled(RANK)
-def share_by_visits(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank by decay * share of the prompt's counts * uses; the layers until an expert's turn make the decay."""
+def share_by_uses(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+    """Rank by decay * share of the prompt's counts * uses; the layers until an expert's next use make the decay."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
     for place, expert in enumerate(residents):
         ahead = features_FM[LAYER, expert] - layer
@@ -50,17 +47,18 @@ def share_by_visits(
 class MoeInfinity(Policy):
     """The full method (MoE-Infinity, arXiv 2401.14361): match, prefetch for all layers above, evict by the counts.
 
-    A finished request replaces the stored matrix that won the fewest matches. For each layer as many experts are asked
-    for as the router chooses; where an ask still holds, it is not repeated, so it keeps the priority of its first time.
+    A finished request replaces the stored matrix that won the fewest matches. For each layer as many experts are
+    requested as the router chooses; a request that still holds is not repeated, so it keeps its first priority.
 
     Attributes:
         stored_GM: Count matrices of finished prompts that the store starts with, float32.
     """
 
-    stored_GM: npt.NDArray[np.float32]
+    stored_GM: F32
     name = "moe_infinity"
     title = "MoE-Infinity"
     lookahead = ALL_LAYERS
+    rank = staticmethod(share_by_uses)
 
     @classmethod
     def fit(cls, training: Trace, num_matrices: int = 1000) -> MoeInfinity:
@@ -69,33 +67,23 @@ class MoeInfinity(Policy):
         chosen = np.unique(np.linspace(0, len(counts_PM) - 1, num_matrices).round().astype(np.int64))
         return cls(counts_PM[chosen])
 
-    @property
     @override
-    def rank(self) -> Rank:
-        return share_by_visits
-
-    @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         meta = events.metadata
         return shares_so_far(
-            events.members_A,
-            events.offsets_N,
-            events.step_N,
-            events.prompt_S,
-            meta.num_layers,
-            meta.num_model_experts,
+            events.members_A, events.offsets_N, events.step_N, events.prompt_S, meta.num_layers, meta.num_model_experts
         )
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        meta, visits = events.metadata, Visits.of(events)
+        meta, passes = events.metadata, LayerPasses.of(events)
         ever_GM = np.concatenate([self.stored_GM, replayed_PM(events)])
         winner_SL = matches(
             events.members_A,
-            visits.offsets_V,
-            visits.step_V,
-            visits.layer_V,
-            visits.prompt_S,
+            passes.offsets_V,
+            passes.step_V,
+            passes.layer_V,
+            passes.prompt_S,
             ever_GM,
             len(self.stored_GM),
             meta.num_layers,
@@ -103,19 +91,13 @@ class MoeInfinity(Policy):
         shares_GM = by_layer_share(ever_GM, meta.num_layers)
         best_XW = best(shares_GM.reshape(-1, meta.num_experts), meta.top_k)
         best_GLW = best_XW.reshape(len(ever_GM), meta.num_layers, -1)
-        return _ask_above(events, visits, winner_SL, shares_GM, best_GLW)
+        return _request_above(events, passes, winner_SL, shares_GM, best_GLW)
 
 
-def _ask_above(
-    events: Events,
-    visits: Visits,
-    winner_SL: npt.NDArray[np.int32],
-    shares_GM: npt.NDArray[np.float32],
-    best_GLW: npt.NDArray[np.int64],
-) -> Prefetches:
-    """At each layer ask for all layers above by the matrix that matched, where it is not the one of the layer below."""
+def _request_above(events: Events, passes: LayerPasses, winner_SL: I32, shares_GM: F32, best_GLW: I64) -> Prefetches:
+    """At each layer requests for all layers above by the matrix that matched, unless the layer below matched it too."""
     num_layers, num_experts = events.metadata.num_layers, events.metadata.num_experts
-    steps_S = np.nonzero(visits.is_decode_S)[0]
+    steps_S = np.nonzero(passes.is_decode_S)[0]
     known, target, matrix, ahead = [], [], [], []
     for layer in range(num_layers - 1):
         steps = steps_S
@@ -123,8 +105,8 @@ def _ask_above(
             steps = steps_S[winner_SL[steps_S, layer] != winner_SL[steps_S, layer - 1]]
         above = np.arange(layer + 1, num_layers)
         shape = (len(steps), len(above))
-        known.append(np.broadcast_to(visits.last_V[steps * num_layers + layer][:, None], shape).ravel())
-        target.append(visits.first_V[steps[:, None] * num_layers + above].ravel())
+        known.append(np.broadcast_to(passes.last_V[steps * num_layers + layer][:, None], shape).ravel())
+        target.append(passes.first_V[steps[:, None] * num_layers + above].ravel())
         matrix.append(np.broadcast_to(winner_SL[steps, layer][:, None], shape).ravel())
         ahead.append(np.broadcast_to(above - layer, shape).ravel())
     if not known:
@@ -134,20 +116,20 @@ def _ask_above(
     experts_QW = best_GLW[matrix_Q, layer_Q] + layer_Q[:, None] * num_experts
     decay_Q = 1 - np.concatenate(ahead).astype(np.float32) / np.float32(num_layers + 1)
     priorities_QW = (shares_GM[matrix_Q[:, None], experts_QW] + _EPSILON) * decay_Q[:, None]
-    return asks(events, when_routed(np.concatenate(known)), target_Q, experts_QW, priorities_QW)
+    return Prefetches.from_table(events, when_routed(np.concatenate(known)), target_Q, experts_QW, priorities_QW)
 
 
 @compiled()
 def matches(
-    members_A: npt.NDArray[np.int32],
-    offsets_V: npt.NDArray[np.int64],
-    step_V: npt.NDArray[np.int32],
-    layer_V: npt.NDArray[np.int32],
-    prompt_S: npt.NDArray[np.int32],
-    ever_GM: npt.NDArray[np.float32],
+    members_A: I32,
+    offsets_V: I64,
+    step_V: I32,
+    layer_V: I32,
+    prompt_S: I32,
+    ever_GM: F32,
     num_stored: int,
     num_layers: int,
-) -> npt.NDArray[np.int32]:
+) -> I32:
     """The matrix that matches best at each layer of each step, by the layers above it: int32 [S, L], indices of G.
 
     The first `num_stored` matrices are there from the start. Those after them are of the replay's own prompts: each is
@@ -191,7 +173,7 @@ def matches(
 
 
 @compiled()
-def _store(unit_MN: npt.NDArray[np.float32], place: int, counts_M: npt.NDArray[np.float32], num_experts: int) -> None:
+def _store(unit_MN: F32, place: int, counts_M: F32, num_experts: int) -> None:
     """Put a matrix into the store, each layer's row scaled to length 1."""
     for start in range(0, len(counts_M), num_experts):
         row_E = counts_M[start : start + num_experts]
@@ -204,15 +186,16 @@ class MoeInfinityOneCluster(Policy):
     """The MoE-Beyond paper's stand-in for MoE-Infinity (arXiv 2508.17137), not the method itself.
 
     Nine prompts' counts, averaged into one cluster; each layer's most used experts are fetched before every token, over
-    LRU. The answer never changes, so it knows nothing of the prompt.
+    LRU. The prediction never changes, whatever the prompt.
 
     Attributes:
         experts_LK: Each layer's experts of the largest count, most used first, int64.
     """
 
-    experts_LK: npt.NDArray[np.int64]
+    experts_LK: I64
     name = "moe_infinity_one_cluster"
     title = "MoE-Infinity, one cluster"
+    rank = staticmethod(last_use)
 
     @classmethod
     def fit(cls, training: Trace) -> MoeInfinityOneCluster:
@@ -223,23 +206,12 @@ class MoeInfinityOneCluster(Policy):
         ).sum(axis=0)
         return cls(best(counts_M.reshape(meta.num_layers, meta.num_experts), meta.top_k))
 
-    @property
-    @override
-    def rank(self) -> Rank:
-        return last_use
-
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        visits = Visits.of(events)
-        decode = visits.decode_V
-        layer_Q, target_Q = visits.layer_V[decode], visits.first_V[decode]
-        # known all along; a token asks for its layers when it begins
-        begins_Q = target_Q - _since_begin(visits, events)[decode]
+        passes = LayerPasses.of(events)
+        decode = passes.decode_V
+        layer_Q, target_Q = passes.layer_V[decode], passes.first_V[decode]
+        # known all along, but requested when the token begins
+        first_S = np.searchsorted(events.step_N, np.arange(events.num_steps))
         experts_QW = self.experts_LK[layer_Q] + layer_Q[:, None] * events.metadata.num_experts
-        return asks(events, before(begins_Q), target_Q, experts_QW)
-
-
-def _since_begin(visits: Visits, events: Events) -> npt.NDArray[np.int64]:
-    """Events between the beginning of each visit's step and the visit, int64 [V]."""
-    begins_S = np.searchsorted(events.step_N, np.arange(events.num_steps))
-    return np.asarray(visits.first_V - begins_S[visits.step_V])
+        return Prefetches.from_table(events, before(first_S[passes.step_V[decode]]), target_Q, experts_QW)

@@ -5,8 +5,8 @@ Several engines put the present layer's hidden state through the next layer's ga
 linear map, fitted on the training split, goes from the experts that a layer chose to those of the next. What it misses
 of the real gate is reported beside what it gives; none of these hit rates are those of the engines.
 
-Shape suffixes: T tokens, V visits, D visits of decode steps but in the last layer, L MoE layers, K experts per token,
-E routed experts in a layer, W experts that an ask names.
+Shape suffixes: T tokens, V passes, D passes of decode steps but in the last layer, L MoE layers, K experts per token,
+E routed experts in a layer, W experts of a request.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import Policy, Prefetches, Rank
-from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.engine.policy import Policy, Prefetches
+from moe_beyond.simulator.jit import F32, F64, I32, I64, compiled
 from moe_beyond.simulator.policies.arc import adaptive_replacement
+from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
 from moe_beyond.simulator.policies.on_demand import last_use
-from moe_beyond.simulator.policies.visits import Visits, asks, best
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from moe_beyond.traces.schema import Trace
@@ -37,7 +36,7 @@ class NextLayerMap:
         weights_LEE: float32 [L-1, E, E]; row e of layer l is what expert e of layer l adds to the scores of l + 1.
     """
 
-    weights_LEE: npt.NDArray[np.float32]
+    weights_LEE: F32
 
     @classmethod
     def fit(cls, training: Trace) -> NextLayerMap:
@@ -52,38 +51,31 @@ class NextLayerMap:
             chosen_TE = next_TE
         return cls(weights_LEE)
 
-    def asks(self, events: Events, width: int) -> Prefetches:
-        """Ask for each layer's `width` best experts when the layer below has been routed; never for the first layer."""
-        meta, visits = events.metadata, Visits.of(events)
-        asking = np.nonzero(visits.decode_V & (visits.layer_V < meta.num_layers - 1))[0]
-        if not len(asking):
+    def requests(self, events: Events, width: int) -> Prefetches:
+        """Requests for each layer's `width` best experts once the layer below is routed; the first layer has none."""
+        meta, passes = events.metadata, LayerPasses.of(events)
+        from_D = np.nonzero(passes.decode_V & (passes.layer_V < meta.num_layers - 1))[0]
+        if not len(from_D):
             return Prefetches.none()
         scores_DE = _scores(
-            events.members_A, visits.offsets_V, visits.layer_V, asking, self.weights_LEE, meta.num_experts
+            events.members_A, passes.offsets_V, passes.layer_V, from_D, self.weights_LEE, meta.num_experts
         )
         experts_DW = best(scores_DE, min(width, meta.num_experts))
-        experts_DW += (visits.layer_V[asking, None] + 1) * meta.num_experts
-        return asks(events, when_routed(visits.last_V[asking]), visits.first_V[asking + 1], experts_DW)
+        experts_DW += (passes.layer_V[from_D, None] + 1) * meta.num_experts
+        return Prefetches.from_table(events, when_routed(passes.last_V[from_D]), passes.first_V[from_D + 1], experts_DW)
 
 
-def _one_hot(trace: Trace, layer: int) -> npt.NDArray[np.float32]:
+def _one_hot(trace: Trace, layer: int) -> F32:
     chosen_TE = np.zeros((trace.num_tokens, trace.metadata.num_experts), np.float32)
     np.put_along_axis(chosen_TE, trace.experts_TLK[:, layer].astype(np.int64), 1.0, axis=1)
     return chosen_TE
 
 
 @compiled()
-def _scores(
-    members_A: npt.NDArray[np.int32],
-    offsets_V: npt.NDArray[np.int64],
-    layer_V: npt.NDArray[np.int32],
-    asking: npt.NDArray[np.int64],
-    weights_LEE: npt.NDArray[np.float32],
-    num_experts: int,
-) -> npt.NDArray[np.float32]:
-    scores_DE = np.zeros((len(asking), num_experts), np.float32)
-    for row in range(len(asking)):
-        visit = asking[row]
+def _scores(members_A: I32, offsets_V: I64, layer_V: I32, from_D: I64, weights_LEE: F32, num_experts: int) -> F32:
+    scores_DE = np.zeros((len(from_D), num_experts), np.float32)
+    for row in range(len(from_D)):
+        visit = from_D[row]
         for access in range(offsets_V[visit], offsets_V[visit + 1]):
             scores_DE[row] += weights_LEE[layer_V[visit], members_A[access] % num_experts]
     return scores_DE
@@ -93,12 +85,12 @@ def _scores(
 class MixtralOffloading(Policy):
     """Speculative loads of the next layer's best experts over per-layer LRU (Mixtral-offloading, arXiv 2312.17238).
 
-    After the paper, unverified: the two best of the next layer are asked for when this layer's demand is known, and
+    After the paper, unverified: the two best of the next layer are requested when this layer's demand is known, and
     start after its loads. The gate is the stand-in of this module.
 
     Attributes:
         gate: Fitted on the training split.
-        speculative_loads: Experts asked for per layer.
+        speculative_loads: Experts requested per layer.
     """
 
     gate: NextLayerMap
@@ -107,22 +99,18 @@ class MixtralOffloading(Policy):
     title = "Mixtral-offloading"
     per_layer = True
     lookahead = 1
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return last_use
+    rank = staticmethod(last_use)
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        return self.gate.asks(events, self.speculative_loads)
+        return self.gate.requests(events, self.speculative_loads)
 
 
 @dataclass(frozen=True)
 class Fate(Policy):
     """The next layer's experts by the gate, more cache for shallow layers, ARC in each (Fate, arXiv 2502.12224).
 
-    As many experts are asked for as the router chooses. The gate is the stand-in of this module. By how much shallow
+    As many experts are requested as the router chooses. The gate is the stand-in of this module. By how much shallow
     layers are favoured is not in the public text: here the shares fall evenly from 3/2 of the mean to 1/2 of it.
 
     Attributes:
@@ -134,21 +122,17 @@ class Fate(Policy):
     title = "Fate"
     per_layer = True
     lookahead = 1
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return adaptive_replacement
+    rank = staticmethod(adaptive_replacement)
 
     @override
-    def layer_weights_L(self, num_layers: int) -> npt.NDArray[np.float64]:
+    def layer_weights_L(self, num_layers: int) -> F64:
         return np.linspace(1.5, 0.5, num_layers)
 
     @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         # one row of zeros, in which ARC keeps its lists
         return np.zeros((1, 2 * events.metadata.num_model_experts), np.float32)
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        return self.gate.asks(events, events.metadata.top_k)
+        return self.gate.requests(events, events.metadata.top_k)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.engine.policy import (
@@ -19,60 +18,35 @@ from moe_beyond.simulator.engine.policy import (
     Policy,
     Rank,
 )
-from moe_beyond.simulator.jit import RANK, compiled
+from moe_beyond.simulator.jit import F32, F64, I32, RANK, compiled
 from moe_beyond.simulator.schedule.events import Events
 
 
-@compiled(RANK)
-def last_use(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank of least recently used."""
-    for place, expert in enumerate(residents):
-        features_FM[RANKS, place] = features_FM[LAST_USE, expert]
+def by_feature(feature: int) -> Rank:
+    """The rank function that reads one row of the features: the expert with the lowest value is evicted."""
+
+    @compiled(RANK)
+    def rank(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+        for place, expert in enumerate(residents):
+            features_FM[RANKS, place] = features_FM[feature, expert]
+
+    return rank
+
+
+last_use = by_feature(LAST_USE)
+"""Rank of the least recently used."""
 
 
 @compiled(RANK)
-def uses(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank of least frequently used, counting also the uses before an eviction."""
-    for place, expert in enumerate(residents):
-        features_FM[RANKS, place] = features_FM[USES, expert]
-
-
-@compiled(RANK)
-def uses_resident(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank of least frequently used, counting from the admission."""
-    for place, expert in enumerate(residents):
-        features_FM[RANKS, place] = features_FM[USES_RESIDENT, expert]
-
-
-@compiled(RANK)
-def admitted(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank of first in, first out."""
-    for place, expert in enumerate(residents):
-        features_FM[RANKS, place] = features_FM[ADMITTED, expert]
-
-
-@compiled(RANK)
-def frequency_by_age(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
+def frequency_by_age(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank of LFRU: uses over the accesses since the last one."""
     for place, expert in enumerate(residents):
         features_FM[RANKS, place] = features_FM[USES, expert] / (now - features_FM[LAST_USE, expert])
 
 
 @compiled(RANK)
-def stale_first(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank of Least-Stale: who was not used in this step goes first, among equals the longest resident."""
+def stale_first(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+    """Rank of Least-Stale: experts that were not used in this step first, among equals the longest resident."""
     for place, expert in enumerate(residents):
         fresh = features_FM[LAST_STEP, expert] == step
         # admissions stay below 2 ** 52, so the sum keeps them apart
@@ -80,9 +54,7 @@ def stale_first(
 
 
 @compiled(RANK)
-def shuffled(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
+def shuffled(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """A random number that an expert keeps while it stays: splitmix64 of its admission and the seed in SCORE."""
     for place, expert in enumerate(residents):
         seed = np.uint64(features_FM[SCORE, expert]) * np.uint64(0x9E3779B97F4A7C15)
@@ -102,15 +74,11 @@ class Lru(Policy):
 
     name = "lru"
     title = "LRU"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return last_use
+    rank = staticmethod(last_use)
 
 
 class LayerLru(Lru):
-    """Least recently used within each layer, slots dealt evenly: no layer pushes out another's experts."""
+    """Least recently used within each layer, slots dealt evenly: no layer evicts another's experts."""
 
     name = "layer_lru"
     title = "LRU per layer"
@@ -118,15 +86,11 @@ class LayerLru(Lru):
 
 
 class Lfu(Policy):
-    """Least frequently used of the whole model; counts survive an eviction, ties leave least recently used first."""
+    """Least frequently used of the whole model; counts survive an eviction, of equals the least recently used first."""
 
     name = "lfu"
     title = "LFU"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return uses
+    rank = staticmethod(by_feature(USES))
 
 
 class LfuResident(Policy):
@@ -134,11 +98,7 @@ class LfuResident(Policy):
 
     name = "lfu_resident"
     title = "LFU without history"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return uses_resident
+    rank = staticmethod(by_feature(USES_RESIDENT))
 
 
 class LayerLfu(Lfu):
@@ -154,11 +114,7 @@ class Fifo(Policy):
 
     name = "fifo"
     title = "FIFO"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return admitted
+    rank = staticmethod(by_feature(ADMITTED))
 
 
 class Lfru(Policy):
@@ -166,28 +122,20 @@ class Lfru(Policy):
 
     name = "lfru"
     title = "LFRU"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return frequency_by_age
+    rank = staticmethod(frequency_by_age)
 
 
 class LeastStale(Policy):
-    """Who was not touched in the present forward pass goes first, in order of admission (SpecMD, arXiv 2602.03921)."""
+    """Evicts what this forward pass has not used, in order of admission (Least-Stale of SpecMD, arXiv 2602.03921)."""
 
     name = "least_stale"
     title = "Least-Stale"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return stale_first
+    rank = staticmethod(stale_first)
 
 
 @dataclass(frozen=True)
 class Random(Policy):
-    """Whoever the seed says: what any idea must beat.
+    """Evicts at random, by the seed: what any idea must beat.
 
     Attributes:
         seed: Below 2 ** 24, so that it passes through a float32 score.
@@ -196,12 +144,8 @@ class Random(Policy):
     seed: int = 0
     name = "random"
     title = "Random"
-
-    @property
-    @override
-    def rank(self) -> Rank:
-        return shuffled
+    rank = staticmethod(shuffled)
 
     @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         return np.full((1, events.metadata.num_model_experts), self.seed, np.float32)

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.jit import F32
 from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.prefetch import Prefetch
@@ -22,13 +20,13 @@ from moe_beyond.traces.schema import Trace, TraceMetadata
 
 
 def prefetch_width(meta: TraceMetadata, batch: int, width: int | None = None) -> int:
-    """Experts prefetched at most for a layer of a step: what is asked for, else as many as a step of the batch uses."""
+    """Experts prefetched at most for a layer of a step: the given width, else as many as a step of the batch uses."""
     return meta.top_k * batch if width is None else width
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a predictor says of the trace that is replayed, worked out when it is first needed.
+    """A predictor's predictions for the trace that is replayed, computed when first needed.
 
     Attributes:
         predictor: The predictor. Raises InputError where it is for another model than the trace.
@@ -44,7 +42,7 @@ class Predictions:
     events: Events
     token_step_ms: float = 0.0
     layer_step_ms: float = 0.0
-    popularity_LE: npt.NDArray[np.float32] | None = None
+    popularity_LE: F32 | None = None
 
     @property
     def name(self) -> str:
@@ -57,19 +55,17 @@ class Predictions:
         return hasattr(self.predictor, "layer_probabilities_HTLE")
 
     @cached_property
-    def token_TLE(self) -> npt.NDArray[np.float32]:
+    def token_TLE(self) -> F32:
         """The token step's probabilities, a row a decode step."""
         return self.events.by_step(self.predictor.probabilities_TLE(self.trace))
 
     @cached_property
-    def layers_HTLE(self) -> npt.NDArray[np.float32] | None:
+    def layers_HTLE(self) -> F32 | None:
         """The layer step's probabilities; None where it has none."""
-        layer_step: Callable[[Trace], npt.NDArray[np.float32]] | None = getattr(
-            self.predictor, "layer_probabilities_HTLE", None
-        )
+        layer_step: Callable[[Trace], F32] | None = getattr(self.predictor, "layer_probabilities_HTLE", None)
         return None if layer_step is None else self.events.by_step(layer_step(self.trace), axis=1)
 
-    def eviction(self, popularity_LE: npt.NDArray[np.float32] | None = None, *, bypass: bool = True) -> Anticipate:
+    def eviction(self, popularity_LE: F32 | None = None, *, bypass: bool = True) -> Anticipate:
         """Eviction by the predicted next use; popularity as the attribute, where that is missing."""
         popularity_LE = self.popularity_LE if popularity_LE is None else popularity_LE
         if popularity_LE is None:

@@ -1,10 +1,10 @@
 """Prefetching by any predictor: fetch ahead the experts that a layer most probably uses.
 
-A token step answers for all layers before the token's first one. A layer step answers again for the next few layers
-each time a router has chosen, and replaces what was asked for them and has not begun.
+A token step predicts all layers before the token's first one. A layer step predicts the next few layers anew each time
+a router has chosen, and replaces requests for them that have not begun.
 
-Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ahead, N events, Q asks, X experts asked
-for, W experts fetched at most (the width).
+Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ahead, N events, Q requests, X
+requested experts, W experts fetched at most (the width).
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.engine.policy import ChangedDemand, Demand, Policy, Prefetches, Rank, sentence
-from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.jit import F32, I32, I64, compiled
+from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
 
 
 @dataclass(frozen=True)
 class Prefetch(Policy):
-    """A predictor's most probable experts are fetched before each decode event; `eviction` says who leaves for them.
+    """A predictor's most probable experts are fetched before each decode event; `eviction` makes space for them.
 
-    A batched prefill fetches nothing ahead: it wants nearly every expert anyway.
+    Nothing is prefetched for a batched prefill: it uses nearly every expert anyway.
 
     Attributes:
         predictor: Name of the predictor, for tables.
-        probabilities_TLE: Its token step's answer for the trace that is replayed; of several prompts at once, what
+        probabilities_TLE: Its token step's predictions for the trace that is replayed; of several prompts at once, what
             `Events.by_step` makes of it.
         width: Experts fetched at most per layer.
         eviction: The policy underneath.
         threshold: An expert below this probability is not fetched.
-        layers_HTLE: Its layer step's answer, as `predictor.base.LayerPredictor` gives it, or `Events.by_step` along
-            axis 1; None: the token step alone.
+        layers_HTLE: Its layer step's predictions, as `predictor.base.LayerPredictor` gives them, or `Events.by_step`
+            along axis 1; None: the token step alone.
         token_step_ms: Charged for its token step.
         layer_step_ms: Charged for its layer step.
     """
 
     predictor: str = field()
-    probabilities_TLE: npt.NDArray[np.float32]
+    probabilities_TLE: F32
     width: int
     eviction: Policy
     threshold: float = 0.0
-    layers_HTLE: npt.NDArray[np.float32] | None = None
+    layers_HTLE: F32 | None = None
     token_step_ms: float = 0.0
     layer_step_ms: float = 0.0
 
@@ -74,12 +74,12 @@ class Prefetch(Policy):
 
     @property
     @override
-    def rank(self) -> Rank:
+    def rank(self) -> Rank:  # type: ignore[override]
         return self.eviction.rank
 
     @property
     @override
-    def demand(self) -> Demand | None:
+    def demand(self) -> Demand | None:  # type: ignore[override]
         return self.eviction.demand
 
     @property
@@ -97,23 +97,23 @@ class Prefetch(Policy):
         return self.eviction.changed_demand(events)
 
     @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         return self.eviction.scores_SM(events)
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        asks = [token_step_asks(events, self.probabilities_TLE, self.width, self.threshold)]
+        requests = [token_step_requests(events, self.probabilities_TLE, self.width, self.threshold)]
         if self.layers_HTLE is not None:
-            asks += layer_step_asks(events, self.layers_HTLE, self.width, self.threshold)
-        known_Q, target_Q, counts_Q, experts_X = (np.concatenate(parts) for parts in zip(*asks, strict=True))
-        return Prefetches.ask(events, known_Q, target_Q, counts_Q, experts_X)
+            requests += layer_step_requests(events, self.layers_HTLE, self.width, self.threshold)
+        known_Q, target_Q, counts_Q, experts_X = (np.concatenate(parts) for parts in zip(*requests, strict=True))
+        return Prefetches.from_requests(events, known_Q, target_Q, counts_Q, experts_X)
 
 
-Asks = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]
-"""Moment, event and number of experts of each ask, and the experts: arguments of `Prefetches.ask`."""
+Requests = tuple[I64, I64, I64, I32]
+"""Moment, event and number of experts of each request, and the experts: arguments of `Prefetches.ask`."""
 
 
-def token_step_asks(events: Events, probabilities_TLE: npt.NDArray[np.float32], width: int, threshold: float) -> Asks:
+def token_step_requests(events: Events, probabilities_TLE: F32, width: int, threshold: float) -> Requests:
     """Before each decoded token's first layer: the `width` most probable of every layer, ties by lower id."""
     target_Q = _decoded_layers(events)
     step_Q = events.step_N[target_Q]
@@ -124,29 +124,23 @@ def token_step_asks(events: Events, probabilities_TLE: npt.NDArray[np.float32], 
     return before(first_S[step_Q]), target_Q, counts_Q, experts_X
 
 
-def layer_step_asks(events: Events, layers_HTLE: npt.NDArray[np.float32], width: int, threshold: float) -> list[Asks]:
+def layer_step_requests(events: Events, layers_HTLE: F32, width: int, threshold: float) -> list[Requests]:
     """When a decoded token's router has chosen in a layer: the most probable of the next H layers, nearest first."""
     place_Q = _decoded_layers(events)
-    asks: list[Asks] = []
-    for ahead, answer_TLE in enumerate(layers_HTLE, start=1):
+    requests: list[Requests] = []
+    for ahead, ahead_TLE in enumerate(layers_HTLE, start=1):
         # events of a step follow each other layer by layer
-        asking_Q, target_Q = place_Q[:-ahead], place_Q[ahead:]
-        same = events.step_N[asking_Q] == events.step_N[target_Q]
-        asking_Q, target_Q = asking_Q[same], target_Q[same]
+        from_Q, target_Q = place_Q[:-ahead], place_Q[ahead:]
+        same = events.step_N[from_Q] == events.step_N[target_Q]
+        from_Q, target_Q = from_Q[same], target_Q[same]
         token_Q = events.token_S[events.step_N[target_Q]]
-        experts_X, counts_Q = most_probable(answer_TLE, token_Q, events.layer_N[target_Q], width, threshold)
-        asks.append((when_routed(asking_Q), target_Q, counts_Q, experts_X))
-    return asks
+        experts_X, counts_Q = most_probable(ahead_TLE, token_Q, events.layer_N[target_Q], width, threshold)
+        requests.append((when_routed(from_Q), target_Q, counts_Q, experts_X))
+    return requests
 
 
 @compiled()
-def most_probable(
-    probabilities_TLE: npt.NDArray[np.float32],
-    token_Q: npt.NDArray[np.int64],
-    layer_Q: npt.NDArray[np.int32],
-    width: int,
-    threshold: float,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def most_probable(probabilities_TLE: F32, token_Q: I64, layer_Q: I32, width: int, threshold: float) -> tuple[I32, I64]:
     """The most probable experts of each token and layer, falling, ties by lower id.
 
     Returns:
@@ -178,8 +172,7 @@ def most_probable(
     return experts_X[:end].copy(), counts_Q
 
 
-def _decoded_layers(events: Events) -> npt.NDArray[np.int64]:
+def _decoded_layers(events: Events) -> I64:
     """The event that opens each layer of each decoded token: all of them, but in a sequential replay one in k."""
-    place_N = events.step_N.astype(np.int64) * events.metadata.num_layers + events.layer_N
-    opens_N = np.concatenate([[True], place_N[1:] != place_N[:-1]])
-    return np.nonzero(opens_N & events.is_decode_S[events.step_N])[0]
+    passes = LayerPasses.of(events)
+    return passes.first_V[passes.decode_V]

@@ -1,7 +1,7 @@
-"""Expert sets chosen for a whole prompt: what the prompt, or those before it, resembles says what stays in the cache.
+"""Expert sets chosen for a whole prompt, from training prompts that resemble it or those before it.
 
-Both publications load their set and then run on it alone. Here, where no answer may change, an expert of the set is
-loaded at its first use and stays, and any other is loaded when it is wanted and not kept.
+Both publications load their set and then run on it alone. Here, where no output may change, an expert of the set is
+loaded at its first use and stays, and any other is loaded when it is used and not kept.
 
 Shape suffixes: P prompts of the replay, G prompts or patterns of the training split, S steps, L MoE layers,
 M = L * E experts of the model.
@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import Policy, Rank
+from moe_beyond.simulator.engine.policy import SCORE, Policy
+from moe_beyond.simulator.jit import F32, F64
 from moe_beyond.simulator.policies.counts import by_layer_share, finished_PM, replayed_PM
-from moe_beyond.simulator.policies.static import score
+from moe_beyond.simulator.policies.on_demand import by_feature
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace
 
@@ -32,31 +33,27 @@ _OPENING_STEPS = 8
 class EMoe(Policy):
     """A set predicted for each four prompts from the ones before them, and kept for all four (eMoE, arXiv 2503.06823).
 
-    The training prompts whose counts resemble those of the latest four prompts most, ten of them, say which experts
-    make the set; the first four prompts get the training split's. The predictor of the publication is not in its public
-    text: neighbours stand in for it, as does the number of prompts.
+    The ten training prompts whose counts resemble those of the latest four prompts most determine the set; for the
+    first four prompts all do. The predictor of the publication is not in its public text: neighbours stand in for it,
+    and the number of prompts is assumed.
 
     Attributes:
-        shares_GM: Counts of the training prompts as shares of their layers, float32.
+        shares_GM: I64 of the training prompts as shares of their layers, float32.
     """
 
-    shares_GM: npt.NDArray[np.float32]
+    shares_GM: F32
     name = "emoe"
     title = "eMoE"
     bypass = True
+    rank = staticmethod(by_feature(SCORE))
 
     @classmethod
     def fit(cls, training: Trace) -> EMoe:
         """Count the training prompts."""
         return cls(by_layer_share(finished_PM(training), training.metadata.num_layers))
 
-    @property
     @override
-    def rank(self) -> Rank:
-        return score
-
-    @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         counts_PM = replayed_PM(events)
         sets_PM = np.empty_like(counts_PM)
         for first in range(0, len(counts_PM), _KEPT_PROMPTS):
@@ -71,7 +68,7 @@ class EMoe(Policy):
 
 @dataclass(frozen=True)
 class PreMoe(Policy):
-    """The nearest of the stored task patterns says which experts stay (PreMoe, arXiv 2505.17639).
+    """Keeps the experts of the nearest stored task pattern (PreMoe, arXiv 2505.17639).
 
     A pattern is the centre of a cluster of training prompts by their counts, which stand in for router logits. A prompt
     is matched once, when its batched prefill or its first eight tokens have been routed; until then the training
@@ -82,11 +79,12 @@ class PreMoe(Policy):
         popularity_M: Mean share of all training prompts, float32.
     """
 
-    patterns_GM: npt.NDArray[np.float32]
-    popularity_M: npt.NDArray[np.float32]
+    patterns_GM: F32
+    popularity_M: F32
     name = "pre_moe"
     title = "PreMoe"
     bypass = True
+    rank = staticmethod(by_feature(SCORE))
 
     @classmethod
     def fit(cls, training: Trace, seed: int = 0) -> PreMoe:
@@ -98,13 +96,8 @@ class PreMoe(Policy):
         clusters: Any = KMeans(min(_PATTERNS, distinct), n_init=1, random_state=seed).fit(shares_GM)
         return cls(clusters.cluster_centers_.astype(np.float32), shares_GM.mean(axis=0))
 
-    @property
     @override
-    def rank(self) -> Rank:
-        return score
-
-    @override
-    def scores_SM(self, events: Events) -> npt.NDArray[np.float32]:
+    def scores_SM(self, events: Events) -> F32:
         meta, prompt_S = events.metadata, events.prompt_S
         scores_SM = np.broadcast_to(self.popularity_M, (events.num_steps, meta.num_model_experts)).copy()
         starts = np.nonzero(np.concatenate([[True], prompt_S[1:] != prompt_S[:-1]]))[0]
@@ -117,6 +110,6 @@ class PreMoe(Policy):
         return scores_SM
 
 
-def _cosines(rows_GM: npt.NDArray[np.float32], counts_M: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _cosines(rows_GM: F32, counts_M: npt.NDArray[Any]) -> F64:
     lengths_G = np.linalg.norm(rows_GM.astype(np.float64), axis=1)
     return np.asarray(rows_GM @ counts_M / np.maximum(lengths_G * np.linalg.norm(counts_M), 1e-12))

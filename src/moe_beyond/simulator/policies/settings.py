@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field
 
 from moe_beyond.settings import Settings
@@ -18,3 +20,8 @@ class PolicySettings(Settings):
     """Experts of the next layer that Mixtral-offloading loads ahead; its authors use one or two."""
     seed: int = Field(default=0, ge=0, lt=2**24)
     """Of random eviction, of the learned eviction's first weights and of the clusters of task patterns."""
+
+    @classmethod
+    def of_seed(cls, seed: int) -> Self:
+        """The defaults with a seed of any size."""
+        return cls(seed=seed % 2**24)

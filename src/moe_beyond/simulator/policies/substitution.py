@@ -1,5 +1,5 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""Importance-driven substitution (SMoE, arXiv 2508.18983): a resident expert that does much the same stands in. Lossy.
+"""Importance-driven substitution (SMoE, arXiv 2508.18983): a similar resident expert replaces a missing one. Lossy.
 
 Shape suffixes: I members of an event, F features, M = L * E experts of the model, L MoE layers, E routed experts in a
 layer, T tokens.
@@ -12,25 +12,16 @@ from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import FULL, LAYER, RANKS, WEIGHT_SUM, Demand, Policy, Rank
-from moe_beyond.simulator.jit import DEMAND, RANK, compiled
+from moe_beyond.simulator.engine.policy import FULL, LAYER, WEIGHT_SUM, Demand, Policy
+from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64
+from moe_beyond.simulator.policies.on_demand import by_feature
 from moe_beyond.traces.schema import Trace
 
 _LOW = 1.0
 """An expert of less than this part of an equal share of the weight may be replaced."""
-
-
-@compiled(RANK)
-def router_weight(
-    features_FM: npt.NDArray[np.float64], residents: npt.NDArray[np.int32], now: int, step: int, layer: int
-) -> None:
-    """Rank by the sum of the router's weights so far."""
-    for place, expert in enumerate(residents):
-        features_FM[RANKS, place] = features_FM[WEIGHT_SUM, expert]
 
 
 @dataclass(frozen=True)
@@ -46,11 +37,12 @@ class Substitution(Policy):
         nearest_ME: For each expert of the model the others of its layer, most alike first, model-wide ids, int32.
     """
 
-    nearest_ME: npt.NDArray[np.int32]
+    nearest_ME: I32
     name = "substitution"
     title = "Substitution (SMoE)"
     needs_weights = True
     per_layer = True
+    rank = staticmethod(by_feature(WEIGHT_SUM))
 
     @classmethod
     def fit(cls, training: Trace, neighbours: int = 8) -> Substitution:
@@ -70,16 +62,11 @@ class Substitution(Policy):
 
     @property
     @override
-    def rank(self) -> Rank:
-        return router_weight
-
-    @property
-    @override
-    def demand(self) -> Demand:
-        return _replaces(self.nearest_ME.tobytes(), self.nearest_ME.shape[1])
+    def demand(self) -> Demand:  # type: ignore[override]
+        return _by_likeness(self.nearest_ME.tobytes(), self.nearest_ME.shape[1])
 
 
-def _used_together(training: Trace, layer: int, beside: int) -> npt.NDArray[np.float64]:
+def _used_together(training: Trace, layer: int, beside: int) -> F64:
     """How often tokens use each expert of one layer and each of another, float64 [E, E]."""
     num_experts = training.metadata.num_experts
     here_TK = training.experts_TLK[:, layer].astype(np.int64)
@@ -89,18 +76,12 @@ def _used_together(training: Trace, layer: int, beside: int) -> npt.NDArray[np.f
 
 
 @lru_cache(maxsize=4)
-def _replaces(table: bytes, neighbours: int) -> Demand:
-    """A demand function that knows a table of likeness: compiled for it, since no argument could carry the table."""
+def _by_likeness(table: bytes, neighbours: int) -> Demand:
+    """The demand function for one table of likeness: compiled for it, since no argument could carry the table."""
     nearest_ME = np.frombuffer(table, np.int32).reshape(-1, neighbours)
 
     def by_likeness(
-        features_FM: npt.NDArray[np.float64],
-        precision_M: npt.NDArray[np.int64],
-        members_I: npt.NDArray[np.int32],
-        shares_I: npt.NDArray[np.float32],
-        step: int,
-        layer: int,
-        actions_I: npt.NDArray[np.int64],
+        features_FM: F64, precision_M: I64, members_I: I32, shares_I: F32, step: int, layer: int, actions_I: I64
     ) -> None:
         num_experts = features_FM.shape[1] // (int(features_FM[LAYER, features_FM.shape[1] - 1]) + 1)
         taken_E = np.zeros(num_experts, np.bool_)

@@ -1,15 +1,15 @@
-"""From a trace to events: what a cache is asked for, in order.
+"""From a trace to events: the accesses of a cache, in order.
 
-An event is (step, layer) with the union of experts that all tokens of the step want. The prefill of a prompt is one
+An event is (step, layer) with the union of experts that all tokens of the step use. The prefill of a prompt is one
 step; afterwards every decoded token is one, or with several prompts at once a token of each (`interleaving`). Experts
 of all layers are numbered through: `layer * E + expert`.
 
-What several tokens of a step want is one access and one load. It counts for one prompt: of those that want it, the one
-whose turn is latest in the step, and turns rotate from step to step, so that over time each bears its share.
+An expert that several tokens of a step use is one access and one load. It counts for one prompt: of those that use it,
+the last one in the step's order, which rotates from step to step, so that over time each prompt gets its share.
 
 Shape suffixes: N events, A accesses (members of events, one after another), S steps, M = L * E experts of the model,
-P prompts, T tokens, I tokens of all steps, R rows of tokens that decode steps ask for, L MoE layers, K experts per
-token, E routed experts in a layer. Offsets have one element more.
+P prompts, T tokens, I tokens of all steps, R rows of tokens of decode steps, L MoE layers, K experts per token, E
+routed experts in a layer. Offsets have one element more.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from moe_beyond.simulator.jit import compiled
+from moe_beyond.errors import InputError
+from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools, compiled
 from moe_beyond.simulator.schedule.interleaving import Schedule, interleave
 from moe_beyond.simulator.schedule.shares import shares_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
@@ -39,8 +39,8 @@ class Events:
 
     Attributes:
         metadata: The model's shape and the size of its experts.
-        members_A: int32, model-wide expert ids; distinct within an event, the most recently wanted last.
-        offsets_N: int64 [N+1]; event n wants `members_A[offsets_N[n]:offsets_N[n+1]]`.
+        members_A: int32, model-wide expert ids; distinct within an event, the most recently used last.
+        offsets_N: int64 [N+1]; event n uses `members_A[offsets_N[n]:offsets_N[n+1]]`.
         layer_N: int32, index of the MoE layer.
         step_N: int32, step of the whole trace, from 0, rising.
         prompt_S: int32, the prompt that a step belongs to; of several at once, their session (see `Schedule`).
@@ -53,16 +53,16 @@ class Events:
     """
 
     metadata: TraceMetadata
-    members_A: npt.NDArray[np.int32]
-    offsets_N: npt.NDArray[np.int64]
-    layer_N: npt.NDArray[np.int32]
-    step_N: npt.NDArray[np.int32]
-    prompt_S: npt.NDArray[np.int32]
-    token_S: npt.NDArray[np.int64]
-    prompt_tokens_PF: npt.NDArray[np.int64]
-    shares_A: npt.NDArray[np.float32] | None = None
+    members_A: I32
+    offsets_N: I64
+    layer_N: I32
+    step_N: I32
+    prompt_S: I32
+    token_S: I64
+    prompt_tokens_PF: I64
+    shares_A: F32 | None = None
     schedule: Schedule | None = None
-    owner_A: npt.NDArray[np.int32] | None = None
+    owner_A: I32 | None = None
 
     @property
     def num_events(self) -> int:
@@ -85,55 +85,81 @@ class Events:
         return len(self.prompt_tokens_PF)
 
     @cached_property
-    def expert_bytes_M(self) -> npt.NDArray[np.int64]:
+    def expert_bytes_M(self) -> I64:
         """Bytes of each expert of the model, int64."""
         return np.repeat(np.asarray(self.metadata.expert_bytes, np.int64), self.metadata.num_experts)
 
     @cached_property
-    def is_decode_S(self) -> npt.NDArray[np.bool_]:
+    def is_decode_S(self) -> Bools:
         """True for steps that route one token."""
         return np.asarray(self.token_S >= 0)
 
+    @property
+    def event_A(self) -> I64:
+        """The event of each access, int64."""
+        return np.repeat(np.arange(self.num_events), np.diff(self.offsets_N))
+
+    @property
+    def is_decode_A(self) -> Bools:
+        """True for accesses of decode steps."""
+        return np.asarray(self.is_decode_S[self.step_N][self.event_A])
+
     @cached_property
-    def num_tokens_S(self) -> npt.NDArray[np.int64]:
+    def num_tokens_S(self) -> I64:
         """Tokens of each step, int64."""
         if self.schedule is not None:
             return np.diff(self.schedule.offsets_S)
         return np.where(self.is_decode_S, 1, self.prompt_tokens_PF[self.prompt_S, 0])
 
     @property
-    def row_N(self) -> npt.NDArray[np.int64]:
-        """The row of counts, `prompt * 2 + phase`, of each event; of several prompts that of the latest turn; int64."""
+    def row_N(self) -> I64:
+        """The row of counts, `prompt * 2 + phase`, of each event; of several prompts the last one's; int64."""
         prompt_S = self.prompt_S
         if self.schedule is not None and self.owner_A is not None:
-            # the last member of an event is the last thing that the latest turn wants
+            # the last member of an event is used by the last prompt in order
             prompt_S = self.owner_A[self.offsets_N[np.searchsorted(self.step_N, np.arange(self.num_steps)) + 1] - 1]
         return (prompt_S.astype(np.int64) * 2 + self.is_decode_S)[self.step_N]
 
     @property
-    def row_A(self) -> npt.NDArray[np.int64]:
-        """The row of counts of each access, int64; empty where an event's accesses all count for its own row."""
-        if self.owner_A is None:
-            return np.zeros(0, np.int64)
-        return self.owner_A.astype(np.int64) * 2 + np.repeat(self.is_decode_S[self.step_N], np.diff(self.offsets_N))
+    def row_A(self) -> I64:
+        """The row of counts of each access, int64."""
+        return self.row_N[self.event_A] if self.owner_A is None else self.owner_A * np.int64(2) + self.is_decode_A
 
     @cached_property
-    def starts_prompt_N(self) -> npt.NDArray[np.bool_]:
+    def starts_prompt_N(self) -> Bools:
         """True for the first event of each prompt; of several at once, of each session."""
         prompt_N = self.prompt_S[self.step_N]
         return np.concatenate([[True], prompt_N[1:] != prompt_N[:-1]])
 
-    def next_use_A(self, *, within_prompt: bool = False) -> npt.NDArray[np.int64]:
+    def empties_N(self, keep_warm: bool) -> Bools:
+        """True where the cache is emptied before the event: nowhere, or where a prompt starts."""
+        return np.zeros(self.num_events, bool) if keep_warm else self.starts_prompt_N
+
+    def require_shares(self, policy: str) -> F32:
+        """The attribute `shares_A`.
+
+        Raises:
+            InputError: The trace has no router weights, without which `policy` cannot be replayed.
+        """
+        if self.shares_A is None:
+            raise InputError(
+                f"policy {policy}: needs router weights, the trace of {self.metadata.model_id} has none; record them "
+                "(extract.weights: true), or choose another policy"
+            )
+        return self.shares_A
+
+    def next_use_A(self, *, within_prompt: bool = False) -> I64:
         """The event that uses each accessed expert next, or NEVER; int64.
 
         Args:
             within_prompt: Look no further than the prompt, as for a cache that is emptied between prompts.
         """
-        starts_N = self.starts_prompt_N if within_prompt else np.zeros(self.num_events, bool)
-        return _next_use(self.members_A, self.offsets_N, starts_N, self.metadata.num_model_experts)
+        return _next_use(
+            self.members_A, self.offsets_N, self.empties_N(not within_prompt), self.metadata.num_model_experts
+        )
 
-    def by_step(self, chances_TX: npt.NDArray[np.float32], axis: int = 0) -> npt.NDArray[np.float32]:
-        """The chance that a decode step wants something, from the chances that its tokens do: float32 [R, ...].
+    def by_step(self, chances_TX: F32, axis: int = 0) -> F32:
+        """The probability that a decode step uses something, from those of its tokens: float32 [R, ...].
 
         `token_S` indexes the result. Tokens of different prompts are taken to be independent of each other. Where one
         prompt runs at a time, the argument comes back as it is.
@@ -150,11 +176,11 @@ class Events:
         missed = 1 - np.take(chances_TX, self.schedule.tokens_I[decodes_I], axis=axis)
         return np.asarray(1 - np.multiply.reduceat(missed, starts_R, axis=axis), np.float32)
 
-    def by_prompt(self, values_S: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """What decode steps took, a prompt: float64 [P]. The tokens of a step share its value evenly.
+    def by_prompt(self, values_S: F64) -> F64:
+        """Sums of a value of decode steps by prompt: float64 [P]. The tokens of a step share its value evenly.
 
         Args:
-            values_S: float64, milliseconds or any other sum of each step; of batched prefills it is left out.
+            values_S: float64, milliseconds or any other sum of each step; those of batched prefills are ignored.
         """
         if self.schedule is None:
             decoded_S = np.where(self.is_decode_S, values_S, 0)
@@ -195,7 +221,7 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
     batched_P = trace.num_prefill_P.astype(np.int64) if prefill == "batched" else np.zeros(trace.num_prompts, np.int64)
     schedule = interleave(offsets, batched_P, batch, waves=waves)
     first_S = schedule.tokens_I[schedule.offsets_S[:-1]]
-    members_A, wanted_by_A, offsets_N = _members(
+    members_A, user_A, offsets_N = _members(
         np.asarray(trace.experts_TLK), schedule.tokens_I, schedule.offsets_S, meta.num_experts, batch > 1
     )
     num_steps = schedule.num_steps
@@ -218,29 +244,23 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
         single,
         token_S=np.where(schedule.is_decode_S, np.cumsum(schedule.is_decode_S) - 1, -1),
         schedule=schedule,
-        owner_A=prompt_T[wanted_by_A],
+        owner_A=prompt_T[user_A],
     )
 
 
 @compiled()
-def _members(
-    experts_TLK: Any,
-    tokens_I: npt.NDArray[np.int64],
-    offsets_S: npt.NDArray[np.int64],
-    num_experts: int,
-    shared: bool,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _members(experts_TLK: Any, tokens_I: I64, offsets_S: I64, num_experts: int, shared: bool) -> tuple[I32, I64, I64]:
     """Members of all events in order of their last use, so that a single token's keep the router's order.
 
     With `shared`, also the token of each member's last use; otherwise nothing.
     """
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
     members_A = np.empty(experts_TLK.size, np.int32)
-    wanted_by_A = np.empty(experts_TLK.size if shared else 0, np.int64)
+    user_A = np.empty(experts_TLK.size if shared else 0, np.int64)
     num_steps = len(offsets_S) - 1
     offsets_N = np.zeros(num_steps * num_layers + 1, np.int64)
     end = 0
-    wanted_E = np.zeros(num_experts, np.bool_)
+    used_E = np.zeros(num_experts, np.bool_)
     for step in range(num_steps):
         first, last = offsets_S[step], offsets_S[step + 1] - 1
         for layer in range(num_layers):
@@ -251,32 +271,27 @@ def _members(
                     members_A[end] = base + experts_TLK[tokens_I[first], layer, slot]
                     end += 1
                 if shared:
-                    wanted_by_A[start:end] = tokens_I[first]
+                    user_A[start:end] = tokens_I[first]
             else:
-                wanted_E[:] = False
+                used_E[:] = False
                 for i in range(last, first - 1, -1):
                     for slot in range(top_k - 1, -1, -1):
                         expert = experts_TLK[tokens_I[i], layer, slot]
-                        if not wanted_E[expert]:
-                            wanted_E[expert] = True
+                        if not used_E[expert]:
+                            used_E[expert] = True
                             members_A[end] = base + expert
                             if shared:
-                                wanted_by_A[end] = tokens_I[i]
+                                user_A[end] = tokens_I[i]
                             end += 1
                 members_A[start:end] = members_A[start:end][::-1].copy()
                 if shared:
-                    wanted_by_A[start:end] = wanted_by_A[start:end][::-1].copy()
+                    user_A[start:end] = user_A[start:end][::-1].copy()
             offsets_N[step * num_layers + layer + 1] = end
-    return members_A[:end].copy(), wanted_by_A[:end].copy(), offsets_N
+    return members_A[:end].copy(), user_A[:end].copy(), offsets_N
 
 
 @compiled()
-def _next_use(
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
-    starts_N: npt.NDArray[np.bool_],
-    num_model_experts: int,
-) -> npt.NDArray[np.int64]:
+def _next_use(members_A: I32, offsets_N: I64, starts_N: Bools, num_model_experts: int) -> I64:
     next_A = np.empty(len(members_A), np.int64)
     next_M = np.full(num_model_experts, NEVER)
     for event in range(len(offsets_N) - 2, -1, -1):

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.errors import InputError
+from moe_beyond.simulator.jit import I32, I64, Bools
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Schedule:
             several at once a wave. Continuous batching is one session.
     """
 
-    tokens_I: npt.NDArray[np.int64]
-    prompt_I: npt.NDArray[np.int32]
-    offsets_S: npt.NDArray[np.int64]
-    is_decode_S: npt.NDArray[np.bool_]
-    session_S: npt.NDArray[np.int32]
+    tokens_I: I64
+    prompt_I: I32
+    offsets_S: I64
+    is_decode_S: Bools
+    session_S: I32
 
     @property
     def num_steps(self) -> int:
@@ -56,9 +56,9 @@ class _Step(NamedTuple):
     session: int
 
 
-def one_after_another(prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDArray[np.int64]) -> Schedule:
+def one_after_another(prompt_offsets: I64, batched_P: I64) -> Schedule:
     """Prompts one after another, each with a batched prefill of `batched_P` tokens, then a step a token."""
-    sizes: list[npt.NDArray[np.int64]] = []
+    sizes: list[I64] = []
     for start, end, batched in zip(prompt_offsets[:-1], prompt_offsets[1:], batched_P, strict=True):
         decoded = np.ones(end - start - batched, np.int64)
         sizes.append(np.concatenate([[batched], decoded]) if batched else decoded)
@@ -71,13 +71,11 @@ def one_after_another(prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDAr
     return Schedule(tokens_I, prompt_I, offsets_S, ~is_prefill_S, prompt_S)
 
 
-def _prompt_T(prompt_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+def _prompt_T(prompt_offsets: I64) -> I32:
     return np.repeat(np.arange(len(prompt_offsets) - 1, dtype=np.int32), np.diff(prompt_offsets))
 
 
-def interleave(
-    prompt_offsets: npt.NDArray[np.int64], batched_P: npt.NDArray[np.int64], batch: int, *, waves: bool
-) -> Schedule:
+def interleave(prompt_offsets: I64, batched_P: I64, batch: int, *, waves: bool) -> Schedule:
     """Several prompts at once, in the order of the trace.
 
     Args:

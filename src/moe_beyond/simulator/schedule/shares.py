@@ -1,4 +1,4 @@
-"""How much of the router's weight each access carries: what a policy gives up that does without it.
+"""The share of the router's weight that each access carries: what is lost if a policy skips it.
 
 Shape suffixes: T tokens, I tokens of all steps, L MoE layers, K experts per token, S steps, A accesses, N events,
 E routed experts in a layer.
@@ -9,28 +9,29 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator.jit import compiled
+from moe_beyond.simulator.jit import F32, I32, I64, compiled
 from moe_beyond.simulator.schedule.interleaving import Schedule
 from moe_beyond.traces.schema import Trace
 
 
-def shares_of(
-    trace: Trace, schedule: Schedule, members_A: npt.NDArray[np.int32], offsets_N: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32] | None:
+def shares_TLK(weights_TLK: npt.NDArray[np.floating]) -> F32:
+    """Weights as parts of their sum over each token and layer, of k equal ones where all are 0; float32."""
+    weights_TLK = np.asarray(weights_TLK, np.float32)
+    sums_TL1 = weights_TLK.sum(axis=2, keepdims=True)
+    even = np.float32(1 / weights_TLK.shape[2])
+    return np.asarray(np.where(sums_TL1 > 0, weights_TLK / np.where(sums_TL1 > 0, sums_TL1, 1), even), np.float32)
+
+
+def shares_of(trace: Trace, schedule: Schedule, members_A: I32, offsets_N: I64) -> F32 | None:
     """Each member's share of its event's router weight, float32 [A]; None for a trace without weights.
 
-    A token's weights are taken as parts of their sum (of k equal ones where all are 0), and the shares of a step of
-    several tokens as the mean over them, so that those of every event sum to 1.
+    The shares of a step of several tokens are the mean over them, so that those of every event sum to 1.
     """
     if trace.weights_TLK is None:
         return None
-    weights_TLK = np.asarray(trace.weights_TLK, np.float32)
-    sums_TL1 = weights_TLK.sum(axis=2, keepdims=True)
-    even = np.float32(1 / weights_TLK.shape[2])
-    shares_TLK = np.where(sums_TL1 > 0, weights_TLK / np.where(sums_TL1 > 0, sums_TL1, 1), even)
     return _by_access(
         np.asarray(trace.experts_TLK, np.int32),
-        shares_TLK.astype(np.float32),
+        shares_TLK(trace.weights_TLK),
         schedule.tokens_I,
         schedule.offsets_S,
         members_A,
@@ -41,14 +42,14 @@ def shares_of(
 
 @compiled()
 def _by_access(  # noqa: PLR0917 - compiled functions take positional arguments only
-    experts_TLK: npt.NDArray[np.int32],
-    shares_TLK: npt.NDArray[np.float32],
-    tokens_I: npt.NDArray[np.int64],
-    offsets_S: npt.NDArray[np.int64],
-    members_A: npt.NDArray[np.int32],
-    offsets_N: npt.NDArray[np.int64],
+    experts_TLK: I32,
+    weights_TLK: F32,
+    tokens_I: I64,
+    offsets_S: I64,
+    members_A: I32,
+    offsets_N: I64,
     num_experts: int,
-) -> npt.NDArray[np.float32]:
+) -> F32:
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
     shares_A = np.empty(len(members_A), np.float32)
     share_E = np.zeros(num_experts, np.float32)
@@ -58,7 +59,7 @@ def _by_access(  # noqa: PLR0917 - compiled functions take positional arguments 
             share_E[:] = 0
             for token in tokens_I[first:end]:
                 for slot in range(top_k):
-                    share_E[experts_TLK[token, layer, slot]] += shares_TLK[token, layer, slot]
+                    share_E[experts_TLK[token, layer, slot]] += weights_TLK[token, layer, slot]
             event = step * num_layers + layer
             for access in range(offsets_N[event], offsets_N[event + 1]):
                 shares_A[access] = share_E[members_A[access] - layer * num_experts] / np.float32(end - first)

@@ -59,7 +59,7 @@ def case_of(trace: Trace, settings: SimulateSettings) -> Case:
     meta = trace.metadata
     timed = settings.capacities if settings.timed_capacities is None else settings.timed_capacities
     return Case(
-        events=wanted_events(trace, settings),
+        events=replay_events(trace, settings),
         slots=tuple(capacities(meta, settings.capacities)),
         timed_slots=tuple(capacities(meta, timed)),
         headline_slots=capacity_experts(meta, settings.headline_capacity),
@@ -68,7 +68,7 @@ def case_of(trace: Trace, settings: SimulateSettings) -> Case:
     )
 
 
-def wanted_events(trace: Trace, settings: ReplaySettings) -> Events:
+def replay_events(trace: Trace, settings: ReplaySettings) -> Events:
     """The events of a trace under the rules of the settings."""
     return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.devices.device import MILLISECONDS
 from moe_beyond.intervals import Ratio, Resamples
 from moe_beyond.predictor.recall import hits_at_k
+from moe_beyond.simulator.jit import F32
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.study.study import SplitReplays
 from moe_beyond.simulator.study.tables import gap_closed, headline_device
@@ -29,7 +29,7 @@ def headline(splits: Sequence[SplitReplays], seed: int) -> Metrics:
     the best policy without the predictor and the bound the ms_per_token. What does not apply is missing.
     """
     split = splits[-1]
-    draws = Resamples.draw(split.trace.num_prompts, split.case.settings.bootstrap_samples, seed)
+    draws = split.draws(seed)
     return _recall(split, draws) | _on_device(split, draws)
 
 
@@ -78,7 +78,7 @@ def _recall(split: SplitReplays, draws: Resamples) -> Metrics:
     return found
 
 
-def _hits(probabilities_TLE: npt.NDArray[np.float32], trace: Trace) -> Ratio:
+def _hits(probabilities_TLE: F32, trace: Trace) -> Ratio:
     lengths_P = np.diff(trace.prompt_offsets)
     prompt_T = np.repeat(np.arange(trace.num_prompts), lengths_P)
     hits_T = hits_at_k(probabilities_TLE, trace.experts_TLK).sum(axis=1, dtype=np.int64)

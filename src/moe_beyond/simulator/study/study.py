@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.errors import InputError
+from moe_beyond.intervals import Resamples
 from moe_beyond.parallel import run_tasks
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import Popularity
@@ -20,6 +20,7 @@ from moe_beyond.simulator.bounds.time import TimeBound, time_bound
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timing import TimedReplay
+from moe_beyond.simulator.jit import F32, I64
 from moe_beyond.simulator.policies.catalogue import build, known
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
@@ -44,7 +45,7 @@ class Charged:
 
 @dataclass(frozen=True)
 class Ablated:
-    """One step of the ablation: what was added, and what it came to."""
+    """One step of the ablation: what was added, and its replays."""
 
     added: str
     replays: PolicyReplays
@@ -58,10 +59,10 @@ class SplitReplays:
         split: Name of the split.
         trace: Its routing.
         case: What is replayed and timed.
-        policies: What came of each policy, in their order; those without replays say why.
+        policies: Of each policy in order; those without replays hold the reason.
         bounds: The clairvoyant bound of each device and capacity; empty where nothing is decoded.
         ablation: Ours put together piece by piece, at the headline capacity; empty without a predictor.
-        predictions: What each predictor says.
+        predictions: Of each predictor.
         chosen: The way of using the first predictor at each device and capacity, chosen on validation prompts.
     """
 
@@ -80,7 +81,7 @@ class SplitReplays:
         return self.trace.metadata
 
     @property
-    def decoded_P(self) -> npt.NDArray[np.int64]:
+    def decoded_P(self) -> I64:
         """Decoded tokens of each prompt."""
         return np.asarray(self.case.events.prompt_tokens_PF[:, 1])
 
@@ -103,6 +104,14 @@ class SplitReplays:
     def facts(self) -> dict[str, Facts]:
         """Facts of every policy by name."""
         return {policy.facts.policy: policy.facts for policy in self.policies}
+
+    def draws(self, seed: int) -> Resamples:
+        """Resamples of the prompts behind every interval."""
+        return Resamples.draw(self.trace.num_prompts, self.case.settings.bootstrap_samples, seed)
+
+    def policies_of_ours(self) -> list[Policy]:
+        """The ways of using the first predictor; none without one."""
+        return _policies(self.predictions[:1], self.case.settings)
 
     @property
     def places(self) -> list[Place]:
@@ -144,7 +153,7 @@ def replay_splits(
 
     Raises:
         InputError: A split is of another model than the training split; a policy or device that is not known; a policy
-            asked for by name that the traces do not allow.
+            listed by name that the traces do not allow.
     """
     for name, trace in {"validation": validation, **splits}.items():
         training.metadata.require_same_model(trace.metadata, name)
@@ -157,11 +166,8 @@ def replay_splits(
         case = case_of(trace, settings)
         predictions = [_predictions(charged, trace, case.events, popularity_LE) for charged in predictors]
         ablation = _ablation(predictions, settings)
-        width = prefetch_width(trace.metadata, settings.batch, settings.prefetch_width)
-        ours = [policy for one in predictions for policy in one.policies(width, settings.prefetch_threshold)]
-        reachable = [policy for policy in listed if not policy.knows_future]
-        bounds = [policy for policy in listed if policy.knows_future]
-        every = [*reachable, *ours, *bounds]
+        every = [*listed, *_policies(predictions, settings)]
+        every.sort(key=lambda policy: policy.knows_future)  # bounds last
         jobs += [(case, policy, True) for policy in every]
         jobs += [(case.headline_only(), policy, False) for _, policy in ablation]
         prepared.append((case, predictions, ablation, len(every)))
@@ -178,7 +184,7 @@ def listed_policies(training: Trace, settings: SimulateSettings) -> tuple[list[P
     """The policies that no predictor drives, and those that the training split does not allow.
 
     Raises:
-        InputError: A name that is not known, or one asked for that the training split does not allow.
+        InputError: A name that is not known, or a listed one that the training split does not allow.
     """
     names = list(known()) if settings.policies is None else list(settings.policies)
     names += [name for name in (Lru.name, Belady.name) if name not in names]
@@ -196,7 +202,7 @@ def listed_policies(training: Trace, settings: SimulateSettings) -> tuple[list[P
 
 
 def _choose(
-    validation: Trace, popularity_LE: npt.NDArray[np.float32], predictors: Sequence[Charged], settings: SimulateSettings
+    validation: Trace, popularity_LE: F32, predictors: Sequence[Charged], settings: SimulateSettings
 ) -> dict[Place, str]:
     """By device and capacity the fastest way of using the first predictor on validation prompts."""
     if not predictors or not settings.devices:
@@ -205,9 +211,8 @@ def _choose(
     case = case_of(trace, settings)
     if not case.events.is_decode_S.any():
         return {}
-    width = prefetch_width(trace.metadata, settings.batch, settings.prefetch_width)
     ours = _predictions(predictors[0], trace, case.events, popularity_LE)
-    jobs = [(case, policy, False) for policy in ours.policies(width, settings.prefetch_threshold)]
+    jobs = [(case, policy, False) for policy in _policies([ours], settings)]
     timed = [one for replays in _run(jobs, settings.workers) for one in replays.timed]
     fastest: dict[Place, TimedReplay] = {}
     for one in timed:
@@ -217,7 +222,18 @@ def _choose(
     return {place: one.replay.policy for place, one in fastest.items()}
 
 
-def _predictions(charged: Charged, trace: Trace, events: Events, popularity_LE: npt.NDArray[np.float32]) -> Predictions:
+def _policies(predictions: Sequence[Predictions], settings: SimulateSettings) -> list[Policy]:
+    """The ways of using each predictor."""
+    return [
+        policy
+        for one in predictions
+        for policy in one.policies(
+            prefetch_width(one.trace.metadata, settings.batch, settings.prefetch_width), settings.prefetch_threshold
+        )
+    ]
+
+
+def _predictions(charged: Charged, trace: Trace, events: Events, popularity_LE: F32) -> Predictions:
     return Predictions(charged.predictor, trace, events, charged.token_step_ms, charged.layer_step_ms, popularity_LE)
 
 

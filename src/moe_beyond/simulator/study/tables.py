@@ -3,79 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond.intervals import Interval, Resamples
+from moe_beyond.intervals import Interval, Resamples, interval_columns
 from moe_beyond.simulator.engine.timing import TimedReplay
+from moe_beyond.simulator.jit import F64
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.policies.predictions import prefetch_width
 from moe_beyond.simulator.study.grid import Facts
-from moe_beyond.simulator.study.pays import by_bandwidth_table, by_width_table, pays_table
+from moe_beyond.simulator.study.pays import by_bandwidth_table, pays_tables
 from moe_beyond.simulator.study.study import SplitReplays
 from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE, record
 
-FACTS = {
-    "policy": pl.String,
-    "title": pl.String,
-    "predictor": pl.String,
-    "ahead_of_layers": pl.Boolean,
-    "bound": pl.Boolean,
-    "lossy": pl.Boolean,
-    "prefetches": pl.Boolean,
+FACTS: dict[str, type[pl.DataType]] = {
+    field.name: pl.Boolean if field.type == "bool" else pl.String for field in fields(Facts)
 }
-ON_DEVICE = {
+_INTERVALS = ("ms_per_token", "hit_rate", "mib_per_token", "against_lru_ms", "against_best_ms", "gap_closed")
+
+
+def _floats(*names: str) -> dict[str, type[pl.DataType]]:
+    """Columns of numbers, of some with their intervals."""
+    spread = [interval_columns(name) if name in _INTERVALS else (name,) for name in names]
+    return dict.fromkeys([column for columns in spread for column in columns], pl.Float64)
+
+
+ON_DEVICE: dict[str, type[pl.DataType]] = {
     "split": pl.String,
     "device": pl.String,
     **FACTS,
     "capacity_experts": pl.Int64,
     "capacity_fraction": pl.Float64,
-    "ours": pl.Boolean,
-    "best_without_predictor": pl.Boolean,
-    "token_step_ms": pl.Float64,
-    "layer_step_ms": pl.Float64,
-    "ms_per_token": pl.Float64,
-    "ms_per_token_low": pl.Float64,
-    "ms_per_token_high": pl.Float64,
-    "tokens_per_second": pl.Float64,
-    "stall_ms_per_token": pl.Float64,
-    "hit_rate": pl.Float64,
-    "hit_rate_low": pl.Float64,
-    "hit_rate_high": pl.Float64,
-    "mib_per_token": pl.Float64,
-    "mib_per_token_low": pl.Float64,
-    "mib_per_token_high": pl.Float64,
-    "against_lru_ms": pl.Float64,
-    "against_lru_ms_low": pl.Float64,
-    "against_lru_ms_high": pl.Float64,
-    "against_best_ms": pl.Float64,
-    "against_best_ms_low": pl.Float64,
-    "against_best_ms_high": pl.Float64,
-    "gap_closed": pl.Float64,
-    "gap_closed_low": pl.Float64,
-    "gap_closed_high": pl.Float64,
-    "link_idle_share": pl.Float64,
-    "late_share": pl.Float64,
-    "useless_share": pl.Float64,
-    "bound_ms_per_token": pl.Float64,
-    "bound_hit_rate": pl.Float64,
-    "bound_mib_per_token": pl.Float64,
+    **dict.fromkeys(("ours", "best_without_predictor"), pl.Boolean),
+    **_floats("token_step_ms", "layer_step_ms", "ms_per_token", "tokens_per_second", "stall_ms_per_token", "hit_rate"),
+    **_floats("mib_per_token", "against_lru_ms", "against_best_ms", "gap_closed", "link_idle_share", "late_share"),
+    **_floats("useless_share", "bound_ms_per_token", "bound_hit_rate", "bound_mib_per_token"),
 }
+_COUNTED = (
+    *("hits", "misses", "accesses", "tokens", "bytes_moved", "mib_per_token"),
+    *("prefetches", "prefetches_useful", "prefetches_useless", "loads_avoided", "mass_given_up"),
+)
 
 
 def all_tables(splits: Sequence[SplitReplays], seed: int) -> dict[str, pl.DataFrame]:
     """Every table of the stage by name."""
     timeline, costliest = timeline_tables(splits)
+    pays, by_width = pays_tables(splits, seed)
     return {
         "on_device": on_device_table(splits, seed),
         "unlimited_link": unlimited_link_table(splits, seed),
-        "pays": pays_table(splits, seed),
+        "pays": pays,
         "by_bandwidth": by_bandwidth_table(splits),
-        "by_width": by_width_table(splits),
+        "by_width": by_width,
         "ablation": ablation_table(splits, seed),
         "timeline": timeline,
         "costliest_misses": costliest,
@@ -94,7 +76,7 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for split in splits:
-        draws = _draws(split, seed)
+        draws = split.draws(seed)
         for place in split.places:
             timed = split.timed_at(place)
             if not timed:
@@ -102,15 +84,12 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
             lru, best = timed[Lru.name], split.best_without_predictor(place)
             for policy, one in timed.items():
                 row = _device_row(split, one, split.facts[policy], draws)
-                row |= _spread("against_lru_ms", draws.difference(one.time, lru.time))
-                if (
-                    best is not None
-                    and split.predictions
-                    and split.facts[policy].predictor == split.predictions[0].name
-                ):
-                    row |= _spread("against_best_ms", draws.difference(one.time, best.time))
+                row |= draws.difference(one.time, lru.time).columns("against_lru_ms")
+                is_ours = bool(split.predictions) and split.facts[policy].predictor == split.predictions[0].name
+                if best is not None and is_ours:
+                    row |= draws.difference(one.time, best.time).columns("against_best_ms")
                 if lru.ms_per_token > split.bounds[place].ms_per_token:
-                    row |= _spread("gap_closed", gap_closed(one, lru, split.bounds[place].ms_per_token, draws))
+                    row |= gap_closed(one, lru, split.bounds[place].ms_per_token, draws).columns("gap_closed")
                 row["ours"] = split.chosen.get(place) == policy
                 row["best_without_predictor"] = best is not None and policy == best.replay.policy
                 rows.append(row)
@@ -121,31 +100,20 @@ def unlimited_link_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFr
     """A row a split, policy and capacity: hit rates where every prefetch arrives in time, an upper bound, and bytes."""
     rows: list[dict[str, Any]] = []
     for split in splits:
-        draws = _draws(split, seed)
-        for policy in split.policies:
-            for replay in policy.replays:
-                total, decode = replay.total, replay.decode
-                rows.append(
-                    {
-                        "split": split.split,
-                        **asdict(policy.facts),
-                        "capacity_experts": replay.capacity_experts,
-                        "capacity_fraction": replay.capacity_experts / split.metadata.num_model_experts,
-                        **_spread("hit_rate", draws.ratio(replay.hit_ratio)),
-                        "decode_hit_rate": decode.hit_rate,
-                        "hits": total.hits,
-                        "misses": total.misses,
-                        "accesses": total.accesses,
-                        "tokens": total.tokens,
-                        "bytes_moved": total.bytes_moved,
-                        "mib_per_token": total.mib_per_token,
-                        "prefetches": total.prefetches,
-                        "prefetches_useful": total.prefetches_useful,
-                        "prefetches_useless": total.prefetches_useless,
-                        "loads_avoided": total.loads_avoided,
-                        "mass_given_up": total.mass_given_up,
-                    }
-                )
+        draws = split.draws(seed)
+        rows += [
+            {
+                "split": split.split,
+                **asdict(policy.facts),
+                "capacity_experts": replay.capacity_experts,
+                "capacity_fraction": replay.capacity_experts / split.metadata.num_model_experts,
+                **draws.ratio(replay.hit_ratio).columns("hit_rate"),
+                "decode_hit_rate": replay.decode.hit_rate,
+                **{name: getattr(replay.total, name) for name in _COUNTED},
+            }
+            for policy in split.policies
+            for replay in policy.replays
+        ]
     return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"predictor": pl.String})
 
 
@@ -153,7 +121,7 @@ def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
     """A row a split, device and step: ours put together piece by piece, at the headline capacity."""
     rows: list[dict[str, Any]] = []
     for split in splits:
-        draws = _draws(split, seed)
+        draws = split.draws(seed)
         for step, ablated in enumerate(split.ablation):
             rows += [
                 {"step": step, "added": ablated.added} | _device_row(split, one, ablated.replays.facts, draws)
@@ -167,12 +135,12 @@ def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
 def not_replayed_table(splits: Sequence[SplitReplays]) -> pl.DataFrame:
     """A row a split and policy that the traces do not allow, with the reason."""
     rows = [
-        {"split": split.split, "title": policy.facts.title, "reason": policy.not_replayed}
+        (split.split, policy.facts.title, policy.not_replayed)
         for split in splits
         for policy in split.policies
         if policy.not_replayed
     ]
-    return pl.DataFrame(rows, schema={"split": pl.String, "title": pl.String, "reason": pl.String})
+    return pl.DataFrame(rows, dict.fromkeys(("split", "title", "reason"), pl.String), orient="row")
 
 
 def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -187,10 +155,8 @@ def timeline_tables(splits: Sequence[SplitReplays]) -> tuple[pl.DataFrame, pl.Da
         return pl.DataFrame(schema=TIMELINE), pl.DataFrame(schema=COSTLIEST)
     ours = split.predictions[0]
     device = next(one for one in case.devices if one.name == headline_device(split))
-    width = prefetch_width(split.metadata, settings.batch, settings.prefetch_width)
-    policies = ours.policies(width, settings.prefetch_threshold)
     used = split.chosen[device.name, case.headline_slots]
-    policy = next(policy for policy in policies if policy.name == used)
+    policy = next(policy for policy in split.policies_of_ours() if policy.name == used)
     recordings = [
         record(split.split, split.trace, one, case, device, probabilities_TLE=ours.token_TLE) for one in (policy, Lru())
     ]
@@ -205,7 +171,7 @@ def gap_closed(one: TimedReplay, lru: TimedReplay, bound_ms: float, draws: Resam
     The bound is taken as it is: it comes from all prompts at once. Resamples in which LRU reaches it do not count.
     """
 
-    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def share(own_ms: npt.ArrayLike, lru_ms: npt.ArrayLike) -> F64:
         gap_ms = np.asarray(lru_ms) - bound_ms
         return np.divide(lru_ms - np.asarray(own_ms), gap_ms, out=np.full_like(gap_ms, np.nan), where=gap_ms > 0)
 
@@ -229,11 +195,11 @@ def _device_row(split: SplitReplays, one: TimedReplay, facts: Facts, draws: Resa
         "capacity_fraction": one.replay.capacity_experts / split.metadata.num_model_experts,
         "token_step_ms": one.token_step_ms,
         "layer_step_ms": one.layer_step_ms,
-        **_spread("ms_per_token", draws.ratio(one.time)),
+        **draws.ratio(one.time).columns("ms_per_token"),
         "tokens_per_second": one.tokens_per_second,
         "stall_ms_per_token": one.stall.value,
-        **_spread("hit_rate", draws.ratio(one.hits)),
-        **_spread("mib_per_token", draws.ratio(one.moved)),
+        **draws.ratio(one.hits).columns("hit_rate"),
+        **draws.ratio(one.moved).columns("mib_per_token"),
         "link_idle_share": one.link_idle_share,
         "late_share": one.late_prefetches / total.prefetches if total.prefetches else None,
         "useless_share": total.prefetches_useless / total.prefetches if total.prefetches else None,
@@ -241,11 +207,3 @@ def _device_row(split: SplitReplays, one: TimedReplay, facts: Facts, draws: Resa
         "bound_hit_rate": bound.hit_rate,
         "bound_mib_per_token": bound.mib_per_token,
     }
-
-
-def _spread(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _draws(split: SplitReplays, seed: int) -> Resamples:
-    return Resamples.draw(split.trace.num_prompts, split.case.settings.bootstrap_samples, seed)

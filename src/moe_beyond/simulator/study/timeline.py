@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.devices.device import Device
@@ -17,29 +16,21 @@ from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.prepared import Prepared, prepare
 from moe_beyond.simulator.engine.timing import timed_run
 from moe_beyond.simulator.engine.usage import LATE, MISSED, PREFETCHED
+from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.study.case import Case
 from moe_beyond.traces.schema import Trace
 
 _TOKEN: dict[str, type[pl.DataType]] = {
-    "split": pl.String,
-    "policy": pl.String,
-    "title": pl.String,
-    "device": pl.String,
-    "prompt_id": pl.String,
+    **dict.fromkeys(("split", "policy", "title", "device", "prompt_id"), pl.String),
     "position": pl.Int64,
     "token_text": pl.String,
     "layer": pl.Int64,
 }
 TIMELINE: dict[str, type[pl.DataType]] = {
     **_TOKEN,
-    "start_ms": pl.Float64,
-    "compute_ms": pl.Float64,
-    "stall_ms": pl.Float64,
-    "demand_loads": pl.Int64,
-    "prefetches_in_time": pl.Int64,
-    "prefetches_late": pl.Int64,
-    "prefetches_useless": pl.Int64,
+    **dict.fromkeys(("start_ms", "compute_ms", "stall_ms"), pl.Float64),
+    **dict.fromkeys(("demand_loads", "prefetches_in_time", "prefetches_late", "prefetches_useless"), pl.Int64),
     "evictions": pl.Int64,
     "predicted": pl.Float64,
 }
@@ -72,7 +63,7 @@ class Recording:
     prepared: Prepared
     device: str
     run: Run
-    predicted_A: npt.NDArray[np.float32]
+    predicted_A: F32
 
     @property
     def events(self) -> Events:
@@ -80,7 +71,7 @@ class Recording:
         return self.prepared.events
 
     @property
-    def prompt_N(self) -> npt.NDArray[np.int32]:
+    def prompt_N(self) -> I32:
         """The prompt of each event."""
         return np.asarray(self.events.prompt_S[self.events.step_N])
 
@@ -129,7 +120,7 @@ class Recording:
         ).with_columns(pl.col("predicted").fill_nan(None))
 
     @property
-    def _waited_A(self) -> npt.NDArray[np.bool_]:
+    def _waited_A(self) -> Bools:
         outcome_A = self.run.outcome_A
         return np.asarray((outcome_A == LATE) | (outcome_A >= MISSED))
 
@@ -139,11 +130,11 @@ class Recording:
         missed = events.members_A[part][self._waited_A[part]] % self.trace.metadata.num_experts
         return " ".join(str(expert) for expert in sorted(missed.tolist()))
 
-    def _count_N(self, which_A: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    def _count_N(self, which_A: Bools) -> I64:
         before_A = np.concatenate([[0], np.cumsum(which_A)])
         return np.asarray(np.diff(before_A[self.events.offsets_N]))
 
-    def _predicted_N(self) -> npt.NDArray[np.float64]:
+    def _predicted_N(self) -> F64:
         waited_A = self._waited_A
         sums_A = np.concatenate([[0.0], np.cumsum(np.where(waited_A, np.nan_to_num(self.predicted_A), 0.0))])
         waited_N = self._count_N(waited_A)
@@ -151,7 +142,7 @@ class Recording:
         means_N = np.diff(sums_A[self.events.offsets_N]) / np.maximum(waited_N, 1)
         return np.where(known_N, means_N, np.nan)
 
-    def _token_columns(self, chosen: npt.NDArray[np.int64]) -> dict[str, object]:
+    def _token_columns(self, chosen: I64) -> dict[str, object]:
         trace, events = self.trace, self.events
         token = events.token_S[events.step_N[chosen]]
         decoded = token >= 0
@@ -172,13 +163,7 @@ class Recording:
 
 
 def record(
-    split: str,
-    trace: Trace,
-    policy: Policy,
-    case: Case,
-    device: Device,
-    *,
-    probabilities_TLE: npt.NDArray[np.float32],
+    split: str, trace: Trace, policy: Policy, case: Case, device: Device, *, probabilities_TLE: F32
 ) -> Recording:
     """Replay with a clock at the headline capacity, and keep every event.
 
@@ -194,7 +179,7 @@ def record(
     budget = policy.budget(trace.metadata, case.headline_slots)
     done = timed_run(prepared, budget, device, case.workload)
     wanted = prepared.events
-    event_A = np.repeat(np.arange(wanted.num_events), np.diff(wanted.offsets_N))
+    event_A = wanted.event_A
     token_A = wanted.token_S[wanted.step_N[event_A]]
     expert_A = wanted.members_A % trace.metadata.num_experts
     predicted_A = probabilities_TLE[np.maximum(token_A, 0), wanted.layer_N[event_A], expert_A]
