@@ -42,7 +42,7 @@ class Story:
         call(ROOT, "git", "clone", "-q", str(ROOT), str(self.project))
 
     def retrain(self, settings=None, gate="move"):
-        """`.ci/retrain`, as `make retrain` calls it once the environment is there."""
+        """`.ci/retrain`, as `make retrain` calls it once the environment exists."""
         chosen = " ".join(f"{key}={value}" for key, value in (settings or {}).items())
         variables = {
             "SET": chosen,
