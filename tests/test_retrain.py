@@ -78,7 +78,7 @@ def test_the_first_predictor_becomes_the_champion(story):
     assert "the first champion" in report
     assert "| `train.epochs` | `20` | `2` |" in report
     assert "| ms_per_token | " in report
-    assert "![hit rate test in domain](figures/hit_rate_test_in_domain.png)" in report
+    assert "![ms per token](figures/ms_per_token.png)" in report
 
 
 def test_a_worse_parameter_makes_a_challenger_that_is_refused_with_reasons(story):
