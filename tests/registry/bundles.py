@@ -64,6 +64,6 @@ def small_project(root, predictor):
 
 def small_bundle(folder, root, trace, settings=None):
     """A bundle of `small_project`."""
-    origin = Origin({"data/traces": "abc.dir"}, {"git.commit": "c" * 40, "git.dirty": "true"}, {"train": "r"}, 7)
+    origin = Origin(7, {"git.commit": "c" * 40, "git.dirty": "true"}, {"data/traces": "abc.dir"}, {"train": "r"})
     window = (Window.of(trace), Measures("predictor", 0.8, 0.6, 0.3, 5))
     return write_bundle(folder, root, trace.metadata, settings or PublishSettings(), origin, window)

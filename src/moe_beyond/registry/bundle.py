@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,16 @@ class Origin:
     """Where a bundle comes from.
 
     Attributes:
-        digests: DVC's digest of every data set and model that the pipeline made, by path.
-        git: `git.commit` and `git.dirty`; empty outside a repository.
-        runs: Key of each stage's run in MLflow.
         seed: Every random choice followed from it.
+        git: `git.commit` and `git.dirty`; empty outside a repository.
+        digests: DVC's digest of every data set and model that the pipeline made, by path.
+        runs: Key of each stage's run in MLflow.
     """
 
-    digests: dict[str, str]
-    git: dict[str, str]
-    runs: dict[str, str]
     seed: int
+    git: dict[str, str]
+    digests: dict[str, str]
+    runs: dict[str, str]
 
 
 def registered_name(settings: PublishSettings, model_id: str) -> str:
@@ -121,17 +121,14 @@ def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) 
         },
         "licence_of_traces": metadata.licence,
         "source_of_traces": metadata.source,
-        "seed": origin.seed,
-        "git": origin.git,
-        "digests": origin.digests,
-        "runs": origin.runs,
+        **asdict(origin),
     }
 
 
 def device_advice(reports: Path, settings: PublishSettings) -> dict[str, Any]:
     """The suitability card's verdict, and what each policy takes on the gate's device nearest to its capacity.
 
-    `policies` is empty where the simulate stage did not time that device; bounds, which nobody can run, are missing.
+    `policies` is empty where the simulate stage did not time that device; bounds, which cannot run, are not in it.
     Every time has the charged latency of its predictor beside it.
     """
     card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))

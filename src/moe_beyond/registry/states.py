@@ -123,9 +123,11 @@ def _read(name: str, about: str, read: Callable[[str], bytes], defaults: dict[st
     except FileNotFoundError as error:
         raise InputError(f"{name}: no params.yaml there; name a state of this project") from error
     try:
-        numbers = json.loads(read(HEADLINE.as_posix()))
+        found = json.loads(read(HEADLINE.as_posix()))
     except FileNotFoundError:
-        numbers = {}  # a state before its first run
+        found = {}  # a state before its first run
+    # files of an earlier layout hold other numbers
+    numbers = {key: number for key, number in found.items() if isinstance(number, dict) and "value" in number}
     return State(name, about, as_text(params), numbers)
 
 
