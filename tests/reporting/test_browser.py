@@ -77,7 +77,7 @@ def test_pointing_at_a_chart_shows_the_number_of_the_table(page: Visit, run: Run
     shown = dict(page.run(f"{rows}.map(row => [...row.cells].map(cell => cell.textContent.trim()))"))
     # the last line of a chart is the first of its legend
     assert shown["line"] == "Ours, as chosen on validation prompts"
-    ours = run.simulate.on_device.filter("ours", split=run.split, device="laptop_nvme").sort("capacity_experts")
+    ours = run.tables["on_device"].filter("ours", split=run.split, device="laptop_nvme").sort("capacity_experts")
     assert float(shown["ms per token"]) == pytest.approx(ours["ms_per_token"][-1], rel=0.01)
     page.page.mouse.move(1, 1)
     tip.wait_for(state="hidden")
@@ -114,7 +114,7 @@ def test_the_explorer_shows_the_split_device_capacity_and_policies_that_are_pick
     page.choose("device", "Phone, UFS flash")
     page.choose("split", "Same domain")
     page.choose("capacity", 3)
-    timed = run.simulate.on_device.filter(split="test_in_domain", device="phone_ufs", capacity_experts=80)
+    timed = run.tables["on_device"].filter(split="test_in_domain", device="phone_ufs", capacity_experts=80)
     expected = {row["title"]: number(row["ms_per_token"]) for row in timed.iter_rows(named=True)}
     assert {row[0]: row[2] for row in page.rows("#explore")} == expected
     caption = page.page.locator("#explore .caption").inner_text()

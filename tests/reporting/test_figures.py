@@ -89,7 +89,7 @@ def test_lines_over_capacity_are_ours_the_best_lru_and_the_bound(figures: dict[s
     figure = figures["ms_per_token"]
     rows = pl.DataFrame(drawn(figure))
     assert rows["series"].n_unique() == len(figure.looks) == 4
-    timed = run.simulate.on_device.filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
+    timed = run.tables["on_device"].filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
     for series, expected in {
         "LRU": timed.filter(policy="lru")["ms_per_token"],
         "Clairvoyant bound": timed.filter(policy="lru")["bound_ms_per_token"],

@@ -314,7 +314,7 @@ def test_tables_for_dvc_hold_a_column_a_line(project: Path, run: Run):
     folder = project / "reports" / "figures"
     times = pl.read_csv(folder / "ms_per_token.csv")
     assert times.columns == ["capacity_experts", "ours", "best", "lru", "bound"]
-    timed = run.simulate.on_device.filter(split=run.split, device="laptop_nvme", policy="lru").sort("capacity_experts")
+    timed = run.tables["on_device"].filter(split=run.split, device="laptop_nvme", policy="lru").sort("capacity_experts")
     assert times["lru"].to_list() == timed["ms_per_token"].to_list()
     assert times["bound"].to_list() == timed["bound_ms_per_token"].to_list()
     assert pl.read_csv(folder / "hit_rate_on_device.csv")["bound"].to_list() == [0.75] * 4

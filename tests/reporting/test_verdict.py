@@ -18,10 +18,9 @@ NO, MORE, YES = "no", "only with more bandwidth", "yes"
 
 def changed(run: Run, table: str, **values: Any) -> Run:
     """The run with values of ours replaced in a table."""
-    frame = getattr(run.simulate, table)
     ours = pl.col("policy") == OURS
     columns = [pl.when(ours).then(pl.lit(value)).otherwise(pl.col(name)).alias(name) for name, value in values.items()]
-    return replace(run, simulate=replace(run.simulate, **{table: frame.with_columns(columns)}))
+    return replace(run, tables=run.tables | {table: run.tables[table].with_columns(columns)})
 
 
 def headline_of(run: Run) -> str:
@@ -122,11 +121,11 @@ def test_a_lead_where_lru_cannot_hit_says_little(run: Run):
 
 
 def test_a_predictor_that_sees_the_future_is_no_rival(run: Run):
-    quality = run.export.quality
+    quality = run.tables["quality"]
     leaky = quality.filter(predictor="token unigram").with_columns(
         predictor=pl.lit("published network, leaky"), recall_at_k=0.99
     )
-    seen = replace(run, export=replace(run.export, quality=pl.concat([quality, leaky])))
+    seen = replace(run, tables=run.tables | {"quality": pl.concat([quality, leaky])})
     assert "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%." in said(seen)["good"]
 
 

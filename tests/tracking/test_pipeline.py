@@ -4,7 +4,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from moe_beyond.params import Params
-from moe_beyond.tracking.client import MlflowMissingError, asking, send
+from moe_beyond.tracking.client import MlflowMissingError, connected, send
 from moe_beyond.tracking.pipeline import credit, log_pipeline
 from tests.registry.bundles import HEADLINE, small_project
 from tests.tracking.small_pipeline import artifacts, client, points, readdress, records, run_split, runs
@@ -79,7 +79,7 @@ def test_while_mlflow_is_away_its_record_waits_behind_those_of_the_stages(state,
 
 def test_numbers_are_tied_to_the_model_and_the_data_once(state):
     run_id = log(state)
-    with asking(state) as to:
+    with connected(state) as to:
         model = to.client.create_logged_model(to.experiment_id, "predictor", source_run_id=run_id)
         for _ in range(2):
             credit(to.client, run_id, model.model_id, state, SPLITS[-1])

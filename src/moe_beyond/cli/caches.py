@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from moe_beyond.predictor.runtime import OnnxPredictor
     from moe_beyond.traces.schema import Trace
 
+Split = Literal["shared", "even", "fitted"]
+Prefill = Literal["batched", "token_by_token"]
 Capacity = Annotated[int | None, typer.Option(help="Experts that the cache holds.")]
 BudgetMib = Annotated[float | None, typer.Option(help="MiB that the cache holds, instead of a capacity.")]
 DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
@@ -44,14 +46,10 @@ def replay(
     device: Annotated[str | None, typer.Option(help="Take the time on this device too.")] = None,
     predictor: PredictorPath = None,
     train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that learn.")] = None,
-    split: Annotated[
-        Literal["shared", "even", "fitted"] | None, typer.Option(help="How layers share the cache.")
-    ] = None,
+    split: Annotated[Split | None, typer.Option(help="How layers share the cache.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Experts a predictor fetches for a layer at most.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least probability of those.")] = 0.0,
-    prefill: Annotated[
-        Literal["batched", "token_by_token"], typer.Option(help="Whether a prompt's prefill is one step.")
-    ] = "batched",
+    prefill: Annotated[Prefill, typer.Option(help="Whether a prompt's prefill is one step.")] = "batched",
     batch: Batch = 1,
     cold: Annotated[bool, typer.Option("--cold", help="Empty the cache between prompts.")] = False,
     sequential: Annotated[
@@ -69,8 +67,8 @@ def replay(
     with one_line_errors():
         room = _room(capacity, budget_mib)
         where = None if device is None else load_device(device)
-        routing, model = read_trace(trace), _open(predictor)
-        charge = _charge(model, routing, allow_training_prompts)
+        routing = read_trace(trace)
+        model, charge = _predictor(predictor, routing, allow_training_prompts)
         setup = Setup(
             policy=policy,
             room=room,
@@ -88,8 +86,7 @@ def replay(
             samples=RESAMPLES,
             seed=seed,
         )
-        training = None if train is None else read_trace(train)
-        show(replay_one(routing, setup, training, model), as_json)
+        show(replay_one(routing, setup, None if train is None else read_trace(train), model), as_json)
 
 
 @app.command()
@@ -124,8 +121,8 @@ def advise(
 
     with one_line_errors():
         room, where = _room(capacity, budget_mib), load_device(device)
-        routing, model = read_trace(trace), _open(predictor)
-        charge = _charge(model, routing, allow_training_prompts)
+        routing = read_trace(trace)
+        model, charge = _predictor(predictor, routing, allow_training_prompts)
         question = Question(
             device=where,
             room=room,
@@ -186,20 +183,14 @@ def _room(capacity: int | None, budget_mib: float | None) -> Room:
     raise InputError("how large is the cache? give either --capacity in experts or --budget-mib in MiB")
 
 
-def _open(directory: Path | None) -> OnnxPredictor | None:
-    if directory is None:
-        return None
+def _predictor(directory: Path | None, trace: Trace, allow_seen: bool) -> tuple[OnnxPredictor | None, Latency]:
+    """A predictor that may be evaluated on a trace, and what is charged for it; nothing without one."""
+    from moe_beyond.predictor.latency import Latency  # noqa: PLC0415
     from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
 
-    return OnnxPredictor(directory)
-
-
-def _charge(model: OnnxPredictor | None, trace: Trace, allow_training_prompts: bool) -> Latency:
-    """What is charged for a predictor that is fit to be judged on a trace; nothing without one."""
-    from moe_beyond.predictor.latency import Latency  # noqa: PLC0415
-
-    if model is None:
-        return Latency(0.0, 0.0, 0.0)
-    if not allow_training_prompts:
+    if directory is None:
+        return None, Latency(0.0, 0.0, 0.0)
+    model = OnnxPredictor(directory)
+    if not allow_seen:
         model.refuse_training_prompts(trace)
-    return model.charge
+    return model, model.charge

@@ -69,10 +69,10 @@ def rollback(
     """Make the champion before this one the champion again. Clients that load NAME@champion get it at once."""
     from moe_beyond.registry.registry import Registry  # noqa: PLC0415
     from moe_beyond.registry.states import only_model  # noqa: PLC0415
-    from moe_beyond.tracking.client import asking  # noqa: PLC0415
+    from moe_beyond.tracking.client import connected  # noqa: PLC0415
 
     with one_line_errors():
-        with asking(Path.cwd()) as connection:
+        with connected(Path.cwd()) as connection:
             registry = Registry(connection.client, name or only_model(connection.client))
             left, now = registry.roll_back(to)
         show({"registered_model": registry.name, "left": left, "champion": now}, as_json)

@@ -28,7 +28,7 @@ from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.registry.verdict import Verdict, judge, metrics, table
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces.schema import Trace
-from moe_beyond.tracking.client import MlflowMissingError, asking, log_path
+from moe_beyond.tracking.client import MlflowMissingError, connected, log_path
 from moe_beyond.tracking.pipeline import credit
 from moe_beyond.tracking.record import git_tags
 
@@ -89,7 +89,7 @@ def publish(
     judge_only = os.environ.get(GATE_VARIABLE) == "judge"
     try:
         run_id = pipeline_run()
-        with asking(root) as connection:
+        with connected(root) as connection:
             registry = Registry(connection.client, gate.registered_name)
             version, champion = registry.with_digest(digest), registry.by_alias(CHAMPION)
         here = {"question": question, "pipeline_run": run_id, "champion": _number(champion)}
@@ -107,7 +107,7 @@ def publish(
             # the question is written once MLflow has the verdict
             write_json(root / REPORTS / _VERDICT, verdict)
         if verdict["moves_champion"] and verdict["champion"] != verdict["challenger"] and not judge_only:
-            with asking(root):
+            with connected(root):
                 registry.promote(verdict["challenger"])
             write_json(root / REPORTS / _VERDICT, verdict | {"champion": verdict["challenger"]})
         log.info("gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
@@ -176,7 +176,7 @@ def _register(
         bundle = Path(folder) / FOLDER
         write_bundle(bundle)
         model = read_manifest(bundle)["model_id"]
-        with asking(root):
+        with connected(root):
             registry.create(f"Predicts the experts of {model}; challenger and champion are compared on one device.")
             return registry.register(bundle, run_id, {DIGEST: digest, "run.pipeline": run_id, **git_tags(root)})
 
@@ -184,7 +184,7 @@ def _register(
 def _log(root: Path, registry: Registry, version: ModelVersion, verdict: dict[str, Any], headline_split: str) -> None:
     """Log the verdict to the version and to the pipeline's run, whose numbers get the model's name."""
     run_id, client = verdict["pipeline_run"], registry.client
-    with asking(root):
+    with connected(root):
         registry.note(verdict["challenger"], verdict["outcome"], verdict["reasons"])
         credit(client, run_id, str(version.source).removeprefix("models:/"), root, headline_split)
         for name in ("outcome", "registered_model", "challenger", "champion_before"):

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from moe_beyond.errors import InputError
 from moe_beyond.registry.registry import Registry
 from moe_beyond.settings import flatten
-from moe_beyond.tracking.client import asking
+from moe_beyond.tracking.client import connected
 from moe_beyond.tracking.pipeline import CHOICE, HEADLINE
 from moe_beyond.tracking.record import STAGE_TAG, as_text, chosen_params
 
@@ -56,7 +56,7 @@ def find_states(root: Path, names: Sequence[str], defaults: dict[str, Any]) -> l
     """
     found = {name: _from_files(root, name, defaults) for name in names if not _is_mlflows(name)}
     if len(found) < len(set(names)):
-        with asking(root) as connection:
+        with connected(root) as connection:
             found |= {name: _from_mlflow(connection.client, name) for name in names if _is_mlflows(name)}
     return [found[name] for name in names]
 

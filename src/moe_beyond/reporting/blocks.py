@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import altair as alt
 import polars as pl
-import yaml
 
 from moe_beyond.reporting.names import Look
-from moe_beyond.reporting.text import Cell, plain
+from moe_beyond.reporting.text import Cell, plain, texts
 from moe_beyond.settings import flatten
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -141,13 +137,6 @@ def table(caption: str, frame: pl.DataFrame, cells: Mapping[str, Cell], chosen: 
     rows = list(frame.iter_rows(named=True))
     stressed = frozenset(place for place, row in enumerate(rows) if chosen and row[chosen])
     return Table(caption, tuple(cells), tuple(tuple(cell(row) for cell in cells.values()) for row in rows), stressed)
-
-
-@cache
-def texts() -> dict[str, Any]:
-    """The page's fixed words."""
-    found: dict[str, Any] = yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
-    return found
 
 
 def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any) -> Section:

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from moe_beyond.files import fingerprint, folder_digest
 from moe_beyond.settings import Settings, flatten
-from moe_beyond.tracking.client import MlflowMissingError, asking, data_name, keep_here, send, warn
+from moe_beyond.tracking.client import MlflowMissingError, connected, data_name, keep_here, send, warn
 from moe_beyond.tracking.dvc import receipts
 from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms
 
@@ -52,7 +52,7 @@ def log_pipeline(root: Path, params: Settings, device: str | None, splits: Seque
     key = fingerprint("pipeline", flat, keys)
 
     def found() -> str | None:
-        with asking(root) as to:
+        with connected(root) as to:
             return to.has(key)
 
     def record() -> Record:
@@ -82,7 +82,7 @@ def log_pipeline(root: Path, params: Settings, device: str | None, splits: Seque
         run_id = found()
         if run_id is None:
             raise MlflowMissingError("; ".join(sent.sentences()))
-        with asking(root) as to:
+        with connected(root) as to:
             log.info("MLflow lists this state's run at %s", to.runs_page)
     return run_id
 

@@ -16,7 +16,7 @@ from moe_beyond.registry.states import only_model
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
-from moe_beyond.tracking.client import asking, log_run
+from moe_beyond.tracking.client import connected, log_run
 from moe_beyond.tracking.record import STAGE_TAG, Record, now_ms, points
 
 
@@ -81,7 +81,7 @@ def _window(
 
 def _bundle(root: Path, against: str) -> Path:
     model, _, alias = against.rpartition("@")
-    with asking(root) as connection:
+    with connected(root) as connection:
         registry = Registry(connection.client, model or only_model(connection.client))
         return registry.bundle_of(registry.version(alias))
 

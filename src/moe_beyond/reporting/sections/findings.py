@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Block, Text, texts
+from moe_beyond.reporting.blocks import Block, Text
 from moe_beyond.reporting.names import LEAKY, LRU, PAPER_LRU, label
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.text import bounds, listed, number, percent, points, signed
+from moe_beyond.reporting.text import bounds, listed, number, percent, points, signed, texts
 
 Finding = tuple[str, str]
 """Its tone, a key of `headings` in texts.yaml, and the sentence."""
@@ -71,7 +71,7 @@ def _prefetches(run: Run) -> Iterator[Finding]:
 
 def _recall(run: Run) -> Iterator[Finding]:
     """Ours against the best baseline on each test split, and from training prompts to these."""
-    whole = run.export.quality.filter(horizon=TOKEN, phase="all", layer="all")
+    whole = run.tables["quality"].filter(horizon=TOKEN, phase="all", layer="all")
     ours = pl.col("predictor") == run.predictor
     for split in run.splits:
         part = whole.filter(split=split)
@@ -88,7 +88,7 @@ def _recall(run: Run) -> Iterator[Finding]:
 
 def _paper(run: Run) -> Iterator[Finding]:
     """Ours against the published predictions in the paper's own replay."""
-    for row in run.simulate.paper_replay.filter(split=run.split, cache=PAPER_LRU).iter_rows(named=True):
+    for row in run.tables["paper_replay"].filter(split=run.split, cache=PAPER_LRU).iter_rows(named=True):
         said = f"{points(row['difference_hit_rate'])} of hit rate against the published predictions"
         tone = _tone(-row["difference_hit_rate_high"], -row["difference_hit_rate_low"])
         yield tone, f"The paper's replay, {number(row['capacity_experts'])} experts: {said}."

@@ -36,10 +36,10 @@ def paper_section(run: Run) -> Section:
     """Both sides in every row, so that no row compares two caches; the paper's own replay first."""
     blocks: list[Block] = []
     for split in run.splits:
-        rows = run.simulate.paper_replay.filter(split=split)
+        rows = run.tables["paper_replay"].filter(split=split)
         caches = sorted(rows["cache"].unique(maintain_order=True).to_list(), key=lambda cache: cache != PAPER_LRU)
         blocks += [
             table(f"{_CACHES.get(c, label(c))}: {label(split).lower()}", rows.filter(cache=c), _CELLS) for c in caches
         ]
-    every = table("Every predictor in the paper's own replay", run.export.published_protocol, _PROTOCOL)
+    every = table("Every predictor in the paper's own replay", run.tables["published_protocol"], _PROTOCOL)
     return section("paper", [*blocks, *folded(every.caption, [every] if every.rows else [])])

@@ -30,7 +30,7 @@ _CELLS: dict[str, Cell] = {
 
 def pays_section(run: Run) -> Section:
     """A paragraph a device at the headline's capacity; every capacity, the widths and bandwidths folded."""
-    rows, blocks = run.simulate.pays, list[Block]()
+    rows, blocks = run.tables["pays"], list[Block]()
     for device in run.devices:
         here = rows.filter(split=run.split, device=device, capacity_experts=run.capacity)
         blocks += [pays_words(row) for row in here.iter_rows(named=True)]
@@ -85,10 +85,10 @@ def _why_not(row: Row) -> list[str]:
 
 def _bandwidths(run: Run, device: str) -> list[Figure]:
     """Time over the link's bandwidth: LRU, what prefetching stands against, the best without the predictor, ours."""
-    rows = run.simulate.by_bandwidth.filter(split=run.split, device=device)
+    rows = run.tables["by_bandwidth"].filter(split=run.split, device=device)
     if rows["bandwidth_gb_per_s"].n_unique() < 2:
         return []
-    pays = run.simulate.pays.filter(split=run.split, device=device, capacity_experts=run.capacity)
+    pays = run.tables["pays"].filter(split=run.split, device=device, capacity_experts=run.capacity)
     named = pl.col("policy").is_in([LRU, *pays["policy"], *pays["against"]])
     drawn = run.at(run.split, device).filter(named | pl.col("ours") | pl.col("best_without_predictor"))
     policies = drawn.filter(pl.col("policy").is_in(rows["policy"].implode()))
@@ -114,8 +114,8 @@ def charged_note(policies: pl.DataFrame) -> str:
 
 def _widths(run: Run, device: str) -> list[Table]:
     here = {"split": run.split, "device": device}
-    pays = run.simulate.pays.filter(capacity_experts=run.capacity, **here)
-    rows = run.simulate.by_width.filter(**here).join(pays.select("token_step_ms", "layer_step_ms"), how="cross")
+    pays = run.tables["pays"].filter(capacity_experts=run.capacity, **here)
+    rows = run.tables["by_width"].filter(**here).join(pays.select("token_step_ms", "layer_step_ms"), how="cross")
     cells: dict[str, Cell] = {
         "Experts a layer": of("width"),
         "ms per token": of("ms_per_token"),

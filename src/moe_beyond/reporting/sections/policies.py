@@ -52,7 +52,7 @@ def explorer_section(run: Run) -> Section:
     }
     here = rows.filter(split=run.split, device=devices[0], capacity_experts=run.capacity)
     blocks: list[Block] = [Explorer(data, table(f"{number(run.capacity)} experts", here, _CELLS, "ours"))]
-    missing = run.simulate.not_replayed.unique(["title", "reason"], maintain_order=True)
+    missing = run.tables["not_replayed"].unique(["title", "reason"], maintain_order=True)
     points = tuple(f"{row['title']}: {row['reason']}" for row in missing.iter_rows(named=True))
     return section("explorer", [*blocks, *([Text("", points, "Not replayed")] if points else [])])
 
@@ -60,7 +60,7 @@ def explorer_section(run: Run) -> Section:
 def policies(run: Run) -> pl.DataFrame:
     """A row a split, device, capacity and policy, the best first; without times a device without a name."""
     keys = ["split", "policy", "capacity_experts"]
-    limitless = run.simulate.unlimited_link.with_columns(pl.col("prefetches").cast(pl.Boolean))
+    limitless = run.tables["unlimited_link"].with_columns(pl.col("prefetches").cast(pl.Boolean))
     if run.devices:
         own = limitless.select(*keys, "mass_given_up", unlimited_hit_rate="decode_hit_rate")
         return run.timed.join(own, on=keys, maintain_order="left").sort("ms_per_token", "policy")
@@ -136,7 +136,7 @@ def ablation_section(run: Run) -> Section:
     tables = [
         table(
             f"{label(device)}, {number(run.capacity)} experts, {label(split).lower()}",
-            run.simulate.ablation.filter(split=split, device=device).sort("step"),
+            run.tables["ablation"].filter(split=split, device=device).sort("step"),
             cells,
         )
         for split, device in run.places

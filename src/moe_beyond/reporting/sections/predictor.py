@@ -37,11 +37,11 @@ def predictor_section(run: Run) -> Section:
 
 def series(run: Run) -> pl.DataFrame:
     """The table `quality`, in `series` a line's label: the predictor, and how far ahead its layer step looks."""
-    names = {name: label(name) for name in run.export.quality["predictor"].unique()}
+    names = {name: label(name) for name in run.tables["quality"]["predictor"].unique()}
     name, horizon = pl.col("predictor").replace_strict(names), pl.col("horizon")
     layers = pl.when(horizon == "1").then(pl.lit("layer")).otherwise(pl.lit("layers"))
     ahead = pl.format("{}, {} {} ahead", name, horizon, layers)
-    return run.export.quality.with_columns(series=pl.when(horizon == TOKEN).then(name).otherwise(ahead))
+    return run.tables["quality"].with_columns(series=pl.when(horizon == TOKEN).then(name).otherwise(ahead))
 
 
 def recall_looks(run: Run) -> dict[str, Look]:
@@ -82,7 +82,7 @@ def _by_layer(run: Run, split: str) -> list[Figure]:
 
 
 def _reliability(run: Run) -> list[Figure]:
-    rows = run.export.calibration.filter(split=run.split)
+    rows = run.tables["calibration"].filter(split=run.split)
     if rows.height < 2:
         return []
     error = number(100 * run.metrics["export"]["calibration_error"][run.split])

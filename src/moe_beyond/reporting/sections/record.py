@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Block, Section, Text, facts, folded, section, table, texts
+from moe_beyond.reporting.blocks import Block, Section, Text, facts, folded, section, table
 from moe_beyond.reporting.names import label
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, number, of, words
+from moe_beyond.reporting.text import Cell, number, of, texts, words
 
 _COUNTS = {
     "split": "What splitting found",

@@ -36,15 +36,15 @@ def routing_section(run: Run) -> Section:
     """The suitability card and the figures behind it."""
     card = facts("Suitability card", {name: fact for name, fact in run.card.items() if name != "reasons"})
     verdict = Text("", tuple(run.card["reasons"]), f"Verdict from the traces: {run.card['verdict']}")
-    layers = {label(name): of(name) for name in run.assess.layers.columns}
-    more = [card, table("Routing by layer", run.assess.layers, layers), *_pairs(run)]
+    layers = {label(name): of(name) for name in run.tables["layers"].columns}
+    more = [card, table("Routing by layer", run.tables["layers"], layers), *_pairs(run)]
     figures = (_curves(run), _heat_map(run), _reuse(run))
     return section("routing", [verdict, *figures, *folded("Card, layers, pairs", more)])
 
 
 def _heat_map(run: Run) -> Figure:
     experts = run.card["num_experts"]
-    frame = run.assess.popularity.with_columns(fold=pl.col("share") * experts)
+    frame = run.tables["popularity"].with_columns(fold=pl.col("share") * experts)
     ranked = frame.sort("share", descending=True, maintain_order=True)
     favourites = ranked.group_by("layer", maintain_order=True).head(_FAVOURITES).sort("layer", maintain_order=True)
     top, value = ranked.row(0, named=True), Axis("fold", "multiple of an even share")
@@ -71,7 +71,7 @@ def _curves(run: Run) -> Figure:
     return curves(
         "hit_curves",
         "Hit rate of loading on demand, every token replayed",
-        run.assess.hit_curves.with_columns(series=pl.col("policy").replace_strict(names)),
+        run.tables["hit_curves"].with_columns(series=pl.col("policy").replace_strict(names)),
         {names[name]: look for name, look in _CURVES.items()},
         x=Axis("capacity_fraction", "capacity, share of the model's experts", "percent"),
         y=Axis("hit_rate", "hit rate", "percent", whole=True),
@@ -83,7 +83,7 @@ def _reuse(run: Run) -> Figure:
     return curves(
         "reuse_distances",
         "How soon an expert comes back",
-        run.assess.reuse_distances.with_columns(series=pl.lit("Accesses")),
+        run.tables["reuse_distances"].with_columns(series=pl.lit("Accesses")),
         {"Accesses": Look("@blue")},
         x=Axis("distance", "tokens since its last use", "count", log=True),
         y=Axis("cumulative_share", "share of accesses", "percent", whole=True),
@@ -95,7 +95,7 @@ def _pairs(run: Run) -> list[Table]:
     """Pairs of experts that meet most above chance, within a layer and from one layer to the next."""
     captions = {"other": "Used together in one layer", "next_expert": "Used one after the other in neighbouring layers"}
     shown = []
-    frames = (run.assess.coactivation, run.assess.transitions)
+    frames = (run.tables["coactivation"], run.tables["transitions"])
     for frame, (other, caption) in zip(frames, captions.items(), strict=True):
         cells: dict[str, Cell] = {
             "Layer": of("layer"),
@@ -111,5 +111,5 @@ def _pairs(run: Run) -> list[Table]:
 
 def models_section(run: Run) -> Section:
     """The suitability cards of several models, this one's first."""
-    cards = run.assess.cards
+    cards = run.tables["cards"]
     return section("models", [table("Suitability cards", cards, _CARDS)] if cards.height > 1 else [])

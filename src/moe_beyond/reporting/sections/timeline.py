@@ -34,7 +34,7 @@ _UNSEEN = 0.25  # below this an expert is rarely among those requested
 
 def timeline_section(run: Run) -> Section:
     """The prompt of median stall under ours, beside LRU, on the headline's device."""
-    rows = run.simulate.timeline
+    rows = run.tables["timeline"]
     if rows.is_empty():
         return section("timeline", [])
     shown = rows.filter(policy=rows["policy"][0])
@@ -88,7 +88,7 @@ def _layers(events: pl.DataFrame, where: str) -> Figure:
 
 
 def _misses(run: Run) -> list[Block]:
-    rows = run.simulate.costliest_misses
+    rows = run.tables["costliest_misses"]
     if rows.is_empty():
         return []
     blind = rows.filter(pl.col("predicted") < _UNSEEN).height

@@ -10,7 +10,20 @@ from moe_beyond.reporting.blocks import Block, Folded, Section, Table, section, 
 from moe_beyond.reporting.names import BOUND, ON_DEVICE, label
 from moe_beyond.reporting.read import Contest, Run
 from moe_beyond.reporting.sections.findings import findings
-from moe_beyond.reporting.text import MISSING, Cell, Row, bounds, charged, number, of, percent, signed, spread, words
+from moe_beyond.reporting.text import (
+    MISSING,
+    Cell,
+    Row,
+    bounds,
+    charged,
+    number,
+    of,
+    percent,
+    signed,
+    spread,
+    texts,
+    words,
+)
 
 TIMED: dict[str, Cell] = {
     "ms per token": spread("ms_per_token"),
@@ -21,11 +34,6 @@ TIMED: dict[str, Cell] = {
     "MiB per token": spread("mib_per_token"),
 }
 """What a policy came to on a device."""
-_VERDICTS = {
-    "go": "worth offloading",
-    "go with a bigger cache": "worth offloading with a bigger cache",
-    "do not": "not worth offloading",
-}
 
 
 def top_section(run: Run) -> Section:
@@ -35,7 +43,7 @@ def top_section(run: Run) -> Section:
         return section("verdict", [])
     blocks = [*_four_rows(contests[0]), *findings(run)]
     blocks += [Folded(caption(contest), tuple(_four_rows(contest))) for contest in contests[1:]]
-    verdict = _VERDICTS[run.card["verdict"]]
+    verdict = texts()["verdicts"][run.card["verdict"]]
     title = headline(contests[0])
     return section(
         "verdict", blocks, title, model=run.card["model_id"], verdict=verdict, split=label(run.split).lower()
