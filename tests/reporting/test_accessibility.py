@@ -14,8 +14,8 @@ CONTROLS = "a[href], button, select, input, summary, [tabindex='0']"
 
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(visit: Callable[..., Visit], project: Path, width: int, dark: bool):
-    visited = visit(project / "reports" / "index.html", width, dark=dark)
+def test_axe_finds_nothing_serious(visit: Callable[..., Visit], rendered: Path, width: int, dark: bool):
+    visited = visit(rendered / "reports" / "index.html", width, dark=dark)
     visited.draw_everything()
     assert visited.violations() == []
 

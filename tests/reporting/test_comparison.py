@@ -9,10 +9,8 @@ from moe_beyond.reporting.compare import differing_params, document, numbers, te
 from moe_beyond.reporting.retraining import write_report
 from moe_beyond.tracking.client import log_run
 from moe_beyond.tracking.record import Record
-from tests.tracking.conftest import empty_database, project
 from tests.tracking.small_pipeline import only
 
-__all__ = ["empty_database", "project"]
 DEFAULTS = {"seed": 7, "train.epochs": 20, "train.window": 64}
 HEADLINE = {"ms_per_token": {"value": 8.0, "low": 7.5, "high": 8.5}, "token_step_ms": {"value": 0.1}}
 

@@ -114,13 +114,10 @@ def test_curves_say_their_ends_and_print_their_points():
     assert "here" in json.dumps(chart_spec(figure.chart))
 
 
-def test_the_first_line_of_the_legend_is_drawn_last():
+def test_the_first_line_of_the_legend_is_drawn_last_and_a_single_line_needs_none():
     frame = pl.concat([line(3), line(3, "b")])
     rows = drawn(curves("name", "Title", frame, looks(["a", "b"]), x=X, y=Y))
     assert [row["series"] for row in rows] == ["b"] * 3 + ["a"] * 3
-
-
-def test_a_single_line_needs_no_legend():
     figure = curves("name", "Title", line(3), {"a": Look("@blue")}, x=X, y=Y)
     assert not figure.looks
     assert chart_spec(figure.chart)["layer"][0]["encoding"]["color"]["legend"] is None
@@ -154,8 +151,8 @@ def width_of(svg: str) -> float:
     return float(re.findall(r'width="([\d.]+)"', svg)[0])
 
 
-def test_pictures_of_all_figures_lie_in_the_folder(project: Path, figures: dict[str, Figure]):
-    folder = project / "reports" / "figures"
+def test_pictures_of_all_figures_lie_in_the_folder(rendered: Path, figures: dict[str, Figure]):
+    folder = rendered / "reports" / "figures"
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")} == set(figures)
     # however many others were drawn before it
     assert (folder / "heat_map.svg").read_text() == figure_svg(figures["heat_map"], SMALL.chart_width)

@@ -7,6 +7,7 @@ from moe_beyond.params import Params
 from moe_beyond.tracking.client import MlflowMissingError, connected, send
 from moe_beyond.tracking.pipeline import credit, log_pipeline
 from tests.registry.bundles import HEADLINE, small_project
+from tests.reporting.example import BEST, OURS, on_device
 from tests.tracking.small_pipeline import artifacts, client, points, readdress, records, run_split, runs
 
 SPLITS = ["data/splits/train", "data/traces"]
@@ -36,9 +37,11 @@ def test_it_holds_what_decides_and_the_way_to_the_stages(state):
         "hit_rate/high": 0.7, "token_step_ms": 0.1,
     }  # fmt: skip
     # curves over the capacity, of the last split
-    assert points(client(state), run, "ms_per_token_by_capacity/ours") == [(5, 8.0), (10, 4.0)]
-    assert points(client(state), run, "hit_rate_by_capacity/lru") == [(5, 0.5), (10, 1.0)]
-    assert points(client(state), run, "ms_per_token_by_capacity/best_without_predictor") == [(5, 9.0), (10, 4.5)]
+    rows = on_device().filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
+    for name, policy in (("lru", "lru"), ("ours", OURS), ("best_without_predictor", BEST)):
+        for measure in ("ms_per_token", "hit_rate"):
+            expected = list(rows.filter(policy=policy).select("capacity_experts", measure).iter_rows())
+            assert points(client(state), run, f"{measure}_by_capacity/{name}") == expected
     assert (run.data.params["chosen.width"], run.data.params["train.epochs"]) == ("16", "20")
     assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["data.splits.train", "data.traces"]
     assert set(artifacts(client(state), run_id)) == {
