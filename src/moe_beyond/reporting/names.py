@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 from moe_beyond.reporting.text import Row, texts
 
-ON_DEVICE = "Hit rate on the device"
-"""A prefetch that comes late is a miss."""
-UNLIMITED = "Hit rate, unlimited link (upper bound)"
-"""Every prefetch arrives in time."""
 LRU, PAPER_LRU = "lru", "paper_lru"
 BOUND = "Clairvoyant bound"
 LEAKY = "published network, leaky"

@@ -5,27 +5,13 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.names import LRU, ON_DEVICE, label, policy_looks
+from moe_beyond.reporting.names import LRU, label, policy_looks
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, Row, bounds, charged, number, of, percent, signed, words
+from moe_beyond.reporting.text import Row, bounds, charged, number, percent, signed
 
 _HIGH_RECALL, _LITTLE_IDLE, _IN_TIME = 0.5, 0.25, 0.5
-_CELLS: dict[str, Cell] = {
-    "Device": lambda row: label(row["device"]),
-    "Experts": of("capacity_experts"),
-    "Pays": words("answer"),
-    "ms per token": of("ms_per_token"),
-    "Charged latency, ms": charged,
-    "On demand, ms per token": of("against_ms_per_token"),
-    "Difference, ms": lambda row: f"{signed(row['difference_ms'])} {bounds(row, 'difference_ms')}",
-    "Link idle on demand": of("link_idle_share_on_demand", percent),
-    "with prefetching": of("link_idle_share", percent),
-    "Prefetches in time": of("prefetches_in_time", percent),
-    "Recall on LRU's misses": of("recall_on_lru_misses", percent),
-    "Bytes read per byte saved": of("bytes_read_per_byte_saved"),
-    "Pays from, GB/s": of("pays_from_gb_per_s"),
-}
 
 
 def pays_section(run: Run) -> Section:
@@ -34,7 +20,7 @@ def pays_section(run: Run) -> Section:
     for device in run.devices:
         here = rows.filter(split=run.split, device=device, capacity_experts=run.capacity)
         blocks += [pays_words(row) for row in here.iter_rows(named=True)]
-    tables = [table(label(split), rows.filter(split=split), _CELLS) for split in run.splits]
+    tables = [table(label(split), rows.filter(split=split), cells("pays")) for split in run.splits]
     figures = [figure for device in run.devices for figure in _bandwidths(run, device)]
     blocks += folded("Every timed capacity", [shown for shown in tables if shown.rows])
     blocks += [*figures[:1], *folded("Time over bandwidth on the other devices", figures[1:])]
@@ -116,11 +102,5 @@ def _widths(run: Run, device: str) -> list[Table]:
     here = {"split": run.split, "device": device}
     pays = run.tables["pays"].filter(capacity_experts=run.capacity, **here)
     rows = run.tables["by_width"].filter(**here).join(pays.select("token_step_ms", "layer_step_ms"), how="cross")
-    cells: dict[str, Cell] = {
-        "Experts a layer": of("width"),
-        "ms per token": of("ms_per_token"),
-        "Charged latency, ms": charged,
-        "MiB per token": of("mib_per_token"),
-        ON_DEVICE: of("hit_rate", percent),
-    }
-    return [table(f"{label(device)}: {title}", rows, cells) for title in rows["title"].unique(maintain_order=True)]
+    titles = rows["title"].unique(maintain_order=True)
+    return [table(f"{label(device)}: {title}", rows, cells("widths")) for title in titles]

@@ -5,31 +5,15 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Figure, Section, Table, Text, facts, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis, curves
 from moe_beyond.reporting.figures.others import heat
 from moe_beyond.reporting.names import DASHES, Look, label
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, number, of, percent, words
+from moe_beyond.reporting.text import number, of
 
 _FAVOURITES, _PAIRS = 5, 10
 _CURVES = {"belady": Look("@ink", DASHES[2]), "lru": Look("@vermilion"), "static_popularity": Look("@green", DASHES[1])}
-_CARDS: dict[str, Cell] = {
-    "Model": words("model"),
-    "Verdict": words("verdict"),
-    "Capacity": of("budget_fraction", percent),
-    "LRU hits": of("lru_hit_rate", percent),
-    "Static popularity": of("static_popularity_hit_rate", percent),
-    "Belady (bound)": of("belady_hit_rate", percent),
-    "MoE layers": of("num_layers"),
-    "Experts in each": of("num_experts"),
-    "Top-k": of("top_k"),
-    "All, MiB": lambda row: number(row["model_mib"] or None),
-    "Overlap with the token before": of("previous_token_overlap", percent),
-    "by nearness": of("temporal_locality", percent),
-    "by popularity": of("static_skew", percent),
-    "Working set, 64 tokens": of("working_set_64_fraction", percent),
-    "Tokens": of("tokens"),
-}
 
 
 def routing_section(run: Run) -> Section:
@@ -48,19 +32,13 @@ def _heat_map(run: Run) -> Figure:
     ranked = frame.sort("share", descending=True, maintain_order=True)
     favourites = ranked.group_by("layer", maintain_order=True).head(_FAVOURITES).sort("layer", maintain_order=True)
     top, value = ranked.row(0, named=True), Axis("fold", "multiple of an even share")
-    cells: dict[str, Cell] = {
-        "Layer": of("layer"),
-        "Expert": of("expert"),
-        "Share": of("share", percent),
-        "Multiple of an even share": of("fold"),
-    }
     return Figure(
         "heat_map",
         "How often each expert is chosen",
         f"Heat map of {run.card['num_layers']} layers by {experts} experts. The most popular is expert {top['expert']} "
         f"of layer {top['layer']}, chosen {number(top['fold'])} times as often as an even share.",
         heat(frame, Axis("expert", "expert", "count"), Axis("layer", "layer", "count"), value),
-        table("The most popular experts of each layer; the file has all", favourites, cells),
+        table("The most popular experts of each layer; the file has all", favourites, cells("favourites")),
         {},
         wide=True,
     )
@@ -97,19 +75,12 @@ def _pairs(run: Run) -> list[Table]:
     shown = []
     frames = (run.tables["coactivation"], run.tables["transitions"])
     for frame, (other, caption) in zip(frames, captions.items(), strict=True):
-        cells: dict[str, Cell] = {
-            "Layer": of("layer"),
-            "Expert": of("expert"),
-            "and": of(other),
-            "Tokens": of("tokens"),
-            "Times as often as by chance": of("lift"),
-        }
         top = frame.sort("lift", descending=True, maintain_order=True).head(_PAIRS)
-        shown += [table(caption, top, cells)] if top.height else []
+        shown += [table(caption, top.rename({other: "other"}), cells("pairs"))] if top.height else []
     return shown
 
 
 def models_section(run: Run) -> Section:
     """The suitability cards of several models, this one's first."""
     cards = run.tables["cards"]
-    return section("models", [table("Suitability cards", cards, _CARDS)] if cards.height > 1 else [])
+    return section("models", [table("Suitability cards", cards, cells("models"))] if cards.height > 1 else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis
 from moe_beyond.reporting.figures.others import bars, heat
 from moe_beyond.reporting.names import Look, label
@@ -97,15 +98,6 @@ def _misses(run: Run) -> list[Block]:
         f"{percent(_UNSEEN, 0)} on average: there the prediction is wrong. In the others the link or the cache was too "
         "small."
     )
-    cells: dict[str, Cell] = {
-        "Token": lambda row: token(row["token_text"]),
-        "Layer": of("layer"),
-        "Stall, ms": of("stall_ms"),
-        "Experts waited for": words("experts_missed"),
-        "Probability predicted": of("predicted", percent),
-        "Prompt": words("prompt_id"),
-        "Position": of("position"),
-    }
-    every = table("The costliest misses", rows, cells)
+    every = table("The costliest misses", rows, cells("misses"))
     few = Table(every.caption, every.columns, every.rows[:_WORST])
     return [few, Text(said), *folded(f"All {rows.height} of them", [every] if rows.height > _WORST else [])]

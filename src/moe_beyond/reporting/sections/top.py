@@ -7,33 +7,19 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Folded, Section, Table, section, table
-from moe_beyond.reporting.names import BOUND, ON_DEVICE, label
+from moe_beyond.reporting.columns import capacity, cells
+from moe_beyond.reporting.names import BOUND, label
 from moe_beyond.reporting.read import Contest, Run
 from moe_beyond.reporting.sections.findings import findings
 from moe_beyond.reporting.text import (
     MISSING,
-    Cell,
     Row,
     bounds,
-    charged,
     number,
-    of,
     percent,
     signed,
-    spread,
     texts,
-    words,
 )
-
-TIMED: dict[str, Cell] = {
-    "ms per token": spread("ms_per_token"),
-    "Charged latency, ms": charged,
-    "Tokens per second": of("tokens_per_second"),
-    "Stall, ms per token": of("stall_ms_per_token"),
-    ON_DEVICE: spread("hit_rate", percent),
-    "MiB per token": spread("mib_per_token"),
-}
-"""What a policy came to on a device."""
 
 
 def top_section(run: Run) -> Section:
@@ -65,11 +51,6 @@ def headline(contest: Contest) -> str:
     return f"{won} and {number(-ours['against_best_ms'])} ms less than the best policy without it"
 
 
-def capacity(row: Row) -> str:
-    """The capacity of a row: `32 experts (10 %)`."""
-    return f"{number(row['capacity_experts'])} experts ({percent(row['capacity_fraction'], 0)})"
-
-
 def caption(contest: Contest) -> str:
     """Where a contest was."""
     return f"{label(contest.device)}, {capacity(contest.lru)}, {label(contest.split).lower()}"
@@ -85,8 +66,7 @@ def _four_rows(contest: Contest) -> list[Block]:
         (BOUND, _bound(contest.lru), MISSING),
     ]
     rows = [row | {"name": name, "chosen": chosen} for name, row, chosen in named if row]
-    cells = {"Policy": words("name"), **TIMED, "Chosen": words("chosen")}
-    shown = table(caption(contest), pl.DataFrame(rows, infer_schema_length=None), cells, chosen="ours")
+    shown = table(caption(contest), pl.DataFrame(rows, infer_schema_length=None), cells("four_rows"), chosen="ours")
     return [shown, _differences(ours, contest.best["title"])] if ours else [shown]
 
 
