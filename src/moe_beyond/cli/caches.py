@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Split = Literal["shared", "even", "fitted"]
 Prefill = Literal["batched", "token_by_token"]
 Capacity = Annotated[int | None, typer.Option(help="Experts that the cache holds.")]
-BudgetMib = Annotated[float | None, typer.Option(help="MiB that the cache holds, instead of a capacity.")]
+BudgetMib = Annotated[float | None, typer.Option(help="Size of the cache in MiB, instead of a capacity.")]
 DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
@@ -45,7 +45,7 @@ def replay(
     budget_mib: BudgetMib = None,
     device: Annotated[str | None, typer.Option(help="Take the time on this device too.")] = None,
     predictor: PredictorPath = None,
-    train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that learn.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that are fitted.")] = None,
     split: Annotated[Split | None, typer.Option(help="How layers share the cache.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Experts a predictor fetches for a layer at most.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least probability of those.")] = 0.0,
@@ -109,12 +109,12 @@ def advise(
     seed: Seed = 7,
     as_json: AsJson = False,
 ) -> None:
-    """Say which policy, split over layers and prefetch decode fastest on a device, and what more memory would buy."""
+    """Recommend the policy, split and prefetch that decode fastest on a device; show what more memory would buy."""
     from rich.console import Console  # noqa: PLC0415
 
     from moe_beyond.advisor.advice import document  # noqa: PLC0415
     from moe_beyond.advisor.advisor import Question  # noqa: PLC0415
-    from moe_beyond.advisor.advisor import advise as answer  # noqa: PLC0415
+    from moe_beyond.advisor.advisor import advise as recommend  # noqa: PLC0415
     from moe_beyond.advisor.screen import print_advice  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
@@ -137,7 +137,7 @@ def advise(
             seed=seed,
         )
         with Console(stderr=True).status("trying policies, splits and prefetches ..."):
-            found = document(answer(routing, question, model), target)
+            found = document(recommend(routing, question, model), target)
         if as_json:
             show(found, as_json)
         else:

@@ -41,7 +41,7 @@ class Figure:
     Attributes:
         name: Its anchor, and the name of its PNG and SVG.
         title: What is shown, over what.
-        alt: What a reader who cannot see it needs to know.
+        alt: The same for readers who cannot see it.
         chart: Colours as tokens, see `figures.theme`.
         table: The same numbers.
         looks: Lines of the legend that the page writes; empty: the chart has its own legend or needs none.
@@ -144,7 +144,7 @@ def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any
 
     Args:
         anchor: Its key in texts.yaml.
-        blocks: What it shows; none: it says why.
+        blocks: What it shows; none: the reason stands there.
         title: Its heading, where it is not a fixed one.
         values: What the braces of its lead hold.
     """

@@ -37,7 +37,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def policy_looks(rows: Iterable[Row], ours: str | None) -> Mapping[str, Look]:
-    """By title: the colour says what kind of policy it is, the dash tells policies of a kind apart.
+    """By title: the colour stands for the kind of policy, the dash differs between policies of a kind.
 
     Args:
         rows: Policies with their facts, each once.

@@ -1,4 +1,4 @@
-"""A finished run: the tables that its stages wrote, and the parameters that say how to read them."""
+"""A finished run: the tables that its stages wrote, and the parameters behind them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Run:
         prompts: The split of every prompt.
         trials: Of the search.
         history: Of the training.
-        metrics: metrics.json by stage, of those that the page quotes.
+        metrics: metrics.json by stage, of the stages that the page quotes.
         source: Where the traces come from: `reference`, `transformers` or `import`.
         settings: Of the replay.
         parameters: Every parameter shown, flat.
@@ -100,7 +100,7 @@ class Run:
 
     @cached_property
     def predictor(self) -> str:
-        """Name of our predictor: the one that export scored, beside baselines that know no layer step."""
+        """Name of our predictor: the one that export scored, beside baselines without a layer step."""
         return str(self.tables["quality"]["predictor"][0])
 
     @cached_property

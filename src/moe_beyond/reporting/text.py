@@ -80,8 +80,8 @@ def charged(row: Row) -> str:
         "layer_step_ms": "{} a layer",
         "break_even_token_step_ms": "break\u2011even {} a token",
     }
-    said = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
-    return ", ".join(said) or MISSING
+    charges = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
+    return ", ".join(charges) or MISSING
 
 
 def plain(name: str, value: object) -> str:

@@ -72,8 +72,8 @@ class Mlflow:
     def runs_page(self) -> str:
         """Address of the list of runs, of a local database where `make ui` shows it.
 
-        MLflow 3.17 opens an experiment on its overview for GenAI, whatever kind the experiment is of: the address says
-        otherwise.
+        MLflow 3.17 opens an experiment on its overview for GenAI, whatever kind the experiment is of: hence the
+        query of the address.
         """
         uri = without_secrets(self.client.tracking_uri)
         server = uri if uri.startswith("http") else "http://127.0.0.1:5000"

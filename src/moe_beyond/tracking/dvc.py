@@ -1,4 +1,4 @@
-"""What DVC knows: a stage of dvc.yaml, its former outs in the cache, and the receipts that lie among the outs."""
+"""From DVC: a stage of dvc.yaml, its former outs in the cache, and the receipts that lie among the outs."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def of_stage(root: Path, declared: DvcStage, params: Settings, start_ms: int) ->
     receipt = f"reports/{declared.name}/{RECEIPT}"
     given, deps = stage_params(root, declared, params), digests(root, declared.deps)
     outs = digests(root, [out for out in declared.outs if out != receipt])
-    # the same inputs and outs are the same run, whoever computed them and however often
+    # the same inputs and outs are the same run, wherever and however often they were computed
     key, reports = fingerprint(declared.name, given, deps, outs), root / "reports" / declared.name
     return Record(
         key=key,

@@ -31,7 +31,7 @@ def check_drift(
         against: Traces, a bundle's folder, `champion`, `NAME@champion` or `NAME@VERSION`.
         settings: Limits and capacity.
         simulate: How traces are replayed.
-        seed: Of the random divisions that say how large an index chance gives.
+        seed: Of the random divisions, which give the index that chance alone reaches.
         log: Log a run named `drift`.
 
     Raises:

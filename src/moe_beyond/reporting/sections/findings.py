@@ -1,4 +1,4 @@
-"""What speaks for the predictor and what against it, each sentence from rows of the tables."""
+"""Findings for and against the predictor, each sentence from rows of the tables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MOST_LATE, _MOST_USELESS = 0.25, 0.25  # shares of the prefetches
 def findings(run: Run) -> list[Block]:
     """All sentences, by what they mean for the predictor."""
     found = [*_times(run), *_prefetches(run), *_recall(run), *_paper(run)]
-    by_tone = {tone: tuple(said for kind, said in found if kind == tone) for tone in ("good", "bad", "open")}
-    return [Text("", said, texts()["headings"][tone], tone) for tone, said in by_tone.items() if said]
+    by_tone = {tone: tuple(sentence for kind, sentence in found if kind == tone) for tone in ("good", "bad", "open")}
+    return [Text("", sentences, texts()["headings"][tone], tone) for tone, sentences in by_tone.items() if sentences]
 
 
 def _tone(low: float, high: float) -> str:
@@ -29,7 +29,7 @@ def _tone(low: float, high: float) -> str:
 
 
 def _times(run: Run) -> Iterator[Finding]:
-    """By device ours against the best policy without the predictor; on the headline's, who is slower than LRU."""
+    """By device ours against the best policy without the predictor; on the headline's, what is slower than LRU."""
     for device in run.devices:
         contest = run.contest(run.split, device)
         if (ours := contest.ours) is not None:
@@ -49,7 +49,7 @@ def _times(run: Run) -> Iterator[Finding]:
 
 
 def _prefetches(run: Run) -> Iterator[Finding]:
-    """What came of ours' prefetches on the headline's device, and what it moved."""
+    """The outcome of our prefetches on the headline's device, and what it moved."""
     contest = run.contest(run.split, run.devices[0])
     ours, lru, place = contest.ours, contest.lru, label(run.devices[0])
     if ours is None:
@@ -66,7 +66,10 @@ def _prefetches(run: Run) -> Iterator[Finding]:
     yield "good" if less else "bad" if more else "open", f"{place}: {moved}."
     cycle = run.card["token_cycle_experts"]
     if ours["capacity_experts"] < cycle:
-        yield "open", f"The capacity is below the {cycle} experts of one token: LRU cannot hit, and a lead says little."
+        yield (
+            "open",
+            f"The capacity is below the {cycle} experts of one token: LRU cannot hit, and a lead means little.",
+        )
 
 
 def _recall(run: Run) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Does prefetching pay here? An answer a device and capacity, with the counts behind it."""
+"""Does prefetching pay here? A verdict for each device and capacity, with the counts behind it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pays_words(row: Row) -> Text:
         f"{row['against_title']}, which loads on demand, {number(row['against_ms_per_token'])} ms: "
         f"{signed(row['difference_ms'])} ms {bounds(row, 'difference_ms')}."
     )
-    said = [
+    sentences = [
         f"The link is idle {percent(row['link_idle_share_on_demand'])} of the time on demand and "
         f"{percent(row['link_idle_share'])} with prefetching.",
         f"{percent(row['prefetches_in_time'])} of the prefetches are used and in time.",
@@ -46,15 +46,15 @@ def pays_words(row: Row) -> Text:
         else f"It reads {number(saved)} bytes for each byte of demand loads that it saves.",
     ]
     if row["break_even_width"]:
-        said.append(f"Of the widths tried, it is faster up to {number(row['break_even_width'])} experts a layer.")
+        sentences.append(f"Of the widths tried, it is faster up to {number(row['break_even_width'])} experts a layer.")
     if link is not None:
-        said.append(f"It pays from a bandwidth of {number(link)} GB/s on.")
+        sentences.append(f"It pays from a bandwidth of {number(link)} GB/s on.")
     title = f"{label(row['device'])}, {number(row['capacity_experts'])} experts: {row['answer']}"
-    return Text(times, (*said, *_why_not(row)), title, "good" if row["answer"] == "yes" else "bad")
+    return Text(times, (*sentences, *_why_not(row)), title, "good" if row["answer"] == "yes" else "bad")
 
 
 def _why_not(row: Row) -> list[str]:
-    """Why good predictions are not enough, where they are good and the answer is not yes."""
+    """Why good predictions are not enough, where they are good and prefetching does not pay."""
     saved = row["bytes_read_per_byte_saved"]
     if row["answer"] == "yes" or (row["recall_on_lru_misses"] or 0) < _HIGH_RECALL:
         return []
@@ -94,8 +94,8 @@ def _bandwidths(run: Run, device: str) -> list[Figure]:
 
 def charged_note(policies: pl.DataFrame) -> str:
     """The latency charged to the predictors of some policies."""
-    said = [f"{row['title']} {charged(row)}" for row in policies.iter_rows(named=True) if row["token_step_ms"]]
-    return f"Charged latency, ms: {'; '.join(said)}." if said else ""
+    named = [f"{row['title']} {charged(row)}" for row in policies.iter_rows(named=True) if row["token_step_ms"]]
+    return f"Charged latency, ms: {'; '.join(named)}." if named else ""
 
 
 def _widths(run: Run, device: str) -> list[Table]:

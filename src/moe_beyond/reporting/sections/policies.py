@@ -70,7 +70,7 @@ def _states(rows: pl.DataFrame, split: str, device: str) -> list[dict[str, Any]]
 
 
 def _groups(row: Row) -> list[str]:
-    # without times nothing was chosen, so nothing is left out
+    # without times nothing was chosen, so all are shown
     main = row["ours"] in (None, True) or row["best_without_predictor"] or row["bound"] or row["policy"] == LRU
     return [name for name, belongs in zip(_GROUPS, (main, not row["lossy"], True), strict=True) if belongs]
 

@@ -43,7 +43,7 @@ def recall_looks(run: Run) -> dict[str, Look]:
 
 
 def _overall(run: Run) -> list[Table]:
-    """A table a split, the training prompts last: how much of what is learned is learned by heart."""
+    """A table a split, the training prompts last: how much of the recall is memorised."""
     written = cells("recall", k=run.card["top_k"])
     ends = {"recall_low": "recall_at_k_low", "recall_high": "recall_at_k_high"}
     whole = series(run).filter(phase="all", layer="all").rename(ends)
@@ -87,13 +87,13 @@ def _reliability(run: Run) -> list[Figure]:
 
 def _int8(run: Run) -> list[Text]:
     whole, int8 = run.metrics["export"], run.metrics["export"]["int8"]
-    said = [
+    parts = [
         f"{name.replace('_', ' ')} {number(int8[f'{name}_bytes'] / _MIB)} MiB instead of "
         f"{number(whole[f'{name}_bytes'] / _MIB)}, {number(int8[f'{name}_lost_points'])} points of recall lost"
         for name in ("token_step", "layer_step")
         if f"{name}_bytes" in int8
     ]
-    return [Text(f"In int8: {'; '.join(said)}.")] if said else []
+    return [Text(f"In int8: {'; '.join(parts)}.")] if parts else []
 
 
 def training_section(run: Run) -> Section:

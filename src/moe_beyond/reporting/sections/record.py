@@ -29,7 +29,7 @@ def data_section(run: Run) -> Section:
 
 
 def method_section(run: Run) -> Section:
-    """What the numbers mean, what they cannot say, and the parameters behind them."""
+    """What the numbers mean, their limits, and the parameters behind them."""
     fixed, settings = texts(), run.settings
     assumed = {"lookahead": settings.lookahead_layers, "size": number(settings.timed_expert_mib)}
     limits = fixed["limits_one_split"] if len(run.splits) == 1 else []
@@ -41,6 +41,6 @@ def method_section(run: Run) -> Section:
         "Words": fixed["words"],
     }
     blocks: list[Block] = [
-        Text("", tuple(point.format(**assumed) for point in said), title) for title, said in points.items()
+        Text("", tuple(point.format(**assumed) for point in sentences), title) for title, sentences in points.items()
     ]
     return section("method", [*blocks, *folded("Parameters", [facts("Parameters", run.parameters)])])

@@ -1,4 +1,4 @@
-"""The model's routing: is it worth offloading, who is popular, how soon experts come back, how other models differ."""
+"""The model's routing: is it worth offloading, which experts are popular and how soon they come back, other models."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _reuse(run: Run) -> Figure:
 
 
 def _pairs(run: Run) -> list[Table]:
-    """Pairs of experts that meet most above chance, within a layer and from one layer to the next."""
+    """Pairs of experts used together most above chance, within a layer and from one layer to the next."""
     captions = {"other": "Used together in one layer", "next_expert": "Used one after the other in neighbouring layers"}
     shown = []
     frames = (run.tables["coactivation"], run.tables["transitions"])

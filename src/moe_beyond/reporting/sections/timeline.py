@@ -93,11 +93,11 @@ def _misses(run: Run) -> list[Block]:
     if rows.is_empty():
         return []
     blind = rows.filter(pl.col("predicted") < _UNSEEN).height
-    said = (
+    cause = (
         f"In {blind} of the {rows.height} costliest misses the predictor had given the experts waited for less than "
         f"{percent(_UNSEEN, 0)} on average: there the prediction is wrong. In the others the link or the cache was too "
         "small."
     )
     every = table("The costliest misses", rows, cells("misses"))
     few = Table(every.caption, every.columns, every.rows[:_WORST])
-    return [few, Text(said), *folded(f"All {rows.height} of them", [every] if rows.height > _WORST else [])]
+    return [few, Text(cause), *folded(f"All {rows.height} of them", [every] if rows.height > _WORST else [])]

@@ -89,7 +89,7 @@ def _differences(ours: dict[str, Any], best: str) -> Table:
 
 
 def _decided(row: Row, column: str) -> str:
-    """What a paired difference in time says: its 95 % interval lies on one side of zero, or decides nothing."""
+    """What a paired difference in time means: its 95 % interval lies on one side of zero, or decides nothing."""
     if row[f"{column}_high"] < 0:
         return "faster"
     return "slower" if row[f"{column}_low"] > 0 else "undecided"
