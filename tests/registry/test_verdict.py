@@ -25,6 +25,7 @@ def test_a_faster_challenger_wins_and_the_interval_is_paired():
     verdict = judge(drawn_score(faster=0.02), drawn_score("champion"), SETTINGS, 1)
     assert verdict.outcome == "promoted"
     # every prompt is faster by the same share: paired, no doubt remains, though prompts differ by tens of per cent
+    assert verdict.improvement is not None
     assert [verdict.improvement.low, verdict.improvement.high] == pytest.approx([0.02, 0.02])
 
 
@@ -50,6 +51,7 @@ def test_a_gain_that_some_prompts_do_not_share_must_outweigh_its_doubt():
         ratio = split["ms_per_token"]
         split["ms_per_token"] = Ratio(ratio.numerator_P * rng.normal(0.98, 0.3, 10), ratio.denominator_P)
     verdict = judge(noisy, champion, SETTINGS, 1)
+    assert verdict.improvement is not None
     assert verdict.improvement.low < SETTINGS.margin < verdict.improvement.high
     assert verdict.outcome == "refused"
 
