@@ -111,7 +111,7 @@ def test_a_second_time_nothing_is_new_and_nothing_is_computed(project, monkeypat
     monkeypatch.setenv("MOE_BEYOND_GATE", "judge")
     verdict = run_publish(project)
     assert (verdict["outcome"], verdict["champion"]) == ("first", None)
-    assert Registry(client(project), NAME).by_alias("champion") is None
+    assert Registry(client(project), NAME).find("champion") is None
     monkeypatch.delenv("MOE_BEYOND_GATE")
     for name in ("latencies", "score", "_register"):
         monkeypatch.setattr(publishing, name, lambda *_: pytest.fail("nothing is new"))

@@ -91,7 +91,7 @@ def publish(
         run_id = pipeline_run()
         with connected(root) as connection:
             registry = Registry(connection.client, gate.registered_name)
-            version, champion = registry.with_digest(digest), registry.by_alias(CHAMPION)
+            version, champion = registry.with_digest(digest), registry.find(CHAMPION)
         here = {"question": question, "pipeline_run": run_id, "champion": _number(champion)}
         same = version is not None and (here | {"challenger": _number(version)}).items() <= verdict.items()
         # the champion's bundle may have come back

@@ -61,33 +61,27 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def by_alias(self, alias: str) -> ModelVersion | None:
-        """The version that an alias points to, if it points to one."""
+    def find(self, name: str) -> ModelVersion | None:
+        """The version of a number, or behind an alias; None where there is none."""
+        get = self.client.get_model_version if name.isdecimal() else self.client.get_model_version_by_alias
         try:
-            return self.client.get_model_version_by_alias(self.name, alias)
+            return get(self.name, name)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
 
-    def version(self, alias: str) -> ModelVersion:
+    def version(self, name: str) -> ModelVersion:
         """The version of a number, or behind an alias.
 
         Raises:
             InputError: There is none.
         """
-        try:
-            found = self.client.get_model_version(self.name, alias) if alias.isdecimal() else self.by_alias(alias)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            found = None
+        found = self.find(name)
         if found is None:
             names = [model.name for model in self.client.search_registered_models()]
             known = ", ".join(names) if names else "none: the publish stage makes them"
-            raise InputError(
-                f"{self.name}@{alias}: no such version or alias; registered models in this MLflow: {known}"
-            )
+            raise InputError(f"{self.name}@{name}: no such version or alias; registered models in this MLflow: {known}")
         return found
 
     def with_digest(self, digest: str) -> ModelVersion | None:

@@ -15,14 +15,6 @@ from moe_beyond.registry.markdown import render
 from moe_beyond.registry.states import revision, workspace
 from moe_beyond.reporting.compare import Number, differing_params, numbers, text
 
-_MEANING = {
-    "first": "the first champion",
-    "promoted": "**champion**: it beats the one before",
-    "refused": "refused: the champion stays",
-    "unchanged": "nothing new: this predictor is the champion already",
-    "incomparable": "not comparable: the champion stays",
-    "pending": "not judged yet: the next `dvc repro` judges",
-}
 _FIGURES = ("ms_per_token", "recall_by_layer")
 
 
@@ -54,7 +46,6 @@ def write_report(root: Path, base: str, out: Path, defaults: dict[str, Any]) -> 
     report = render(
         "retrain.md.j2",
         verdict=verdict,
-        meaning=_MEANING[verdict["outcome"]],
         rules=[
             [check["rule"], f"{check['value']:.4g}", f"{check['limit']:.4g}", "yes" if check["passed"] else "no"]
             for check in verdict["checks"]

@@ -9,7 +9,7 @@ import polars as pl
 from moe_beyond.reporting.blocks import Block, Text
 from moe_beyond.reporting.names import LEAKY, LRU, PAPER_LRU, label
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.text import bounds, listed, number, percent, points, signed, texts
+from moe_beyond.reporting.text import Row, bounds, listed, number, percent, points, signed, texts
 
 Finding = tuple[str, str]
 """Its tone, a key of `headings` in texts.yaml, and the sentence."""
@@ -58,18 +58,17 @@ def _prefetches(run: Run) -> Iterator[Finding]:
         late, useless = ours["late_share"], ours["useless_share"]
         tone = "bad" if late > _MOST_LATE or useless > _MOST_USELESS else "good"
         yield tone, f"{place}: {percent(late)} of its prefetches come late, {percent(useless)} are wasted."
-    less, more = (
-        ours["mib_per_token_high"] < lru["mib_per_token_low"],
-        ours["mib_per_token_low"] > lru["mib_per_token_high"],
-    )
     moved = f"it moves {number(ours['mib_per_token'])} MiB a token, LRU {number(lru['mib_per_token'])}"
-    yield "good" if less else "bad" if more else "open", f"{place}: {moved}."
+    yield _tone(*_apart(ours, lru, "mib_per_token")), f"{place}: {moved}."
     cycle = run.card["token_cycle_experts"]
     if ours["capacity_experts"] < cycle:
-        yield (
-            "open",
-            f"The capacity is below the {cycle} experts of one token: LRU cannot hit, and a lead means little.",
-        )
+        below = f"The capacity is below the {cycle} experts of one token"
+        yield "open", f"{below}: LRU cannot hit, and a lead means little."
+
+
+def _apart(one: Row, other: Row, column: str) -> tuple[float, float]:
+    """The least and the greatest difference of two numbers by their intervals."""
+    return one[f"{column}_low"] - other[f"{column}_high"], one[f"{column}_high"] - other[f"{column}_low"]
 
 
 def _recall(run: Run) -> Iterator[Finding]:
@@ -81,7 +80,7 @@ def _recall(run: Run) -> Iterator[Finding]:
         own, others = part.row(by_predicate=ours, named=True), part.filter(~ours & (pl.col("predictor") != LEAKY))
         rival = others.sort("recall_at_k", "predictor").row(-1, named=True)
         said = f"{percent(own['recall_at_k'])}, {label(rival['predictor'])} {percent(rival['recall_at_k'])}"
-        tone = _tone(rival["recall_low"] - own["recall_high"], rival["recall_high"] - own["recall_low"])
+        tone = _tone(*_apart(rival, own, "recall"))
         yield tone, f"{label(split)}: recall@{run.card['top_k']} of {said}."
     recalls = dict(whole.filter(ours).select("split", "recall_at_k").iter_rows())
     change = recalls[run.split] - recalls["train"]
