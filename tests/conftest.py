@@ -9,7 +9,7 @@ from hypothesis import settings
 # the first call of a compiled function takes seconds
 settings.register_profile("project", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
 settings.load_profile("project")
-# models of tests are tiny: a second thread only waits, and waits long where another process wants the core
+# models of tests are tiny: a second thread only waits, and waits long where another process uses the core
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -1,4 +1,4 @@
-"""Tasks in other processes, and what is said of a cluster that cannot be used."""
+"""Tasks in other processes, and the error of a cluster that cannot be used."""
 
 import os
 from importlib.util import find_spec

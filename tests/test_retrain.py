@@ -1,6 +1,6 @@
-"""Retraining as a person and CI do it, with tiny parameters: who becomes champion, who does not, and the way back.
+"""Retraining as a person and CI do it, with tiny parameters: which predictor becomes champion, which does not, and the way back.
 
-One story in a temporary clone of the last commit, told in order: run it with `-p no:randomly`. Only a DVC remote (a
+One story in a temporary clone of the last commit, in order: run it with `-p no:randomly`. Only a DVC remote (a
 folder) and an MLflow store outlive a clone.
 """
 

@@ -66,7 +66,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., browsing.Visit]]:
-    """Opens a file at a width; whatever was opened must neither have complained nor asked for anything else."""
+    """Opens a file at a width; whatever was opened must have no complaints."""
     visits: list[browsing.Visit] = []
 
     def go(path: Path, width: int = 1440, **options: Any) -> browsing.Visit:

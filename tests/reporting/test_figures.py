@@ -64,22 +64,6 @@ def test_every_colour_is_one_of_both_modes(figures: dict[str, Figure]):
     assert light.keys() == dark.keys()
 
 
-def luminance(colour: str) -> float:
-    """After WCAG 2."""
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_text_stands_out_from_the_page(mode: str):
-    colours = theme()["colours"][mode]
-    for name in ("ink", "muted", "link", "good", "bad"):
-        for ground in ("page", "wash"):
-            high, low = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
-
-
 def test_the_times_of_a_chart_come_with_the_latency_that_is_charged(figures: dict[str, Figure]):
     for name in ("ms_per_token", "bandwidth", "timeline"):
         assert "prefetch, predicted eviction 0.200\u00a0a\u00a0token" in figures[name].note, name

@@ -1,4 +1,4 @@
-"""The sentences of the page: the headline, what speaks for and against, and whether prefetching pays."""
+"""The sentences of the page: the headline, findings for and against, and whether prefetching pays."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ def headline_of(run: Run) -> str:
     return headline(run.contest(run.split, run.devices[0]))
 
 
-def said(run: Run) -> dict[str, list[str]]:
+def sentences(run: Run) -> dict[str, list[str]]:
     return {block.tone: list(block.points) for block in findings(run) if isinstance(block, Text)}
 
 
@@ -65,7 +65,7 @@ def test_four_rows_decide_and_each_is_named(run: Run):
     assert table.chosen == {2}
 
 
-def test_differences_are_paired_and_say_who_is_faster(run: Run):
+def test_differences_are_paired_and_name_the_faster(run: Run):
     table = top_section(changed(run, "on_device", against_best_ms_high=0.1)).blocks[1]
     assert isinstance(table, Table)
     assert table.caption == "On the same prompts, ours closes 40.0\u00a0% of the gap between LRU and the bound"
@@ -73,17 +73,17 @@ def test_differences_are_paired_and_say_who_is_faster(run: Run):
     assert table.rows[0][1] == "\u22129.50 [\u22129.75,\u00a0\u22129.25]"
 
 
-def test_findings_speak_for_the_predictor_where_it_wins(run: Run):
+def test_findings_are_for_the_predictor_where_it_wins(run: Run):
     assert {
         "Laptop, NVMe: \u22124.75 ms [\u22125,\u00a0\u22124.50] a token against the best policy without the predictor.",
         "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%.",
         "The paper's replay, 16 experts: +1.4\u00a0points of hit rate against the published predictions.",
-    } <= set(said(run)["good"])
+    } <= set(sentences(run)["good"])
 
 
-def test_findings_speak_against_it_where_it_loses(run: Run):
+def test_findings_are_against_it_where_it_loses(run: Run):
     lost = changed(run, "on_device", against_best_ms_low=0.1, against_lru_ms_low=0.1, mib_per_token_low=200.0)
-    bad = said(lost)["bad"]
+    bad = sentences(lost)["bad"]
     assert sum("against the best policy without the predictor" in sentence for sentence in bad) == 0
     assert {
         "Laptop, NVMe: 50.0\u00a0% of its prefetches come late, 12.5\u00a0% are wasted.",
@@ -91,13 +91,13 @@ def test_findings_speak_against_it_where_it_loses(run: Run):
         "Laptop, NVMe: 2 of 5 lossless policies are slower than LRU, of ours Predictor: prefetch, predicted eviction.",
     } <= set(bad)
     loser = changed(run, "on_device", against_best_ms_low=0.1, against_best_ms_high=0.3)
-    assert sum("against the best policy without the predictor" in sentence for sentence in said(loser)["bad"]) == 2
+    assert sum("against the best policy without the predictor" in sentence for sentence in sentences(loser)["bad"]) == 2
 
 
-def test_a_lead_where_lru_cannot_hit_says_little(run: Run):
-    assert not any("LRU cannot hit" in sentence for sentence in said(run)["open"])
+def test_a_lead_where_lru_cannot_hit_means_little(run: Run):
+    assert not any("LRU cannot hit" in sentence for sentence in sentences(run)["open"])
     small = replace(run, card=run.card | {"token_cycle_experts": 20})
-    assert any("below the 20 experts of one token" in sentence for sentence in said(small)["open"])
+    assert any("below the 20 experts of one token" in sentence for sentence in sentences(small)["open"])
 
 
 def test_a_predictor_that_sees_the_future_is_no_rival(run: Run):
@@ -105,7 +105,7 @@ def test_a_predictor_that_sees_the_future_is_no_rival(run: Run):
     future = {"predictor": pl.lit("published network, leaky"), "recall_at_k": pl.lit(0.99)}
     leaky = quality.filter(predictor="token unigram").with_columns(**future)
     seen = replace(run, tables=run.tables | {"quality": pl.concat([quality, leaky])})
-    assert "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%." in said(seen)["good"]
+    assert "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%." in sentences(seen)["good"]
 
 
 def a_row(**values: Any) -> dict[str, Any]:

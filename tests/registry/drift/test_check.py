@@ -1,4 +1,4 @@
-"""Drift of new traces as a command asks for it, and its run in MLflow."""
+"""The check that `moe-beyond drift` runs, and its run in MLflow."""
 
 import pytest
 
