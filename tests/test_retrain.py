@@ -1,4 +1,4 @@
-"""Retraining as a person and CI do it, with tiny parameters: which predictor becomes champion, which does not, and the way back.
+"""Retraining as a person and CI do it, with tiny parameters: which predictor becomes champion, and rollback.
 
 One story in a temporary clone of the last commit, in order: run it with `-p no:randomly`. Only a DVC remote (a
 folder) and an MLflow store outlive a clone.

@@ -1,4 +1,4 @@
-"""The gate against a registry in a local database: which predictor becomes champion, which does not, and the way back."""
+"""The gate against a registry in a local database: which predictor becomes champion, and rollback."""
 
 import json
 from dataclasses import replace

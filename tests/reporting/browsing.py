@@ -1,4 +1,4 @@
-"""Opens pages in the machine's own Chromium through Playwright, offline, and records everything that a page must not do."""
+"""Opens pages in the machine's own Chromium through Playwright, offline, and records their faults."""
 
 from __future__ import annotations
 
