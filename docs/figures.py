@@ -27,9 +27,10 @@ CACHES = {
     "anticipate": "eviction by predicted next use",
 }
 _ON_DEVICE = (
-    "title", "ms_per_token", "ms_per_token_low", "ms_per_token_high", "tokens_per_second", "stall_ms_per_token",
-    "hit_rate", "mib_per_token", "token_step_ms", "layer_step_ms", "against_lru_ms", "against_lru_ms_low",
-    "against_lru_ms_high", "against_best_ms", "against_best_ms_low", "against_best_ms_high", "gap_closed",
+    "title", "predictor", "ms_per_token", "ms_per_token_low", "ms_per_token_high", "tokens_per_second",
+    "stall_ms_per_token", "hit_rate", "mib_per_token", "token_step_ms", "layer_step_ms", "against_lru_ms",
+    "against_lru_ms_low", "against_lru_ms_high", "against_best_ms", "against_best_ms_low", "against_best_ms_high",
+    "gap_closed", "gap_closed_low", "gap_closed_high",
 )  # fmt: skip
 
 
@@ -157,8 +158,7 @@ def measured_beside(row: dict[str, Any], measured: dict[str, float]) -> str:
     token, layer = row.get("token_step_ms", 0), row.get("layer_step_ms", 0)
     if not token:
         return ""
-    # the table of tokens is charged far less than any network
-    name = "token_step_ms" if row["row"] == "ours" or layer else "table_ms"
+    name = "token_step_ms" if row["predictor"] == "predictor" else "table_ms"
     return f"{measured[name]:.2g}" + (f" + {measured['layer_step_ms']:.2g}" if layer else "")
 
 
@@ -172,7 +172,8 @@ def notes(found: dict[str, Any]) -> list[str]:
         if ours["against_best_ms"] is not None:
             words += f" and {difference(ours, 'against_best_ms')} against the best without the predictor"
         if ours["gap_closed"] is not None:
-            words += f"; it closes {ours['gap_closed']:.0%} of the gap between LRU and the bound"
+            ends = " to ".join(f"{ours[f'gap_closed_{end}']:.0%}" for end in ("low", "high"))
+            words += f"; it closes {ours['gap_closed']:.0%} ({ends}) of the gap between LRU and the bound"
         if pays is not None:
             words += (
                 f". Prefetching pays: {pays['answer']}; the link idles {share(pays['link_idle_share_on_demand'])} of "

@@ -74,16 +74,20 @@ def meaning(field: FieldInfo) -> str:
 def main() -> None:
     """Write all of it."""
     write(ROOT / "docs/parameters.md", parameters())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, root in RUNS.items():
         if (root / "reports/simulate/tables/on_device.parquet").exists():
             write_json(FIGURES / f"{name}.json", figures(root))
-        readme = filled(readme, name, block(name, read(name)))
-    readme = filled(readme, "spread", spread(read("spread")))
-    readme = filled(readme, "tree", tree())
-    write(ROOT / "README.md", readme)
+    write(ROOT / "README.md", filled_readme((ROOT / "README.md").read_text(encoding="utf-8")))
     with replacing(ROOT / "docs/images/ms_per_token.png") as temporary:
         shutil.copy(ROOT / "reports/figures/ms_per_token.png", temporary)
+
+
+def filled_readme(readme: str) -> str:
+    """The README with every block written anew from the committed figures."""
+    for name in RUNS:
+        readme = filled(readme, name, block(name, read(name)))
+    readme = filled(readme, "spread", spread(read("spread")))
+    return filled(readme, "tree", tree())
 
 
 def tree() -> str:

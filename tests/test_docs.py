@@ -1,16 +1,65 @@
+"""The README says what runs said: its figures are written from committed documents, and these are of this dvc.lock."""
+
+import json
 import re
-import runpy
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import pytest
+
+from docs import figures, generate
+from moe_beyond.devices.device import load_device
+
+ROOT = generate.ROOT
+RUNS = [*generate.RUNS]
 
 
-def generator():
-    return runpy.run_path(str(ROOT / "docs/generate.py"))
+@pytest.fixture(params=RUNS)
+def found(request):
+    return generate.read(request.param)
 
 
 def test_the_list_of_parameters_is_current():
-    assert (ROOT / "docs/parameters.md").read_text() == generator()["parameters"](), "run `make docs`"
+    assert (ROOT / "docs/parameters.md").read_text() == generate.parameters(), "run `make docs`"
+
+
+def test_the_readme_holds_the_committed_figures():
+    text = (ROOT / "README.md").read_text()
+    assert generate.filled_readme(text) == text, "run `make docs`"
+    assert len(re.findall("<!-- figures", text)) == len(RUNS) + 2
+
+
+def test_the_committed_figures_are_those_of_the_locked_run():
+    assert generate.read("default")["outs"] == figures.outs(ROOT), "run `make repro`, then `make docs`"
+
+
+def test_every_row_with_a_predictor_is_charged_no_less_than_was_measured(found):
+    measured, charged = found["latency"]["measured"], found["latency"]["charged"]
+    assert all(charged[name] >= measured[name] > 0 for name in measured)
+    rows = {device: [row for row in rows if row.get("token_step_ms")] for device, rows in found["devices"].items()}
+    assert all(rows.values())
+    for device, of_device in rows.items():
+        slowdown = load_device(device).predictor_slowdown
+        for row in of_device:
+            step = "table_ms" if row["predictor"] != "predictor" else "token_step_ms"
+            assert row["token_step_ms"] >= measured[step] * slowdown
+            assert row["layer_step_ms"] == 0 or row["layer_step_ms"] >= measured["layer_step_ms"] * slowdown
+
+
+def test_what_the_readme_claims_of_the_paper_is_so():
+    """Both predictions in every row, through the same cache, and the paper's own replay among the rows."""
+    paper = generate.read("deepseek")["paper"]
+    assert {row["cache"] for row in paper} == set(figures.CACHES)
+    for row in paper:
+        gain = row["ours_hit_rate"] - row["paper_hit_rate"]
+        assert row["difference_hit_rate"] == pytest.approx(gain, abs=1e-6)
+        assert row["difference_hit_rate_low"] <= gain <= row["difference_hit_rate_high"]
+        assert row["ours_mib_per_token"] > 0 and row["paper_mib_per_token"] > 0
+
+
+def test_the_spread_is_that_of_three_seeds_and_holds_the_shown_run():
+    spread, shown = generate.read("spread"), json.loads((ROOT / "reports/simulate/metrics.json").read_text())
+    assert len(spread) == 3
+    for name, value in spread["7"].items():
+        assert value == shown[name]["value"]
 
 
 def test_every_file_and_command_that_the_readme_names_exists():

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from moe_beyond.devices.device import load_device
 from moe_beyond.settings import STAGES, flatten
 from moe_beyond.tracking.dvc import read_stage
 
@@ -52,7 +54,7 @@ TINY = {
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def call(project, *command, check=True):
+def call(project, *command, check=True, **forced):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
@@ -62,6 +64,7 @@ def call(project, *command, check=True):
         "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.invalid",
         "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.invalid",
     }  # fmt: skip
+    environment |= forced
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)} gave {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -135,6 +138,33 @@ def test_mlflow_dvc_and_the_page_show_the_same_numbers(project, mlflow):
     for name, interval in from_dvc.items():
         assert from_mlflow[name] == interval["value"]
     assert f"{100 * from_mlflow['hit_rate']:.1f}" in (project / "reports/index.html").read_text()
+
+
+def test_no_table_charges_less_than_was_measured(project):
+    """Every table of every stage that names what is charged for our predictor or for the table of tokens."""
+    measured = json.loads((project / "reports/export/latency.json").read_text())["measured"]
+    trials = pl.read_csv(project / "reports/tune/trials.csv")
+    chosen = yaml.safe_load((project / "reports/tune/best.yaml").read_text())
+    (tried,) = trials.filter(pl.all_horizontal(pl.col(name) == chosen[name] for name in ("width", "depth", "heads")))[
+        "token_step_ms"
+    ]
+    assert tried >= measured["token_step_ms"]
+    seen = set()
+    for path in (project / "reports").glob("*/tables/*.parquet"):
+        rows = pl.read_parquet(path)
+        if "token_step_ms" not in rows.columns:
+            continue
+        for row in rows.drop_nulls("token_step_ms").iter_rows(named=True):
+            slowdown = load_device(row["device"]).predictor_slowdown
+            predictor = row.get("predictor", "predictor")
+            name = {"predictor": "token_step_ms", "token_unigram": "table_ms", None: None}[predictor]
+            least = (measured[name] * slowdown, measured["layer_step_ms"] * slowdown) if name else (0, 0)
+            assert row["token_step_ms"] >= least[0], (path, row)
+            assert row["layer_step_ms"] >= least[1] or not row.get("ahead_of_layers", row["layer_step_ms"]), (path, row)
+            seen.add((path.stem, predictor))
+    assert seen >= {(table, "predictor") for table in ("on_device", "pays", "ablation")} | {
+        ("on_device", "token_unigram")
+    }
 
 
 def test_nothing_to_do_runs_nothing(project):
