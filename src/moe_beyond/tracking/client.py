@@ -213,26 +213,18 @@ class Sent:
         return lines
 
 
-def keep_here(root: Path, record: Record) -> None:
-    """Keep a record for the MLflow of now."""
-    keep(main_root(root), record.model_copy(update=destination(root)))
-
-
-def log_run(root: Path, record: Record) -> None:
+def log_run(root: Path, record: Record) -> Sent:
     """Keep a record, and log all that wait; what MLflow refuses is kept, with a warning.
 
     Args:
         root: The project's root.
         record: Of a run that has ended.
     """
-    keep_here(root, record)
-    warn(send(root))
-
-
-def warn(sent: Sent) -> None:
-    """Log a line for each thing that MLflow lacks."""
+    keep(main_root(root), record.model_copy(update=destination(root)))
+    sent = send(root)
     for sentence in sent.sentences():
         log.warning("%s", sentence)
+    return sent
 
 
 def send(root: Path) -> Sent:
