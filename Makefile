@@ -55,7 +55,7 @@ lint: $(VENV)/.ok  ## Style, types, import contracts
 	mypy
 	lint-imports
 
-format: $(VENV)/.ok  ## Mend what can be mended by itself
+format: $(VENV)/.ok  ## Fix what can be fixed automatically
 	ruff check --fix .
 	ruff format .
 
@@ -68,10 +68,11 @@ bench: $(VENV)/.ok  ## Every promised ratio, measured side by side: NAME VALUE T
 golden: $(VENV)/.ok  ## Every figure published beside the TRACES, recomputed: NAME VALUE EXPECTED, and reports/golden.json
 	python -m benchmarks.golden $(TRACES)
 
-ui: $(VENV)/.ok  ## MLflow's pages on http://127.0.0.1:5000, on this machine's runs
+ui: $(VENV)/.ok  ## MLflow's pages on this machine's runs
+	@echo 'http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning'
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
-retrain: $(VENV)/.ok  ## Fetch, run what changed, meet the champion, keep, report: docs/retraining.md. SET="train.epochs=30" REMOTE= BASE=
+retrain: $(VENV)/.ok  ## Fetch, run what changed, evaluate against the champion, push, report: docs/retraining.md. SET="train.epochs=30" REMOTE= BASE=
 	.ci/retrain
 
 rollback: $(VENV)/.ok  ## The champion before this one becomes the champion again
@@ -80,7 +81,7 @@ rollback: $(VENV)/.ok  ## The champion before this one becomes the champion agai
 servers: $(VENV)/.ok  ## PostgreSQL and MLflow on loopback, as a team has them; then: . build/servers/environment
 	python scripts/servers.py start --mlflow-port $(PORT)
 
-servers-stop: $(VENV)/.ok  ## ... stop them; what they hold stays in build/servers
+servers-stop: $(VENV)/.ok  ## ... stop them; their data stays in build/servers
 	python scripts/servers.py stop --mlflow-port $(PORT)
 
 lock: $(VENV)/.ok  ## Resolve pyproject.toml anew into requirements.lock

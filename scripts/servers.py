@@ -6,7 +6,7 @@
 
 All of it listens on loopback alone and lies in one folder: databases, artifacts, logs, a password drawn at the first
 start. PostgreSQL comes from the system (Debian: `apt install postgresql`), MLflow from this environment. MLflow's
-artifact routes take and give files by PUT and GET, which is all that DVC asks of an HTTP remote.
+artifact routes take and give files by PUT and GET, which is all that DVC needs of an HTTP remote.
 
 PostgreSQL refuses to run as root: root starts it as the system's user `postgres`.
 """
@@ -36,7 +36,7 @@ START_S = 300.0
 
 
 class CannotStartError(RuntimeError):
-    """Something that the servers need is not there; the message says what, and how to mend it."""
+    """Something that the servers need is not there; the message names it and the fix."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Servers:
 
     @property
     def dvc_remote(self) -> str:
-        """Address of a DVC remote; wants `method: PUT`."""
+        """Address of a DVC remote; needs `method: PUT`."""
         return f"{self.mlflow_uri}/api/2.0/mlflow-artifacts/artifacts/dvc"
 
     def database(self, name: str) -> str:
@@ -117,7 +117,7 @@ class Servers:
         environment = os.environ | {
             "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # nobody here gives it jobs, and their eight processes take two gigabytes
+            # no jobs are sent to it here, and their eight processes take two gigabytes
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         environment.pop("MLFLOW_TRACKING_URI", None)
@@ -127,7 +127,7 @@ class Servers:
         artifacts = self.folder / "artifacts"
         artifacts.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.mlflow_port)]
-        # one process: a parent would end workers that a busy machine keeps from answering within five seconds
+        # one process: a parent would end workers that a busy machine keeps from responding within five seconds
         command += ["--workers", "1", "--serve-artifacts", "--artifacts-destination", str(artifacts)]
         with (self.folder / "mlflow.log").open("a") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -135,7 +135,7 @@ class Servers:
         self._wait_for_mlflow(process)
 
     def stop(self) -> None:
-        """Stop both; what they hold stays."""
+        """Stop both; their data stays."""
         self._end_mlflow(signal.SIGTERM, grace_s=10.0)
         data = self.folder / "postgres"
         if _listens(self.postgres_port):
@@ -161,7 +161,7 @@ class Servers:
             os.killpg(group, number)
             while time.monotonic() < deadline and _listens(self.mlflow_port):
                 time.sleep(0.2)
-            os.killpg(group, signal.SIGKILL)  # who is in the middle of an answer may hear nothing else
+            os.killpg(group, signal.SIGKILL)  # a worker in the middle of a response may ignore anything else
         file.unlink()
         _wait(lambda: not _listens(self.mlflow_port), "MLflow to end")
 
@@ -170,8 +170,8 @@ class Servers:
             if process.poll() is not None:
                 raise CannotStartError(f"mlflow ended with status {process.returncode}; see {self.folder}/mlflow.log")
             try:
-                with urllib.request.urlopen(f"{self.mlflow_uri}/health", timeout=5) as answer:  # noqa: S310 - loopback
-                    return bool(answer.status == 200)
+                with urllib.request.urlopen(f"{self.mlflow_uri}/health", timeout=5) as response:  # noqa: S310 - loopback
+                    return bool(response.status == 200)
             except (URLError, OSError):
                 return False
 
@@ -220,7 +220,7 @@ class Servers:
                 "--clear-groups",
                 *command,
             ]
-        # a server inherits what it is started with: files, not pipes, or whoever waits for their end waits for it
+        # a server inherits what it is started with: files, not pipes, whose readers would wait for it
         _run(command, {**os.environ, "LC_ALL": "C"}, cwd="/")
 
 
@@ -234,7 +234,7 @@ def _program(name: str) -> Path:
 
 
 def _postgres_user() -> str:
-    """Who PostgreSQL runs as when root asks."""
+    """The user that PostgreSQL runs as where root starts it."""
     try:
         return pwd.getpwnam("postgres").pw_name
     except KeyError as error:

@@ -22,7 +22,7 @@ READ_AT_RUN_TIME = {
     "devices/device.py": "devices/profiles",
     "reporting/page.py": "reporting/templates",
 }
-"""Files that hold no Python and are read by a module."""
+"""Files other than Python that a module reads."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Say from the traces alone whether offloading this model's experts pays: the suitability card."""
+"""Assess from the traces alone whether offloading this model's experts pays: the suitability card."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def main(root: Path, params: Params) -> None:
         training, near = store.open_working(root / DATA / "train"), next(iter(gate_splits.values()))
         measured = measure(near, OnnxPredictor(root / PREDICTOR), settings.capacity, simulate, prefetch=True)
         known = dict(digests(root, ["data/traces", *(f"{DATA}/{name}" for name in present), str(PREDICTOR)]))
-        origin = Origin(known, git_tags(root), receipts(root), params.seed)
+        origin = Origin(params.seed, git_tags(root), known, receipts(root))
         write_bundle(folder, root, training.metadata, settings, origin, (Window.of(training), measured))
 
     publish(root, gate, lambda: log_pipeline(root, params, device, shown), bundle, shown[-1])

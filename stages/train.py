@@ -29,7 +29,7 @@ def main(root: Path, params: Params) -> None:
     train, validation = (store.open_working(root / folder) for folder in FOLDERS)
     key = fingerprint(params.seed, settings, size, *(folder_digest(root / folder) for folder in FOLDERS))
     scratch = scratch_path(root, "train", key)
-    if is_further_process():  # it takes part in the fit that the first process started, and leaves the rest to it
+    if is_further_process():  # it takes part in the fit that the first process started, which does the rest
         fit(train, validation, size, settings, epochs=settings.epochs, seed=params.seed, scratch=scratch)
         return
     with scratch_folder(root, "train", key) as scratch:

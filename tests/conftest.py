@@ -1,6 +1,7 @@
 """Settings of the whole test run."""
 
 import os
+import shutil
 
 import pytest
 from hypothesis import settings
@@ -8,10 +9,12 @@ from hypothesis import settings
 # the first call of a compiled function takes seconds
 settings.register_profile("project", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
 settings.load_profile("project")
-# models of tests are tiny: a second thread only waits, and waits long where another process wants the core
+# models of tests are tiny: a second thread only waits, and waits long where another process uses the core
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+VARIABLES = "MLFLOW_TRACKING_URI MLFLOW_EXPERIMENT_NAME DVC_ROOT DVC_EXP_NAME MOE_BEYOND_GATE LOCAL_RANK"
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,26 @@ def exported(fitted, train_trace, validation_trace, tmp_path_factory):
     settings = ExportSettings(parity_tokens=60, latency_repeats=10)
     fitted_on = {"train": train_trace, "validation": validation_trace}
     return directory, export_predictor(fitted.checkpoint, directory, fitted_on, settings)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database that MLflow has filled with its tables, which takes seconds; and the experiment."""
+    import mlflow  # noqa: PLC0415 - tests that need none start at once
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, empty_database):
+    """A folder with params.yaml, a stage `split`, and a local database."""
+    from tests.tracking.small_pipeline import write_project  # noqa: PLC0415
+
+    for variable in VARIABLES.split():
+        monkeypatch.delenv(variable, raising=False)
+    write_project(tmp_path)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

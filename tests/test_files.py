@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from moe_beyond.files import locked, replacing, write_json
+from moe_beyond.files import replacing, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -65,17 +65,3 @@ def test_a_directory_that_a_killed_process_moved_aside_comes_back(tmp_path):
     with pytest.raises(RuntimeError), replacing(tmp_path / "out"):
         raise RuntimeError
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
-
-
-def test_a_lock_is_one_holders_and_the_file_keeps_what_it_holds(tmp_path):
-    path = tmp_path / "lock"
-    path.write_text("left by another\n")
-    with locked(path) as file:
-        assert file is not None
-        file.seek(0)
-        assert file.read() == "left by another\n"
-        with locked(path, wait=False) as other:
-            assert other is None
-    with locked(path, wait=False) as other:
-        assert other is not None
-    assert path.read_text() == "left by another\n"

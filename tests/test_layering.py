@@ -18,25 +18,16 @@ def imported(path):
 
 
 def test_the_import_contracts_hold():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from importlinter.cli import lint_imports_command; lint_imports_command()",
-            "--no-cache",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
 
 
 def test_only_tracking_and_the_registry_import_mlflow():
-    knows = {path for path in SOURCE.rglob("*.py") if "mlflow" in {name.split(".")[0] for name in imported(path)}}
-    owners = {path.relative_to(SOURCE).parts[0] for path in knows}
+    importers = {path for path in SOURCE.rglob("*.py") if "mlflow" in {name.split(".")[0] for name in imported(path)}}
+    owners = {path.relative_to(SOURCE).parts[0] for path in importers}
     assert owners == {"tracking", "registry"}
 
 
@@ -51,7 +42,6 @@ def test_what_runs_a_predictor_loads_no_torch():
 def test_settings_import_only_pydantic_and_settings():
     for path in SOURCE.rglob("settings.py"):
         for name in imported(path):
-            assert name.split(".")[0] in {"__future__", "typing", "pydantic", "moe_beyond"} or path.parent == SOURCE, (
-                path
-            )
+            package = name.split(".")[0]
+            assert package in {"__future__", "typing", "pydantic", "moe_beyond"} or path.parent == SOURCE, path
             assert not name.startswith("moe_beyond") or name.endswith((".settings", ".errors")), path

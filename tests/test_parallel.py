@@ -1,4 +1,4 @@
-"""Tasks in other processes, and what is said of a cluster that cannot be used."""
+"""Tasks in other processes, and the error of a cluster that cannot be used."""
 
 import os
 from importlib.util import find_spec
@@ -43,7 +43,7 @@ def test_a_cluster_without_its_package_is_an_input_error(monkeypatch, variable, 
 def test_a_ray_cluster_that_does_not_answer_is_an_input_error(monkeypatch):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(InputError, match=r"RAY_ADDRESS: 127\.0\.0\.1:1 does not answer; start it or unset it"):
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: 127\.0\.0\.1:1 does not respond; start it or unset it"):
         list(run_tasks(place, [(1,)], workers=2))
 
 

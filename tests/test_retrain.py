@@ -1,6 +1,6 @@
-"""Retraining as a person and CI do it, with tiny parameters: who becomes champion, who does not, and the way back.
+"""Retraining as a person and CI do it, with tiny parameters: which predictor becomes champion, and rollback.
 
-One story in a temporary clone of the last commit, told in order: run it with `-p no:randomly`. Only a DVC remote (a
+One story in a temporary clone of the last commit, in order: run it with `-p no:randomly`. Only a DVC remote (a
 folder) and an MLflow store outlive a clone.
 """
 
@@ -42,7 +42,7 @@ class Story:
         call(ROOT, "git", "clone", "-q", str(ROOT), str(self.project))
 
     def retrain(self, settings=None, gate="move"):
-        """`.ci/retrain`, as `make retrain` calls it once the environment is there."""
+        """`.ci/retrain`, as `make retrain` calls it once the environment exists."""
         chosen = " ".join(f"{key}={value}" for key, value in (settings or {}).items())
         variables = {
             "SET": chosen,
@@ -78,7 +78,7 @@ def test_the_first_predictor_becomes_the_champion(story):
     assert "the first champion" in report
     assert "| `train.epochs` | `20` | `2` |" in report
     assert "| ms_per_token | " in report
-    assert "![hit rate test in domain](figures/hit_rate_test_in_domain.png)" in report
+    assert "![ms per token](figures/ms_per_token.png)" in report
 
 
 def test_a_worse_parameter_makes_a_challenger_that_is_refused_with_reasons(story):

@@ -1,8 +1,7 @@
-"""Files: outputs that appear whole or not at all, a lock between processes, folders for interrupted work."""
+"""Files: outputs that appear whole or not at all, digests, folders for interrupted work."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,12 +9,11 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import polars as pl
-
-_CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -44,26 +42,6 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-@contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[TextIO | None]:
-    """Hold a file that no other process holds meanwhile; a killed process loses it.
-
-    Args:
-        path: Created where it is missing; what it holds stays.
-        wait: Until the other process lets it go.
-
-    Yields:
-        The file, open to read and to append; None where another process holds it and nobody waits.
-    """
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield file
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, keys in the given order, atomically."""
     with replacing(path) as temporary:
@@ -79,7 +57,7 @@ def write_tables(folder: Path, tables: Mapping[str, pl.DataFrame]) -> None:
 
 
 def _remove_orphans(path: Path) -> None:
-    """Clear away what processes of this machine that were killed have left beside `path`."""
+    """Remove what killed processes of this machine left beside `path`."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for orphan in path.parent.iterdir():
         pid, _, ending = orphan.name.removeprefix(prefix).partition(".")
@@ -114,12 +92,12 @@ def scratch_path(root: Path, stage: str, key: str) -> Path:
 
 @contextmanager
 def scratch_folder(root: Path, stage: str, key: str) -> Iterator[Path]:
-    """A folder that survives an interruption and goes when the work is done.
+    """A folder that survives an interruption and is removed when the work is done.
 
     Args:
         root: The project's root.
-        stage: Whose work it is.
-        key: Fingerprint; work of another fingerprint is stale and removed, so that it never mixes in.
+        stage: The stage that works there.
+        key: Fingerprint of the inputs; work of another fingerprint is stale and removed, so that it never mixes in.
     """
     home = root / ".scratch" / stage
     home.mkdir(parents=True, exist_ok=True)
@@ -147,8 +125,5 @@ def folder_digest(path: Path) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

@@ -5,7 +5,7 @@ Must be imported, and `pin` called, before numpy and torch: they read these vari
 What was found (docs/reproducibility.md): with the variables pinned, PyTorch and MKL compute the same bits with and
 without AVX-512 on processors of one maker, at about the same speed. Across makers they do not: MKL's square root and
 error function use the processor's own approximations, and a choice of kernels that is equal for matrix products there
-takes half as long again. onnxruntime knows no such variable; with and without AVX-512 its logits differ by 1e-5.
+takes half as long again. onnxruntime has no such variable; with and without AVX-512 its logits differ by 1e-5.
 """
 
 from __future__ import annotations
@@ -29,6 +29,6 @@ PORTABLE = {
 
 
 def pin(environment: MutableMapping[str, str], numerics: Numerics) -> None:
-    """Set the variables in an environment, whatever it held; `native` leaves it alone."""
+    """Set the variables in an environment, replacing earlier values; `native` changes nothing."""
     if numerics == "portable":
         environment.update(PORTABLE)

@@ -33,13 +33,13 @@ def run_tasks(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]],
         workers: Processes on this machine; a cluster decides for itself.
 
     Raises:
-        InputError: The environment names a cluster whose package is not installed or that does not answer.
+        InputError: The environment names a cluster whose package is not installed or that does not respond.
     """
     if os.environ.get("RAY_ADDRESS") and not os.environ.get("DASK_SCHEDULER_ADDRESS"):
         yield from _run_on_ray(function, tasks)
         return
     with _dask_cluster() as on_cluster:
-        # all of a cluster, also for who leaves `workers` at 1
+        # all of a cluster, whatever `workers` is
         jobs = -1 if on_cluster else workers
         # large arrays come as copies on write: by joblib's default they would be read-only, which compiled loops refuse
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", mmap_mode="c")
@@ -51,12 +51,12 @@ def _run_on_ray(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]
     ray = _import("ray", "RAY_ADDRESS")
     address = os.environ["RAY_ADDRESS"]
     try:
-        _require_answer(address)
+        _require_response(address)
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except OSError as error:
-        raise InputError(f"RAY_ADDRESS: {address} does not answer; start it or unset it") from error
+        raise InputError(f"RAY_ADDRESS: {address} does not respond; start it or unset it") from error
     remote = ray.remote(_call)
-    # two a processor: none waits for the next, and what tasks are told does not fill the cluster's memory
+    # two tasks a processor: none is idle, and the tasks' arguments do not fill the cluster's memory
     most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     # pickled here: the arrays that Ray itself hands over are read-only, which compiled loops refuse
     todo = (pickle.dumps((function, task)) for task in tasks)
@@ -68,12 +68,12 @@ def _run_on_ray(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]
 
 
 def _call(pickled: bytes) -> Any:
-    function, task = pickle.loads(pickled)  # noqa: S301 - our own, through the cluster that the user named
+    function, task = pickle.loads(pickled)  # noqa: S301 - our own data, through the cluster that the user named
     return function(*task)
 
 
-def _require_answer(address: str) -> None:
-    """Knock first: Ray tries for minutes. `auto` and the like name no host."""
+def _require_response(address: str) -> None:
+    """Connect first: Ray tries for minutes. `auto` and the like name no host."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
@@ -87,7 +87,7 @@ def _dask_cluster() -> Iterator[bool]:
         try:
             client = distributed.Client(address)
         except OSError as error:
-            raise InputError(f"DASK_SCHEDULER_ADDRESS: {address} does not answer; start it or unset it") from error
+            raise InputError(f"DASK_SCHEDULER_ADDRESS: {address} does not respond; start it or unset it") from error
         with client, joblib.parallel_config("dask"):
             yield True
     else:

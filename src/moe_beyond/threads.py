@@ -1,7 +1,7 @@
 """How torch computes on a CPU: with how many threads, and in which memory.
 
-Small models gain nothing from a second thread, and lose much when another process wants the core: one thread that waits
-for its turn makes all others spin. One thread also makes sums, and so results, independent of the number of cores.
+Small models gain nothing from a second thread, and lose much when another process uses the core: one thread that waits
+makes all others spin. One thread also makes sums, and so results, independent of the number of cores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 @contextmanager
 def torch_threads(number: int | None) -> Iterator[None]:
-    """Compute with `number` threads inside the `with`; None leaves torch's choice."""
+    """Compute with `number` threads inside the `with`; None keeps torch's choice."""
     before = torch.get_num_threads()
     try:
         if number is not None:

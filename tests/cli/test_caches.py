@@ -1,4 +1,4 @@
-"""replay, advise and calibrate-device: what people type, and the one line that they read when it cannot be done."""
+"""replay, advise and calibrate-device: their documents, and the one line of an error."""
 
 import json
 
@@ -29,14 +29,14 @@ def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def told(*words):
+def printed(*words):
     result = run(*words, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def test_replay_counts_what_the_library_does(trace_file):
-    found = told("replay", trace_file, "--policy", "layer_lru", "--capacity", 12)
+    found = printed("replay", trace_file, "--policy", "layer_lru", "--capacity", 12)
     plain = replay(events_of(TRACE), LayerLru(), Budget.slots(TRACE.metadata, 12, per_layer=True)).total
     assert (found["hits"], found["misses"], found["accesses"]) == (plain.hits, plain.misses, plain.accesses)
     assert found["split_over_layers"] == "even"
@@ -50,9 +50,9 @@ def test_replay_counts_what_the_library_does(trace_file):
 
 def test_both_forms_of_a_trace_and_of_a_budget_say_the_same(trace_file, tmp_path):
     store.write_working(TRACE, tmp_path / "working")
-    slots = told("replay", trace_file, "--policy", "lru", "--capacity", 10)
+    slots = printed("replay", trace_file, "--policy", "lru", "--capacity", 10)
     mib = 10 * 1000 / 2**20
-    in_bytes = told("replay", tmp_path / "working", "--policy", "lru", "--budget-mib", mib)
+    in_bytes = printed("replay", tmp_path / "working", "--policy", "lru", "--budget-mib", mib)
     assert in_bytes.pop("budget_mib") == pytest.approx(mib, rel=1e-3)
     assert in_bytes == {name: value for name, value in slots.items() if name != "budget_mib"}
 
@@ -66,55 +66,50 @@ def slow(tmp_path):
 
 def test_replay_takes_the_time_on_a_device_of_ones_own(trace_file, slow):
     words = ("replay", trace_file, "--policy", "lru", "--capacity", 10, "--device")
-    packaged = told(*words, "laptop_nvme")["time"]
+    packaged = printed(*words, "laptop_nvme")["time"]
     assert packaged["tokens_per_second"] == pytest.approx(1000 / packaged["ms_per_token"])
-    own = told(*words, slow)["time"]
+    own = printed(*words, slow)["time"]
     assert own["device"] == "mine"
     assert own["stall_ms_per_token"] > packaged["stall_ms_per_token"]
 
 
 def test_modes_change_what_is_counted(trace_file):
     words = ("replay", trace_file, "--policy", "lru", "--capacity", 10)
-    plain = told(*words)
-    assert told(*words, "--sequential")["judged"].startswith("access by access")
-    assert told(*words, "--batch", 4)["accesses"] < plain["accesses"]
-    assert told(*words, "--cold")["compulsory_misses"] > plain["compulsory_misses"]
-    tokens = told(*words, "--prefill", "token_by_token")
+    plain = printed(*words)
+    assert printed(*words, "--sequential")["judged"].startswith("access by access")
+    assert printed(*words, "--batch", 4)["accesses"] < plain["accesses"]
+    assert printed(*words, "--cold")["compulsory_misses"] > plain["compulsory_misses"]
+    tokens = printed(*words, "--prefill", "token_by_token")
     assert tokens["accesses"] == tokens["tokens"] * 3 * 2
 
 
-def test_a_policy_that_learns_takes_training_prompts(trace_file, tmp_path):
+def test_a_policy_that_is_fitted_takes_training_prompts(trace_file, tmp_path):
     store.write_parquet(chance_trace(20, seed=3, name="train"), tmp_path / "train.parquet")
     words = ("replay", trace_file, "--policy", "static_popularity", "--capacity", 10)
     assert run(*words).stderr == (
         "error: policy 'static_popularity' learns from other prompts; name a trace of them with --train\n"
     )
-    assert told(*words, "--train", tmp_path / "train.parquet")["policy"] == "static_popularity"
-    fitted = told(
-        "replay", trace_file, "--policy", "lru", "--capacity", 10, "--split", "fitted", "--train",
-        tmp_path / "train.parquet",
-    )  # fmt: skip
-    assert fitted["split_over_layers"] == "fitted"
+    assert printed(*words, "--train", tmp_path / "train.parquet")["policy"] == "static_popularity"
+    fitted = ("--policy", "lru", "--capacity", 10, "--split", "fitted", "--train", tmp_path / "train.parquet")
+    assert printed("replay", trace_file, *fitted)["split_over_layers"] == "fitted"
 
 
-def test_replay_fetches_ahead_on_a_predictors_word(trace_file, exported, slow):
+def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
     words = ("replay", trace_file, "--capacity", 20, "--predictor", exported[0])
     named = ("--policy", "prefetch_lru", "--width", 3, "--threshold", 0.2)
-    ahead, unlimited = told(*words, *named, "--device", slow), told(*words, *named)
+    ahead, unlimited = printed(*words, *named, "--device", slow), printed(*words, *named)
     assert ahead["prefetch"] == {"width": 3, "threshold": 0.2, "layers": False}
     assert ahead["prefetches"] > 0
-    layers = told(*words, "--policy", "layer_prefetch_lru", "--device", "laptop_nvme")
+    layers = printed(*words, "--policy", "layer_prefetch_lru", "--device", "laptop_nvme")
     assert layers["policy"] == "predictor_layer_prefetch_lru"
     assert layers["prefetch"]["width"] == 2
-    # each pays for the steps that it uses
+    # each is charged for the steps that it uses
     charge = OnnxPredictor(exported[0]).charge
     slowdown = load_device("laptop_nvme").predictor_slowdown
-    for found, expected in (
-        (ahead, (charge.token_step_ms, 0)),
-        (layers, (charge.token_step_ms * slowdown, charge.layer_step_ms * slowdown)),
-    ):
-        time = found["time"]
-        assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
+    both = (charge.token_step_ms * slowdown, charge.layer_step_ms * slowdown)
+    for found, expected in ((ahead, (charge.token_step_ms, 0)), (layers, both)):
+        charged = [found["time"][f"{step}_step_ms_charged"] for step in ("token", "layer")]
+        assert charged == pytest.approx(expected)
     # two hit rates: with any link in time, and on the device
     time = ahead.pop("time")
     assert ahead == unlimited
@@ -122,7 +117,7 @@ def test_replay_fetches_ahead_on_a_predictors_word(trace_file, exported, slow):
     assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]
 
 
-def test_prompts_that_the_predictor_learned_from_are_refused_unless_allowed(tmp_path, train_trace, exported):
+def test_prompts_of_the_training_data_are_refused_unless_allowed(tmp_path, train_trace, exported):
     store.write_parquet(train_trace.select(np.arange(16)), tmp_path / "seen.parquet")
     predictor = ("--predictor", exported[0])
     for command in (
@@ -170,7 +165,7 @@ def test_a_predictor_of_another_model_is_one_line(tmp_path, exported):
 
 def test_advice_is_one_screen_and_one_document(trace_file, exported):
     words = ("advise", trace_file, "--device", "laptop_nvme", "--capacity", 12, "--predictor", exported[0])
-    found = told(*words)
+    found = printed(*words)
     assert found["verdict"]["answer"] in ("yes", "no", "with more memory", "not needed")
     assert found["best"]["ms_per_token_low"] <= found["best"]["ms_per_token"] <= found["best"]["ms_per_token_high"]
     assert any("prefetch" in plan["plan"] for plan in found["tried"])
@@ -185,12 +180,10 @@ def test_advice_is_one_screen_and_one_document(trace_file, exported):
 def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):
     rows = [f"{read},{40 + read / 2e6}" for read in range(10**6, 31 * 10**6, 10**6)]
     (tmp_path / "run.csv").write_text("\n".join(["read_bytes,wall_ms", *rows]))
-    found = told("calibrate-device", tmp_path / "run.csv", tmp_path / "mine.yaml", "--resident-mib", 100)
+    found = printed("calibrate-device", tmp_path / "run.csv", tmp_path / "mine.yaml", "--resident-mib", 100)
     assert found["link_gb_per_s"] == pytest.approx(2.0)
     assert found["median_error_on_second_half"] < 0.01
-    device = tmp_path / "mine.yaml"
-    assert (
-        told("replay", trace_file, "--policy", "lru", "--capacity", 5, "--device", device)["time"]["device"] == "mine"
-    )
+    words = ("--policy", "lru", "--capacity", 5, "--device", tmp_path / "mine.yaml")
+    assert printed("replay", trace_file, *words)["time"]["device"] == "mine"
     result = run("calibrate-device", tmp_path / "run.csv", tmp_path / "mine.txt", "--resident-mib", 100)
     assert result.stderr == f"error: {tmp_path / 'mine.txt'}: a device file ends in .yaml\n"

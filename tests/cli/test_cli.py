@@ -19,13 +19,16 @@ def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def test_describe_prints_a_table_or_json(trace_file):
+def test_describe_prints_a_table_or_json_and_help_names_every_command(trace_file):
     described = json.loads(run("describe", trace_file, "--json").stdout)
     assert described["prompts"] == 30
     assert described["activations"] == described["tokens"] * 3 * 2
     table = run("describe", trace_file)
     assert table.exit_code == 0
     assert "chance" in table.stdout
+    shown = run("--help").stdout
+    for command in ("import", "export", "describe", "assess", "score", "replay", "advise", "calibrate-device"):
+        assert command in shown
 
 
 def test_assess_gives_a_verdict_with_reasons(trace_file):
@@ -44,7 +47,7 @@ def test_an_exported_dataset_reads_as_the_trace_it_came_from(trace_file, tmp_pat
 def test_an_error_is_one_line_with_status_one(tmp_path):
     for words in (
         ("describe", tmp_path / "none.parquet"),
-        ("import", "unheard-of", tmp_path, tmp_path / "out.parquet"),
+        ("import", "unknown", tmp_path, tmp_path / "out"),
     ):
         result = run(*words)
         assert result.exit_code == 1
@@ -64,9 +67,3 @@ def test_score_gives_recall_and_the_papers_hit_rates(trace_file, exported):
         assert quality["all/all"]["recall_low"] <= quality["all/all"]["recall_at_k"]
         assert set(replayed) == {"4 experts", "9 experts", "24 experts"}
         assert 0 < replayed["24 experts"]["hit_rate"] <= 1
-
-
-def test_help_names_every_command():
-    shown = run("--help").stdout
-    for command in ("import", "export", "describe", "assess", "score", "replay", "advise", "calibrate-device"):
-        assert command in shown

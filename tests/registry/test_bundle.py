@@ -6,6 +6,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.registry.bundle import mismatch, read_manifest, registered_name
 from moe_beyond.registry.settings import PublishSettings
 from tests.registry.bundles import small_bundle, small_project
+from tests.reporting.example import POLICIES
 from tests.traces_of_chance import chance_trace
 
 
@@ -26,18 +27,20 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
         assert words in card
     advice = json.loads((tmp_path / "bundle/advice.json").read_text())
     # a row a split and policy at the nearest capacity, the fastest first; no bound
-    assert [row["policy"] for row in advice["policies"]] == 2 * ["mote", "predictor_prefetch_lru", "lru"]
-    assert advice["capacity_experts"] == 5
-    # what computes something else is fast and no rival
-    assert "| PREDICTOR_PREFETCH_LRU | 8 | 50.0% | 0.1 and 0.05 |" in card
-    assert "MOTE" not in card
+    policies = [row["policy"] for row in advice["policies"]]
+    assert set(policies) == set(POLICIES) - {"belady"}
+    assert policies == 2 * sorted(set(policies), key=lambda policy: POLICIES[policy][-1])
+    assert advice["capacity_experts"] == 16
+    # a lossy policy is fast and no rival
+    assert "| Predictor: prefetch, predicted eviction | 38 | 11.0% | 0.2 and 0.05 |" in card
+    assert "MoTE" not in card
 
 
-def test_a_device_that_was_not_timed_is_said_on_the_card(tmp_path, exported):
+def test_a_device_that_was_not_timed_is_named_on_the_card(tmp_path, exported):
     small_project(tmp_path, exported[0])
-    small_bundle(tmp_path / "bundle", tmp_path, chance_trace(), PublishSettings(device="phone_ufs"))
+    small_bundle(tmp_path / "bundle", tmp_path, chance_trace(), PublishSettings(device="gpu_pcie4"))
     card = (tmp_path / "bundle/README.md").read_text()
-    assert "Policies were not timed on phone_ufs: add it to simulate.devices." in card
+    assert "Policies were not timed on gpu_pcie4: add it to simulate.devices." in card
 
 
 def test_each_traced_model_and_device_has_a_name_of_its_own():

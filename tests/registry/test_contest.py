@@ -20,24 +20,20 @@ SPLITS = {"gate_in_domain": chance_trace(8, seed=5)}
 
 
 class Fixed:
-    """Predicts what it is told to."""
+    """Predicts what a function of the trace gives."""
 
     name = "fixed"
 
-    def __init__(self, said):
-        self.probabilities_TLE = said
+    def __init__(self, predicted):
+        self.probabilities_TLE = predicted
 
 
 class Layered(Fixed):
-    """Predicts nothing ahead of a token, and of the layers after each router what it is told."""
+    """Predicts nothing ahead of a token, and the layers after each router by the function."""
 
-    def __init__(self, said):
+    def __init__(self, predicted):
         super().__init__(lambda trace: 0 * truth_TLE(trace))
-        self.layer_probabilities_HTLE = lambda trace: said(trace)[None]
-
-
-def wrong(trace):
-    return 1 - truth_TLE(trace)
+        self.layer_probabilities_HTLE = lambda trace: predicted(trace)[None]
 
 
 def scored(predictor, latency=AT_ONCE, splits=SPLITS, **simulate):
@@ -51,11 +47,8 @@ def ms(found):
 
 
 def test_foresight_beats_ignorance_and_is_charged_for_its_time_on_the_device():
-    foresight, slow, ignorant = (
-        scored(Fixed(truth_TLE)),
-        scored(Fixed(truth_TLE), Latency(2.0, 0.0, 0.0)),
-        scored(Fixed(wrong)),
-    )
+    foresight, slow = (scored(Fixed(truth_TLE), latency) for latency in (AT_ONCE, Latency(2.0, 0.0, 0.0)))
+    ignorant = scored(Fixed(lambda trace: 1 - truth_TLE(trace)))
     assert ms(foresight) < ms(ignorant)
     assert foresight.pooled("recall_at_k").value == 1
     assert foresight.pooled("hit_rate").value > ignorant.pooled("hit_rate").value
@@ -81,19 +74,14 @@ def test_the_layer_step_is_judged_too_and_charged_for_every_layer():
     assert both.pooled("layer_recall_at_k").value == 1
 
 
-def test_several_prompts_at_once_are_replayed_as_in_the_simulate_stage():
-    alone, together = (scored(Layered(truth_TLE), batch=batch) for batch in (1, 4))
-    # what several tokens of a step share is loaded once
-    assert ms(together) != ms(alone)
-    tokens = [found.pooled("ms_per_token").denominator_P.sum() for found in (alone, together)]
-    assert tokens[0] == tokens[1]
-
-
-def test_tokens_of_all_prompts_are_counted_once():
+def test_tokens_of_all_prompts_are_counted_once_in_batches_too():
     (trace,) = SPLITS.values()
-    found = scored(Fixed(truth_TLE), splits={"a": trace, "b": trace})
     decoded = trace.num_tokens - trace.num_prefill_P.sum()
-    assert found.pooled("ms_per_token").denominator_P.sum() == 2 * decoded
+    found, together = (scored(Fixed(truth_TLE), splits={"a": trace, "b": trace}, batch=batch) for batch in (1, 4))
+    for one in (found, together):
+        assert one.pooled("ms_per_token").denominator_P.sum() == 2 * decoded
+    # what several tokens of a step share is loaded once
+    assert ms(together) != ms(found)
     assert ms(found) == pytest.approx(found.splits["a"]["ms_per_token"].value)
     assert found.worst_domain[0] == "a"
 
@@ -108,7 +96,7 @@ def test_prefill_alone_has_no_decoded_tokens_to_time():
 def test_each_is_charged_what_its_bundle_says_or_what_it_takes_here_where_that_is_more(exported, monkeypatch):
     predictors = [OnnxPredictor(exported[0]) for _ in range(2)]
     charge = predictors[0].charge
-    # measured in turns, three rounds: the quietest counts
+    # measured alternately, three rounds: the fastest counts
     times = iter([9.0, 3.0, 7.0, 2.0, 8.0, 1e-6])
     monkeypatch.setattr(OnnxPredictor, "token_step_ms", lambda self, repeats: next(times))
     monkeypatch.setattr(OnnxPredictor, "layer_step_ms", lambda self, repeats: charge.layer_step_ms / 2)

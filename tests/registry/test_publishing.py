@@ -1,4 +1,4 @@
-"""The gate against a registry in a local database: who becomes champion, who does not, and the way back."""
+"""The gate against a registry in a local database: which predictor becomes champion, and rollback."""
 
 import json
 from dataclasses import replace
@@ -85,20 +85,18 @@ def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(pro
     assert (better["outcome"], better["champion_before"]) == ("promoted", "1")
     assert better["improvement"]["low"] > 0
     assert aliases(project) == {"champion": "3", "challenger": "3"}
-    # the verdict of a fresh clone, which knows nothing: no second version, nothing moves
+    # in a fresh clone, without a verdict: no second version, nothing moves
     (project / "reports/publish/verdict.json").unlink()
     assert run_publish(project)["outcome"] == "unchanged"
     to = client(project)
-    versions = {v.version: v.tags for v in to.search_model_versions(f"name = '{NAME}'")}
-    assert {str(number): tags["gate"] for number, tags in versions.items()} == {
-        "1": "first", "2": "refused", "3": "promoted"
-    }  # fmt: skip
+    gates = {str(found.version): found.tags["gate"] for found in to.search_model_versions(f"name = '{NAME}'")}
+    assert gates == {"1": "first", "2": "refused", "3": "promoted"}
     registry = Registry(to, NAME)
     assert registry.roll_back() == ("3", "1")
     assert aliases(project)["champion"] == "1"
     with pytest.raises(InputError, match="version 1 is the first champion"):
         registry.roll_back()
-    # what was rolled back does not come back by itself
+    # what was rolled back is not promoted again
     again = run_publish(project)
     assert again["outcome"] == "refused"
     assert "rolled back on" in again["reasons"][0]
@@ -111,7 +109,7 @@ def test_a_second_time_nothing_is_new_and_nothing_is_computed(project, monkeypat
     monkeypatch.setenv("MOE_BEYOND_GATE", "judge")
     verdict = run_publish(project)
     assert (verdict["outcome"], verdict["champion"]) == ("first", None)
-    assert Registry(client(project), NAME).by_alias("champion") is None
+    assert Registry(client(project), NAME).find("champion") is None
     monkeypatch.delenv("MOE_BEYOND_GATE")
     for name in ("latencies", "score", "_register"):
         monkeypatch.setattr(publishing, name, lambda *_: pytest.fail("nothing is new"))
@@ -138,7 +136,7 @@ def test_while_mlflow_is_away_the_champion_stays_and_the_next_time_catches_up(pr
     ]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert run_publish(project)["outcome"] == "first"
-    # what was judged stays said while MLflow is away again
+    # the verdict stays while MLflow is away again
     verdict = (project / "reports/publish/verdict.json").read_bytes()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     run_publish(project)
@@ -182,15 +180,12 @@ def test_a_champion_loads_without_torch_and_predicts_as_the_runtime_does(project
         )
 
 
-def test_a_champion_of_another_shape_stays_and_is_said(project):
+def test_a_champion_of_another_shape_stays_with_the_reason(project):
     run_publish(project)
     stored = next((project / "mlartifacts").rglob("bundle/bundle.json"))
     manifest = json.loads(stored.read_text())
     spoil(project / "models/predictor", 0.1)
-    for damage, words in (
-        ({"num_experts": 8}, "made for chance, 3 layers of 8 experts"),
-        ({"bundle_version": 99}, "99"),
-    ):
+    for damage, words in (({"num_experts": 8}, "made for chance, 3 layers of 8"), ({"bundle_version": 99}, "99")):
         stored.write_text(json.dumps(manifest | damage))
         other = run_publish(project)
         assert other["outcome"] == "incomparable"
@@ -198,20 +193,18 @@ def test_a_champion_of_another_shape_stays_and_is_said(project):
     stored.unlink()
     assert "this is no bundle" in run_publish(project)["reasons"][0]
     assert aliases(project) == {"champion": "1", "challenger": "2"}
-    # it may come back
+    # once it is repaired
     stored.write_text(json.dumps(manifest))
     assert run_publish(project)["outcome"] in ("promoted", "refused")
 
 
-def test_a_version_that_is_not_there_is_told_with_the_models_there_are(project):
+def test_an_unknown_version_is_an_error_that_names_the_models_there_are(project):
     run_publish(project)
-    for name, version, words in (
-        ("nobody", None, f"nobody@champion: no such version or alias; .*{NAME}"),
-        (NAME, "9", f"{NAME}@9: no such version"),
-        (NAME, "1", "version 1 is the champion already"),
-    ):
+    with pytest.raises(InputError, match=f"unknown@champion: no such version or alias; .*{NAME}"):
+        Registry(client(project), "unknown").roll_back()
+    for version, words in (("9", f"{NAME}@9: no such version"), ("1", "version 1 is the champion already")):
         with pytest.raises(InputError, match=words):
-            Registry(client(project), name).roll_back(version)
+            Registry(client(project), NAME).roll_back(version)
 
 
 def test_traces_of_the_same_name_but_another_shape_are_not_scored(project):

@@ -24,10 +24,9 @@ def test_without_a_champion_the_first_becomes_it_unless_it_is_too_slow():
 def test_a_faster_challenger_wins_and_the_interval_is_paired():
     verdict = judge(drawn_score(faster=0.02), drawn_score("champion"), SETTINGS, 1)
     assert verdict.outcome == "promoted"
-    # every prompt is faster by the same share: paired, no doubt is left, though prompts differ by tens of per cent
+    # every prompt is faster by the same share: paired, no doubt remains, though prompts differ by tens of per cent
     assert verdict.improvement is not None
-    assert verdict.improvement.low == pytest.approx(0.02)
-    assert verdict.improvement.high == pytest.approx(0.02)
+    assert [verdict.improvement.low, verdict.improvement.high] == pytest.approx([0.02, 0.02])
 
 
 def test_each_rule_alone_refuses_and_names_itself():
@@ -40,9 +39,8 @@ def test_each_rule_alone_refuses_and_names_itself():
         verdict = judge(challenger, champion, SETTINGS, 1)
         assert verdict.outcome == "refused"
         assert [check.passed for check in verdict.checks].count(False) == 1
-        failed = [reason for reason in verdict.reasons if reason.startswith("fails: ")]
-        assert len(failed) == 1
-        assert words in failed[0]
+        (failed,) = [reason for reason in verdict.reasons if reason.startswith("fails: ")]
+        assert words in failed
 
 
 def test_a_gain_that_some_prompts_do_not_share_must_outweigh_its_doubt():

@@ -1,4 +1,4 @@
-"""Opens pages in the machine's own Chromium through Playwright, offline, and notes all that a page must not do."""
+"""Opens pages in the machine's own Chromium through Playwright, offline, and records their faults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def launched(binary: str) -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A tab with one file open, and what it said and asked for.
+    """A tab with one file open, with its complaints.
 
     Attributes:
         page: Playwright's page.
@@ -113,12 +113,12 @@ def visit(browser: Browser, path: Path, width: int, *, dark: bool = False, scrip
     def fail(error: Error) -> None:
         visited.complaints.append(f"exception: {error}")
 
-    def ask(request: Request) -> None:
+    def note_request(request: Request) -> None:
         if request.url != address.partition("#")[0]:
             visited.complaints.append(f"request: {request.url}")
 
     tab.on("console", note)
     tab.on("pageerror", fail)
-    tab.on("request", ask)
+    tab.on("request", note_request)
     tab.goto(address)
     return visited

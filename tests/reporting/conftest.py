@@ -35,7 +35,7 @@ def html_of(root: Path, **settings: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose every table has rows, and its page."""
     root = tmp_path_factory.mktemp("project")
     write_example(root)
@@ -44,14 +44,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(project: Path) -> Run:
-    return run_of(project)
+def run(rendered: Path) -> Run:
+    return run_of(rendered)
 
 
 @pytest.fixture
-def copy(project: Path, tmp_path: Path) -> Path:
+def copy(rendered: Path, tmp_path: Path) -> Path:
     """The same to change."""
-    return Path(shutil.copytree(project, tmp_path / "copy"))
+    return Path(shutil.copytree(rendered, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., browsing.Visit]]:
-    """Opens a file at a width; whatever was opened must neither have complained nor asked for anything else."""
+    """Opens a file at a width; whatever was opened must have no complaints."""
     visits: list[browsing.Visit] = []
 
     def go(path: Path, width: int = 1440, **options: Any) -> browsing.Visit:
@@ -80,6 +80,6 @@ def visit(browser: Browser) -> Iterator[Callable[..., browsing.Visit]]:
 
 
 @pytest.fixture
-def page(visit: Callable[..., browsing.Visit], project: Path) -> browsing.Visit:
+def page(visit: Callable[..., browsing.Visit], rendered: Path) -> browsing.Visit:
     """The example's page on a wide screen."""
-    return visit(project / "reports" / "index.html")
+    return visit(rendered / "reports" / "index.html")

@@ -9,12 +9,15 @@ from typing import Any
 
 import polars as pl
 
+from moe_beyond.assess.assessment import assess, cards_table
+from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.files import write_json, write_tables
 from moe_beyond.paper.caches import CACHES
 from moe_beyond.paper.scores import PROTOCOL
 from moe_beyond.simulator.study.pays import BY_BANDWIDTH, BY_WIDTH, PAYS
 from moe_beyond.simulator.study.tables import FACTS, ON_DEVICE
 from moe_beyond.simulator.study.timeline import COSTLIEST, TIMELINE
+from tests.traces_of_chance import chance_trace
 
 SPLITS = ("test_in_domain", "test_out_of_domain")
 DEVICES = {"phone_ufs": 100.0, "laptop_nvme": 50.0}  # ms a token of LRU without a cache
@@ -170,16 +173,18 @@ def paper(present: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def quality() -> pl.DataFrame:
-    rows = []
-    for place, split in enumerate(("train", "validation", *SPLITS)):
-        for name, horizon in [(name, "token") for name in RECALL] + [("predictor", "1"), ("predictor", "2")]:
-            recall = RECALL[name] - place / 50 + (0.02 if horizon != "token" else 0)
-            for phase, layer in [("all", "all"), *(("all", str(number)) for number in range(1, LAYERS + 1))]:
-                scores = {"tokens": 500, "recall_at_k": recall, "f1_active": recall, "accuracy": 0.97, "f1_macro": 0.9}
-                named = {"split": split, "predictor": name, "horizon": horizon, "phase": phase, "layer": layer}
-                rows.append(named | scores | {"recall_low": recall - 0.01, "recall_high": recall + 0.01})
-    # as export writes them: ours first at every horizon
-    return pl.DataFrame(rows).sort(pl.col("predictor") != "predictor", maintain_order=True)
+    """As export writes it: ours first, at every horizon."""
+    places = [(split, place / 50) for place, split in enumerate(("train", "validation", *SPLITS))]
+    lines = [("predictor", "token"), ("predictor", "1"), ("predictor", "2"), *((name, "token") for name in RECALL)]
+    rows = [
+        {"split": split, "predictor": name, "horizon": horizon, "phase": "all", "layer": layer, "tokens": 500}
+        | spread("recall", RECALL[name] - less + (0.02 if horizon != "token" else 0), 0.01)
+        | {"accuracy": 0.97, "f1_macro": 0.9}
+        for name, horizon in dict.fromkeys(lines)
+        for split, less in places
+        for layer in ("all", *map(str, range(1, LAYERS + 1)))
+    ]
+    return pl.DataFrame(rows).with_columns(recall_at_k="recall", f1_active="recall").drop("recall")
 
 
 def calibration() -> pl.DataFrame:
@@ -190,54 +195,13 @@ def calibration() -> pl.DataFrame:
     return pl.DataFrame(bins, columns, orient="row")
 
 
-def assess() -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
-    shares = [
-        (layer, expert, 2 * (expert + 1) / EXPERTS / (EXPERTS + 1))
-        for layer in range(1, LAYERS + 1)
-        for expert in range(EXPERTS)
-    ]
-    curve = [
-        (policy, n, n / 160, min(1.0, n / 160 * gain))
-        for policy, gain in (("lru", 1), ("static_popularity", 1.1), ("belady", 2))
-        for n in range(1, 161)
-    ]
-    cards = {
-        "model": ["example/model", "other/model"],
-        "verdict": ["go", "do not"],
-        "num_layers": [4, 24],
-        "num_experts": [40, 60],
-    }
-    cards |= {"top_k": [3, 4], "model_mib": [11.25, 0.0], "prompts": [20, 40], "tokens": [500, 900]}
-    compared = ("previous_token_overlap", "entropy_ratio", "gini", "working_set_64_fraction", "static_skew")
-    rates = ("budget_fraction", "lru_hit_rate", "static_popularity_hit_rate", "belady_hit_rate")
-    cards |= {name: [0.2, 0.4] for name in (*compared, "temporal_locality", *rates)}
-    points = ["policy", "capacity_experts", "capacity_fraction", "hit_rate"]
-    layers = {"layer": [1, 2, 3, 4], "entropy_bits": [5.1, 5.0, 4.9, 5.2], "next_layer_bits": [0.8, 0.9, 0.7, None]}
-    pair = {"layer": [1], "expert": [3], "tokens": [40], "lift": [10.0]}
-    tables = {
-        "layers": pl.DataFrame(layers),
-        "popularity": pl.DataFrame(shares, ["layer", "expert", "share"], orient="row"),
-        "hit_curves": pl.DataFrame(curve, points, orient="row"),
-        "reuse_distances": pl.DataFrame({"distance": [1, 2, 5, 20], "cumulative_share": [0.2, 0.4, 0.7, 0.9]}),
-        "coactivation": pl.DataFrame(pair | {"other": [5]}),
-        "transitions": pl.DataFrame(pair | {"next_expert": [7]}),
-        "cards": pl.DataFrame(cards),
-    }
-    card = {
-        "verdict": "go",
-        "reasons": ["LRU hits enough."],
-        "model_id": "example/model",
-        "num_layers": LAYERS,
-        "num_experts": EXPERTS,
-    }
-    card |= {
-        "top_k": TOP_K,
-        "token_cycle_experts": 12,
-        "token_cycle_fraction": 0.075,
-        "source": "synthetic",
-        "licence": "CC0-1.0",
-    }
-    return tables, card | {"shares": {"chance": 0.075}, "budget": {"lru_hit_rate": 0.4}}
+def assessed() -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+    """Of traces drawn from a seed, beside another model of unknown size."""
+    own = assess(chance_trace(20, num_layers=LAYERS, num_experts=EXPERTS, top_k=TOP_K), AssessSettings())
+    other = assess(chance_trace(8), AssessSettings()).card | {"model_id": "other/model", "model_mib": 0.0}
+    names = ("layers", "popularity", "hit_curves", "reuse_distances", "coactivation", "transitions")
+    tables = {name: getattr(own, name) for name in names} | {"cards": cards_table([own.card, other])}
+    return tables, own.card
 
 
 def write_example(root: Path, *, times: bool = True, published: bool = True) -> None:
@@ -263,8 +227,8 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
     write_tables(reports / "simulate" / "tables", simulate)
     export = {"quality": quality(), "calibration": calibration(), "published_protocol": protocol}
     write_tables(reports / "export" / "tables", export)
-    assessed, card = assess()
-    write_tables(reports / "assess" / "tables", assessed)
+    routing, card = assessed()
+    write_tables(reports / "assess" / "tables", routing)
     write_json(reports / "assess" / "card.json", card)
     int8 = {"token_step_lost_points": 0.11, "layer_step_lost_points": 0.6, "token_step_bytes": 2**20}
     metrics: Mapping[str, Any] = {
@@ -295,16 +259,10 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
 
 def trials() -> pl.DataFrame:
     rows = [
-        {
-            "trial": trial,
-            "state": "complete",
-            "width": 64 + 32 * trial,
-            "depth": 1,
-            "recall_at_k": recall,
-            "recall_at_k_ahead_1": recall,
-        }
-        | {"token_step_ms": 0.1 + trial / 20, "layer_step_ms": 0.02, "parameters": 10**6, "ms_per_token": 90.0 - trial}
-        | {"hit_rate": 0.4, "use": "both_steps", "chosen": trial == 2, "reason": f"reason {trial}"}
+        {"trial": trial, "state": "complete", "width": 64 + 32 * trial, "depth": 1, "recall_at_k": recall}
+        | {"recall_at_k_ahead_1": recall, "token_step_ms": 0.1 + trial / 20, "layer_step_ms": 0.02, "parameters": 10**6}
+        | {"ms_per_token": 90.0 - trial, "hit_rate": 0.4, "use": "both_steps", "chosen": trial == 2}
+        | {"reason": f"reason {trial}"}
         for trial, recall in enumerate((0.5, 0.45, 0.6))
     ]
     ended = {"trial": 3, "state": "pruned", "width": 160, "depth": 1, "chosen": False, "reason": "ended early"}

@@ -35,13 +35,13 @@ def test_no_run_measures_or_receipts_are_read(copy: Path):
     assert html_of(copy) == before
 
 
-def test_the_page_leads_with_the_last_split_and_the_headlines_device(run: Run, project: Path):
+def test_the_page_leads_with_the_last_split_and_the_headlines_device(run: Run, rendered: Path):
     assert run.splits == ["test_out_of_domain", "test_in_domain"]
     assert run.devices == ["laptop_nvme", "phone_ufs"]
     assert run.places[0] == ("test_out_of_domain", "laptop_nvme")
     assert run.capacity == 16
-    assert run_of(project, headline_device=None).devices == ["phone_ufs", "laptop_nvme"]
-    assert run_of(project, headline_capacity=0.5).capacity == 80
+    assert run_of(rendered, headline_device=None).devices == ["phone_ufs", "laptop_nvme"]
+    assert run_of(rendered, headline_capacity=0.5).capacity == 80
 
 
 def test_a_split_without_times_does_not_lead(copy: Path):
@@ -69,7 +69,7 @@ def test_only_parameters_of_the_source_that_was_used_are_shown(run: Run):
     assert not [name for name in run.parameters if name.startswith(("traces.import", "traces.transformers"))]
 
 
-def test_other_models_are_timed_as_they_are(project: Path):
-    run = run_of(project, source="import")
+def test_other_models_are_timed_as_they_are(rendered: Path):
+    run = run_of(rendered, source="import")
     assert run.settings.timed_expert_mib is None
     assert run.parameters["traces.import.format"] == "moe-beyond-csv"

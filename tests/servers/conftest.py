@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from scripts.servers import CannotStartError, Servers
-from tests.tracking.conftest import empty_database, project
-
-__all__ = ["empty_database", "project"]
 
 
 def free_port():

@@ -48,7 +48,7 @@ def test_a_server_killed_in_the_middle_of_logging_misses_nothing(team, servers, 
 
 
 class FailsOnWrites(BaseHTTPRequestHandler):
-    """A proxy that passes reads on and answers every write with 500."""
+    """A proxy that passes reads on and responds to every write with 500."""
 
     server_uri, carries_out = "", False
 

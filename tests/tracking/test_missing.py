@@ -1,4 +1,4 @@
-"""Whatever MLflow does not take stays, is said in one line, and is logged later: nothing lost, nothing there twice."""
+"""Whatever MLflow refuses is kept, reported in one line, and logged later: nothing is lost, nothing is there twice."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_a_server_that_is_away_stops_no_stage_and_resend_says_what_is_missing(pr
     assert warning.startswith(f"MLflow lacks split ({AWAY}: ")
     assert warning.endswith("; to log it again: moe-beyond resend")
     assert resend() == (1, warning)
-    # a record is for the MLflow that was meant, and says so at another one
+    # a record is for one MLflow; at another one a line names the right one
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert resend() == (1, f"waiting for {AWAY}, experiment moe-beyond: split; set MLFLOW_TRACKING_URI and "
                            "MLFLOW_EXPERIMENT_NAME so, then: moe-beyond resend")  # fmt: skip

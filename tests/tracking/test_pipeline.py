@@ -4,9 +4,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from moe_beyond.params import Params
-from moe_beyond.tracking.client import MlflowMissingError, asking, send
+from moe_beyond.tracking.client import MlflowMissingError, connected, send
 from moe_beyond.tracking.pipeline import credit, log_pipeline
 from tests.registry.bundles import HEADLINE, small_project
+from tests.reporting.example import BEST, OURS, on_device
 from tests.tracking.small_pipeline import artifacts, client, points, readdress, records, run_split, runs
 
 SPLITS = ["data/splits/train", "data/traces"]
@@ -36,9 +37,11 @@ def test_it_holds_what_decides_and_the_way_to_the_stages(state):
         "hit_rate/high": 0.7, "token_step_ms": 0.1,
     }  # fmt: skip
     # curves over the capacity, of the last split
-    assert points(client(state), run, "ms_per_token_by_capacity/ours") == [(5, 8.0), (10, 4.0)]
-    assert points(client(state), run, "hit_rate_by_capacity/lru") == [(5, 0.5), (10, 1.0)]
-    assert points(client(state), run, "ms_per_token_by_capacity/best_without_predictor") == [(5, 9.0), (10, 4.5)]
+    rows = on_device().filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
+    for name, policy in (("lru", "lru"), ("ours", OURS), ("best_without_predictor", BEST)):
+        for measure in ("ms_per_token", "hit_rate"):
+            expected = list(rows.filter(policy=policy).select("capacity_experts", measure).iter_rows())
+            assert points(client(state), run, f"{measure}_by_capacity/{name}") == expected
     assert (run.data.params["chosen.width"], run.data.params["train.epochs"]) == ("16", "20")
     assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["data.splits.train", "data.traces"]
     assert set(artifacts(client(state), run_id)) == {
@@ -79,7 +82,7 @@ def test_while_mlflow_is_away_its_record_waits_behind_those_of_the_stages(state,
 
 def test_numbers_are_tied_to_the_model_and_the_data_once(state):
     run_id = log(state)
-    with asking(state) as to:
+    with connected(state) as to:
         model = to.client.create_logged_model(to.experiment_id, "predictor", source_run_id=run_id)
         for _ in range(2):
             credit(to.client, run_id, model.model_id, state, SPLITS[-1])

@@ -11,7 +11,7 @@ from moe_beyond.tracking.__main__ import main
 from tests.tracking.small_pipeline import check_whole, client, only, points, run_split, runs
 
 
-def test_a_run_holds_params_metrics_curves_data_sets_artifacts_and_versions(project):
+def test_a_run_holds_params_metrics_curves_data_sets_artifacts_versions_and_its_trials(project):
     run_split(project)
     check_whole(project)
     run = only(project, "split")
@@ -24,12 +24,8 @@ def test_a_run_holds_params_metrics_curves_data_sets_artifacts_and_versions(proj
     assert run.data.metrics["system/peak_memory_mib"] > 10
     assert run.inputs.dataset_inputs[0].dataset.digest == folder_digest(project / "data/traces")
     assert run.data.tags["version.torch"].startswith("2.")
-
-
-def test_trials_are_child_runs_with_their_parameters_and_curves(project):
-    run_split(project)
-    parent, trial = only(project, "split"), only(project, "trial-0")
-    assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    trial = only(project, "trial-0")
+    assert trial.data.tags["mlflow.parentRunId"] == run.info.run_id
     assert trial.data.params == {"width": "8", "train.loss": "bce"}
     assert trial.data.metrics == {"recall_at_k": 0.25, "loss": 1.5}
     assert trial.data.tags["split.use"] == "both"

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from moe_beyond.predictor.runtime import OnnxPredictor
     from moe_beyond.traces.schema import Trace
 
+Split = Literal["shared", "even", "fitted"]
+Prefill = Literal["batched", "token_by_token"]
 Capacity = Annotated[int | None, typer.Option(help="Experts that the cache holds.")]
-BudgetMib = Annotated[float | None, typer.Option(help="MiB that the cache holds, instead of a capacity.")]
+BudgetMib = Annotated[float | None, typer.Option(help="Size of the cache in MiB, instead of a capacity.")]
 DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
@@ -44,15 +46,11 @@ def replay(
     budget_mib: BudgetMib = None,
     device: Annotated[str | None, typer.Option(help="Take the time on this device too.")] = None,
     predictor: PredictorPath = None,
-    train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that learn.")] = None,
-    split: Annotated[
-        Literal["shared", "even", "fitted"] | None, typer.Option(help="How layers share the cache.")
-    ] = None,
+    train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that are fitted.")] = None,
+    split: Annotated[Split | None, typer.Option(help="How layers share the cache.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Experts a predictor fetches for a layer at most.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least probability of those.")] = 0.0,
-    prefill: Annotated[
-        Literal["batched", "token_by_token"], typer.Option(help="Whether a prompt's prefill is one step.")
-    ] = "batched",
+    prefill: Annotated[Prefill, typer.Option(help="Whether a prompt's prefill is one step.")] = "batched",
     batch: Batch = 1,
     cold: Annotated[bool, typer.Option("--cold", help="Empty the cache between prompts.")] = False,
     sequential: Annotated[
@@ -70,8 +68,8 @@ def replay(
     with one_line_errors():
         size = _cache_size(capacity, budget_mib)
         where = None if device is None else load_device(device)
-        routing, model = read_trace(trace), _open(predictor)
-        charge = _charge(model, routing, allow_training_prompts)
+        routing = read_trace(trace)
+        model, charge = _predictor(predictor, routing, allow_training_prompts)
         setup = Setup(
             policy=policy,
             size=size,
@@ -89,8 +87,7 @@ def replay(
             samples=RESAMPLES,
             seed=seed,
         )
-        training = None if train is None else read_trace(train)
-        show(replay_one(routing, setup, training, model), as_json)
+        show(replay_one(routing, setup, None if train is None else read_trace(train), model), as_json)
 
 
 @app.command()
@@ -113,19 +110,19 @@ def advise(
     seed: Seed = DEFAULT_SEED,
     as_json: AsJson = False,
 ) -> None:
-    """Say which policy, split over layers and prefetch decode fastest on a device, and what more memory would buy."""
+    """Recommend the policy, split and prefetch that decode fastest on a device; show what more memory would buy."""
     from rich.console import Console  # noqa: PLC0415
 
     from moe_beyond.advisor.advice import document, print_advice  # noqa: PLC0415
     from moe_beyond.advisor.advisor import AdviceSettings  # noqa: PLC0415
-    from moe_beyond.advisor.advisor import advise as find_advice  # noqa: PLC0415
+    from moe_beyond.advisor.advisor import advise as recommend  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
         size, where = _cache_size(capacity, budget_mib), load_device(device)
-        routing, model = read_trace(trace), _open(predictor)
-        charge = _charge(model, routing, allow_training_prompts)
+        routing = read_trace(trace)
+        model, charge = _predictor(predictor, routing, allow_training_prompts)
         settings = AdviceSettings(
             device=where,
             size=size,
@@ -140,7 +137,7 @@ def advise(
             seed=seed,
         )
         with Console(stderr=True).status("trying policies, splits and prefetches ..."):
-            found = document(find_advice(routing, settings, model), target)
+            found = document(recommend(routing, settings, model), target)
         if as_json:
             show(found, as_json)
         else:
@@ -186,20 +183,14 @@ def _cache_size(capacity: int | None, budget_mib: float | None) -> CacheSize:
     raise InputError("how large is the cache? give either --capacity in experts or --budget-mib in MiB")
 
 
-def _open(directory: Path | None) -> OnnxPredictor | None:
-    if directory is None:
-        return None
+def _predictor(directory: Path | None, trace: Trace, allow_seen: bool) -> tuple[OnnxPredictor | None, Latency]:
+    """A predictor that may be evaluated on a trace, and what is charged for it; nothing without one."""
+    from moe_beyond.predictor.latency import Latency  # noqa: PLC0415
     from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
 
-    return OnnxPredictor(directory)
-
-
-def _charge(model: OnnxPredictor | None, trace: Trace, allow_training_prompts: bool) -> Latency:
-    """What is charged for a predictor that is fit to be judged on a trace; nothing without one."""
-    from moe_beyond.predictor.latency import Latency  # noqa: PLC0415
-
-    if model is None:
-        return Latency(0.0, 0.0, 0.0)
-    if not allow_training_prompts:
+    if directory is None:
+        return None, Latency(0.0, 0.0, 0.0)
+    model = OnnxPredictor(directory)
+    if not allow_seen:
         model.refuse_training_prompts(trace)
-    return model.charge
+    return model, model.charge

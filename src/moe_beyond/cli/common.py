@@ -27,14 +27,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace.")]
 AllowTrainingPrompts = Annotated[
     bool,
-    typer.Option("--allow-training-prompts", help="Go on though the predictor learned from these prompts."),
+    typer.Option("--allow-training-prompts", help="Go on though the predictor's training data holds these prompts."),
 ]
 RESAMPLES = 1000
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End with status 1 and one line for what a person can mend."""
+    """End with status 1 and one line for what a user can fix."""
     try:
         yield
     except InputError as error:

@@ -46,7 +46,7 @@ def drift(
     log: Annotated[bool, typer.Option(help="Log a run `drift` with its metrics to MLflow.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether new traces still look like those a predictor learned from; exit status 3 where they do not."""
+    """Compare new traces with those that a predictor was trained on; exit status 3 where routing has drifted."""
     from moe_beyond.params import load_params  # noqa: PLC0415
     from moe_beyond.registry.drift.check import check_drift  # noqa: PLC0415
 
@@ -69,10 +69,10 @@ def rollback(
     """Make the champion before this one the champion again. Clients that load NAME@champion get it at once."""
     from moe_beyond.registry.registry import Registry  # noqa: PLC0415
     from moe_beyond.registry.states import only_model  # noqa: PLC0415
-    from moe_beyond.tracking.client import asking  # noqa: PLC0415
+    from moe_beyond.tracking.client import connected  # noqa: PLC0415
 
     with one_line_errors():
-        with asking(Path.cwd()) as connection:
+        with connected(Path.cwd()) as connection:
             registry = Registry(connection.client, name or only_model(connection.client))
             left, now = registry.roll_back(to)
         show({"registered_model": registry.name, "left": left, "champion": now}, as_json)
@@ -83,7 +83,7 @@ def resend(
     root: Annotated[Path, typer.Option(help="The project's root.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Log to MLflow what it did not take when a stage ended; exits with 1 where something is still missing."""
+    """Log to MLflow what it refused or missed when a stage ended; exits with 1 where something is still missing."""
     from moe_beyond.tracking.client import send  # noqa: PLC0415
 
     sent = send(root)
@@ -101,7 +101,7 @@ def retrain_report(
     base: Annotated[str, typer.Option(help="Git revision to compare the numbers with.")] = "main",
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("reports/retrain.md"),
 ) -> None:
-    """Write what a retraining came to: the gate's verdict, what changed against a revision, and the curves."""
+    """Write the report of a retraining: the gate's verdict, what changed against a revision, and the curves."""
     from moe_beyond.reporting.retraining import write_report  # noqa: PLC0415
 
     with one_line_errors():

@@ -54,7 +54,7 @@ def export_traces(
 
 @app.command()
 def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
-    """Say what a trace holds: model, prompts, tokens, columns, origin, size."""
+    """Describe a trace: model, prompts, tokens, columns, origin, size."""
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
 
     with one_line_errors():
@@ -63,7 +63,7 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def assess(trace: TracePath, as_json: AsJson = False) -> None:
-    """Say from a trace alone whether offloading the model's experts pays."""
+    """Assess from a trace alone whether offloading the model's experts pays."""
     from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
 
     with one_line_errors():

@@ -1,1 +1,1 @@
-"""What is registered, and the gate that lets a new predictor take the champion's place. MLflow itself: `tracking`."""
+"""What is registered, and the gate by which a new predictor replaces the champion. MLflow itself: `tracking`."""

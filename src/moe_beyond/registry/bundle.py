@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.files import write_json
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.drift.window import Measures, Window, write_window
+from moe_beyond.registry.markdown import render
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.traces.schema import SCHEMA_VERSION, TraceMetadata
 
@@ -39,16 +40,16 @@ class Origin:
     """Where a bundle comes from.
 
     Attributes:
-        digests: DVC's digest of every data set and model that the pipeline made, by path.
-        git: `git.commit` and `git.dirty`; empty outside a repository.
-        runs: Key of each stage's run in MLflow.
         seed: Every random choice followed from it.
+        git: `git.commit` and `git.dirty`; empty outside a repository.
+        digests: DVC's digest of every data set and model that the pipeline made, by path.
+        runs: Key of each stage's run in MLflow.
     """
 
-    digests: dict[str, str]
-    git: dict[str, str]
-    runs: dict[str, str]
     seed: int
+    git: dict[str, str]
+    digests: dict[str, str]
+    runs: dict[str, str]
 
 
 def registered_name(settings: PublishSettings, model_id: str) -> str:
@@ -94,7 +95,8 @@ def write_bundle(  # noqa: PLR0917 - all of it goes into the bundle
     write_json(folder / "advice.json", advice)
     write_json(folder / "metrics.json", metrics)
     write_window(folder, *window)
-    (folder / "README.md").write_text(model_card(manifest, advice, metrics, window[1]), encoding="utf-8")
+    card = render("model_card.md.j2", manifest=manifest, advice=advice, metrics=metrics, measures=window[1])
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return manifest
 
 
@@ -119,17 +121,14 @@ def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) 
         },
         "licence_of_traces": metadata.licence,
         "source_of_traces": metadata.source,
-        "seed": origin.seed,
-        "git": origin.git,
-        "digests": origin.digests,
-        "runs": origin.runs,
+        **asdict(origin),
     }
 
 
 def device_advice(reports: Path, settings: PublishSettings) -> dict[str, Any]:
     """The suitability card's verdict, and what each policy takes on the gate's device nearest to its capacity.
 
-    `policies` is empty where the simulate stage did not time that device; bounds, which nobody can run, are missing.
+    `policies` is empty where the simulate stage did not time that device; bounds, which cannot run, are not in it.
     Every time has the charged latency of its predictor beside it.
     """
     card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))
@@ -171,75 +170,3 @@ def mismatch(manifest: dict[str, Any], metadata: TraceMetadata) -> str | None:
         return None
     shapes = [f"{m[0]}, {len(m[1])} layers of {m[2]} experts, top-{m[3]}" for m in (mine, theirs)]
     return f"the champion was made for {shapes[0]}; these traces are of {shapes[1]}"
-
-
-def model_card(manifest: dict[str, Any], advice: dict[str, Any], metrics: dict[str, Any], measures: Measures) -> str:
-    """Markdown from the files that lie beside it.
-
-    Args:
-        manifest: `bundle.json`.
-        advice: `advice.json`.
-        metrics: `metrics.json`.
-        measures: Of the window.
-    """
-    recalls = metrics["export"]["recall_at_k"]
-    k = manifest["top_k"]
-    rows = [
-        f"| {split} | {scores['predictor']:.1%} | {scores['token_unigram']:.1%} | {scores['popularity']:.1%} |"
-        for split, scores in recalls.items()
-        if split.startswith("test")
-    ]
-    commit = manifest["git"].get("git.commit", "outside a repository")
-    dirty = " with changes that were not committed" if manifest["git"].get("git.dirty") == "true" else ""
-    lines = [
-        f"# Expert predictor for {manifest['model_id']}",
-        "",
-        f"Says which of {manifest['num_experts']} experts each of {len(manifest['layer_numbers'])} Mixture-of-Experts "
-        f"layers will use (top-{k}), ahead of a token. Causal: it sees the token and the routing of earlier ones.",
-        "",
-        f"| split | recall@{k} | token unigram | popularity |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
-        "Token unigram is a table of what each token used in training: a predictor must beat it to be worth its time.",
-        "",
-        "## Where it helps",
-        "",
-        f"Offloading this model: **{advice['suitability']['verdict']}**.",
-        *(f"- {reason}" for reason in advice["suitability"]["reasons"]),
-        "",
-        *_policies(advice),
-        "",
-        "## Limits",
-        "",
-        f"- Learned from: {manifest['source_of_traces']} ({manifest['licence_of_traces']}). Other prompts, another "
-        "fine-tune or another precision change the routing: `moe-beyond drift` measures by how much.",
-        f"- In its own domain, on prompts it did not learn from: recall@{k} {measures.recall_at_k:.1%}, hit rate "
-        f"{measures.hit_rate:.1%} with {measures.capacity_experts} experts in the cache.",
-        "- Times are modelled from a described device, not measured on one.",
-        "",
-        "## Origin",
-        "",
-        f"Commit {commit}{dirty}, seed {manifest['seed']}. Digests of traces, splits and graphs are in `bundle.json`.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _policies(advice: dict[str, Any]) -> list[str]:
-    if not advice["policies"]:
-        return [f"Policies were not timed on {advice['device']}: add it to simulate.devices."]
-    split = advice["policies"][0]["split"]
-    of_split = [row for row in advice["policies"] if row["split"] == split]
-    # a policy that computes with fewer or other experts answers differently: it is no rival in time alone
-    lossless = [row for row in of_split if not row["lossy"]]
-    title = (
-        f"Fastest on {advice['device']} with {advice['capacity_experts']} experts in the cache, {split}, of the "
-        "policies that change no answer:"
-    )
-    rows = [
-        f"| {row['title']} | {row['ms_per_token']:.3g} | {row['hit_rate']:.1%} | {row['token_step_ms']:g} and "
-        f"{row['layer_step_ms']:g} |"
-        for row in lossless[:5]
-    ]
-    heading = "| policy | ms per token | hit rate there | charged for the predictor, ms a token and a layer |"
-    return [title, "", heading, "| --- | --- | --- | --- |", *rows]

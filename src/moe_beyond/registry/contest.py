@@ -1,7 +1,7 @@
 """Challenger and champion on the same prompts of the gate: what each prompt costs and hits with either of them.
 
 Both prefetch over a plain LRU cache, which any engine has, by the token step and then by the layer step, as they are
-used: what differs is the predictors' doing alone.
+used: only the predictors differ.
 
 Shape suffixes: P prompts, T tokens, L MoE layers, E experts.
 """
@@ -39,7 +39,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Contestant:
-    """A predictor that takes part.
+    """A predictor that is compared.
 
     Attributes:
         name: `challenger` or `champion`.
@@ -102,9 +102,10 @@ def score(
     measured, device = {}, load_device(settings.device)
     for split, trace in splits.items():
         case, charge = case_of(trace, simulate), contestant.latency
-        said = Predictions(contestant.predictor, trace, case.events, charge.token_step_ms, charge.layer_step_ms)
+        predictions = Predictions(contestant.predictor, trace, case.events, charge.token_step_ms, charge.layer_step_ms)
         width = prefetch_width(trace.metadata, simulate.batch, simulate.prefetch_width)
-        policy = said.prefetch(Lru(), width, simulate.prefetch_threshold, layers=said.has_layer_step)
+        threshold = simulate.prefetch_threshold
+        policy = predictions.prefetch(Lru(), width, threshold, layers=predictions.has_layer_step)
         budget = Budget.slots(trace.metadata, capacity_experts(trace.metadata, settings.capacity))
         timed = timed_replay(case.events, policy, budget, device, case.workload, keep_warm=simulate.keep_warm)
         measured[split] = {
@@ -124,9 +125,9 @@ def score(
 
 
 def latencies(predictors: Sequence[OnnxPredictor], repeats: int) -> list[Latency]:
-    """What is charged for each: as its bundle says, or what it takes here where that is more.
+    """What is charged for each: the charge in its bundle, or what it takes here where that is more.
 
-    Measured in turns, so that a busy machine slows all of them; the quietest of three rounds.
+    Measured alternately, so that a busy machine slows all of them; the fastest of three rounds.
     """
     rounds = [[(one.token_step_ms(repeats), one.layer_step_ms(repeats)) for one in predictors] for _ in range(_ROUNDS)]
     measured = [tuple(map(min, zip(*times, strict=True))) for times in zip(*rounds, strict=True)]

@@ -1,8 +1,8 @@
-"""Publishing: register the predictor, evaluate it as challenger against the champion, and move the alias if it won.
+"""Publishing: register the predictor, evaluate it as challenger against the champion, move the alias if it is better.
 
 The registry decides what there is to do, and DVC cannot see it: the stage runs every time, and is quick where nothing
-is new. Order matters, as the process may be killed anywhere: what is registered is whole, the verdict is written before
-the alias moves, and a verdict whose alias did not move is reached again.
+is new. The order is safe against a kill at any point: what is registered is whole, the verdict is written before the
+alias moves, and a verdict whose alias did not move is reached again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from mlflow.entities.model_registry import ModelVersion
 
 from moe_beyond.errors import InputError
@@ -29,16 +28,16 @@ from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.registry.verdict import Verdict, judge, metrics, table
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces.schema import Trace
-from moe_beyond.tracking.client import MlflowMissingError, asking, log_path
+from moe_beyond.tracking.client import MlflowMissingError, connected, log_path
 from moe_beyond.tracking.pipeline import credit
 from moe_beyond.tracking.record import git_tags
 
 log = logging.getLogger(__name__)
 
 GATE_VARIABLE = "MOE_BEYOND_GATE"
-"""`judge` in the environment: register and judge, but leave the champion. For changes that are not merged yet."""
+"""`judge` in the environment: register and judge, but keep the champion. For changes that are not merged yet."""
 PREDICTOR, REPORTS = Path("models/predictor"), Path("reports/publish")
-_VERDICT, _TABLE, _METRICS = "verdict.json", "table.csv", "metrics.json"
+_VERDICT, _TABLE = "verdict.json", "table.csv"
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,8 @@ class Gate:
         return registered_name(self.settings, next(iter(self.splits.values())).metadata.model_id)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A verdict with what it rests on."""
-
-    verdict: Verdict
-    scores: tuple[Score, ...]
+Decision = tuple[Verdict, tuple[Score, ...]]
+"""A verdict, and the scores that it rests on."""
 
 
 def publish(
@@ -78,24 +73,25 @@ def publish(
 ) -> None:
     """Bring the registry up to this state; write verdict.json, table.csv and metrics.json below reports/publish.
 
-    Where MLflow is away or does not take something, a warning says so, the champion stays as it is, and the next call
-    goes on.
+    Where MLflow is away or refuses, a warning is logged, the champion stays as it is, and the next call goes on.
 
     Args:
         root: The project's root.
-        gate: What the contest is held on.
+        gate: Prompts and rules of the comparison.
         pipeline_run: Logs this state's run where there is none, and returns its id.
         write_bundle: Writes the predictor's bundle into a new folder.
         headline_split: Folder of the prompts that the pipeline's headline was measured on.
     """
     digest = folder_digest(root / PREDICTOR)
     question = fingerprint(digest, gate.digests, gate.settings, gate.simulate, gate.seed)
-    verdict = _former(root)
+    former = root / REPORTS / _VERDICT
+    verdict: dict[str, Any] = json.loads(former.read_text(encoding="utf-8")) if former.exists() else {}
+    judge_only = os.environ.get(GATE_VARIABLE) == "judge"
     try:
         run_id = pipeline_run()
-        with asking(root) as connection:
+        with connected(root) as connection:
             registry = Registry(connection.client, gate.registered_name)
-            version, champion = registry.with_digest(digest), registry.by_alias(CHAMPION)
+            version, champion = registry.with_digest(digest), registry.find(CHAMPION)
         here = {"question": question, "pipeline_run": run_id, "champion": _number(champion)}
         same = version is not None and (here | {"challenger": _number(version)}).items() <= verdict.items()
         # the champion's bundle may have come back
@@ -103,40 +99,31 @@ def publish(
             decision = decide(root, registry, gate, version, champion)
             if version is None:
                 version = _register(root, registry, run_id, digest, write_bundle)
-            names = {
-                "registered_model": registry.name,
-                "challenger": str(version.version),
-                "champion_before": _number(champion),
-            }
-            verdict = {**names, **here, **decision.verdict.document()}
+            names = {"registered_model": registry.name, "champion_before": _number(champion)}
+            names["challenger"] = str(version.version)
+            verdict = {**names, **here, **decision[0].document()}
             _write(root, verdict | {"question": None}, decision, gate)
-            _tell(root, registry, version, verdict, headline_split)
-            # with the question, it says that MLflow knows
+            _log(root, registry, version, verdict, headline_split)
+            # the question is written once MLflow has the verdict
             write_json(root / REPORTS / _VERDICT, verdict)
-        if verdict["moves_champion"] and verdict["champion"] != verdict["challenger"] and not judge_only():
-            with asking(root):
+        if verdict["moves_champion"] and verdict["champion"] != verdict["challenger"] and not judge_only:
+            with connected(root):
                 registry.promote(verdict["challenger"])
             write_json(root / REPORTS / _VERDICT, verdict | {"champion": verdict["challenger"]})
         log.info("gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
     except MlflowMissingError as error:
         log.warning("%s; the champion stays as it is, the next dvc repro judges", error)
         if verdict.get("question") != question:
-            pending = Decision(Verdict("pending", ("MLflow was away or did not take it",)), ())
-            names = dict.fromkeys(("challenger", "champion_before", "question", "pipeline_run", "champion"))
-            _write(
-                root, {"registered_model": gate.registered_name, **names, **pending.verdict.document()}, pending, gate
-            )
-
-
-def judge_only() -> bool:
-    """Whether the environment says that the champion stays, whoever wins."""
-    return os.environ.get(GATE_VARIABLE) == "judge"
+            pending = Verdict("pending", ("MLflow was away or refused",))
+            unknown = dict.fromkeys(("challenger", "champion_before", "question", "pipeline_run", "champion"))
+            verdict = {"registered_model": gate.registered_name, **unknown, **pending.document()}
+            _write(root, verdict, (pending, ()), gate)
 
 
 def decide(
     root: Path, registry: Registry, gate: Gate, version: ModelVersion | None, champion: ModelVersion | None
 ) -> Decision:
-    """Score challenger and champion on the same traces, and judge; what cannot be compared is said and stays.
+    """Score challenger and champion on the same traces, and judge; a champion that cannot be compared stays.
 
     Args:
         root: The project's root, with the challenger.
@@ -145,37 +132,41 @@ def decide(
         version: The challenger's version, if this very predictor has been registered before.
         champion: The champion's version, if there is one.
     """
-    number, mine = _number(version), OnnxPredictor(root / PREDICTOR)
-    rival, obstacle = None, None
-    if champion is not None and number != str(champion.version):
-        rival, obstacle = _open_champion(registry, champion, gate)
-    predictors = [mine] if rival is None else [mine, rival]
+    number, predictors, obstacle = _number(version), [OnnxPredictor(root / PREDICTOR)], None
+    unchanged = champion is not None and number == str(champion.version)
+    if champion is not None and not unchanged:
+        try:
+            predictors.append(_open_champion(registry, champion, gate))
+        except InputError as error:
+            obstacle = str(error)
     times = latencies(predictors, gate.settings.latency_repeats)
     names = zip(("challenger", "champion"), (number, _number(champion)), predictors, times, strict=False)
     scores = tuple(score(Contestant(*found), gate.splits, gate.settings, gate.simulate) for found in names)
-    if champion is not None and number == str(champion.version):
-        return Decision(Verdict("unchanged", (f"this very predictor is the champion, version {number}",)), scores)
+    if unchanged:
+        return Verdict("unchanged", (f"this very predictor is the champion, version {number}",)), scores
     if version is not None and ROLLED_BACK in version.tags:
         reason = (
             f"this very predictor was version {number}, rolled back on {version.tags[ROLLED_BACK]}; to make it the "
             f"champion all the same: moe-beyond rollback --to {number}"
         )
-        return Decision(Verdict("refused", (reason,)), scores)
+        return Verdict("refused", (reason,)), scores
     if obstacle is not None:
         fix = "the champion stays; set publish.name, or decide by hand: moe-beyond rollback --to VERSION"
-        return Decision(Verdict("incomparable", (obstacle, fix)), scores)
-    return Decision(judge(scores[0], scores[1] if rival else None, gate.settings, gate.seed), scores)
+        return Verdict("incomparable", (obstacle, fix)), scores
+    return judge(scores[0], scores[1] if len(scores) > 1 else None, gate.settings, gate.seed), scores
 
 
-def _open_champion(registry: Registry, champion: ModelVersion, gate: Gate) -> tuple[OnnxPredictor | None, str | None]:
-    """The champion's predictor, or why it cannot be replayed on these traces."""
+def _open_champion(registry: Registry, champion: ModelVersion, gate: Gate) -> OnnxPredictor:
+    """The champion's predictor. Raises InputError where it cannot be replayed on the gate's traces."""
     metadata = next(iter(gate.splits.values())).metadata
     try:
         folder = registry.bundle_of(champion)
-        obstacle = mismatch(read_manifest(folder), metadata)
-        return (None, obstacle) if obstacle else (OnnxPredictor(folder / "predictor"), None)
+        manifest, predictor = read_manifest(folder), OnnxPredictor(folder / "predictor")
     except InputError as error:
-        return None, f"the champion, version {champion.version}, cannot be opened: {error}"
+        raise InputError(f"the champion, version {champion.version}, cannot be opened: {error}") from error
+    if obstacle := mismatch(manifest, metadata):
+        raise InputError(obstacle)
+    return predictor
 
 
 def _register(
@@ -185,18 +176,16 @@ def _register(
         bundle = Path(folder) / FOLDER
         write_bundle(bundle)
         model = read_manifest(bundle)["model_id"]
-        with asking(root):
+        with connected(root):
             registry.create(f"Predicts the experts of {model}; challenger and champion are compared on one device.")
             return registry.register(bundle, run_id, {DIGEST: digest, "run.pipeline": run_id, **git_tags(root)})
 
 
-def _tell(root: Path, registry: Registry, version: ModelVersion, verdict: dict[str, Any], headline_split: str) -> None:
-    """Say the verdict on the version and on the pipeline's run, which gets the model's name to its numbers."""
+def _log(root: Path, registry: Registry, version: ModelVersion, verdict: dict[str, Any], headline_split: str) -> None:
+    """Log the verdict to the version and to the pipeline's run, whose numbers get the model's name."""
     run_id, client = verdict["pipeline_run"], registry.client
-    with asking(root):
-        if verdict["outcome"] != "unchanged":
-            registry.note(verdict["challenger"], verdict["outcome"], verdict["reasons"])
-        registry.call_challenger(verdict["challenger"])
+    with connected(root):
+        registry.note(verdict["challenger"], verdict["outcome"], verdict["reasons"])
         credit(client, run_id, str(version.source).removeprefix("models:/"), root, headline_split)
         for name in ("outcome", "registered_model", "challenger", "champion_before"):
             client.set_tag(run_id, f"gate.{name}", str(verdict[name]))
@@ -205,17 +194,10 @@ def _tell(root: Path, registry: Registry, version: ModelVersion, verdict: dict[s
 
 
 def _write(root: Path, verdict: dict[str, Any], decision: Decision, gate: Gate) -> None:
-    rows: pl.DataFrame = table(decision.scores, gate.settings, gate.seed)
     with replacing(root / REPORTS / _TABLE) as temporary:
-        rows.write_csv(temporary)
-    write_json(root / REPORTS / _METRICS, metrics(decision.verdict, decision.scores))
+        table(decision[1], gate.settings, gate.seed).write_csv(temporary)
+    write_json(root / REPORTS / "metrics.json", metrics(*decision))
     write_json(root / REPORTS / _VERDICT, verdict)
-
-
-def _former(root: Path) -> dict[str, Any]:
-    """The verdict that was reached last; empty where there is none."""
-    path = root / REPORTS / _VERDICT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _number(version: ModelVersion | None) -> str | None:

@@ -1,7 +1,6 @@
 """MLflow's model registry: versions of a predictor, the aliases `challenger` and `champion`, and the way back.
 
-The order of champions is kept in the registered model's tag `champion.history`, oldest first: rollback needs no memory
-of its own, and shows in MLflow's pages.
+The order of champions is kept in the registered model's tag `champion.history`, oldest first, which rollback reads.
 """
 
 from __future__ import annotations
@@ -32,19 +31,10 @@ DIGEST, ROLLED_BACK = "predictor.digest", "rolled_back"
 _HISTORY = "champion.history"
 _NEEDED = ("onnxruntime", "numpy", "pandas", "pydantic")
 
+_IDS, _SHARES = (Array(Array(Array(kind))) for kind in (DataType.long, DataType.double))
 SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(Array(DataType.string), "tokens"),
-            ColSpec(Array(Array(Array(DataType.long))), "routing", required=False),
-        ]
-    ),
-    outputs=Schema(
-        [
-            ColSpec(Array(Array(Array(DataType.long))), "experts"),
-            ColSpec(Array(Array(Array(DataType.double))), "probabilities"),
-        ]
-    ),
+    inputs=Schema([ColSpec(Array(DataType.string), "tokens"), ColSpec(_IDS, "routing", required=False)]),
+    outputs=Schema([ColSpec(_IDS, "experts"), ColSpec(_SHARES, "probabilities")]),
     params=ParamSchema(
         [ParamSpec("top", DataType.long, default=0), ParamSpec("every_token", DataType.boolean, default=False)]
     ),
@@ -71,33 +61,27 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def by_alias(self, alias: str) -> ModelVersion | None:
-        """The version that an alias points to, if it points to one."""
+    def find(self, name: str) -> ModelVersion | None:
+        """The version of a number, or behind an alias; None where there is none."""
+        get = self.client.get_model_version if name.isdecimal() else self.client.get_model_version_by_alias
         try:
-            return self.client.get_model_version_by_alias(self.name, alias)
+            return get(self.name, name)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
 
-    def version(self, alias: str) -> ModelVersion:
+    def version(self, name: str) -> ModelVersion:
         """The version of a number, or behind an alias.
 
         Raises:
             InputError: There is none.
         """
-        try:
-            found = self.client.get_model_version(self.name, alias) if alias.isdecimal() else self.by_alias(alias)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            found = None
+        found = self.find(name)
         if found is None:
             names = [model.name for model in self.client.search_registered_models()]
             known = ", ".join(names) if names else "none: the publish stage makes them"
-            raise InputError(
-                f"{self.name}@{alias}: no such version or alias; registered models in this MLflow: {known}"
-            )
+            raise InputError(f"{self.name}@{name}: no such version or alias; registered models in this MLflow: {known}")
         return found
 
     def with_digest(self, digest: str) -> ModelVersion | None:
@@ -147,16 +131,14 @@ class Registry:
         )  # fmt: skip
 
     def note(self, version: str, outcome: str, reasons: Sequence[str]) -> None:
-        """Say on a version what the gate decided, and why."""
-        self.client.set_model_version_tag(self.name, version, "gate", outcome)
-        self.client.set_model_version_tag(self.name, version, "gate.reasons", "; ".join(reasons))
-
-    def call_challenger(self, version: str) -> None:
-        """Point the alias `challenger` to a version."""
+        """Write on the challenger what the gate decided and why, unless nothing changed; give it its alias."""
+        if outcome != "unchanged":
+            self.client.set_model_version_tag(self.name, version, "gate", outcome)
+            self.client.set_model_version_tag(self.name, version, "gate.reasons", "; ".join(reasons))
         self.client.set_registered_model_alias(self.name, CHALLENGER, version)
 
     def promote(self, version: str) -> None:
-        """Make a version the champion, and remember whom it followed."""
+        """Make a version the champion, and add it to the history of champions."""
         history = [entry for entry in self.history() if entry != version]
         self._set_champion(version, [*history, version])
 
@@ -166,13 +148,13 @@ class Registry:
         return [str(version) for version in json.loads(tags.get(_HISTORY, "[]"))]
 
     def roll_back(self, to: str | None = None) -> tuple[str, str]:
-        """Give the champion's place back.
+        """Make an earlier champion, or any other version, the champion.
 
         Args:
-            to: The version that shall have it, a former champion or any other; None: the champion before this one.
+            to: The version; None: the champion before this one.
 
         Returns:
-            The version that left and the one that is champion now.
+            The former champion and the one of now.
 
         Raises:
             InputError: No such model or version, no champion, or none before this one.
@@ -187,7 +169,7 @@ class Registry:
             raise InputError(f"{self.name}: version {to} is the champion already")
         self.version(to)
         if to in history:
-            # back, not on to a new one: what was found wanting may not win by the gate again
+            # back, not on to a new one: what was rolled back may not win by the gate again
             now = datetime.now(UTC).isoformat("T", "seconds")
             self.client.set_model_version_tag(self.name, champion, ROLLED_BACK, now)
             history = history[: history.index(to)]
@@ -197,7 +179,7 @@ class Registry:
         return champion, to
 
     def _set_champion(self, version: str, history: list[str]) -> None:
-        # the alias first: it is what clients load, the history only says where to go back to
+        # the alias first: it is what clients load, the history is for the next rollback
         self.client.set_registered_model_alias(self.name, CHAMPION, version)
         self.client.set_registered_model_tag(self.name, _HISTORY, json.dumps(history))
         self.client.delete_model_version_tag(self.name, version, ROLLED_BACK)

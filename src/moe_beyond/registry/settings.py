@@ -10,7 +10,7 @@ from moe_beyond.settings import Settings
 
 
 class DriftSettings(Settings):
-    """When new traces no longer look like those the predictor learned from: read by `moe-beyond drift`."""
+    """When new traces no longer look like those the predictor was trained on: read by `moe-beyond drift`."""
 
     max_psi: float = Field(default=0.2, gt=0)
     """Largest population stability index of expert usage in any layer; 0.1 is commonly called small, 0.25 large."""
@@ -21,7 +21,7 @@ class DriftSettings(Settings):
     max_regret_rise: float = Field(default=0.1, ge=0)
     """The share of loads that perfect foresight would have saved may rise by this much."""
     chance_draws: int = Field(default=200, ge=20, le=10_000)
-    """Random divisions of all prompts that say how large an index chance alone gives: a smaller one is no drift."""
+    """Random divisions of all prompts: they give the index that chance alone reaches, and a smaller one is no drift."""
 
 
 class PublishSettings(Settings):
@@ -43,7 +43,7 @@ class PublishSettings(Settings):
     max_latency_ms: float = Field(default=5.0, gt=0)
     """A predictor whose token step is charged more on the device is refused, as the first one too."""
     latency_repeats: int = Field(default=200, ge=10)
-    """Steps behind each of three medians, taken in turns by both sides."""
+    """Steps behind each of three medians, taken alternately by both sides."""
     bootstrap_samples: int = Field(default=1000, ge=100, le=100_000)
     """Resamples of prompts, the same for both sides."""
     drift: DriftSettings = DriftSettings()

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from moe_beyond.errors import InputError
 from moe_beyond.registry.registry import Registry
 from moe_beyond.settings import flatten
-from moe_beyond.tracking.client import asking
+from moe_beyond.tracking.client import connected
 from moe_beyond.tracking.pipeline import CHOICE, HEADLINE
 from moe_beyond.tracking.record import STAGE_TAG, as_text, chosen_params
 
@@ -29,8 +29,8 @@ class State:
     """One state.
 
     Attributes:
-        name: As it was asked for.
-        about: What it turned out to be.
+        name: As it was given.
+        about: What it refers to.
         params: Every parameter, dotted keys, values as MLflow writes them; what the search chose, as `chosen.width`,
             where that is known: git does not hold it.
         numbers: Those that decide, each with `value` and, where it has an interval, `low` and `high`.
@@ -43,7 +43,7 @@ class State:
 
 
 def find_states(root: Path, names: Sequence[str], defaults: dict[str, Any]) -> list[State]:
-    """Find what a person names; MLflow is asked only where a name needs it.
+    """Find the states that a user names; MLflow is called only where a name needs it.
 
     Args:
         root: The project's root.
@@ -52,11 +52,15 @@ def find_states(root: Path, names: Sequence[str], defaults: dict[str, Any]) -> l
         defaults: Parameters that a params.yaml does not set, flat.
 
     Raises:
-        InputError: Nothing goes by a name, or MLflow does not answer.
+        InputError: A name is unknown, or MLflow does not respond.
     """
-    found = {name: _from_files(root, name, defaults) for name in names if not _is_mlflows(name)}
+    found = {
+        name: workspace(root, defaults) if name == "workspace" else revision(root, name, defaults)
+        for name in names
+        if not _is_mlflows(name)
+    }
     if len(found) < len(set(names)):
-        with asking(root) as connection:
+        with connected(root) as connection:
             found |= {name: _from_mlflow(connection.client, name) for name in names if _is_mlflows(name)}
     return [found[name] for name in names]
 
@@ -113,19 +117,17 @@ def _is_mlflows(name: str) -> bool:
     return bool(re.fullmatch(f"{_RUN_ID}|champion|challenger|.+@[^{{].*", name))
 
 
-def _from_files(root: Path, name: str, defaults: dict[str, Any]) -> State:
-    return workspace(root, defaults) if name == "workspace" else revision(root, name, defaults)
-
-
 def _read(name: str, about: str, read: Callable[[str], bytes], defaults: dict[str, Any]) -> State:
     try:
         params = defaults | flatten(yaml.safe_load(read("params.yaml")))
     except FileNotFoundError as error:
         raise InputError(f"{name}: no params.yaml there; name a state of this project") from error
     try:
-        numbers = json.loads(read(HEADLINE.as_posix()))
+        found = json.loads(read(HEADLINE.as_posix()))
     except FileNotFoundError:
-        numbers = {}  # a state before its first run
+        found = {}  # a state before its first run
+    # files of an earlier layout hold other numbers
+    numbers = {key: number for key, number in found.items() if isinstance(number, dict) and "value" in number}
     return State(name, about, as_text(params), numbers)
 
 

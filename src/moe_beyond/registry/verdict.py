@@ -1,4 +1,4 @@
-"""The gate: does the challenger take the champion's place, and why.
+"""The gate: does the challenger replace the champion, and why.
 
 Shape suffixes: P prompts, B resamples.
 """
@@ -12,13 +12,13 @@ from typing import Any, Literal
 import polars as pl
 
 from moe_beyond.errors import InputError
-from moe_beyond.intervals import Interval, Ratio, Resamples
-from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Metric, Score
+from moe_beyond.intervals import Interval, Resamples
+from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Score
 from moe_beyond.registry.settings import PublishSettings
 
 Outcome = Literal["first", "promoted", "refused", "unchanged", "incomparable", "pending"]
 """`first`: there was no champion. `unchanged`: this very bundle is the champion. `incomparable`: the champion cannot be
-replayed on these traces, and stays. `pending`: MLflow was away, nobody has judged yet."""
+replayed on these traces, and stays. `pending`: MLflow was away, the gate has not judged yet."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Check:
     """One rule of the gate.
 
     Attributes:
-        rule: What is asked, with its limit.
-        value: What was found.
-        limit: What it was held against.
+        rule: In words, with its limit.
+        value: What was measured.
+        limit: What it was compared with.
         passed: Whether it holds.
     """
 
@@ -44,7 +44,7 @@ class Verdict:
 
     Attributes:
         outcome: See `Outcome`.
-        reasons: Sentences that a person reads.
+        reasons: Sentences for people.
         checks: The rules that were applied.
         improvement: By which share of the champion's value the challenger is better, with its paired interval.
     """
@@ -73,23 +73,16 @@ def judge(challenger: Score, champion: Score | None, settings: PublishSettings, 
         settings: Metric, margin and limits.
         seed: Of the resamples.
     """
-    latency = Check(
-        f"a token step takes at most {settings.max_latency_ms:g} ms",
-        challenger.latency.token_step_ms,
-        settings.max_latency_ms,
-        challenger.latency.token_step_ms <= settings.max_latency_ms,
-    )
+    charged = challenger.latency.token_step_ms
+    rule = f"a token step takes at most {settings.max_latency_ms:g} ms"
+    latency = Check(rule, charged, settings.max_latency_ms, charged <= settings.max_latency_ms)
     if champion is None:
         if latency.passed:
             return Verdict("first", ("there was no champion: the first predictor becomes it",), (latency,))
         return Verdict("refused", (_failed(latency), "there is no champion still"), (latency,))
     gain = improvement(challenger, champion, settings, seed)
-    better = Check(
-        f"{settings.metric} improves by more than {settings.margin:.2%}, lower end of the 95 % interval",
-        gain.low,
-        settings.margin,
-        gain.low > settings.margin,
-    )
+    rule = f"{settings.metric} improves by more than {settings.margin:.2%}, lower end of the 95 % interval"
+    better = Check(rule, gain.low, settings.margin, gain.low > settings.margin)
     checks = (better, _worst_domain(challenger, champion, settings), latency)
     mine, theirs = (score.pooled(settings.metric).value for score in (challenger, champion))
     measured = (
@@ -122,19 +115,16 @@ def table(scores: Sequence[Score], settings: PublishSettings, seed: int) -> pl.D
 
     Intervals are each contestant's own; the improvement's, in the verdict, is paired and narrower.
     """
-    rows: list[tuple[str, str | None, str, str, float, float | None, float | None]] = []
+    columns = ("contestant", "version", "split", "metric", "value", "low", "high")
+    rows: list[tuple[Any, ...]] = []
     for score in scores:
-        parts: dict[str, dict[Metric, Ratio]] = {name: dict(split) for name, split in score.splits.items()}
-        parts["all"] = {metric: score.pooled(metric) for metric in METRICS}
+        parts = {**score.splits, "all": {metric: score.pooled(metric) for metric in METRICS}}
         for split, metrics in parts.items():
             for metric, ratio in metrics.items():
                 if ratio.counts:
-                    draws = Resamples.draw(len(ratio.numerator_P), settings.bootstrap_samples, seed)
-                    found = draws.ratio(ratio)
+                    found = Resamples.draw(len(ratio.numerator_P), settings.bootstrap_samples, seed).ratio(ratio)
                     rows.append((score.name, score.version, split, metric, found.value, found.low, found.high))
-        for name, ms in _latency(score).items():
-            rows.append((score.name, score.version, "all", name, ms, None, None))
-    columns = ("contestant", "version", "split", "metric", "value", "low", "high")
+        rows += [(score.name, score.version, "all", name, ms, None, None) for name, ms in _latency(score).items()]
     types = dict.fromkeys(columns, pl.String()) | dict.fromkeys(columns[4:], pl.Float64())
     return pl.DataFrame(rows, schema=types, orient="row")
 

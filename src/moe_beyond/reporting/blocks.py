@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import altair as alt
 import polars as pl
-import yaml
 
 from moe_beyond.reporting.names import Look
-from moe_beyond.reporting.text import Cell, plain
+from moe_beyond.reporting.text import Cell, plain, texts
 from moe_beyond.settings import flatten
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Figure:
     Attributes:
         name: Its anchor, and the name of its PNG and SVG.
         title: What is shown, over what.
-        alt: What a reader who cannot see it needs to know.
+        alt: The same for readers who cannot see it.
         chart: Colours as tokens, see `figures.theme`.
         table: The same numbers.
         looks: Lines of the legend that the page writes; empty: the chart has its own legend or needs none.
@@ -143,19 +139,12 @@ def table(caption: str, frame: pl.DataFrame, cells: Mapping[str, Cell], chosen: 
     return Table(caption, tuple(cells), tuple(tuple(cell(row) for cell in cells.values()) for row in rows), stressed)
 
 
-@cache
-def texts() -> dict[str, Any]:
-    """The page's fixed words."""
-    found: dict[str, Any] = yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
-    return found
-
-
 def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any) -> Section:
     """A section with its fixed words.
 
     Args:
         anchor: Its key in texts.yaml.
-        blocks: What it shows; none: it says why.
+        blocks: What it shows; none: the reason stands there.
         title: Its heading, where it is not a fixed one.
         values: What the braces of its lead hold.
     """

@@ -20,7 +20,7 @@ Number = dict[str, float]
 def differing_params(states: Sequence[State]) -> list[tuple[str, tuple[str | None, ...]]]:
     """Parameters that are not the same in all states, with each state's value; None where it has none.
 
-    What the search chose is compared where all states know it.
+    What the search chose is compared where all states have it.
     """
     keys = sorted(set().union(*(state.params for state in states)))
     rows = [(key, tuple(state.params.get(key) for state in states)) for key in keys]

@@ -5,33 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_beyond.reporting.text import Row
+from moe_beyond.reporting.text import Row, texts
 
-ON_DEVICE = "Hit rate on the device"
-"""A prefetch that comes late is a miss."""
-UNLIMITED = "Hit rate, unlimited link (upper bound)"
-"""Every prefetch arrives in time."""
 LRU, PAPER_LRU = "lru", "paper_lru"
 BOUND = "Clairvoyant bound"
 LEAKY = "published network, leaky"
 """It sees later tokens of the prompt, so it can run on no device and is no rival."""
 
-_TITLES = {
-    "phone_ufs": "Phone, UFS flash",
-    "laptop_nvme": "Laptop, NVMe",
-    "gpu_pcie3": "GPU, PCIe 3",
-    "gpu_pcie4": "GPU, PCIe 4",
-    "gpu_pcie5": "GPU, PCIe 5",
-    "train": "Training",
-    "gate_in_domain": "Gate, same domain",
-    "gate_out_of_domain": "Gate, another domain",
-    "test_in_domain": "Same domain",
-    "test_out_of_domain": "Another domain",
-    "lru": "LRU",
-    "static_popularity": "Static popularity",
-    "belady": "Belady (bound)",
-    "anticipate": "Eviction by predicted next use",
-}
 _COLOURS = ("@blue", "@orange", "@vermilion", "@green", "@purple", "@sky", "@wine", "@teal", "@grey")
 DASHES = ((1, 0), (7, 4), (2, 4), (10, 4, 2, 4), (14, 5))
 
@@ -39,7 +19,7 @@ DASHES = ((1, 0), (7, 4), (2, 4), (10, 4, 2, 4), (14, 5))
 def label(name: str) -> str:
     """What a person reads for the identifier of a device, a split or a cache."""
     words = name.replace("_", " ")
-    return _TITLES.get(name, words[:1].upper() + words[1:])
+    return str(texts()["titles"].get(name, words[:1].upper() + words[1:]))
 
 
 @dataclass(frozen=True)
@@ -57,7 +37,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def policy_looks(rows: Iterable[Row], ours: str | None) -> Mapping[str, Look]:
-    """By title: the colour says what kind of policy it is, the dash tells policies of a kind apart.
+    """By title: the colour stands for the kind of policy, the dash differs between policies of a kind.
 
     Args:
         rows: Policies with their facts, each once.

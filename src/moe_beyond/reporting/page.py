@@ -18,11 +18,12 @@ from markupsafe import Markup
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
-from moe_beyond.reporting.blocks import TEMPLATES, Figure, Section
+from moe_beyond.reporting.blocks import Figure, Section
 from moe_beyond.reporting.figures.theme import VEGA_LITE, chart_spec, figure_svg, svg_png, theme
 from moe_beyond.reporting.read import TOKEN, Run
 from moe_beyond.reporting.sections import paper, pays, policies, predictor, record, routing, timeline, top
 from moe_beyond.reporting.settings import ReportSettings
+from moe_beyond.reporting.text import TEMPLATES
 
 _SECTIONS = (
     top.top_section,

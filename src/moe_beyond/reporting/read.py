@@ -1,61 +1,24 @@
-"""A finished run: the tables that its stages wrote, and the parameters that say how to read them."""
+"""A finished run: the tables that its stages wrote, and the parameters behind them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 
 from moe_beyond.capture.settings import TracesSettings
 from moe_beyond.errors import InputError
 from moe_beyond.reporting.names import LRU
+from moe_beyond.reporting.text import texts
 from moe_beyond.settings import flatten
 from moe_beyond.simulator.study.settings import SimulateSettings
 
 _METRICS = ("reference", "extract", "split", "tune", "train", "export")
 TOKEN = "token"  # noqa: S105 - the token step's horizon, no secret
-
-
-@dataclass(frozen=True)
-class Simulate:
-    """Tables of the simulate stage; their columns stand in `simulator.study.tables` and `paper.caches`."""
-
-    on_device: pl.DataFrame
-    unlimited_link: pl.DataFrame
-    pays: pl.DataFrame
-    by_bandwidth: pl.DataFrame
-    by_width: pl.DataFrame
-    ablation: pl.DataFrame
-    timeline: pl.DataFrame
-    costliest_misses: pl.DataFrame
-    not_replayed: pl.DataFrame
-    paper_replay: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class Export:
-    """Tables of the export stage; their columns stand in `evaluation.evaluate` and `paper.scores`."""
-
-    quality: pl.DataFrame
-    calibration: pl.DataFrame
-    published_protocol: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class Assess:
-    """Tables of the assess stage; their columns stand in `assess.assessment`."""
-
-    layers: pl.DataFrame
-    popularity: pl.DataFrame
-    hit_curves: pl.DataFrame
-    reuse_distances: pl.DataFrame
-    coactivation: pl.DataFrame
-    transitions: pl.DataFrame
-    cards: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -74,22 +37,20 @@ class Run:
     """What the page is made of. A table that the run has no rows for is empty.
 
     Attributes:
-        simulate: Of the simulate stage.
-        export: Of the export stage.
-        assess: Of the assess stage.
+        tables: Those of the stages assess, export and simulate, by name: `sources` in texts.yaml lists them. What
+            writes them documents their columns: `assess.assessment`, `evaluation.evaluate`, `paper.scores`,
+            `simulator.study.tables`, `paper.caches`.
         card: The suitability card.
         prompts: The split of every prompt.
         trials: Of the search.
         history: Of the training.
-        metrics: metrics.json by stage, of those that the page quotes.
+        metrics: metrics.json by stage, of the stages that the page quotes.
         source: Where the traces come from: `reference`, `transformers` or `import`.
         settings: Of the replay.
         parameters: Every parameter shown, flat.
     """
 
-    simulate: Simulate
-    export: Export
-    assess: Assess
+    tables: dict[str, pl.DataFrame]
     card: dict[str, Any]
     prompts: pl.DataFrame
     trials: pl.DataFrame
@@ -103,13 +64,13 @@ class Run:
     def timed(self) -> pl.DataFrame:
         """The table `on_device`, in `break_even_token_step_ms` the break-even latency where `pays` has one."""
         keys = ["split", "device", "capacity_experts", "policy"]
-        known = self.simulate.pays.select(*keys, "break_even_token_step_ms")
-        return self.simulate.on_device.join(known, on=keys, how="left", maintain_order="left")
+        known = self.tables["pays"].select(*keys, "break_even_token_step_ms")
+        return self.tables["on_device"].join(known, on=keys, how="left", maintain_order="left")
 
     @cached_property
     def splits(self) -> list[str]:
         """Test splits, the one that the page leads with first: the last of the tables that has times."""
-        splits = self.simulate.unlimited_link["split"].unique(maintain_order=True).to_list()
+        splits = self.tables["unlimited_link"]["split"].unique(maintain_order=True).to_list()
         return sorted(splits, key=lambda split: (split in self.timed["split"], splits.index(split)))[::-1]
 
     @property
@@ -126,7 +87,9 @@ class Run:
     @cached_property
     def capacity(self) -> int:
         """Experts of the headline's capacity."""
-        sizes = self.simulate.unlimited_link.select("capacity_experts", "capacity_fraction").unique(maintain_order=True)
+        sizes = (
+            self.tables["unlimited_link"].select("capacity_experts", "capacity_fraction").unique(maintain_order=True)
+        )
         away = (pl.col("capacity_fraction") - self.settings.headline_capacity).abs()
         return int(sizes.sort(away)["capacity_experts"][0])
 
@@ -137,8 +100,8 @@ class Run:
 
     @cached_property
     def predictor(self) -> str:
-        """Name of our predictor: the one that export scored, beside baselines that know no layer step."""
-        return str(self.export.quality["predictor"][0])
+        """Name of our predictor: the one that export scored, beside baselines without a layer step."""
+        return str(self.tables["quality"]["predictor"][0])
 
     @cached_property
     def places(self) -> list[tuple[str, str]]:
@@ -174,9 +137,7 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
     reports, settings = root / "reports", settings.of_source(traces.source)
     used = {key: value for key, value in traces.model_dump(by_alias=True).items() if key in ("source", traces.source)}
     return Run(
-        simulate=_tables(Simulate, reports, "simulate"),
-        export=_tables(Export, reports, "export"),
-        assess=_tables(Assess, reports, "assess"),
+        tables={path.stem: pl.read_parquet(_found(reports / path, path.parts[0])) for path in _table_paths()},
         card=_json(reports / "assess" / "card.json", "assess"),
         # ids may look like numbers
         prompts=pl.read_csv(_found(root / "data" / "splits" / "prompts.csv", "split"), infer_schema=False),
@@ -189,12 +150,10 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
     )
 
 
-Tables = TypeVar("Tables", Simulate, Export, Assess)
-
-
-def _tables(kind: type[Tables], reports: Path, stage: str) -> Tables:
-    paths = {field.name: reports / stage / "tables" / f"{field.name}.parquet" for field in fields(kind)}
-    return kind(**{name: pl.read_parquet(_found(path, stage)) for name, path in paths.items()})
+def _table_paths() -> list[Path]:
+    """The tables that the page's sections are made of, below `reports/`."""
+    sources = {source for words in texts().values() if "sources" in words for source in words["sources"]}
+    return sorted(Path(source) for source in sources if source.endswith(".parquet"))
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:

@@ -1,17 +1,29 @@
-"""Cells and sentences: numbers as a reader meets them."""
+"""Cells and sentences: how numbers are written, and the page's fixed words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+TEMPLATES = Path(__file__).with_name("templates")
 MISSING = "\u2013"
 _SHARES = ("chance", "fraction", "locality", "overlap", "rate", "ratio", "share", "skew")
 Row = Mapping[str, Any]
 Format = Callable[[float | None], str]
 Cell = Callable[[Row], str]
 """A cell of a table, written from a row."""
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """The page's fixed words, from texts.yaml."""
+    found: dict[str, Any] = yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def number(value: float | None, significant: int = 3) -> str:
@@ -68,8 +80,8 @@ def charged(row: Row) -> str:
         "layer_step_ms": "{} a layer",
         "break_even_token_step_ms": "break\u2011even {} a token",
     }
-    said = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
-    return ", ".join(said) or MISSING
+    charges = [text.format(number(row[name])).replace(" ", "\u00a0") for name, text in parts.items() if row.get(name)]
+    return ", ".join(charges) or MISSING
 
 
 def plain(name: str, value: object) -> str:

@@ -1,8 +1,8 @@
-"""Logging records to MLflow, wherever it is, and saying what it has not got.
+"""Logging records to MLflow, wherever it is, and listing what it does not have yet.
 
 Logging a record twice changes nothing: its run is found by a tag that holds the record's key, times are those of the
-run, and parameters, tags, points and artifacts replace themselves. So a record that was kept until MLflow had all of it
-loses nothing and doubles nothing, whenever the process was killed.
+run, and parameters, tags, points and artifacts replace themselves. A record is kept until MLflow has all of it, so that
+nothing is lost and nothing is logged twice, whenever the process was killed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ from moe_beyond.tracking.record import DEFAULT_EXPERIMENT, FOLDER, Record, keep,
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
-# how mlflow migrates and guesses is of no interest to who runs a stage; what its store does not take, we say in a line
-_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
-for name, level in _LEVELS.items():
+# migrations and guesses do not matter to a stage; what the store refuses becomes one line of ours
+for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("mlflow.store.db.utils", "CRITICAL")):
     logging.getLogger(name).setLevel(level)
 
 KEY_TAG, LOGGED_TAG = "moe_beyond.key", "moe_beyond.logged"
@@ -54,7 +53,7 @@ _MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one request of MLflow's API
 
 
 class MlflowMissingError(InputError):
-    """MLflow is away, or did not take what it was given; the message is one line."""
+    """MLflow is away or refused; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class Mlflow:
     def runs_page(self) -> str:
         """Address of the list of runs, of a local database where `make ui` shows it.
 
-        MLflow 3.17 opens an experiment on its overview for GenAI, whatever kind the experiment is of: the address says
-        otherwise.
+        MLflow 3.17 opens an experiment on its overview for GenAI, whatever kind the experiment is of: hence the
+        query of the address.
         """
         uri = without_secrets(self.client.tracking_uri)
         server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
@@ -92,7 +91,7 @@ class Mlflow:
 def main_root(root: Path) -> Path:
     """The checkout that keeps the default database and the records.
 
-    `dvc exp run --temp` and `--queue` run stages in a throw-away copy, where both would be lost; DVC names the checkout
+    `dvc exp run --temp` and `--queue` run stages in a temporary copy, where both would be lost; DVC names the checkout
     in DVC_ROOT.
     """
     return Path(os.environ.get("DVC_ROOT") or root).resolve()
@@ -115,8 +114,8 @@ def _database_here(root: Path) -> str:
 
 
 @contextmanager
-def asking(root: Path) -> Iterator[Mlflow]:
-    """A connection for questions whose answer cannot wait.
+def connected(root: Path) -> Iterator[Mlflow]:
+    """A connection for requests that cannot wait.
 
     Args:
         root: The project's root.
@@ -174,7 +173,7 @@ def _local_database(uri: str) -> Path | None:
 
 
 def _alone(uri: str, root: Path) -> AbstractContextManager[object]:
-    """Lock out other processes: of two, each would create what is not there yet, the tables or the run."""
+    """Exclude other processes: two at once would both create what is missing, the tables or the run."""
     database = _local_database(uri)
     path = main_root(root) / FOLDER / "lock" if database is None else database.with_name(f"{database.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,11 +182,11 @@ def _alone(uri: str, root: Path) -> AbstractContextManager[object]:
 
 @dataclass
 class Sent:
-    """What came of logging the records that waited.
+    """The outcome of logging the records that waited.
 
     Attributes:
-        logged: Names of the runs that MLflow has got now.
-        missing: Name of each run that it has not, with the reason, by the record's file.
+        logged: Names of the runs that MLflow has now.
+        missing: Name of each run that it lacks, with the reason, by the record's file.
         lost: Artifacts that are neither in the workspace nor in DVC's cache any more, by run.
         elsewhere: Names of the runs that wait for another address or experiment, by that address.
     """
@@ -214,26 +213,18 @@ class Sent:
         return lines
 
 
-def keep_here(root: Path, record: Record) -> None:
-    """Keep a record for the MLflow of now."""
-    keep(main_root(root), record.model_copy(update=destination(root)))
-
-
-def log_run(root: Path, record: Record) -> None:
-    """Keep a record, and log all that wait; what MLflow does not take stays, and a warning says so.
+def log_run(root: Path, record: Record) -> Sent:
+    """Keep a record, and log all that wait; what MLflow refuses is kept, with a warning.
 
     Args:
         root: The project's root.
         record: Of a run that has ended.
     """
-    keep_here(root, record)
-    warn(send(root))
-
-
-def warn(sent: Sent) -> None:
-    """Say in a line each what MLflow has not got."""
+    keep(main_root(root), record.model_copy(update=destination(root)))
+    sent = send(root)
     for sentence in sent.sentences():
         log.warning("%s", sentence)
+    return sent
 
 
 def send(root: Path) -> Sent:
@@ -272,7 +263,7 @@ def _send(to: Mlflow, root: Path, records: dict[Path, Record], sent: Sent) -> No
             lost = log_record(to, root, record)
         except MLFLOW_ERRORS as error:
             sent.missing[path] = (record.name, _reason(error))
-            # one that cannot even be read from is away: asking for each of the others would take minutes
+            # a server that cannot even be read from is away: trying each of the others would take minutes
             to.client.get_experiment(to.experiment_id)
             continue
         sent.logged.append(record.name)
@@ -282,7 +273,7 @@ def _send(to: Mlflow, root: Path, records: dict[Path, Record], sent: Sent) -> No
 
 
 def log_record(to: Mlflow, root: Path, record: Record, parent: str | None = None) -> list[str]:
-    """Log a record, or what MLflow lacks of it; returns the artifacts that nobody has any more.
+    """Log a record, or what MLflow lacks of it; returns the artifacts that are lost.
 
     Args:
         to: The connection.
@@ -337,12 +328,12 @@ def _data_set(root: Path, path: str, digest: str) -> DatasetInput:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow knows local paths twice and says so
         source = resolve_dataset_source(str(root / path))
-    data = MetaDataset(source, name=data_name(path), digest=digest)  # type: ignore[abstract]  # mlflow leaves out `profile` itself
+    data = MetaDataset(source, name=data_name(path), digest=digest)  # type: ignore[abstract]  # mlflow does not define `profile` itself
     return DatasetInput(data._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, "input")])
 
 
 def _log_artifact(client: MlflowClient, run_id: str, root: Path, path: str, digest: str) -> bool:
-    """Log a file or a folder under the path that it has in the project; False where nobody has it as it was."""
+    """Log a file or a folder under the path that it has in the project; False where it is lost."""
     if (root / path).exists() and folder_digest(root / path) == digest:
         log_path(client, run_id, root, path)
         return True
@@ -363,7 +354,7 @@ def log_path(client: MlflowClient, run_id: str, root: Path, path: str) -> None:
 
 
 def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
-    """Tags that name the runs that belong to a run, by stage; one without a parent stands below it from now on."""
+    """Tags that name the runs that belong to a run, by stage; a run without a parent gets this one."""
     lines, tags = ["Runs of the stages, each with its parameters, metrics and outs:", ""], {}
     for stage, key in links.items():
         found = to.find(key)
@@ -379,7 +370,7 @@ def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    # what mlflow wraps in pages of its own says why
+    # the reason is what mlflow wraps in pages of its own
     while (deeper := error.__cause__ or error.__context__) and not isinstance(deeper, LookupError):
         error = deeper
     return without_secrets(str(error))[:200]

@@ -1,4 +1,4 @@
-"""What DVC knows: a stage of dvc.yaml, its former outs in the cache, and the receipts that lie among the outs."""
+"""From DVC: a stage of dvc.yaml, its former outs in the cache, and the receipts that lie among the outs."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def receipts(root: Path) -> dict[str, str]:
 def restore_outs(root: Path, stage: str) -> None:
     """Put a stage's former outs back from DVC's cache, those that are missing.
 
-    DVC removes a stage's outs before it starts the stage. A stage that then fails would leave nothing behind; keeping
-    outs by `persist: true` instead would switch off DVC's run cache.
+    DVC removes a stage's outs before it starts the stage. If the stage then fails they would be gone; keeping them by
+    `persist: true` would switch off DVC's run cache.
 
     Args:
         root: The project's root.

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from moe_beyond.files import fingerprint, folder_digest
 from moe_beyond.settings import Settings, flatten
-from moe_beyond.tracking.client import MlflowMissingError, asking, data_name, keep_here, send, warn
+from moe_beyond.tracking.client import MlflowMissingError, connected, data_name, log_run
 from moe_beyond.tracking.dvc import receipts
 from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms
 
@@ -46,44 +46,28 @@ def log_pipeline(root: Path, params: Settings, device: str | None, splits: Seque
     Raises:
         MlflowMissingError: MLflow is away or did not take it; the run's record waits then.
     """
-    warn(send(root))
     flat = as_text(flatten(params.model_dump(by_alias=True, mode="json")) | chosen_params(root / CHOICE))
-    keys = receipts(root)
-    key = fingerprint("pipeline", flat, keys)
-
-    def found() -> str | None:
-        with asking(root) as to:
-            return to.has(key)
-
-    def record() -> Record:
-        tags, now = context_tags(root, "pipeline"), now_ms()
-        label = tags.get("dvc_exp_name") or tags.get("git.commit", "")[:7]
-        return Record(
-            key=key,
-            name=f"pipeline {label}".rstrip(),
-            start_ms=now,
-            end_ms=now,
-            tags=tags,
-            params=flat,
-            metrics=(*headline(root), *capacity_curves(root / _ON_DEVICE, device)),
-            inputs=digests(root, splits),
-            artifacts=digests(root, _SHOWN),
-            links=keys,
-        )
-
-    try:
-        run_id = found()
-    except MlflowMissingError:
-        keep_here(root, record())
-        raise
-    if run_id is None:
-        keep_here(root, record())
-        sent = send(root)
-        run_id = found()
+    keys, tags, now = receipts(root), context_tags(root, "pipeline"), now_ms()
+    label = tags.get("dvc_exp_name") or tags.get("git.commit", "")[:7]
+    record = Record(
+        key=fingerprint("pipeline", flat, keys),
+        name=f"pipeline {label}".rstrip(),
+        start_ms=now,
+        end_ms=now,
+        tags=tags,
+        params=flat,
+        metrics=(*headline(root), *capacity_curves(root / _ON_DEVICE, device)),
+        inputs=digests(root, splits),
+        artifacts=digests(root, _SHOWN),
+        links=keys,
+    )
+    # where MLflow has this run already, the record is deleted again
+    sent = log_run(root, record)
+    with connected(root) as to:
+        run_id = to.has(record.key)
         if run_id is None:
             raise MlflowMissingError("; ".join(sent.sentences()))
-        with asking(root) as to:
-            log.info("MLflow lists this state's run at %s", to.runs_page)
+        log.info("MLflow lists this state's run at %s", to.runs_page)
     return run_id
 
 

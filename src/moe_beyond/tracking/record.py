@@ -1,6 +1,6 @@
-"""The record of a run: all that MLflow shall hold of it, in one small file, made from the files that a stage wrote.
+"""The record of a run: everything that MLflow must hold of it, in one small file, made from the files of a stage.
 
-A record is written before MLflow is asked, and deleted once MLflow has all of it. It holds artifacts by path and
+A record is written before MLflow is called, and deleted once MLflow has all of it. It holds artifacts by path and
 digest; their content stays where it is.
 """
 
@@ -47,7 +47,7 @@ Digests = tuple[tuple[str, str], ...]
 
 
 class Record(BaseModel):
-    """One run as MLflow shall hold it."""
+    """One run as MLflow must hold it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
@@ -91,7 +91,7 @@ def of_stage(root: Path, declared: DvcStage, params: Settings, start_ms: int) ->
     receipt = f"reports/{declared.name}/{RECEIPT}"
     given, deps = stage_params(root, declared, params), digests(root, declared.deps)
     outs = digests(root, [out for out in declared.outs if out != receipt])
-    # the same inputs and outs are the same run, whoever computed them and however often
+    # the same inputs and outs are the same run, wherever and however often they were computed
     key, reports = fingerprint(declared.name, given, deps, outs), root / "reports" / declared.name
     return Record(
         key=key,
@@ -128,7 +128,7 @@ def _data(deps: Digests) -> Digests:
 
 
 def _machine() -> tuple[Point, ...]:
-    """What this process has taken of the machine."""
+    """Processor time and memory of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return ("system/cpu_s", used.ru_utime + used.ru_stime, 0), ("system/peak_memory_mib", used.ru_maxrss / 1024, 0)
 
@@ -140,7 +140,7 @@ def digests(root: Path, paths: Iterable[str]) -> Digests:
 
 
 def stage_params(root: Path, declared: DvcStage, params: Settings) -> dict[str, str]:
-    """The parameters that dvc.yaml says the stage reads, flat: `train.learning_rate`, `chosen.width` and the like."""
+    """The parameters that the stage reads by dvc.yaml, flat: `train.learning_rate`, `chosen.width` and the like."""
     flat = flatten(params.model_dump(by_alias=True, mode="json"))
     read = {key: value for key, value in flat.items() if any(f"{key}.".startswith(f"{p}.") for p in declared.params)}
     for path in declared.params:
@@ -191,7 +191,7 @@ def git_tags(root: Path) -> dict[str, str]:
     try:
         repository = git.Repo(root, search_parent_directories=True)
         commit = repository.head.commit.hexsha
-        # untracked files are outs and scratch; tracked ones decide whether the commit tells the truth
+        # untracked files are outs and scratch; only changes of tracked ones differ from the commit
         dirty = str(repository.is_dirty(untracked_files=False)).lower()
     except (git.InvalidGitRepositoryError, ValueError):
         return {}
@@ -243,7 +243,7 @@ def keep(home: Path, record: Record) -> None:
 
 
 def waiting(home: Path) -> list[Path]:
-    """The records that MLflow has not got yet."""
+    """The records that MLflow does not have yet."""
     return sorted((home / FOLDER).glob("*.json"))
 
 

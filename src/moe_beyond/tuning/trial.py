@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from moe_beyond.errors import InputError
-from moe_beyond.files import locked
 from moe_beyond.network.checkpoint import Checkpoint
 from moe_beyond.network.onnx import torch_logits
 from moe_beyond.predictor.base import Floats, sigmoid
@@ -40,7 +40,7 @@ def measure(inputs: Inputs, scratch: Path, index: int, candidate: Candidate) -> 
     train, validation, bench = inputs.train_prompts, inputs.validation, inputs.bench
     latency = charged(candidate, inputs.train, train.metadata)
     # a worker that lost its heartbeat may still fit this candidate: wait for it
-    with locked(folder / "lock"), torch_threads(1):
+    with FileLock(folder / "lock"), torch_threads(1):
         try:
             fitted = fit(train, validation, size, settings, epochs=inputs.tune.epochs, seed=inputs.seed, scratch=folder)
         except InputError as error:

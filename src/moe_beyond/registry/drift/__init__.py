@@ -1,1 +1,1 @@
-"""Do new traces still look like those that a predictor learned from?"""
+"""Do new traces still look like those that a predictor was trained on?"""

@@ -1,4 +1,4 @@
-"""Drift of new traces against a window that files or the registry remember, and its run in MLflow."""
+"""Drift of new traces against a window from files or from the registry, and its run in MLflow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moe_beyond.registry.states import only_model
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
-from moe_beyond.tracking.client import asking, log_run
+from moe_beyond.tracking.client import connected, log_run
 from moe_beyond.tracking.record import STAGE_TAG, Record, now_ms, points
 
 
 def check_drift(
     root: Path, new: Path, against: str, settings: PublishSettings, simulate: SimulateSettings, *, seed: int, log: bool
 ) -> DriftReport:
-    """Hold new traces, or counts of them, against older traces or a registered predictor's window.
+    """Compare new traces, or counts of them, with older traces or a registered predictor's window.
 
     Args:
         root: The project's root.
@@ -31,11 +31,11 @@ def check_drift(
         against: Traces, a bundle's folder, `champion`, `NAME@champion` or `NAME@VERSION`.
         settings: Limits and capacity.
         simulate: How traces are replayed.
-        seed: Of the random divisions that say how large an index chance gives.
+        seed: Of the random divisions, which give the index that chance alone reaches.
         log: Log a run named `drift`.
 
     Raises:
-        InputError: Something cannot be read, is of another model, or MLflow does not answer.
+        InputError: Something cannot be read, is of another model, or MLflow does not respond.
     """
     start_ms = now_ms()
     trace = None if new.suffix == ".csv" else _trace(new)
@@ -62,7 +62,7 @@ def _window(
         if trace is None:
             return Window.of(older), None
         older.metadata.require_same_model(trace.metadata, "--against")
-        # what counts alone would name: it needs no fit that could flatter the window it was fitted on
+        # what counts alone would predict: no fit that could flatter the window it was fitted on
         popularity = Popularity.fit(older)
         replays = [measure(t, popularity, capacity, simulate, prefetch=False) for t in (trace, older)]
         return Window.of(older), (replays[0], replays[1])
@@ -81,10 +81,9 @@ def _window(
 
 def _bundle(root: Path, against: str) -> Path:
     model, _, alias = against.rpartition("@")
-    with asking(root) as connection:
+    with connected(root) as connection:
         registry = Registry(connection.client, model or only_model(connection.client))
-        version = registry.version(alias)
-        return registry.bundle_of(version)
+        return registry.bundle_of(registry.version(alias))
 
 
 def _trace(path: Path) -> Trace:

@@ -29,32 +29,35 @@ _CHANCE = 0.95
 
 @dataclass(frozen=True)
 class Signal:
-    """One number held against its limit.
+    """A number beside its limit.
 
     Attributes:
-        name: `psi`, `recall_loss`, `hit_rate_loss` or `regret_rise`.
-        value: What was found.
+        value: What was measured.
         limit: From `publish.drift`; for the index the larger of that and of what chance gives.
         drifted: Whether the limit is exceeded.
     """
 
-    name: str
     value: float
     limit: float
     drifted: bool
 
+    @classmethod
+    def of(cls, value: float, limit: float) -> Signal:
+        """Compare a number with its limit."""
+        return cls(value, limit, value > limit)
+
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What new traces say against a window.
+    """New traces against a window.
 
     Attributes:
         layer_numbers: MoE layers.
         psi_L: Index of expert usage in each.
         chance_psi: What the largest index stays below in 95 % of random divisions; None where counts alone are known.
         new: Replay of the new traces; None for counts.
-        window: Replay of the window, prompts that the predictor did not learn from.
-        signals: Numbers with their limits.
+        window: Replay of the window, prompts outside the predictor's training data.
+        signals: `psi` and, with replays, `recall_loss`, `hit_rate_loss` and `regret_rise`.
     """
 
     layer_numbers: tuple[int, ...]
@@ -62,31 +65,24 @@ class DriftReport:
     chance_psi: float | None
     new: Measures | None
     window: Measures | None
-    signals: tuple[Signal, ...]
+    signals: dict[str, Signal]
 
     @property
     def drifted(self) -> bool:
         """Whether any limit is exceeded."""
-        return any(signal.drifted for signal in self.signals)
+        return any(signal.drifted for signal in self.signals.values())
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
-        return {
-            "drifted": self.drifted,
-            "signals": {
-                signal.name: {k: v for k, v in asdict(signal).items() if k != "name"} for signal in self.signals
-            },
-            "psi_by_layer": dict(zip(map(str, self.layer_numbers), self.psi_L.tolist(), strict=True)),
-            "chance_psi": self.chance_psi,
-            "new": None if self.new is None else asdict(self.new),
-            "window": None if self.window is None else asdict(self.window),
-        }
+        by_layer = dict(zip(map(str, self.layer_numbers), self.psi_L.tolist(), strict=True))
+        found = {"drifted": self.drifted, **asdict(self), "psi_by_layer": by_layer}
+        return {key: value for key, value in found.items() if key not in ("layer_numbers", "psi_L")}
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for MLflow: `drifted` as 0 or 1, and each signal."""
         found = {"drift/drifted": float(self.drifted)}
-        for signal in self.signals:
-            found |= {f"drift/{signal.name}": signal.value, f"drift/{signal.name}_limit": signal.limit}
+        for name, signal in self.signals.items():
+            found |= {f"drift/{name}": signal.value, f"drift/{name}_limit": signal.limit}
         return found
 
 
@@ -98,11 +94,11 @@ def drift(
     *,
     measured: tuple[Measures, Measures] | None = None,
 ) -> DriftReport:
-    """Hold new usage against a window's.
+    """Compare new usage with a window's.
 
     Args:
         new: Usage of the new traces.
-        window: Usage that the predictor learned from.
+        window: Usage of the training data.
         settings: Limits.
         seed: Of the random divisions.
         measured: Replays of the new traces and of the window; None where there are counts alone.
@@ -116,17 +112,15 @@ def drift(
     if new.prompt_counts_PLE is not None and window.prompt_counts_PLE is not None:
         divided = chance_psi(new.prompt_counts_PLE, window.prompt_counts_PLE, settings.chance_draws, seed)
         chance = float(np.quantile(divided, _CHANCE))
-    limit = max(settings.max_psi, chance or 0.0)
-    signals = [_signal("psi", float(found_L.max()), limit)]
-    if measured is not None:
-        now, then = measured
-        signals += [
-            _signal("recall_loss", then.recall_at_k - now.recall_at_k, settings.max_recall_loss),
-            _signal("hit_rate_loss", then.hit_rate - now.hit_rate, settings.max_hit_rate_loss),
-            _signal("regret_rise", now.regret - then.regret, settings.max_regret_rise),
-        ]
-    replays: tuple[Measures | None, Measures | None] = measured or (None, None)
-    return DriftReport(new.layer_numbers, found_L, chance, replays[0], replays[1], tuple(signals))
+    signals = {"psi": Signal.of(float(found_L.max()), max(settings.max_psi, chance or 0.0))}
+    now, then = measured or (None, None)
+    if now is not None and then is not None:
+        signals |= {
+            "recall_loss": Signal.of(then.recall_at_k - now.recall_at_k, settings.max_recall_loss),
+            "hit_rate_loss": Signal.of(then.hit_rate - now.hit_rate, settings.max_hit_rate_loss),
+            "regret_rise": Signal.of(now.regret - then.regret, settings.max_regret_rise),
+        }
+    return DriftReport(new.layer_numbers, found_L, chance, now, then, signals)
 
 
 def measure(
@@ -136,7 +130,7 @@ def measure(
 
     Args:
         trace: What is measured.
-        predictor: Who names experts.
+        predictor: Predicts the experts.
         capacity: Cache as a share of all experts.
         simulate: How prefill and widths are replayed.
         prefetch: Let the predictor prefetch; otherwise the cache loads on demand.
@@ -158,7 +152,3 @@ def measure(
         regret=1 - bound.loads / total.loads if total.loads else 0.0,
         capacity_experts=slots,
     )
-
-
-def _signal(name: str, value: float, limit: float) -> Signal:
-    return Signal(name, value, limit, value > limit)

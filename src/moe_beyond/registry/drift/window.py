@@ -1,4 +1,4 @@
-"""The window that a predictor learned from, as it is remembered beside it: which experts were used, and how well.
+"""The window of a predictor: which experts its training data used, and how well it did; kept in its bundle.
 
 Shape suffixes: P prompts, L MoE layers, E experts in a layer.
 """
@@ -24,11 +24,11 @@ _MOST_PROMPTS = 2000
 
 @dataclass(frozen=True)
 class Measures:
-    """What a replay of a window says.
+    """What a replay measured.
 
     Attributes:
-        source: What was measured with: the predictor, or counts where there is none.
-        recall_at_k: Share of true experts among the k that were named.
+        source: What predicted: the predictor, or counts where there is none.
+        recall_at_k: Share of true experts among the k that were predicted.
         hit_rate: Of the cache that the gate replays.
         regret: Share of the loads, prefetches included, that Belady's foresight would have saved.
         capacity_experts: Slots of that cache.
@@ -114,7 +114,7 @@ def read_counts(path: Path) -> Window:
     """Read a CSV of columns layer, expert, count: what a server can keep without keeping traces.
 
     Raises:
-        InputError: Not such a CSV, a negative count, a pair that stands there twice, or one that is missing.
+        InputError: Not such a CSV, a negative count, a pair that is there twice, or one that is missing.
     """
     try:
         table = pl.read_csv(path, schema={"layer": pl.Int64, "expert": pl.Int64, "count": pl.Int64})
@@ -125,12 +125,10 @@ def read_counts(path: Path) -> Window:
     if not whole or table.select(pl.min_horizontal("expert", "count").min()).item() < 0:
         raise InputError(f"{path}: expected counts of at least 0 in every row")
     layers, experts = table["layer"].unique().sort().to_list(), int(table["expert"].max()) + 1  # type: ignore[arg-type]
-    counts_LE = np.full((len(layers), experts), -1, np.int64)
-    rows = np.searchsorted(layers, table["layer"].to_numpy())
-    counts_LE[rows, table["expert"].to_numpy()] = table["count"].to_numpy()
-    if table.height != counts_LE.size or counts_LE.min() < 0:
+    if table.height != len(layers) * experts or table.select("layer", "expert").is_duplicated().any():
         raise InputError(
             f"{path}: {table.height} rows for {len(layers)} layers of {experts} experts; expected one row a layer and "
             "expert, those with count 0 too"
         )
+    counts_LE = table.sort("layer", "expert")["count"].to_numpy().reshape(len(layers), experts)
     return Window(str(path), tuple(layers), counts_LE, None)

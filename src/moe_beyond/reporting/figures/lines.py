@@ -85,7 +85,7 @@ def curves(
         for key, part in parts.items()
         if part.height
     ]
-    said = f"Line chart of {y.title} over {x.title}. From left to right: {'; '.join(ends)}."
+    alt_text = f"Line chart of {y.title} over {x.title}. From left to right: {'; '.join(ends)}."
     # later lines cover earlier ones: the first of the legend comes last
     drawn = pl.concat(list(reversed(parts.values()))).select("series", x.column, y.column)
     domain, legend = list(looks), alt.Undefined if len(looks) > 1 else None
@@ -103,7 +103,7 @@ def curves(
     layers += [base.mark_point(size=30)] if max(part.height for part in parts.values()) <= _ROWS else []
     chart = alt.layer(*([_mark(*mark)] if mark else []), *layers)
     numbers = table or _pivot(title, frame, looks, x, y)
-    return Figure(name, title, said, finish(chart), numbers, looks if len(looks) > 1 else {}, note, wide)
+    return Figure(name, title, alt_text, finish(chart), numbers, looks if len(looks) > 1 else {}, note, wide)
 
 
 def finish(chart: Chart, height: int = HEIGHT) -> Chart:

@@ -15,7 +15,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from moe_beyond.reporting.blocks import TEMPLATES, Chart, Figure
+from moe_beyond.reporting.blocks import Chart, Figure
+from moe_beyond.reporting.text import TEMPLATES
 
 VEGA_LITE = "6.4"  # what Altair 6 writes
 

@@ -1,40 +1,26 @@
-"""Does prefetching pay here? An answer a device and capacity, with the counts behind it."""
+"""Does prefetching pay here? A verdict for each device and capacity, with the counts behind it."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.names import LRU, ON_DEVICE, label, policy_looks
+from moe_beyond.reporting.names import LRU, label, policy_looks
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, Row, bounds, charged, number, of, percent, signed, words
+from moe_beyond.reporting.text import Row, bounds, charged, number, percent, signed
 
 _HIGH_RECALL, _LITTLE_IDLE, _IN_TIME = 0.5, 0.25, 0.5
-_CELLS: dict[str, Cell] = {
-    "Device": lambda row: label(row["device"]),
-    "Experts": of("capacity_experts"),
-    "Pays": words("answer"),
-    "ms per token": of("ms_per_token"),
-    "Charged latency, ms": charged,
-    "On demand, ms per token": of("against_ms_per_token"),
-    "Difference, ms": lambda row: f"{signed(row['difference_ms'])} {bounds(row, 'difference_ms')}",
-    "Link idle on demand": of("link_idle_share_on_demand", percent),
-    "with prefetching": of("link_idle_share", percent),
-    "Prefetches in time": of("prefetches_in_time", percent),
-    "Recall on LRU's misses": of("recall_on_lru_misses", percent),
-    "Bytes read per byte saved": of("bytes_read_per_byte_saved"),
-    "Pays from, GB/s": of("pays_from_gb_per_s"),
-}
 
 
 def pays_section(run: Run) -> Section:
     """A paragraph a device at the headline's capacity; every capacity, the widths and bandwidths folded."""
-    rows, blocks = run.simulate.pays, list[Block]()
+    rows, blocks = run.tables["pays"], list[Block]()
     for device in run.devices:
         here = rows.filter(split=run.split, device=device, capacity_experts=run.capacity)
         blocks += [pays_words(row) for row in here.iter_rows(named=True)]
-    tables = [table(label(split), rows.filter(split=split), _CELLS) for split in run.splits]
+    tables = [table(label(split), rows.filter(split=split), cells("pays")) for split in run.splits]
     figures = [figure for device in run.devices for figure in _bandwidths(run, device)]
     blocks += folded("Every timed capacity", [shown for shown in tables if shown.rows])
     blocks += [*figures[:1], *folded("Time over bandwidth on the other devices", figures[1:])]
@@ -50,7 +36,7 @@ def pays_words(row: Row) -> Text:
         f"{row['against_title']}, which loads on demand, {number(row['against_ms_per_token'])} ms: "
         f"{signed(row['difference_ms'])} ms {bounds(row, 'difference_ms')}."
     )
-    said = [
+    sentences = [
         f"The link is idle {percent(row['link_idle_share_on_demand'])} of the time on demand and "
         f"{percent(row['link_idle_share'])} with prefetching.",
         f"{percent(row['prefetches_in_time'])} of the prefetches are used and in time.",
@@ -60,15 +46,15 @@ def pays_words(row: Row) -> Text:
         else f"It reads {number(saved)} bytes for each byte of demand loads that it saves.",
     ]
     if row["break_even_width"]:
-        said.append(f"Of the widths tried, it is faster up to {number(row['break_even_width'])} experts a layer.")
+        sentences.append(f"Of the widths tried, it is faster up to {number(row['break_even_width'])} experts a layer.")
     if link is not None:
-        said.append(f"It pays from a bandwidth of {number(link)} GB/s on.")
+        sentences.append(f"It pays from a bandwidth of {number(link)} GB/s on.")
     title = f"{label(row['device'])}, {number(row['capacity_experts'])} experts: {row['answer']}"
-    return Text(times, (*said, *_why_not(row)), title, "good" if row["answer"] == "yes" else "bad")
+    return Text(times, (*sentences, *_why_not(row)), title, "good" if row["answer"] == "yes" else "bad")
 
 
 def _why_not(row: Row) -> list[str]:
-    """Why good predictions are not enough, where they are good and the answer is not yes."""
+    """Why good predictions are not enough, where they are good and prefetching does not pay."""
     saved = row["bytes_read_per_byte_saved"]
     if row["answer"] == "yes" or (row["recall_on_lru_misses"] or 0) < _HIGH_RECALL:
         return []
@@ -85,10 +71,10 @@ def _why_not(row: Row) -> list[str]:
 
 def _bandwidths(run: Run, device: str) -> list[Figure]:
     """Time over the link's bandwidth: LRU, what prefetching stands against, the best without the predictor, ours."""
-    rows = run.simulate.by_bandwidth.filter(split=run.split, device=device)
+    rows = run.tables["by_bandwidth"].filter(split=run.split, device=device)
     if rows["bandwidth_gb_per_s"].n_unique() < 2:
         return []
-    pays = run.simulate.pays.filter(split=run.split, device=device, capacity_experts=run.capacity)
+    pays = run.tables["pays"].filter(split=run.split, device=device, capacity_experts=run.capacity)
     named = pl.col("policy").is_in([LRU, *pays["policy"], *pays["against"]])
     drawn = run.at(run.split, device).filter(named | pl.col("ours") | pl.col("best_without_predictor"))
     policies = drawn.filter(pl.col("policy").is_in(rows["policy"].implode()))
@@ -108,19 +94,13 @@ def _bandwidths(run: Run, device: str) -> list[Figure]:
 
 def charged_note(policies: pl.DataFrame) -> str:
     """The latency charged to the predictors of some policies."""
-    said = [f"{row['title']} {charged(row)}" for row in policies.iter_rows(named=True) if row["token_step_ms"]]
-    return f"Charged latency, ms: {'; '.join(said)}." if said else ""
+    named = [f"{row['title']} {charged(row)}" for row in policies.iter_rows(named=True) if row["token_step_ms"]]
+    return f"Charged latency, ms: {'; '.join(named)}." if named else ""
 
 
 def _widths(run: Run, device: str) -> list[Table]:
     here = {"split": run.split, "device": device}
-    pays = run.simulate.pays.filter(capacity_experts=run.capacity, **here)
-    rows = run.simulate.by_width.filter(**here).join(pays.select("token_step_ms", "layer_step_ms"), how="cross")
-    cells: dict[str, Cell] = {
-        "Experts a layer": of("width"),
-        "ms per token": of("ms_per_token"),
-        "Charged latency, ms": charged,
-        "MiB per token": of("mib_per_token"),
-        ON_DEVICE: of("hit_rate", percent),
-    }
-    return [table(f"{label(device)}: {title}", rows, cells) for title in rows["title"].unique(maintain_order=True)]
+    pays = run.tables["pays"].filter(capacity_experts=run.capacity, **here)
+    rows = run.tables["by_width"].filter(**here).join(pays.select("token_step_ms", "layer_step_ms"), how="cross")
+    titles = rows["title"].unique(maintain_order=True)
+    return [table(f"{label(device)}: {title}", rows, cells("widths")) for title in titles]

@@ -7,12 +7,12 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Explorer, Figure, Section, Text, folded, section, table
+from moe_beyond.reporting.columns import capacity, cells
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.names import BOUND, DASHES, LRU, ON_DEVICE, UNLIMITED, Look, kind, label
+from moe_beyond.reporting.names import BOUND, DASHES, LRU, Look, label
 from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.sections.pays import charged_note
-from moe_beyond.reporting.sections.top import TIMED, capacity
-from moe_beyond.reporting.text import Cell, Row, charged, number, of, percent, words
+from moe_beyond.reporting.text import Row, number
 
 ROLES = {
     "ours": "Ours, as chosen on validation prompts",
@@ -23,19 +23,6 @@ ROLES = {
 """Lines of a chart over capacity, whichever policies they are at each capacity."""
 _LOOKS = (Look("@blue"), Look("@orange", DASHES[1]), Look("@vermilion"), Look("@ink", DASHES[2]))
 _GROUPS = {"main": "LRU, the best, ours and bounds", "lossless": "All lossless", "all": "All"}
-_CELLS: dict[str, Cell] = {
-    "Policy": words("title"),
-    "Kind": kind,
-    "ms per token": of("ms_per_token"),
-    "Charged latency, ms": charged,
-    "Tokens per second": of("tokens_per_second"),
-    ON_DEVICE: of("hit_rate", percent),
-    UNLIMITED: of("unlimited_hit_rate", percent),
-    "MiB per token": of("mib_per_token"),
-    "Prefetches late": of("late_share", percent),
-    "Prefetches wasted": of("useless_share", percent),
-    "Router weight given up": lambda row: percent(row["mass_given_up"] or None, 2),
-}
 
 
 def explorer_section(run: Run) -> Section:
@@ -51,8 +38,8 @@ def explorer_section(run: Run) -> Section:
         "start": [state["experts"] for state in opening].index(run.capacity),
     }
     here = rows.filter(split=run.split, device=devices[0], capacity_experts=run.capacity)
-    blocks: list[Block] = [Explorer(data, table(f"{number(run.capacity)} experts", here, _CELLS, "ours"))]
-    missing = run.simulate.not_replayed.unique(["title", "reason"], maintain_order=True)
+    blocks: list[Block] = [Explorer(data, table(f"{number(run.capacity)} experts", here, cells("explorer"), "ours"))]
+    missing = run.tables["not_replayed"].unique(["title", "reason"], maintain_order=True)
     points = tuple(f"{row['title']}: {row['reason']}" for row in missing.iter_rows(named=True))
     return section("explorer", [*blocks, *([Text("", points, "Not replayed")] if points else [])])
 
@@ -60,7 +47,7 @@ def explorer_section(run: Run) -> Section:
 def policies(run: Run) -> pl.DataFrame:
     """A row a split, device, capacity and policy, the best first; without times a device without a name."""
     keys = ["split", "policy", "capacity_experts"]
-    limitless = run.simulate.unlimited_link.with_columns(pl.col("prefetches").cast(pl.Boolean))
+    limitless = run.tables["unlimited_link"].with_columns(pl.col("prefetches").cast(pl.Boolean))
     if run.devices:
         own = limitless.select(*keys, "mass_given_up", unlimited_hit_rate="decode_hit_rate")
         return run.timed.join(own, on=keys, maintain_order="left").sort("ms_per_token", "policy")
@@ -71,18 +58,19 @@ def policies(run: Run) -> pl.DataFrame:
 
 def _states(rows: pl.DataFrame, split: str, device: str) -> list[dict[str, Any]]:
     """A position of the slider each: its label, and its rows with the groups that show them."""
-    found = []
+    found, written = [], cells("explorer")
     for (experts,), part in rows.filter(split=split, device=device).group_by("capacity_experts", maintain_order=True):
         lines = list(part.iter_rows(named=True))
         shown = [
-            {"cells": [cell(row) for cell in _CELLS.values()], "in": _groups(row), "ours": row["ours"]} for row in lines
+            {"cells": [cell(row) for cell in written.values()], "in": _groups(row), "ours": row["ours"]}
+            for row in lines
         ]
         found.append({"experts": experts, "label": capacity(lines[0]), "rows": shown})
     return sorted(found, key=lambda state: int(state["experts"]))
 
 
 def _groups(row: Row) -> list[str]:
-    # without times nothing was chosen, so nothing is left out
+    # without times nothing was chosen, so all are shown
     main = row["ours"] in (None, True) or row["best_without_predictor"] or row["bound"] or row["policy"] == LRU
     return [name for name, belongs in zip(_GROUPS, (main, not row["lossy"], True), strict=True) if belongs]
 
@@ -106,14 +94,6 @@ def _over_capacity(run: Run, split: str, device: str) -> list[Figure]:
     frame = over_capacity(run, split, device).with_columns(series=pl.col("role").replace_strict(ROLES))
     if frame["capacity_experts"].n_unique() < 2:
         return []
-    cells: dict[str, Cell] = {
-        "Capacity": capacity,
-        "Line": words("series"),
-        "Policy": words("title"),
-        "ms per token": of("ms_per_token"),
-        "Charged latency, ms": charged,
-        ON_DEVICE: of("hit_rate", percent),
-    }
     title = f"Time over capacity: {label(device)}, {label(split).lower()}"
     figure = curves(
         run.figure("ms_per_token", split, device),
@@ -122,7 +102,7 @@ def _over_capacity(run: Run, split: str, device: str) -> list[Figure]:
         {name: look for name, look in zip(ROLES.values(), _LOOKS, strict=True) if name in frame["series"]},
         x=Axis("capacity_fraction", "capacity, share of the model's experts", "percent"),
         y=Axis("ms_per_token", "ms per token"),
-        table=table(title, frame.sort("capacity_experts", maintain_order=True), cells),
+        table=table(title, frame.sort("capacity_experts", maintain_order=True), cells("over_capacity")),
         mark=run.token_cycle,
         note=charged_note(frame.filter(capacity_experts=run.capacity)),
         wide=True,
@@ -132,12 +112,11 @@ def _over_capacity(run: Run, split: str, device: str) -> list[Figure]:
 
 def ablation_section(run: Run) -> Section:
     """A table a device, a row a piece that was added; other devices and splits folded."""
-    cells = {"Added": lambda row: label(row["added"]), **TIMED, "Prefetches late": of("late_share", percent)}
     tables = [
         table(
             f"{label(device)}, {number(run.capacity)} experts, {label(split).lower()}",
-            run.simulate.ablation.filter(split=split, device=device).sort("step"),
-            cells,
+            run.tables["ablation"].filter(split=split, device=device).sort("step"),
+            cells("ablation"),
         )
         for split, device in run.places
     ]

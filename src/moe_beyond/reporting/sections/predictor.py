@@ -5,25 +5,15 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis, curves
 from moe_beyond.reporting.figures.others import scatter
-from moe_beyond.reporting.names import DASHES, ON_DEVICE, Look, label, looks
+from moe_beyond.reporting.names import DASHES, Look, label, looks
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.text import Cell, number, of, percent, spread, words
+from moe_beyond.reporting.text import number, percent, words
 
 _MIB = 2**20
 _DIAGONAL = "as often as predicted"
-_OUTCOMES: dict[str, tuple[str, Cell]] = {
-    "parameters": ("Parameters", of("parameters")),
-    "recall_at_k": ("Validation recall@k", of("recall_at_k", percent)),
-    "recall_at_k_ahead_1": ("One layer ahead", of("recall_at_k_ahead_1", percent)),
-    "ms_per_token": ("ms per token", of("ms_per_token")),
-    "token_step_ms": ("Charged a token, ms", of("token_step_ms")),
-    "layer_step_ms": ("a layer, ms", of("layer_step_ms")),
-    "hit_rate": (ON_DEVICE, of("hit_rate", percent)),
-    "reason": ("Reason", words("reason")),
-}
-_NOT_SHOWN = ("state", "use", "chosen")
 
 
 def predictor_section(run: Run) -> Section:
@@ -37,11 +27,11 @@ def predictor_section(run: Run) -> Section:
 
 def series(run: Run) -> pl.DataFrame:
     """The table `quality`, in `series` a line's label: the predictor, and how far ahead its layer step looks."""
-    names = {name: label(name) for name in run.export.quality["predictor"].unique()}
+    names = {name: label(name) for name in run.tables["quality"]["predictor"].unique()}
     name, horizon = pl.col("predictor").replace_strict(names), pl.col("horizon")
     layers = pl.when(horizon == "1").then(pl.lit("layer")).otherwise(pl.lit("layers"))
     ahead = pl.format("{}, {} {} ahead", name, horizon, layers)
-    return run.export.quality.with_columns(series=pl.when(horizon == TOKEN).then(name).otherwise(ahead))
+    return run.tables["quality"].with_columns(series=pl.when(horizon == TOKEN).then(name).otherwise(ahead))
 
 
 def recall_looks(run: Run) -> dict[str, Look]:
@@ -53,16 +43,11 @@ def recall_looks(run: Run) -> dict[str, Look]:
 
 
 def _overall(run: Run) -> list[Table]:
-    """A table a split, the training prompts last: how much of what is learned is learned by heart."""
-    cells: dict[str, Cell] = {
-        "Predictor": words("series"),
-        f"recall@{run.card['top_k']}": spread("recall_at_k", percent),
-        "Macro F1 (flattered by the experts not used)": of("f1_macro", percent),
-        "Accuracy (flattered likewise)": of("accuracy", percent),
-    }
+    """A table a split, the training prompts last: how much of the recall is memorised."""
+    written = cells("recall", k=run.card["top_k"])
     ends = {"recall_low": "recall_at_k_low", "recall_high": "recall_at_k_high"}
     whole = series(run).filter(phase="all", layer="all").rename(ends)
-    return [table(label(split), whole.filter(split=split), cells) for split in (*run.splits, "train")]
+    return [table(label(split), whole.filter(split=split), written) for split in (*run.splits, "train")]
 
 
 def by_layer(run: Run, split: str) -> pl.DataFrame:
@@ -82,14 +67,12 @@ def _by_layer(run: Run, split: str) -> list[Figure]:
 
 
 def _reliability(run: Run) -> list[Figure]:
-    rows = run.export.calibration.filter(split=run.split)
+    rows = run.tables["calibration"].filter(split=run.split)
     if rows.height < 2:
         return []
     error = number(100 * run.metrics["export"]["calibration_error"][run.split])
     ends = pl.DataFrame({"series": _DIAGONAL, "mean_probability": [0.0, 1.0], "observed_share": [0.0, 1.0]})
     drawn = rows.select(pl.lit("predictor").alias("series"), "mean_probability", "observed_share")
-    cells = {"Predicted, mean": of("mean_probability", percent), "Used by the router": of("observed_share", percent)}
-    cells["Predictions"] = of("count")
     figure = curves(
         "calibration",
         f"Calibration: off by {error} points on average, {label(run.split).lower()}",
@@ -97,29 +80,30 @@ def _reliability(run: Run) -> list[Figure]:
         {"predictor": Look("@blue"), _DIAGONAL: Look("@grey", DASHES[2])},
         x=Axis("mean_probability", "predicted probability", "percent", whole=True),
         y=Axis("observed_share", "share used by the router", "percent", whole=True),
-        table=table("Predicted probabilities and what the router used", rows, cells),
+        table=table("Predicted probabilities and what the router used", rows, cells("calibration")),
     )
     return [figure]
 
 
 def _int8(run: Run) -> list[Text]:
     whole, int8 = run.metrics["export"], run.metrics["export"]["int8"]
-    said = [
+    parts = [
         f"{name.replace('_', ' ')} {number(int8[f'{name}_bytes'] / _MIB)} MiB instead of "
         f"{number(whole[f'{name}_bytes'] / _MIB)}, {number(int8[f'{name}_lost_points'])} points of recall lost"
         for name in ("token_step", "layer_step")
         if f"{name}_bytes" in int8
     ]
-    return [Text(f"In int8: {'; '.join(said)}.")] if said else []
+    return [Text(f"In int8: {'; '.join(parts)}.")] if parts else []
 
 
 def training_section(run: Run) -> Section:
     """The search for a size, and the fit at the chosen one."""
     trials, fit = run.trials, run.metrics["train"]
     measured = trials.drop_nulls("recall_at_k").sort("token_step_ms", "recall_at_k", descending=[False, True])
-    shape = {label(name): words(name) for name in trials.columns if name not in (*_OUTCOMES, *_NOT_SHOWN)}
+    parameters = trials.columns[: trials.columns.index("recall_at_k")]
+    shape = {label(name): words(name) for name in parameters if name != "state"}
     rows = pl.concat([measured, trials.filter(pl.col("recall_at_k").is_null())])
-    numbers = table("Trials, least latency first", rows, shape | dict(_OUTCOMES.values()), "chosen")
+    numbers = table("Trials, least latency first", rows, shape | cells("trials"), "chosen")
     blocks: list[Block] = [numbers]
     if measured.height > 1:
         low, high = (percent(float(measured["recall_at_k"].sort()[end])) for end in (0, -1))
@@ -143,12 +127,6 @@ def _losses(run: Run) -> list[Figure]:
     if history.height < 2:
         return []
     long = history.unpivot([*measures], index="epoch", variable_name="series", value_name="loss").drop_nulls("loss")
-    cells: dict[str, Cell] = {
-        "Epoch": of("epoch"),
-        "Training loss": of("train_loss"),
-        "Validation loss": of("validation_loss"),
-        "Validation recall@k": of("validation_recall_at_k", percent),
-    }
     figure = curves(
         "training",
         "Loss by epoch",
@@ -156,6 +134,6 @@ def _losses(run: Run) -> list[Figure]:
         {"training": Look("@vermilion", DASHES[1]), "validation": Look("@blue")},
         x=Axis("epoch", "epoch", "count"),
         y=Axis("loss", "binary cross-entropy"),
-        table=table("Loss and recall by epoch", history, cells),
+        table=table("Loss and recall by epoch", history, cells("epochs")),
     )
     return [figure]

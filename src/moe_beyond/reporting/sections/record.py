@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from moe_beyond.reporting.blocks import Block, Section, Text, facts, folded, section, table, texts
+from moe_beyond.reporting.blocks import Block, Section, Text, facts, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.names import label
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, number, of, words
+from moe_beyond.reporting.text import number, texts
 
 _COUNTS = {
     "split": "What splitting found",
@@ -18,22 +19,17 @@ _COUNTS = {
 
 def data_section(run: Run) -> Section:
     """Where prompts come from, how they were split, and the contamination that was found."""
-    counts = run.prompts.group_by("split", "domain", maintain_order=True).agg(
-        prompts=pl.len(), distinct=pl.col("fingerprint").n_unique()
-    )
-    cells: dict[str, Cell] = {
-        "Split": lambda row: f"{'Test: ' if row['split'] in run.splits else ''}{label(row['split'])}",
-        "Domain": words("domain"),
-        "Prompts": of("prompts"),
-        "Distinct": of("distinct"),
-    }
-    shown = table("Prompts by split and domain", counts.sort("split", "domain"), cells)
+    by = run.prompts.group_by("split", "domain", maintain_order=True)
+    counts = by.agg(prompts=pl.len(), distinct=pl.col("fingerprint").n_unique()).sort("split", "domain")
+    tested = pl.when(pl.col("split").is_in(run.splits)).then(pl.lit("Test: ")).otherwise(pl.lit(""))
+    named = tested + pl.col("split").replace_strict({split: label(split) for split in counts["split"].unique()})
+    shown = table("Prompts by split and domain", counts.with_columns(split=named), cells("data"))
     counted = [facts(caption, run.metrics[stage]) for stage, caption in _COUNTS.items() if run.metrics[stage]]
     return section("data", [shown, *folded("Counts", counted)], source=run.card["source"], licence=run.card["licence"])
 
 
 def method_section(run: Run) -> Section:
-    """What the numbers mean, what they cannot say, and the parameters behind them."""
+    """What the numbers mean, their limits, and the parameters behind them."""
     fixed, settings = texts(), run.settings
     assumed = {"lookahead": settings.lookahead_layers, "size": number(settings.timed_expert_mib)}
     limits = fixed["limits_one_split"] if len(run.splits) == 1 else []
@@ -45,6 +41,6 @@ def method_section(run: Run) -> Section:
         "Words": fixed["words"],
     }
     blocks: list[Block] = [
-        Text("", tuple(point.format(**assumed) for point in said), title) for title, said in points.items()
+        Text("", tuple(point.format(**assumed) for point in sentences), title) for title, sentences in points.items()
     ]
     return section("method", [*blocks, *folded("Parameters", [facts("Parameters", run.parameters)])])

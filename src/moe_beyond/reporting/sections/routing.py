@@ -1,66 +1,44 @@
-"""The model's routing: is it worth offloading, who is popular, how soon experts come back, how other models differ."""
+"""The model's routing: is it worth offloading, which experts are popular and how soon they come back, other models."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from moe_beyond.reporting.blocks import Figure, Section, Table, Text, facts, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis, curves
 from moe_beyond.reporting.figures.others import heat
 from moe_beyond.reporting.names import DASHES, Look, label
 from moe_beyond.reporting.read import Run
-from moe_beyond.reporting.text import Cell, number, of, percent, words
+from moe_beyond.reporting.text import number, of
 
 _FAVOURITES, _PAIRS = 5, 10
 _CURVES = {"belady": Look("@ink", DASHES[2]), "lru": Look("@vermilion"), "static_popularity": Look("@green", DASHES[1])}
-_CARDS: dict[str, Cell] = {
-    "Model": words("model"),
-    "Verdict": words("verdict"),
-    "Capacity": of("budget_fraction", percent),
-    "LRU hits": of("lru_hit_rate", percent),
-    "Static popularity": of("static_popularity_hit_rate", percent),
-    "Belady (bound)": of("belady_hit_rate", percent),
-    "MoE layers": of("num_layers"),
-    "Experts in each": of("num_experts"),
-    "Top-k": of("top_k"),
-    "All, MiB": lambda row: number(row["model_mib"] or None),
-    "Overlap with the token before": of("previous_token_overlap", percent),
-    "by nearness": of("temporal_locality", percent),
-    "by popularity": of("static_skew", percent),
-    "Working set, 64 tokens": of("working_set_64_fraction", percent),
-    "Tokens": of("tokens"),
-}
 
 
 def routing_section(run: Run) -> Section:
     """The suitability card and the figures behind it."""
     card = facts("Suitability card", {name: fact for name, fact in run.card.items() if name != "reasons"})
     verdict = Text("", tuple(run.card["reasons"]), f"Verdict from the traces: {run.card['verdict']}")
-    layers = {label(name): of(name) for name in run.assess.layers.columns}
-    more = [card, table("Routing by layer", run.assess.layers, layers), *_pairs(run)]
+    layers = {label(name): of(name) for name in run.tables["layers"].columns}
+    more = [card, table("Routing by layer", run.tables["layers"], layers), *_pairs(run)]
     figures = (_curves(run), _heat_map(run), _reuse(run))
     return section("routing", [verdict, *figures, *folded("Card, layers, pairs", more)])
 
 
 def _heat_map(run: Run) -> Figure:
     experts = run.card["num_experts"]
-    frame = run.assess.popularity.with_columns(fold=pl.col("share") * experts)
+    frame = run.tables["popularity"].with_columns(fold=pl.col("share") * experts)
     ranked = frame.sort("share", descending=True, maintain_order=True)
     favourites = ranked.group_by("layer", maintain_order=True).head(_FAVOURITES).sort("layer", maintain_order=True)
     top, value = ranked.row(0, named=True), Axis("fold", "multiple of an even share")
-    cells: dict[str, Cell] = {
-        "Layer": of("layer"),
-        "Expert": of("expert"),
-        "Share": of("share", percent),
-        "Multiple of an even share": of("fold"),
-    }
     return Figure(
         "heat_map",
         "How often each expert is chosen",
         f"Heat map of {run.card['num_layers']} layers by {experts} experts. The most popular is expert {top['expert']} "
         f"of layer {top['layer']}, chosen {number(top['fold'])} times as often as an even share.",
         heat(frame, Axis("expert", "expert", "count"), Axis("layer", "layer", "count"), value),
-        table("The most popular experts of each layer; the file has all", favourites, cells),
+        table("The most popular experts of each layer; the file has all", favourites, cells("favourites")),
         {},
         wide=True,
     )
@@ -71,7 +49,7 @@ def _curves(run: Run) -> Figure:
     return curves(
         "hit_curves",
         "Hit rate of loading on demand, every token replayed",
-        run.assess.hit_curves.with_columns(series=pl.col("policy").replace_strict(names)),
+        run.tables["hit_curves"].with_columns(series=pl.col("policy").replace_strict(names)),
         {names[name]: look for name, look in _CURVES.items()},
         x=Axis("capacity_fraction", "capacity, share of the model's experts", "percent"),
         y=Axis("hit_rate", "hit rate", "percent", whole=True),
@@ -83,7 +61,7 @@ def _reuse(run: Run) -> Figure:
     return curves(
         "reuse_distances",
         "How soon an expert comes back",
-        run.assess.reuse_distances.with_columns(series=pl.lit("Accesses")),
+        run.tables["reuse_distances"].with_columns(series=pl.lit("Accesses")),
         {"Accesses": Look("@blue")},
         x=Axis("distance", "tokens since its last use", "count", log=True),
         y=Axis("cumulative_share", "share of accesses", "percent", whole=True),
@@ -92,24 +70,17 @@ def _reuse(run: Run) -> Figure:
 
 
 def _pairs(run: Run) -> list[Table]:
-    """Pairs of experts that meet most above chance, within a layer and from one layer to the next."""
+    """Pairs of experts used together most above chance, within a layer and from one layer to the next."""
     captions = {"other": "Used together in one layer", "next_expert": "Used one after the other in neighbouring layers"}
     shown = []
-    frames = (run.assess.coactivation, run.assess.transitions)
+    frames = (run.tables["coactivation"], run.tables["transitions"])
     for frame, (other, caption) in zip(frames, captions.items(), strict=True):
-        cells: dict[str, Cell] = {
-            "Layer": of("layer"),
-            "Expert": of("expert"),
-            "and": of(other),
-            "Tokens": of("tokens"),
-            "Times as often as by chance": of("lift"),
-        }
         top = frame.sort("lift", descending=True, maintain_order=True).head(_PAIRS)
-        shown += [table(caption, top, cells)] if top.height else []
+        shown += [table(caption, top.rename({other: "other"}), cells("pairs"))] if top.height else []
     return shown
 
 
 def models_section(run: Run) -> Section:
     """The suitability cards of several models, this one's first."""
-    cards = run.assess.cards
-    return section("models", [table("Suitability cards", cards, _CARDS)] if cards.height > 1 else [])
+    cards = run.tables["cards"]
+    return section("models", [table("Suitability cards", cards, cells("models"))] if cards.height > 1 else [])

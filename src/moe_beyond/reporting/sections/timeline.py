@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
+from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.figures.lines import Axis
 from moe_beyond.reporting.figures.others import bars, heat
 from moe_beyond.reporting.names import Look, label
@@ -34,7 +35,7 @@ _UNSEEN = 0.25  # below this an expert is rarely among those requested
 
 def timeline_section(run: Run) -> Section:
     """The prompt of median stall under ours, beside LRU, on the headline's device."""
-    rows = run.simulate.timeline
+    rows = run.tables["timeline"]
     if rows.is_empty():
         return section("timeline", [])
     shown = rows.filter(policy=rows["policy"][0])
@@ -88,24 +89,15 @@ def _layers(events: pl.DataFrame, where: str) -> Figure:
 
 
 def _misses(run: Run) -> list[Block]:
-    rows = run.simulate.costliest_misses
+    rows = run.tables["costliest_misses"]
     if rows.is_empty():
         return []
     blind = rows.filter(pl.col("predicted") < _UNSEEN).height
-    said = (
+    cause = (
         f"In {blind} of the {rows.height} costliest misses the predictor had given the experts waited for less than "
         f"{percent(_UNSEEN, 0)} on average: there the prediction is wrong. In the others the link or the cache was too "
         "small."
     )
-    cells: dict[str, Cell] = {
-        "Token": lambda row: token(row["token_text"]),
-        "Layer": of("layer"),
-        "Stall, ms": of("stall_ms"),
-        "Experts waited for": words("experts_missed"),
-        "Probability predicted": of("predicted", percent),
-        "Prompt": words("prompt_id"),
-        "Position": of("position"),
-    }
-    every = table("The costliest misses", rows, cells)
+    every = table("The costliest misses", rows, cells("misses"))
     few = Table(every.caption, every.columns, every.rows[:_WORST])
-    return [few, Text(said), *folded(f"All {rows.height} of them", [every] if rows.height > _WORST else [])]
+    return [few, Text(cause), *folded(f"All {rows.height} of them", [every] if rows.height > _WORST else [])]

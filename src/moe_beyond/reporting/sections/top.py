@@ -7,25 +7,19 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Folded, Section, Table, section, table
-from moe_beyond.reporting.names import BOUND, ON_DEVICE, label
+from moe_beyond.reporting.columns import capacity, cells
+from moe_beyond.reporting.names import BOUND, label
 from moe_beyond.reporting.read import Contest, Run
 from moe_beyond.reporting.sections.findings import findings
-from moe_beyond.reporting.text import MISSING, Cell, Row, bounds, charged, number, of, percent, signed, spread, words
-
-TIMED: dict[str, Cell] = {
-    "ms per token": spread("ms_per_token"),
-    "Charged latency, ms": charged,
-    "Tokens per second": of("tokens_per_second"),
-    "Stall, ms per token": of("stall_ms_per_token"),
-    ON_DEVICE: spread("hit_rate", percent),
-    "MiB per token": spread("mib_per_token"),
-}
-"""What a policy came to on a device."""
-_VERDICTS = {
-    "go": "worth offloading",
-    "go with a bigger cache": "worth offloading with a bigger cache",
-    "do not": "not worth offloading",
-}
+from moe_beyond.reporting.text import (
+    MISSING,
+    Row,
+    bounds,
+    number,
+    percent,
+    signed,
+    texts,
+)
 
 
 def top_section(run: Run) -> Section:
@@ -35,7 +29,7 @@ def top_section(run: Run) -> Section:
         return section("verdict", [])
     blocks = [*_four_rows(contests[0]), *findings(run)]
     blocks += [Folded(caption(contest), tuple(_four_rows(contest))) for contest in contests[1:]]
-    verdict = _VERDICTS[run.card["verdict"]]
+    verdict = texts()["verdicts"][run.card["verdict"]]
     title = headline(contests[0])
     return section(
         "verdict", blocks, title, model=run.card["model_id"], verdict=verdict, split=label(run.split).lower()
@@ -57,11 +51,6 @@ def headline(contest: Contest) -> str:
     return f"{won} and {number(-ours['against_best_ms'])} ms less than the best policy without it"
 
 
-def capacity(row: Row) -> str:
-    """The capacity of a row: `32 experts (10 %)`."""
-    return f"{number(row['capacity_experts'])} experts ({percent(row['capacity_fraction'], 0)})"
-
-
 def caption(contest: Contest) -> str:
     """Where a contest was."""
     return f"{label(contest.device)}, {capacity(contest.lru)}, {label(contest.split).lower()}"
@@ -77,8 +66,7 @@ def _four_rows(contest: Contest) -> list[Block]:
         (BOUND, _bound(contest.lru), MISSING),
     ]
     rows = [row | {"name": name, "chosen": chosen} for name, row, chosen in named if row]
-    cells = {"Policy": words("name"), **TIMED, "Chosen": words("chosen")}
-    shown = table(caption(contest), pl.DataFrame(rows, infer_schema_length=None), cells, chosen="ours")
+    shown = table(caption(contest), pl.DataFrame(rows, infer_schema_length=None), cells("four_rows"), chosen="ours")
     return [shown, _differences(ours, contest.best["title"])] if ours else [shown]
 
 
@@ -101,7 +89,7 @@ def _differences(ours: dict[str, Any], best: str) -> Table:
 
 
 def _decided(row: Row, column: str) -> str:
-    """What a paired difference in time says: its 95 % interval lies on one side of zero, or decides nothing."""
+    """What a paired difference in time means: its 95 % interval lies on one side of zero, or decides nothing."""
     if row[f"{column}_high"] < 0:
         return "faster"
     return "slower" if row[f"{column}_low"] > 0 else "undecided"

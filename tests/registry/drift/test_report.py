@@ -25,7 +25,7 @@ def test_prompts_of_the_same_kind_are_no_drift_and_other_experts_are():
     report = drift(Window(old.model_id, old.layer_numbers, counts, None), old, SETTINGS, 0)
     assert report.drifted
     assert report.chance_psi is None
-    assert {signal.name for signal in report.signals} == {"psi"}
+    assert set(report.signals) == {"psi"}
     assert report.metrics()["drift/drifted"] == 1
     json.dumps(report.document(), allow_nan=False)
 
@@ -33,7 +33,7 @@ def test_prompts_of_the_same_kind_are_no_drift_and_other_experts_are():
 def test_few_prompts_must_exceed_what_chance_gives_them():
     old, new = Window.of(chance_trace(60, seed=1, lexical=0.2)), Window.of(chance_trace(1, seed=8, lexical=0.2))
     report = drift(new, old, DriftSettings(max_psi=1e-6, chance_draws=50), 0)
-    psi = report.signals[0]
+    psi = report.signals["psi"]
     assert psi.limit == report.chance_psi
     assert psi.limit > 1e-6
 
@@ -42,7 +42,8 @@ def test_losses_are_held_against_their_limits():
     window = Window.of(chance_trace(20))
     then = Measures("predictor", 0.8, 0.6, 0.3, 10)
     now = Measures("predictor", 0.74, 0.58, 0.45, 10)
-    drifted = {s.name: s.drifted for s in drift(window, window, SETTINGS, 0, measured=(now, then)).signals}
+    signals = drift(window, window, SETTINGS, 0, measured=(now, then)).signals
+    drifted = {name: signal.drifted for name, signal in signals.items()}
     assert drifted == {"psi": False, "recall_loss": True, "hit_rate_loss": False, "regret_rise": True}
 
 
@@ -80,6 +81,7 @@ def test_counts_are_read_strictly(tmp_path):
         ("layer,expert,count\n1,0,5\n1,0,6\n", "2 rows for 1 layers of 1 experts"),
         ("layer,expert,count\n1,0,-5\n1,1,6\n", "counts of at least 0"),
         ("layer,expert,count\n1,-1,5\n1,0,6\n", "counts of at least 0"),
+        ("layer,expert,count\n1,0,5\n1,2,6\n", "2 rows for 1 layers of 3 experts"),
         ("layer,expert,count\n1,0,x\n", "not a CSV of columns layer,expert,count"),
         ("layer,expert,count\n", "counts of at least 0"),
     ]:

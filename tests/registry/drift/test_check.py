@@ -1,4 +1,4 @@
-"""Drift of new traces as a command asks for it, and its run in MLflow."""
+"""The check that `moe-beyond drift` runs, and its run in MLflow."""
 
 import pytest
 
@@ -8,10 +8,8 @@ from moe_beyond.registry.settings import DriftSettings, PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from tests.traces_of_chance import chance_trace
-from tests.tracking.conftest import empty_database, project
 from tests.tracking.small_pipeline import client, only, points, records, warnings
 
-__all__ = ["empty_database", "project"]
 SETTINGS = PublishSettings(capacity=0.25, drift=DriftSettings(chance_draws=20))
 
 

@@ -9,10 +9,8 @@ from moe_beyond.reporting.compare import differing_params, document, numbers, te
 from moe_beyond.reporting.retraining import write_report
 from moe_beyond.tracking.client import log_run
 from moe_beyond.tracking.record import Record
-from tests.tracking.conftest import empty_database, project
 from tests.tracking.small_pipeline import only
 
-__all__ = ["empty_database", "project"]
 DEFAULTS = {"seed": 7, "train.epochs": 20, "train.window": 64}
 HEADLINE = {"ms_per_token": {"value": 8.0, "low": 7.5, "high": 8.5}, "token_step_ms": {"value": 0.1}}
 
@@ -116,7 +114,7 @@ def test_the_report_says_verdict_reasons_and_differences(repository):
     (repository / "reports/publish/verdict.json").write_text(json.dumps(VERDICT))
     (repository / "reports/publish/table.csv").write_text(TABLE)
     (repository / "reports/figures").mkdir()
-    (repository / "reports/figures/hit_rate_test_in_domain.png").write_bytes(b"")
+    (repository / "reports/figures/ms_per_token.png").write_bytes(b"")
     write_report(repository, "main", out, DEFAULTS)
     report = out.read_text()
     for words in (
@@ -127,7 +125,7 @@ def test_the_report_says_verdict_reasons_and_differences(repository):
         "| `seed` | `7` | `8` |",
         "| ms_per_token | 8 [7.5, 8.5] | 8 [7.5, 8.5] | +0 |",
         "| token_step_ms | 0.1 | 0.3 | +0.2 |",
-        "![hit rate test in domain](figures/hit_rate_test_in_domain.png)",
+        "![ms per token](figures/ms_per_token.png)",
     ):
         assert words in report
     # without the revision, or before anyone has judged, the rest still gets out

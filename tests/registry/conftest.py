@@ -1,3 +1,0 @@
-from tests.tracking.conftest import empty_database, project
-
-__all__ = ["empty_database", "project"]
