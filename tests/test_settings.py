@@ -82,4 +82,4 @@ def test_the_real_models_parameters_are_known(path):
 
 def test_parameters_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        Params().seed = 8  # type: ignore[misc]
+        Params().seed = 8

@@ -27,7 +27,7 @@ def packed(kind, files):
             for name, data in files.items():
                 archive.writestr(name, data)
     else:
-        with tarfile.open(fileobj=buffer, mode=f"w:{kind[4:]}") as archive_tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=buffer, mode=f"w:{kind[4:]}") as archive_tar:
             for name, data in files.items():
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)

@@ -355,7 +355,7 @@ class _Replay:
 
     def make_space_for(self, expert: int) -> bool:
         group = self.group_of[expert]
-        limit = self.budgets[group] - self.units_of[expert]
+        limit: int = self.budgets[group] - self.units_of[expert]
         self.make_space(group, limit, self.own_unless_bypassed() | self.named_for(self.event))
         return self.units_used(group) <= limit
 

@@ -195,7 +195,7 @@ def draw_requests(events: Events, random: Random) -> list[Request]:
     return requests
 
 
-def in_order(request: Request) -> Request:
+def in_order(request):
     """The expert of the highest priority first, of equal ones as they are listed."""
     order = sorted(range(len(request.experts)), key=lambda place: -request.priorities[place])
     experts, priorities = ([of[place] for place in order] for of in (request.experts, request.priorities))

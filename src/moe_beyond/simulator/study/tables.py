@@ -128,7 +128,8 @@ def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
                 for one in (ablated.replays.timed if split.bounds else ())
             ]
     columns = [name for name in ON_DEVICE if not name.startswith(("against", "gap", "ours", "best"))]
-    schema = {"step": pl.Int64, "added": pl.String, **{name: ON_DEVICE[name] for name in columns}}
+    schema: dict[str, type[pl.DataType]] = {"step": pl.Int64, "added": pl.String}
+    schema |= {name: ON_DEVICE[name] for name in columns}
     return pl.DataFrame(rows, schema=schema)
 
 
