@@ -21,7 +21,12 @@ from tests.simulator.strategies import make_trace
 from tests.simulator.study.cases import PartlyRight
 
 PROMPTS = 16
-SHAPE: dict[str, Any] = {"num_layers": 4, "num_experts": 12, "lengths": (24,) * PROMPTS, "expert_bytes": (4_000_000,) * 4}
+SHAPE: dict[str, Any] = {
+    "num_layers": 4,
+    "num_experts": 12,
+    "lengths": (24,) * PROMPTS,
+    "expert_bytes": (4_000_000,) * 4,
+}
 TRACE = make_trace(5, prefill=(4,) * PROMPTS, **SHAPE)
 SETTINGS = AdviceSettings(
     load_device("laptop_nvme"), CacheSize(14), token_step_ms=0.01, layer_step_ms=0.001, samples=200
