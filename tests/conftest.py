@@ -6,11 +6,13 @@ import shutil
 import pytest
 from hypothesis import settings
 
+from moe_beyond.numerics import pin
+
 # the first call of a compiled function takes seconds
 settings.register_profile("project", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
 settings.load_profile("project")
-# models of tests are tiny: a second thread only waits, and waits long where another process uses the core
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# as the stages do; else two fits can differ in the last bit by where their memory lies
+pin(os.environ, "portable")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

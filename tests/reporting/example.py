@@ -199,8 +199,7 @@ def assessed() -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Of traces drawn from a seed, beside another model of unknown size."""
     own = assess(chance_trace(20, num_layers=LAYERS, num_experts=EXPERTS, top_k=TOP_K), AssessSettings())
     other = assess(chance_trace(8), AssessSettings()).card | {"model_id": "other/model", "model_mib": 0.0}
-    names = ("layers", "popularity", "hit_curves", "reuse_distances", "coactivation", "transitions")
-    tables = {name: getattr(own, name) for name in names} | {"cards": cards_table([own.card, other])}
+    tables = own.tables | {"cards": cards_table([own.card, other])}
     return tables, own.card
 
 

@@ -19,7 +19,7 @@ OUTCOMES = {i: Outcome({"ms_per_token": 1 / (i + 3), "use": "both"}, [{"epoch": 
 
 def start(program, *arguments):
     path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": path}
     return subprocess.Popen([sys.executable, str(ROOT / program), *map(str, arguments)], env=environment)
 
 
