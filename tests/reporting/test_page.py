@@ -151,7 +151,7 @@ def test_the_explorer_never_mixes_the_two_hit_rates(tree: Node, run: Run):
     for row in rows:
         assert row["Hit rate on the device"] == "11.0\u00a0%"
         assert row["Hit rate, unlimited link (upper bound)"] == "12.5\u00a0%"
-    lossy = {row["Policy"]: row["Router weight given up"] for row in rows if row["Router weight given up"] != "\u2013"}
+    lossy = {row["Policy"]: row["Router weight lost"] for row in rows if row["Router weight lost"] != "\u2013"}
     assert lossy == {"MoTE": "40.00\u00a0%"}
     timed = run.at(run.split, "laptop_nvme")
     assert [row["ms per token"] for row in rows] == [number(ms) for ms in timed["ms_per_token"]]

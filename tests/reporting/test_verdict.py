@@ -118,7 +118,7 @@ def test_the_answer_stands_with_its_counts():
     everything = " ".join((text.text, *text.points)).replace("\u00a0", " ").replace("\u2011", "-")
     for words in (
         "38 ms a token, charged latency included (0.200 a token, 0.0500 a layer, break-even 4.50 a token)",
-        "LFU per layer, which loads on demand, 45.1 ms",
+        "LFU per layer, which prefetches nothing, 45.1 ms",
         "idle 7.0 % of the time on demand and 2.0 % with prefetching",
         "42.0 % of the prefetches are used and in time",
         "name 83.0 % of the accesses that LRU misses",

@@ -132,9 +132,9 @@ def _tests(budget: dict[str, float], settings: AssessSettings) -> tuple[bool, li
     structured = gain >= settings.min_gain
     size = f"With {share:.0%} of the experts in fast memory ({_mib(budget['mib'])})"
     return enough and structured, [
-        f"{size} no policy hits more than {bound:.0%} (Belady's bound), {'at least' if enough else 'below'} the "
-        f"{settings.min_bound_hit_rate:.0%} that are required; a perfect one would move "
-        f"{_mib(budget['belady_mib_per_token'])} a token.",
+        f"{size} no lossless policy that loads on demand hits more than {bound:.0%} (Belady's bound), "
+        f"{'at least' if enough else 'below'} the {settings.min_bound_hit_rate:.0%} that are required; at that bound "
+        f"{_mib(budget['belady_mib_per_token'])} a token are loaded.",
         f"{size} LRU hits {budget['lru_hit_rate']:.0%} and pinned popular experts "
         f"{budget['static_popularity_hit_rate']:.0%}: the better one is {100 * gain:+.0f} points from that share, "
         f"{'at least' if structured else 'short of'} the {100 * settings.min_gain:+.0f} that show structure.",
@@ -145,14 +145,14 @@ def _context(metadata: TraceMetadata, shares: dict[str, float | None], curves: C
     others = (metadata.num_layers - 1) * metadata.top_k
     sentences = [
         f"One token uses {metadata.token_cycle} of {metadata.num_model_experts} experts, {others} of them between "
-        f"two visits to a layer: a global LRU of at most {others} never hits."
+        f"two uses of a layer: a global LRU of at most {others} never hits."
     ]
     skew, temporal = shares["static_skew"], shares["temporal_locality"]
     if skew is not None and temporal is not None:
         stronger = "temporal locality: follow the text" if temporal > skew else "static skew: pin what is popular"
         sentences.append(
             f"Beyond chance, popularity explains {100 * skew:.1f} points of the overlap of successive tokens and their "
-            f"nearness {100 * temporal:.1f}; the lever is {stronger}."
+            f"nearness {100 * temporal:.1f}; what helps most is {stronger}."
         )
     compulsory = 1 - curves["belady"][-1]
     if compulsory > _SHORT_TRACE:

@@ -19,7 +19,7 @@ from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 
 app = typer.Typer(
-    help="Which experts of a Mixture-of-Experts model come next, and what is it worth to know?",
+    help="Which experts of a Mixture-of-Experts model come next, and what is that worth?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -183,5 +183,5 @@ class PublishedPredictor:
 
 
 def load_variants(directory: Path) -> list[PublishedPredictor]:
-    """The variants that the train stage left in `directory`, none where it was not asked for them."""
+    """The variants that the train stage left in `directory`, none where it trained none."""
     return [PublishedPredictor.load(directory / variant) for variant in VARIANTS if (directory / variant).is_dir()]

@@ -68,7 +68,7 @@ class TraceMetadata(BaseModel):
     def token_cycle(self) -> int:
         """Experts that one decode token uses, L * K.
 
-        A global LRU of at most (L - 1) * K never hits: the other layers use that many between two visits to a layer.
+        A global LRU of at most (L - 1) * K never hits: the other layers use that many between two uses of a layer.
         """
         return self.num_layers * self.top_k
 

@@ -36,7 +36,7 @@ def read(
     Args:
         format: One of `FORMATS`.
         source: The folder, archive (tar, zip) or file as it was published.
-        domain: Name of the data set; by default what the format or the source's name says.
+        domain: Name of the data set; by default the one of the format or the source's name.
         held_out: Keep all of these prompts for testing only.
         privacy: `ids` drops token strings, `routing` drops token ids too.
 

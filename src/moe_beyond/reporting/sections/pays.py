@@ -33,7 +33,7 @@ def pays_words(row: Row) -> Text:
     saved, link = row["bytes_read_per_byte_saved"], row["pays_from_gb_per_s"]
     times = (
         f"{row['title']} takes {number(row['ms_per_token'])} ms a token, charged latency included ({charged(row)}); "
-        f"{row['against_title']}, which loads on demand, {number(row['against_ms_per_token'])} ms: "
+        f"{row['against_title']}, which prefetches nothing, {number(row['against_ms_per_token'])} ms: "
         f"{signed(row['difference_ms'])} ms {bounds(row, 'difference_ms')}."
     )
     sentences = [

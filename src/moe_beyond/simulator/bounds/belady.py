@@ -43,7 +43,7 @@ class BeladyForced(Policy):
 
 @compiled()
 def belady_hits(members_A: I32, next_use_A: I64, num_model_experts: int, capacity: int) -> int:
-    """Hits of forced MIN over single accesses, starting empty: the fast way where nothing else is asked.
+    """Hits of forced MIN over single accesses, starting empty: the fast way where nothing else is needed.
 
     A miss looks at all residents, which lie side by side; finding the largest of a few hundred numbers that way is
     faster than keeping them in order.

@@ -56,9 +56,9 @@ def belady_curve(events: Events, *, keep_warm: bool = True, largest: int | None 
     """Belady's MIN with bypass at every capacity; equals a replay of `bounds.Belady` at each.
 
     Args:
-        events: What is asked for.
+        events: The accesses.
         keep_warm: Keep the cache from one prompt to the next.
-        largest: Capacity above which nobody asks: the curve stays flat there, and the pass is shorter.
+        largest: Capacity above which no value is needed: the curve stays flat there, and the pass is shorter.
     """
     depths_FD, accesses_F = _belady_depths(
         events.members_A,
@@ -190,7 +190,7 @@ def _belady_depths(
             next_M[expert] = next_use_A[access]
             num_pushed = _push(pushed, num_pushed, expert, next_M)
         place = 0
-        # who is still pushed down at the end of the stack leaves
+        # the one still pushed down at the end of the stack is evicted
         while num_pushed and place < size:
             standing = stack[place]
             soonest = pushed[num_pushed - 1]

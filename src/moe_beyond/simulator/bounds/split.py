@@ -1,6 +1,6 @@
 """How a cache is best split over the layers: fitted on training prompts, for any budget.
 
-An LRU of its own in each layer hits as often as the layer's curve says at the slots it is given, whatever the others
+An LRU of its own in each layer hits as often as the layer's curve gives at the slots it has, whatever the others
 get, so the best split is a knapsack: one capacity of each layer, the sum within the budget, most hits. It is solved
 exactly in slots; in bytes exactly up to a quantum of the budget, which each expert is rounded up to.
 

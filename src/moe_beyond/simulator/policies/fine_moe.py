@@ -11,7 +11,7 @@ known. Its rule of width, which takes experts until their probabilities reach 1 
 router, therefore always comes to the router's number.
 
 Shape suffixes: G maps that are ever stored, N maps stored at one time, S steps, V passes, A accesses, L MoE layers,
-K experts per token, E routed experts in a layer, M = L * E experts, Q asks.
+K experts per token, E routed experts in a layer, M = L * E experts, Q prefetch requests.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Prefetch(Policy):
 
 
 Requests = tuple[I64, I64, I64, I32]
-"""Moment, event and number of experts of each request, and the experts: arguments of `Prefetches.ask`."""
+"""Moment, event and number of experts of each request, and the experts: arguments of `Prefetches.from_requests`."""
 
 
 def token_step_requests(events: Events, probabilities_TLE: F32, width: int, threshold: float) -> Requests:

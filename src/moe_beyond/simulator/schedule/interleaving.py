@@ -120,7 +120,7 @@ def _steps(offsets: list[int], batched: list[int], batch: int, *, waves: bool) -
                 yield _Step(range(offsets[prompt], first), False, session)
             if first < end:
                 running.append(range(first, end))
-            # what was all prefill has ended with it: the next one takes its place, but in a wave nobody does
+            # what was all prefill has ended with it: the next one takes its place, but in a wave none does
             free -= waves or first < end
         if running:
             begin = turn % len(running)

@@ -27,8 +27,8 @@ class Facts:
         title: Its name for people.
         predictor: The predictor that drives it; None: none.
         ahead_of_layers: Whether that predictor predicts anew after each layer's router.
-        bound: Whether it knows the future, so that nobody can build it.
-        lossy: Whether the model's outputs are not its own: router weight was given up, or it needs another router.
+        bound: Whether it reads the future, so that it cannot be built.
+        lossy: Whether the model's outputs are not its own: router weight is lost, or it needs another router.
         prefetches: Whether it fetched anything ahead.
     """
 
@@ -48,13 +48,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class PolicyReplays:
-    """All that was asked of one policy on one split.
+    """All replays of one policy on one split.
 
     Attributes:
         facts: What kind of policy it is.
         replays: One a capacity, on an unlimited link; without misses of single events.
         timed: One a device and timed capacity, devices first.
-        by_link: At the headline capacity, one a device and bandwidth tried; empty where that was not asked.
+        by_link: At the headline capacity, one a device and bandwidth tried; empty where none was tried.
         not_replayed: Why there is nothing; empty where there is.
     """
 
@@ -90,7 +90,7 @@ def replay_policy(index: int, case: Case, policy: Policy, links: bool) -> tuple[
             and keeps the model's outputs.
 
     Raises:
-        InputError: The split lacks what the policy needs, and the policy was asked for by name.
+        InputError: The split lacks what the policy needs, and the policy is named in the settings.
     """
     try:
         prepared = prepare(case.events, policy, keep_warm=case.settings.keep_warm)

@@ -152,7 +152,7 @@ class _Replays:
 
 @dataclass(frozen=True)
 class _Contest:
-    """A way of prefetching against a policy that loads on demand, on a device at a capacity."""
+    """A way of prefetching against a policy that prefetches nothing, on a device at a capacity."""
 
     replays: _Replays
     place: Place
@@ -171,7 +171,7 @@ class _Contest:
 
 
 def _contest(replays: _Replays, place: Place) -> _Contest | None:
-    """The first predictor's prefetching at a place against the best that loads on demand; None where one is missing.
+    """The first predictor's prefetching at a place against the best that prefetches nothing; None where one is missing.
 
     It prefetches as chosen there, or where the chosen way only evicts, by the token step as well.
     """

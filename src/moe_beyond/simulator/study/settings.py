@@ -53,18 +53,18 @@ class SimulateSettings(ReplaySettings):
     widths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
     """Prefetch widths that are timed at the headline capacity, as multiples of the router's k; empty: none."""
     ablation_threshold: float = Field(default=0.1, ge=0, le=1)
-    """Least probability that is fetched, in the step of the ablation that asks what a threshold is worth."""
+    """Least probability that is fetched, in the step of the ablation that shows what a threshold is worth."""
     headline_device: str | None = None
     """The device whose numbers stand in metrics.json; one of `devices`; null: the first of them."""
     choose_tokens: int = Field(default=20_000, ge=100)
     """About how many validation tokens are replayed to choose how the predictor is used at each capacity and device."""
     timeline_steps: int = Field(default=48, ge=1)
-    """Steps of the prompt that is told event by event."""
+    """Steps of the prompt that is recorded event by event."""
     costliest_misses: int = Field(default=50, ge=1)
     """Events of the longest stalls that are listed."""
     policies: tuple[str, ...] | None = None
     """Names of the policies to replay beside those that the predictors drive; null: all that the traces allow, and
-    the table `not_replayed` says of the others why not."""
+    the table `not_replayed` gives the reason for the others."""
     workers: int = Field(default=1, ge=1)
     """Processes that policies are shared among; a Ray or Dask cluster that the environment names decides for itself."""
     published_policies: PolicySettings = PolicySettings()

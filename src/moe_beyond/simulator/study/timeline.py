@@ -67,7 +67,7 @@ class Recording:
 
     @property
     def events(self) -> Events:
-        """What the policy asked for."""
+        """The prefetch requests of the policy."""
         return self.prepared.events
 
     @property
@@ -170,10 +170,10 @@ def record(
     Args:
         split: Name of the split.
         trace: What is replayed, one prompt at a time.
-        policy: Who leaves and what is prefetched.
+        policy: What is evicted and what is prefetched.
         case: Events, capacity and the rest.
         device: Where it runs.
-        probabilities_TLE: The predictor's probabilities, to tell what it had said of a miss.
+        probabilities_TLE: The predictor's probabilities, to show what it had predicted of a miss.
     """
     prepared = prepare(case.events, policy, keep_warm=case.settings.keep_warm)
     budget = policy.budget(trace.metadata, case.headline_slots)
