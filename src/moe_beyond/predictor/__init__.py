@@ -1,1 +1,1 @@
-"""Predictors of routing: baselines, the network, its ONNX form."""
+"""Predictors that need no PyTorch: baselines, and the trained network in onnxruntime."""

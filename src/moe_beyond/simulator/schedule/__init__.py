@@ -1,1 +1,1 @@
-"""What is wanted when: events of a trace, prefetch requests, batches of prompts."""
+"""What is accessed when: events of a trace, prefetch requests, batches of prompts."""
