@@ -70,7 +70,7 @@ def figures(root: Path) -> dict[str, Any]:
         .select("title", "hit_rate", "hit_rate_low", "hit_rate_high", "mib_per_token")
         .to_dicts(),
         "paper": paper.filter(pl.col("split") == split).drop("split").to_dicts(),
-        "outs": outs(root),
+        "outs": outs((root / "dvc.lock").read_text(encoding="utf-8")),
     }
 
 
@@ -104,9 +104,9 @@ def table(root: Path, stage: str, name: str) -> pl.DataFrame:
     return pl.read_parquet(root / "reports" / stage / "tables" / f"{name}.parquet")
 
 
-def outs(root: Path) -> dict[str, str]:
-    """Digests, from dvc.lock, of the outs that the figures come from."""
-    stages = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+def outs(lock: str) -> dict[str, str]:
+    """Digests, from the text of dvc.lock, of the outs that the figures come from."""
+    stages = yaml.safe_load(lock)["stages"]
     found = {out["path"]: out["md5"] for stage in ("export", "simulate") for out in stages[stage]["outs"]}
     return {path: md5 for path, md5 in found.items() if path.endswith("/tables") or path == "models/predictor"}
 

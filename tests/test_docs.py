@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
@@ -17,6 +18,14 @@ def found(request):
     return generate.read(request.param)
 
 
+def committed(path):
+    """A file as committed: a run on another processor may have changed it here."""
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        pytest.skip(f"not a git checkout that holds {path}: {shown.stderr.strip()}")
+    return shown.stdout
+
+
 def test_the_list_of_parameters_is_current():
     assert (ROOT / "docs/parameters.md").read_text() == generate.parameters(), "run `make docs`"
 
@@ -28,7 +37,7 @@ def test_the_readme_holds_the_committed_figures():
 
 
 def test_the_committed_figures_are_those_of_the_locked_run():
-    assert generate.read("default")["outs"] == figures.outs(ROOT), "run `make repro`, then `make docs`"
+    assert generate.read("default")["outs"] == figures.outs(committed("dvc.lock")), "run `make repro`, then `make docs`"
 
 
 def test_every_row_with_a_predictor_is_charged_no_less_than_was_measured(found):
@@ -56,7 +65,7 @@ def test_what_the_readme_claims_of_the_paper_is_so():
 
 
 def test_the_spread_is_that_of_three_seeds_and_holds_the_shown_run():
-    spread, shown = generate.read("spread"), json.loads((ROOT / "reports/simulate/metrics.json").read_text())
+    spread, shown = generate.read("spread"), json.loads(committed("reports/simulate/metrics.json"))
     assert len(spread) == 3
     for name, value in spread["7"].items():
         assert value == shown[name]["value"]
