@@ -16,10 +16,9 @@ def test_previous_routing_is_one_token_late_and_none_at_a_prompts_start():
 def test_repeated_routing_is_that_of_the_strings_last_time_in_the_prompt():
     trace = chance_trace(6)
     codes = trace.token_texts.codes_T
-    repeated = repeated_routing(trace, codes)
-    found = 0
+    repeated, found = repeated_routing(trace, codes), 0
     for start, end in zip(trace.prompt_offsets[:-1], trace.prompt_offsets[1:], strict=True):
-        last: dict[int, int] = {}
+        last = {}
         for t in range(start, end):
             expected = trace.experts_TLK[last[codes[t]]] if codes[t] in last else trace.metadata.num_experts
             assert (repeated[t] == expected).all()

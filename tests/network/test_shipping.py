@@ -18,9 +18,7 @@ def fp32(exported, tmp_path):
 
 def test_int8_files_that_lose_little_are_kept_and_their_loss_is_given(fp32, validation_trace):
     lost = quantise_steps(fp32, validation_trace, 100)
-    plain, int8 = (
-        recalls(OnnxPredictor(fp32, precision=precision), validation_trace) for precision in ("fp32", "int8")
-    )
+    plain, int8 = (recalls(OnnxPredictor(fp32, precision=p), validation_trace) for p in ("fp32", "int8"))
     for step in STEPS:
         assert (fp32 / graph_file(step, "int8")).stat().st_size < (fp32 / graph_file(step)).stat().st_size
         assert lost[step] == pytest.approx(100 * (plain[step] - int8[step]))

@@ -18,15 +18,16 @@ from tests.training.ddp_case import EPOCHS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("num_windows", "batch_size", "num_ranks"), [(20, 8, 1), (37, 8, 2), (33, 8, 2), (33, 8, 3), (9, 4, 4)]
-)
+SHARED = [(20, 8, 1), (37, 8, 2), (33, 8, 3), (9, 4, 4)]
+
+
+@pytest.mark.parametrize(("num_windows", "batch_size", "num_ranks"), SHARED)
 def test_ranks_share_every_batch_and_make_as_many_steps(num_windows, batch_size, num_ranks):
     windows = [(start, start + 1 + start % 7) for start in range(num_windows)]
-    ranks = [
-        list(LengthBatches(windows, batch_size, np.random.default_rng(3), rank=rank, num_ranks=num_ranks))
+    ranks = (
+        LengthBatches(windows, batch_size, np.random.default_rng(3), rank=rank, num_ranks=num_ranks)
         for rank in range(num_ranks)
-    ]
+    )
     steps = list(zip(*ranks, strict=True))
     assert all(all(step) for step in steps)
     assert sorted(i for step in steps for share in step for i in share) == list(range(num_windows))
@@ -54,29 +55,25 @@ def test_launchers_mark_the_first_process(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_see_each_window_once_with_the_same_result(tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    results = {}
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        folder.mkdir()
-        command = [sys.executable, str(ROOT / "tests/training/ddp_case.py"), str(folder), str(devices)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    for devices in "12":
+        (tmp_path / devices).mkdir()
+        command = [sys.executable, ROOT / "tests/training/ddp_case.py", tmp_path / devices, devices]
         subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=400)
-        results[devices] = json.loads((folder / "metrics.json").read_text())
-    one, two = results[1], results[2]
+    one, two = (json.loads((tmp_path / devices / "metrics.json").read_text()) for devices in "12")
     # the mean over processes of means over their windows is not quite the mean over all windows
     assert two["validation_recall_at_k"] == pytest.approx(one["validation_recall_at_k"], abs=0.05)
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=0.05)
     assert sorted(path.name for path in (tmp_path / "2").glob("seen-*")) == ["seen-0.json", "seen-1.json"]
     for split in (True, False):
-        counts = [tokens_seen(tmp_path / str(devices), split) for devices in (1, 2)]
+        counts = [tokens_seen(tmp_path / devices, split) for devices in "12"]
         assert counts[0] == counts[1]
         assert set(counts[1].values()) == {EPOCHS}
 
 
 def tokens_seen(folder, of_training):
     """How often each token was in a batch, over all processes."""
-    counts: Counter[int] = Counter()
+    counts = Counter()
     for path in folder.glob("seen-*.json"):
         train_tokens, seen = json.loads(path.read_text())
         for tokens, windows in seen:

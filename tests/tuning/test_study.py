@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from moe_beyond.errors import InputError
 from moe_beyond.tuning import study as study_module
 from moe_beyond.tuning.study import MAX_DEATHS, Outcome, StudyPlace, patiently
+from tests.traces.refusals import refused
 from tests.tuning.several_workers import CANDIDATES, CHOICES, OUTCOMES, try_with_a_kill
 
 
@@ -61,8 +61,8 @@ def test_no_two_workers_claim_the_same_trial(place):
 
 def test_a_search_that_is_started_again_tries_only_what_is_missing(place):
     study, failed = begun(place), Outcome({}, [], "loss is nan")
-    study._tell(study._claim(), OUTCOMES[0])
-    study._tell(study._claim(), failed)
+    for outcome in (OUTCOMES[0], failed):
+        study._tell(study._claim(), outcome)
     study._claim()  # and killed
     measure = Mock(side_effect=lambda index, _: OUTCOMES[index])
     begun(place).work(measure)
@@ -93,8 +93,7 @@ def test_a_worker_without_heartbeat_that_comes_back_changes_nothing(place, folde
 
 
 def test_a_study_that_is_not_begun_cannot_be_joined(place):
-    with pytest.raises(InputError, match="study study: not begun; start the tune stage first"):
-        place.open()
+    refused("study study: not begun; start the tune stage first", place.open)
 
 
 def test_calls_wait_for_a_storage_that_is_away_but_not_forever(monkeypatch):
@@ -103,8 +102,7 @@ def test_calls_wait_for_a_storage_that_is_away_but_not_forever(monkeypatch):
     monkeypatch.setattr(study_module, "PAUSE_S", 0.01)
     assert patiently(call) == "result"
     monkeypatch.setattr(study_module, "PATIENCE_S", -1.0)
-    with pytest.raises(InputError, match=r"tune.storage: it does not answer \(.*refused.*\); start it"):
-        patiently(call)
+    refused(r"tune.storage: it does not answer \(.*refused.*\); start it", patiently, call)
 
 
 def test_the_environment_names_the_storage_before_the_parameter(tmp_path, monkeypatch):
@@ -112,5 +110,4 @@ def test_the_environment_names_the_storage_before_the_parameter(tmp_path, monkey
     place = StudyPlace.of(None, "study", tmp_path)
     assert (place.url, place.is_shared) == ("postgresql+psycopg2://user:secret@host/db", True)
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///user:secret@x.db")
-    with pytest.raises(InputError, match=r"'x\.db' is no PostgreSQL address"):
-        StudyPlace.of(None, "study", tmp_path)
+    refused(r"'x\.db' is no PostgreSQL address", StudyPlace.of, None, "study", tmp_path)
