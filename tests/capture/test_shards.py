@@ -43,16 +43,12 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
     assert not (tmp_path / ".scratch" / "extract").exists()
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Starts processes from one that has the imports done, so that a kill meets the capture and not the imports."""
-    context, model = multiprocessing.get_context("forkserver"), "transformers.models.deepseek_v2.modeling_deepseek_v2"
-    context.set_forkserver_preload(["moe_beyond.capture.shards", model])
-    return context
-
-
 @pytest.mark.parametrize("trials", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, processes, tmp_path, trials):
+def test_a_killed_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, trials):
+    # processes start from one that has the imports done, so that a kill meets the capture and not the imports
+    processes = multiprocessing.get_context("forkserver")
+    imports = ["moe_beyond.capture.shards", "transformers.models.deepseek_v2.modeling_deepseek_v2"]
+    processes.set_forkserver_preload(imports)
     generator = random.Random(11)  # noqa: S311 - moments, not secrets
     killed_inside = kept = 0
     for trial in range(10 * trials):  # on a busy machine a kill may come too late: it does not count
@@ -75,7 +71,7 @@ def test_a_killed_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, u
         assert file_bytes(output) == unbroken
         assert times == {name: (output / name).stat().st_mtime_ns for name in times}, "a shard was made again"
         kept += len(finished) * (process.exitcode == -signal.SIGKILL)
-    assert killed_inside and kept, "every process ended before it was killed; the test shows nothing"
+    assert kept, "every process ended before it was killed; the test shows nothing"
 
 
 def test_processes_share_the_work_and_give_the_same_bytes(model, unbroken, tmp_path):

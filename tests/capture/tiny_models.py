@@ -6,9 +6,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 END = 1
-_COMMON = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 3}
+_COMMON = {"initializer_range": 0.2, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 16}
 _COMMON |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-_COMMON |= {"pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2, "initializer_range": 0.2}
+_COMMON |= {"pad_token_id": 0, "eos_token_id": END, "bos_token_id": 2, "num_hidden_layers": 3}
 _ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
 _SHARED = {**_ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _LATENT = {"q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}

@@ -60,9 +60,8 @@ def test_every_prompt_is_in_one_split_and_fractions_are_about_right():
 def with_relatives():
     """A trace of two domains, 40 of whose 200 prompts have a copy or a near copy somewhere else in it."""
     prompts = random_prompts(200)
-    copies = [prompts[10 * i] for i in range(20)]
-    near = [[*prompts[10 * i + 5][:20], "EDIT", *prompts[10 * i + 5][21:]] for i in range(20)]
-    return trace_of([*prompts, *copies, *near], held_out=[p % 3 == 0 for p in range(240)])
+    near = [[*prompt[:20], "EDIT", *prompt[21:]] for prompt in prompts[5::10]]
+    return trace_of([*prompts, *prompts[::10], *near], held_out=[p % 3 == 0 for p in range(240)])
 
 
 def test_the_gates_prompts_are_like_none_of_any_other_split():
@@ -78,10 +77,8 @@ def test_the_gates_prompts_are_like_none_of_any_other_split():
 
 
 def test_the_size_of_the_gate_changes_no_test_and_no_validation_split():
-    small, large = (
-        split_prompts(with_relatives(), SplitSettings(gate_fraction=gate, gate_held_out_fraction=held_out)).prompts
-        for gate, held_out in ((0.05, 0.2), (0.6, 0.5))
-    )
+    sizes = SplitSettings(gate_fraction=0.05), SplitSettings(gate_fraction=0.6, gate_held_out_fraction=0.5)
+    small, large = (split_prompts(with_relatives(), settings).prompts for settings in sizes)
     for name in ("validation", "test_in_domain"):
         assert small(name).tolist() == large(name).tolist()
     # a larger gate takes from training alone, and of a held-out domain from its test

@@ -91,7 +91,6 @@ BROKEN = {
         (sub("0.", "x"), "row 1: a gate weight is no number"),
         (upside_down, "expert_weights_2.txt has row 1 with 2 tokens, layer 1 has 3"),
         (lambda text: text.splitlines()[0], "expert_weights_2.txt has 2 rows, layer 1 has 1"),
-        (lambda _: "\udcff", "byte 0 is not UTF-8"),
     ],
     # x.json
     "gpt-oss-fingerprint": [
@@ -114,9 +113,7 @@ BROKEN = {
         (sub("n_expert_used=2", "n_expert_used=5"), "are no MoE's shape"),
         (sub("n_expert_used=2", "n_expert_used=4"), "10 rows for 3 tokens; every token needs 4 in each of 2 layers"),
         (sub("0,0,0,1,1,0,", "0,0,0,1,1,4,"), "row 8: expert is 4, expected 0 to 3"),
-        (sub("0,0,0,1,1,0,", "0,0,0,1,2,0,"), "row 8: slot is 2, expected 0 to 1"),
         (sub("0,0,0,1,1,0,", "0,0,0,1,0,0,"), "row 7: slot is 0, expected one row for each"),
-        (sub("0,0,0,1,1,0,", "0,2,0,1,1,0,"), "row 8: phase is 2"),
         (sub("0,0,0,1,1,0,", "0,1,0,1,1,0,"), "row 7: phase is 0, expected one phase a step"),
         (lambda text: text.replace("0,0,0,", "0,1,0,"), "turn 0 has decode before prefill"),
         (sub("0,0,0,1,1,0,", "0,0,0,7,1,0,"), "row 8: layer is 7"),
@@ -170,7 +167,6 @@ GAP = predicted(experts(3, PAPER), experts(3, PAPER)).replace(b"1,1,", b"1,2,", 
 ONE_LAYER = {"config.json": json.dumps(CONFIG | {"num_hidden_layers": 2}).encode()}
 MISFITS = [
     ("esft", {path: ESFT[path] for path in ESFT if "_4." not in path}, r"expert_weights_4\.txt is missing"),
-    ("esft", ESFT | {"law/expert_weights_27.txt": b"0"}, "row 1: 1 ids"),
     ("esft", ESFT | {"law/notes.txt": b"x"}, "unexpected name"),
     ("moe-beyond-csv", {"predicted/p_predicted.csv": GAP}, "row 3: position 2 breaks the count"),
     ("moe-beyond-csv", {path: BOTH[path] for path in BOTH if "predicted" in path}, "add the folder formatted/"),

@@ -64,12 +64,9 @@ def test_a_link_in_an_archive_is_refused(tmp_path):
 
 def test_empty_file_empty_folder_and_missing_source_are_named(tmp_path):
     write(tmp_path, {"empty.csv": b"", "nothing/notes.txt": b""})
-    for source, message in (
-        (tmp_path, r"empty\.csv: the file is empty \(0 bytes\)"),
-        (tmp_path / "nothing", r"holds no file named \*\.csv"),
-        (tmp_path / "absent", "no such file or folder"),
-    ):
-        refused(message, read, source)
+    refused(r"empty\.csv: the file is empty \(0 bytes\)", read, tmp_path)
+    refused(r"holds no file named \*\.csv", read, tmp_path / "nothing")
+    refused("no such file or folder", read, tmp_path / "absent")
 
 
 @pytest.mark.parametrize("kind", ["tar.xz", "tar.gz", "zip", "csv.gz"])

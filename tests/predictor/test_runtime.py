@@ -9,7 +9,6 @@ import onnx
 import pytest
 
 from moe_beyond.data.features import token_features
-from moe_beyond.errors import InputError
 from moe_beyond.network.onnx import describe, parity, require_parity, torch_logits
 from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor import latency
@@ -55,13 +54,12 @@ def test_batch_and_stream_equal_pytorch(exported, fitted, validation_trace):
 
 def test_no_layer_sees_its_own_routing_or_that_of_a_layer_within_its_horizon(exported, validation_trace):
     predictor = OnnxPredictor(exported[0])
-    before = predictor.layer_probabilities_HTLE(validation_trace)
     experts = validation_trace.experts_TLK.copy()
     experts[-1, 1] = (experts[-1, 1] + 1) % 16
-    changed = replace(validation_trace, experts_TLK=experts)
+    traces = validation_trace, replace(validation_trace, experts_TLK=experts)
     # the token step sees no routing of the token at all
-    assert np.array_equal(predictor.probabilities_TLE(changed), predictor.probabilities_TLE(validation_trace))
-    after = predictor.layer_probabilities_HTLE(changed)
+    assert np.array_equal(*map(predictor.probabilities_TLE, traces))
+    before, after = map(predictor.layer_probabilities_HTLE, traces)
     # only layer 2 of the last token, one layer ahead, may depend on what layer 1 chose
     last = validation_trace.num_tokens - 1
     assert np.argwhere((before != after).any(axis=-1)).tolist() == [[0, last, 2]]
@@ -132,8 +130,7 @@ NO_PREDICTOR = [
 @pytest.mark.parametrize(("step", "change", "message"), NO_PREDICTOR)
 def test_files_that_are_no_predictor_or_not_of_one_fit_are_refused(exported, tmp_path, step, change, message):
     change(copied(exported, tmp_path) / graph_file(step))
-    with pytest.raises(InputError, match=message):
-        OnnxPredictor(tmp_path).layer_step_ms(1)
+    refused(message, lambda: OnnxPredictor(tmp_path).layer_step_ms(1))
 
 
 def test_a_trace_of_another_model_is_refused(exported):

@@ -106,12 +106,10 @@ BROKEN = [
     (_replace("experts", [FIRST, [0, 1, None, 3, 4, 5]]), "column 'experts' misses 1 values"),
     (_replace("experts", [[0.5] * 12, [0.5] * 6]), "column 'experts' holds double, expected integer"),
     (_replace("experts", ["x", "y"]), "column 'experts' holds string, expected a list a prompt"),
-    (_replace("experts", [[], SECOND]), "has 12 values in column 'weights', expected 0"),
     (_replace("weights", [[0.5] * 12, [0.5] * 5]), "prompt 'p1' has 5 values in column 'weights', expected 6"),
     (_replace("weights", [[0.5] * 12, [float("nan")] * 6]), "'p1', position 0, layer 1: combine weight nan"),
     (_replace("weights", [[0.5] * 12, [1e9] * 6]), "position 0, layer 1: combine weight inf"),
     (_replace("token_ids", [[1, 2], [2**31]]), "2147483648 in column 'token_ids'"),
-    (_replace("token_texts", [["a"], ["b"]]), "prompt 'p0' has 1 values in column 'token_texts', expected 2"),
     (_replace("prompt_id", ["a", None]), "column 'prompt_id' misses 1 values"),
     (_replace("held_out", [0, 1]), "column 'held_out' holds int64, expected boolean"),
     (lambda table: table.drop_columns(["domain"]), "column 'domain' is missing"),
@@ -128,9 +126,8 @@ def test_a_broken_file_is_one_line(tmp_path, change, message):
     path = tmp_path / "a.parquet"
     store.write_parquet(full_trace([2, 1]), path)
     pq.write_table(change(pq.read_table(path)), path)
-    refused(rf"a\.parquet: .*{message}", store.read_parquet, path)
-    with pytest.raises(InputError):
-        list(store.iterate_parquet(path)) or store.read_parquet(path)
+    for read in (store.read_parquet, lambda path: list(store.iterate_parquet(path)) or store.read_parquet(path)):
+        refused(rf"a\.parquet(, row group 0)?: .*{message}", read, path)
 
 
 def test_other_writers_integer_types_and_lists_are_read(tmp_path):
@@ -156,18 +153,18 @@ def test_missing_and_empty_files_are_named(tmp_path):
     refused(r"a\.parquet: not a readable Parquet file", store.read_parquet, tmp_path / "a.parquet")
 
 
-@given(data=st.data())
-def test_any_damage_is_found_or_harmless(tmp_path_factory, data):
+FLIPS = st.lists(st.tuples(st.integers(0, 9999), st.integers(1, 255)), max_size=4)
+
+
+@given(flips=FLIPS, cut=st.none() | st.integers(0, 3000))
+def test_any_damage_is_found_or_harmless(tmp_path_factory, flips, cut):
     folder = tmp_path_factory.mktemp("damage")
     trace = full_trace([40, 30])
     store.write_parquet(trace, folder / "a.parquet")
     content = bytearray((folder / "a.parquet").read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
-            content[place] ^= data.draw(st.integers(1, 255))
-    (folder / "a.parquet").write_bytes(bytes(content))
+    for place, value in flips:
+        content[place % len(content)] ^= value
+    (folder / "a.parquet").write_bytes(content[:cut])
     try:
         read = store.read_parquet(folder / "a.parquet")
     except InputError as error:

@@ -13,16 +13,12 @@ SOURCE = '''"""A module.
     Indented further.
 """
 import os  # kept
-
-
 class A:
     """A class."""
-
     async def f(self):
         "One line."
         text = """not a docstring"""
         return text
-
     def g(self): pass
 '''
 
