@@ -67,9 +67,8 @@ class Replay(LogitsProcessor):
         self.sequences, self.nan_steps = sequences, []
 
     def __call__(self, input_ids, scores):
+        following = torch.tensor([[sequence[len(self.nan_steps)]] for sequence in self.sequences])
         self.nan_steps.append(scores.isnan().any(-1))
-        step = len(self.nan_steps) - 1
-        following = torch.tensor([[sequence[step]] for sequence in self.sequences])
         return torch.full_like(scores, -torch.inf).scatter_(1, following, 0.0)
 
 

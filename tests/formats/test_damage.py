@@ -117,7 +117,7 @@ BROKEN = {
         (sub("0,0,0,1,1,0,", "0,1,0,1,1,0,"), "row 7: phase is 0, expected one phase a step"),
         (lambda text: text.replace("0,0,0,", "0,1,0,"), "turn 0 has decode before prefill"),
         (sub("0,0,0,1,1,0,", "0,0,0,7,1,0,"), "row 8: layer is 7"),
-        (sub("0,0,0,1,1,0,0.25", "0,0,0,1,1,0,nan"), "row 8: weight is 'nan', expected a finite number from 0"),
+        (sub("0,0,0,1,1,0,0.25", "0,0,0,1,1,0,x"), "row 8: weight is 'x', expected a finite number from 0"),
         (sub("0,0,0,1,1,0,0.25,0,100\n", ""), "step 0, layer 1: no row for slot 1"),
         (sub("\n0,1,2,", "\n0,1,4,", 9), "turn 0: step 2 is missing"),
         (sub(",slot,", ",place,"), "row 6: column 'slot' is missing"),

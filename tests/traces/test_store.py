@@ -150,7 +150,8 @@ def test_two_files_with_a_prompt_of_one_name_or_of_two_models_are_refused(tmp_pa
 def test_missing_and_empty_files_are_named(tmp_path):
     refused(r"expected a \.parquet file or a directory of them", store.read_parquet, tmp_path)
     (tmp_path / "a.parquet").touch()
-    refused(r"a\.parquet: not a readable Parquet file", store.read_parquet, tmp_path / "a.parquet")
+    for read in (store.read_parquet, lambda path: list(store.iterate_parquet(path))):
+        refused(r"a\.parquet: not a readable Parquet file", read, tmp_path / "a.parquet")
 
 
 FLIPS = st.lists(st.tuples(st.integers(0, 9999), st.integers(1, 255)), max_size=4)
