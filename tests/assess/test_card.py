@@ -1,7 +1,5 @@
 """The verdict separates routing that a cache can use from routing that it cannot."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -18,17 +16,17 @@ def _budget(share, belady, lru, static=0.0):
     return rates | {"capacity_fraction": share, "mib": 1.0, "belady_mib_per_token": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("small", "large", "verdict"),
-    [
-        ((0.25, 0.80, 0.60), (0.5, 0.9, 0.8), "go"),
-        ((0.25, 0.80, 0.10, 0.60), (0.5, 0.9, 0.8), "go"),
-        ((0.25, 0.70, 0.45), (0.5, 0.9, 0.7), "go with a bigger cache"),
-        ((0.25, 0.80, 0.26), (0.5, 0.9, 0.7), "go with a bigger cache"),
-        ((0.25, 0.70, 0.25), (0.5, 0.9, 0.5), "do not"),
-        ((0.25, 0.50, 0.45), (0.5, 0.7, 0.7), "do not"),
-    ],
-)
+VERDICTS = [
+    ((0.25, 0.80, 0.60), (0.5, 0.9, 0.8), "go"),
+    ((0.25, 0.80, 0.10, 0.60), (0.5, 0.9, 0.8), "go"),
+    ((0.25, 0.70, 0.45), (0.5, 0.9, 0.7), "go with a bigger cache"),
+    ((0.25, 0.80, 0.26), (0.5, 0.9, 0.7), "go with a bigger cache"),
+    ((0.25, 0.70, 0.25), (0.5, 0.9, 0.5), "do not"),
+    ((0.25, 0.50, 0.45), (0.5, 0.7, 0.7), "do not"),
+]
+
+
+@pytest.mark.parametrize(("small", "large", "verdict"), VERDICTS)
 def test_both_tests_must_pass_at_one_of_the_budgets(small, large, verdict):
     given, reasons = judge(_budget(*small), _budget(*large), SETTINGS)
     assert given == verdict
@@ -37,8 +35,7 @@ def test_both_tests_must_pass_at_one_of_the_budgets(small, large, verdict):
 
 def test_shares_add_up_to_the_overlap():
     layers = layer_statistics(random_trace([40, 30]), (4,))
-    shares: dict[str, Any] = overlap_shares(layers)
-    assert sum(shares.values()) == pytest.approx(layers["previous_token_overlap"].mean())
+    assert sum(overlap_shares(layers).values()) == pytest.approx(layers["previous_token_overlap"].mean())
 
 
 def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality():
@@ -48,7 +45,7 @@ def test_popular_experts_are_skew_and_runs_of_one_choice_are_locality():
     lasting = np.repeat(rng.integers(0, 16, 400), 10)
     names = ("static_skew", "temporal_locality")
     for choices, (larger, smaller) in ((skewed, names), (lasting, names[::-1])):
-        shares: dict[str, Any] = overlap_shares(layer_statistics(trace_of(choices[:, None, None], [4000], 16), (4,)))
+        shares = overlap_shares(layer_statistics(trace_of(choices[:, None, None], [4000], 16), (4,)))
         assert shares[larger] > 0.15
         assert abs(shares[smaller]) < 0.03
 

@@ -1,8 +1,10 @@
 """Statistics equal what a slow, obvious count gives, and the two ends that are known without counting."""
 
+from itertools import chain, pairwise, permutations
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.assess import statistics
@@ -11,59 +13,32 @@ from tests.traces.random_traces import random_trace, trace_of
 
 
 def prompts_of(trace):
-    yield from np.split(trace.experts_TLK, trace.prompt_offsets[1:-1])
+    return np.split(trace.experts_TLK, trace.prompt_offsets[1:-1])
 
 
-traces = st.builds(
-    random_trace,
-    st.lists(st.integers(1, 12), min_size=1, max_size=5),
-    layers=st.integers(1, 3),
-    experts=st.integers(3, 9),
-    top_k=st.integers(1, 3),
-    seed=st.integers(0, 1000),
-)
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=5)
+SHAPE = {"layers": st.integers(1, 3), "experts": st.integers(3, 9), "top_k": st.integers(1, 3)}
 
 
-@given(trace=traces)
-@settings(deadline=None, max_examples=50)
-def test_reuse_distances_equal_a_slow_count(trace):
-    for layer, reuse_TK in enumerate(statistics.reuse_distances(trace)):
-        expected = []
-        for prompt in prompts_of(trace):
-            last: dict[int, int] = {}
-            for token, chosen in enumerate(prompt[:, layer].tolist()):
-                expected.append([token - last[expert] if expert in last else 0 for expert in chosen])
+@given(trace=st.builds(random_trace, LENGTHS, **SHAPE, seed=st.integers(0, 1000)), window=st.integers(1, 6))
+def test_statistics_equal_a_slow_count(trace, window):
+    top_k, rows = trace.metadata.top_k, statistics.layer_statistics(trace, (window,)).to_dicts()
+    for layer, (row, reuse_TK) in enumerate(zip(rows, statistics.reuse_distances(trace), strict=True)):
+        prompts = [prompt[:, layer].tolist() for prompt in prompts_of(trace)]
+        distances, sizes, successive = [], [], []
+        for prompt in prompts:
+            last = {}
+            for token, chosen in enumerate(prompt):
+                distances.append([token - last.get(expert, token) for expert in chosen])
                 last.update(dict.fromkeys(chosen, token))
-        assert reuse_TK.tolist() == expected
-
-
-@given(trace=traces, window=st.integers(1, 6))
-@settings(deadline=None, max_examples=50)
-def test_working_sets_equal_a_slow_count(trace, window):
-    for layer, size in enumerate(statistics.layer_statistics(trace, (window,))[f"working_set_{window}"]):
-        sizes = [
-            len(np.unique(prompt[start : start + window, layer]))
-            for prompt in prompts_of(trace)
-            for start in range(len(prompt) - window + 1)
-        ]
-        assert size == (pytest.approx(np.mean(sizes)) if sizes else None)
-
-
-@given(trace=traces)
-@settings(deadline=None, max_examples=50)
-def test_overlaps_equal_a_slow_count(trace):
-    top_k = trace.metadata.top_k
-    for layer, row in enumerate(statistics.layer_statistics(trace, (4,)).iter_rows(named=True)):
-        successive = [
-            len(set(a) & set(b)) / top_k
-            for prompt in prompts_of(trace)
-            for a, b in zip(prompt[:-1, layer].tolist(), prompt[1:, layer].tolist(), strict=True)
-        ]
-        tokens = trace.experts_TLK[:, layer].tolist()
-        anywhere = [len(set(a) & set(b)) / top_k for i, a in enumerate(tokens) for j, b in enumerate(tokens) if i != j]
-        assert row["previous_token_overlap"] == (pytest.approx(np.mean(successive)) if successive else None)
-        assert row["overlap_by_skew"] == (pytest.approx(np.mean(anywhere)) if anywhere else None)
+            sizes += [len(set().union(*prompt[end - window : end])) for end in range(window, len(prompt) + 1)]
+            successive += [len(set(a) & set(b)) / top_k for a, b in pairwise(prompt)]
+        anywhere = [len(set(a) & set(b)) / top_k for a, b in permutations(chain(*prompts), 2)]
+        assert reuse_TK.tolist() == distances
         assert row["overlap_by_chance"] == top_k / trace.metadata.num_experts
+        names = (f"working_set_{window}", "previous_token_overlap", "overlap_by_skew")
+        for name, values in zip(names, (sizes, successive, anywhere), strict=True):
+            assert row[name] == (pytest.approx(np.mean(values)) if values else None)
 
 
 @pytest.mark.parametrize("counts", [[7] * 64, [0] * 5 + [100] + [0] * 58, [1, 4, 9, 20]])
@@ -79,9 +54,8 @@ def test_entropy_and_gini_are_those_of_their_definitions(counts):
 def test_the_histogram_counts_every_access_once():
     trace = random_trace([9, 1, 14], layers=3)
     histogram = statistics.reuse_histogram(trace)
-    assert histogram.sum() == trace.experts_TLK.size
     first = sum(len(np.unique(prompt[:, layer])) for prompt in prompts_of(trace) for layer in range(3))
-    assert histogram[0] == first
+    assert (histogram.sum(), histogram[0]) == (trace.experts_TLK.size, first)
 
 
 def test_counts_and_top_share():

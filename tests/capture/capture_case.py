@@ -1,10 +1,6 @@
 """A tiny model with its tokenizer on disk, and a capture of it, for tests that start processes."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from moe_beyond.capture.models import ModelSource
 from moe_beyond.capture.prompts import EncodedPrompt
@@ -18,18 +14,18 @@ NUM_PROMPTS = 24
 DEFAULTS = {"decode_tokens": 6, "batch_prompts": 2, "shard_prompts": 2}
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer():
     return train_tokenizer([Document("text", "a few words to learn from, and a few more words " * 3)], 300)
 
 
-def save_tiny_model(folder: Path, architecture: str = "deepseek_v2", **config: Any) -> Path:
+def save_tiny_model(folder, architecture="deepseek_v2", **config):
     """A model and a tokenizer; with the default vocabulary of 64, give the model ids and no text."""
     tiny_model(architecture, **config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def case_prompts(count: int = NUM_PROMPTS) -> list[EncodedPrompt]:
+def case_prompts(count=NUM_PROMPTS):
     rng = np.random.default_rng(5)
     return [
         EncodedPrompt(f"p{row:02d}", f"domain{row % 2}", row % 3 == 0, tuple(rng.integers(3, 64, 3 + row % 4).tolist()))
@@ -37,21 +33,14 @@ def case_prompts(count: int = NUM_PROMPTS) -> list[EncodedPrompt]:
     ]
 
 
-def case_job(model: Path, **settings: object) -> CaptureJob:
-    return CaptureJob(
-        model=ModelSource(str(model)),
-        model_id="tiny",
-        source="random",
-        licence="none",
-        settings=ExtractSettings.model_validate(DEFAULTS | settings),
-        seed=3,
-        threads=1,
-    )
+def case_job(model, **settings):
+    extract = ExtractSettings.model_validate(DEFAULTS | settings)
+    return CaptureJob(ModelSource(str(model)), "tiny", "random", "none", extract, seed=3, threads=1)
 
 
-def file_bytes(folder: Path) -> dict[str, bytes]:
+def file_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def run_case(model: Path, root: Path, output: Path) -> None:
+def run_case(model, root, output):
     capture(case_job(model), case_prompts(), root, output)

@@ -1,20 +1,22 @@
 """What the recorder notes, what discovery finds, and which tokens of a generation are kept."""
 
 import copy
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.capture.generation import SeededSampler, real_columns, route_batch
 from moe_beyond.capture.hooks import RoutingRecorder, by_falling_weight
 from moe_beyond.capture.prompts import EncodedPrompt, pad
 from moe_beyond.capture.settings import ExtractSettings
-from moe_beyond.errors import InputError
 from tests.capture.tiny_models import tiny_model
+from tests.traces.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +52,18 @@ def test_layers_are_numbered_as_in_the_model_and_measured_in_bytes(deepseek):
 
 def test_a_dense_model_is_refused():
     config = AutoConfig.for_model("llama", vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
-    with pytest.raises(InputError, match="no experts found in a model of type 'llama'"):
-        moe_layers(AutoModelForCausalLM.from_config(config))
+    refused("no experts found in a model of type 'llama'", moe_layers, AutoModelForCausalLM.from_config(config))
 
 
 def test_the_last_token_is_chosen_but_not_routed(deepseek):
     for given, one in zip(PROMPTS, routed(deepseek, decode_tokens=4), strict=True):
-        assert (one.prompt_id, one.num_prefill) == (given.prompt_id, len(given.token_ids))
-        assert one.experts_TLK.shape == (one.num_prefill + 4, 2, 3)
+        assert one.experts_TLK.shape == (len(given.token_ids) + 4, 2, 3)
         assert (np.diff(one.weights_TLK, axis=-1) <= 0).all()
         assert tuple(one.token_ids_T[: one.num_prefill]) == given.token_ids
 
 
 def test_hooks_are_gone_afterwards(deepseek):
-    recorder = RoutingRecorder(moe_layers(deepseek))
-    with recorder:
+    with (recorder := RoutingRecorder(moe_layers(deepseek))):
         pass
     deepseek(torch.tensor([[5, 6]]))
     with recorder:
@@ -88,33 +87,32 @@ def test_a_row_that_ends_early_is_cut_at_its_end_and_the_others_go_on(deepseek, 
 
 
 def test_columns_of_a_padded_batch():
-    batch = pad([prompt("a", 4, 5), prompt("b", 6)], 0, "left")
-    assert batch.ids_BC.tolist() == [[4, 5], [0, 6]]
+    prompts = [prompt("a", 4, 5), prompt("b", 6)]
+    right, left = pad(prompts, 0, "right"), pad(prompts, 0, "left")
+    assert (right.ids_BC.tolist(), right.mask_BC.tolist()) == ([[4, 5], [6, 0]], [[1, 1], [1, 0]])
+    assert (left.ids_BC.tolist(), left.mask_BC.tolist()) == ([[4, 5], [0, 6]], [[1, 1], [0, 1]])
     sequences = torch.tensor([[4, 5, 8, 1, 0], [0, 6, 9, 8, 7]])
-    assert [columns.tolist() for columns in real_columns(batch, sequences, [1])] == [[0, 1, 2], [1, 2, 3]]
+    assert [columns.tolist() for columns in real_columns(left, sequences, [1])] == [[0, 1, 2], [1, 2, 3]]
 
 
-def test_sampling_follows_the_distribution():
+@pytest.mark.parametrize(("top_p", "kept"), [(1.0, 5), (0.7, 2)])
+def test_sampling_follows_the_distribution_and_top_p_drops_its_tail(top_p, kept):
     # 4000 prompts draw one token each from the same logits
-    sampler = SeededSampler([str(number) for number in range(4000)], seed=1, temperature=1.0, top_p=1.0)
+    sampler = SeededSampler([str(number) for number in range(4000)], seed=1, temperature=1.0, top_p=top_p)
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     scores = sampler(torch.zeros(4000, 1), probabilities.log().expand(4000, -1))
     drawn = torch.bincount(scores.argmax(-1), minlength=5) / 4000
+    probabilities[kept:] = 0
     # four standard deviations of the commonest token's share
-    torch.testing.assert_close(drawn, probabilities, atol=4 * (0.25 / 4000) ** 0.5, rtol=0)
+    torch.testing.assert_close(drawn, probabilities / probabilities.sum(), atol=4 * (0.25 / 4000) ** 0.5, rtol=0)
     assert torch.isfinite(scores).sum(-1).eq(1).all()
 
 
-def test_top_p_drops_the_tail():
-    sampler = SeededSampler([str(number) for number in range(500)], seed=1, temperature=1.0, top_p=0.7)
-    scores = sampler(torch.zeros(500, 1), torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, -1))
-    assert set(scores.argmax(-1).tolist()) == {0, 1}
-
-
 def test_seed_and_prompt_decide_what_is_sampled(deepseek):
-    first, again, other = (routed(deepseek, seed=seed, decode_tokens=12) for seed in (1, 1, 2))
-    assert [one.token_ids_T.tolist() for one in first] == [one.token_ids_T.tolist() for one in again]
-    assert [one.token_ids_T.tolist() for one in first] != [one.token_ids_T.tolist() for one in other]
+    first, again, other = (
+        [one.token_ids_T.tolist() for one in routed(deepseek, seed=seed, decode_tokens=12)] for seed in (1, 1, 2)
+    )
+    assert first == again != other
 
 
 def test_greedy_takes_the_likeliest_token(deepseek):
@@ -128,67 +126,44 @@ def test_greedy_takes_the_likeliest_token(deepseek):
 class ListedBlock(nn.Module):
     """A block as models with their own code write it: experts in a list, called one by one."""
 
-    def __init__(self, returns):
+    def __init__(self):
         super().__init__()
         self.experts = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(4))
-        self.gate = ListedGate(returns)
+        self.gate = nn.Linear(8, 4, bias=False)
+        self.gate.register_forward_hook(lambda _gate, _hidden, logits: tuple(logits.softmax(-1).topk(2)))
 
     def forward(self, hidden):
-        weights, ids = self.gate.choose(hidden)
-        self.gate(hidden)
-        flat = hidden.reshape(-1, 8)
-        out = torch.zeros_like(flat)
+        weights, ids = self.gate(hidden)
+        out = torch.zeros_like(hidden)
         for expert, module in enumerate(self.experts):
             rows, slots = torch.where(ids == expert)
-            out[rows] += weights[rows, slots, None] * module(flat[rows])
-        return out.reshape(hidden.shape)
+            out[rows] += weights[rows, slots, None] * module(hidden[rows])
+        return out
 
 
-class ListedGate(nn.Linear):
-    def __init__(self, returns):
-        super().__init__(8, 4, bias=False)
-        self.returns = returns
-
-    def choose(self, hidden):
-        return super().forward(hidden.reshape(-1, 8)).softmax(-1).topk(2)
-
-    def forward(self, hidden):
-        return self.returns(*self.choose(hidden))
-
-
-class ListedModel(PreTrainedModel):
-    config_class = PreTrainedConfig
-
-    def __init__(self, returns):
-        super().__init__(PreTrainedConfig())
-        self.layers = nn.ModuleList([ListedBlock(returns), ListedBlock(returns)])
-
-    def forward(self, hidden):
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return hidden
-
-
-def test_experts_in_a_list_are_read_from_their_router():
+@pytest.fixture
+def listed():
     torch.manual_seed(0)
-    model = ListedModel(lambda weights, ids: (ids, weights, None))
-    layers = moe_layers(model)
+    model = nn.Sequential(OrderedDict(layers=nn.Sequential(ListedBlock(), ListedBlock())))
+    model.config = SimpleNamespace()
+    return model
+
+
+def test_experts_in_a_list_are_read_from_their_router(listed):
+    layers = moe_layers(listed)
     assert [(layer.number, layer.num_experts, layer.expert_bytes) for layer in layers] == [(0, 4, 256), (1, 4, 256)]
-    hidden = torch.randn(2, 3, 8)
+    hidden = torch.randn(6, 8)
     with torch.no_grad(), RoutingRecorder(layers) as recorder:
-        model(hidden)
-        captured = recorder.take(2).experts_BCLK
+        listed(hidden)
+        captured = recorder.take(1).experts_BCLK[0, :, 1]
     for expert in range(4):
-        poisoned = copy.deepcopy(model)
+        poisoned = copy.deepcopy(listed)
         with torch.no_grad():
             poisoned.layers[1].experts[expert].weight.fill_(torch.nan)
-            assert torch.equal(poisoned(hidden).isnan().any(-1), (captured[:, :, 1] == expert).any(-1))
+            assert torch.equal(poisoned(hidden).isnan().any(-1), (captured == expert).any(-1))
 
 
-def test_a_router_that_gives_weights_alone_is_refused():
-    model = ListedModel(lambda weights, _ids: weights)
-    with (
-        RoutingRecorder(moe_layers(model)),
-        pytest.raises(InputError, match=r"layers\.0\.experts returns no expert ids"),
-    ):
-        model(torch.randn(1, 2, 8))
+def test_a_router_that_gives_weights_alone_is_refused(listed):
+    listed.layers[0].gate.register_forward_hook(lambda _module, _hidden, returned: returned[0])
+    with RoutingRecorder(moe_layers(listed)):
+        refused(r"layers\.0\.experts returns no expert ids", listed, torch.randn(2, 8))

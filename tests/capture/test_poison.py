@@ -4,8 +4,6 @@ An expert of the last layer gets NaN weights. A token's logits are then NaN if a
 whatever the architecture's router does, because nothing after the last layer mixes tokens.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -19,21 +17,14 @@ from moe_beyond.capture.settings import ExtractSettings
 from tests.capture.tiny_models import ARCHITECTURES, tiny_model
 
 LENGTHS = (5, 9, 2)
+RNG = np.random.default_rng(3)
+PROMPTS = [EncodedPrompt(f"p{n}", "test", False, tuple(RNG.integers(3, 64, n).tolist())) for n in LENGTHS]
 DECODED = 5
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request):
     return tiny_model(request.param)
-
-
-@pytest.fixture
-def prompts():
-    rng = np.random.default_rng(3)
-    return [
-        EncodedPrompt(f"p{row}", "test", False, tuple(rng.integers(3, 64, length).tolist()))
-        for row, length in enumerate(LENGTHS)
-    ]
 
 
 @pytest.fixture
@@ -53,13 +44,13 @@ def poison(model):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_prefill_names_the_experts_that_computed(model, prompts, poison, side):
+def test_prefill_names_the_experts_that_computed(model, poison, side):
     layers = moe_layers(model)
-    batch = pad(prompts, 0, side)
+    batch = pad(PROMPTS, 0, side)
     inputs = {"input_ids": batch.ids_BC, "attention_mask": batch.mask_BC}
     with torch.inference_mode(), RoutingRecorder(layers) as recorder:
         assert torch.isfinite(model(**inputs).logits).all()
-        captured_BCK = recorder.take(len(prompts)).experts_BCLK[:, :, -1]
+        captured_BCK = recorder.take(len(PROMPTS)).experts_BCLK[:, :, -1]
     real_BC = batch.mask_BC.bool()
     for expert in range(layers[0].num_experts):
         poison(expert)
@@ -76,30 +67,24 @@ class Replay(LogitsProcessor):
         self.sequences, self.nan_steps = sequences, []
 
     def __call__(self, input_ids, scores):
+        following = torch.tensor([[sequence[len(self.nan_steps)]] for sequence in self.sequences])
         self.nan_steps.append(scores.isnan().any(-1))
-        step = len(self.nan_steps) - 1
-        following = torch.tensor([[sequence[step]] for sequence in self.sequences])
         return torch.full_like(scores, -torch.inf).scatter_(1, following, 0.0)
 
 
-def test_decode_names_the_experts_that_computed(model, prompts, poison, monkeypatch):
+def test_decode_names_the_experts_that_computed(model, poison, monkeypatch):
     for config in (model.generation_config, model.config):
         monkeypatch.setattr(config, "eos_token_id", None)
-    routed = route(model, prompts, DECODED)
+    routed = route(model, DECODED)
     decoded = [one.token_ids_T[length:].tolist() for one, length in zip(routed, LENGTHS, strict=True)]
-    assert [len(tokens) for tokens in decoded] == [DECODED] * len(prompts)
-    batch = pad(prompts, 0, "left")
+    assert [len(tokens) for tokens in decoded] == [DECODED] * len(PROMPTS)
+    batch = pad(PROMPTS, 0, "left")
     for expert in range(moe_layers(model)[0].num_experts):
         poison(expert)
         # one token more than was routed, so that the last routed one gives logits too
         replay = Replay([[*tokens, 3] for tokens in decoded])
-        model.generate(
-            input_ids=batch.ids_BC,
-            attention_mask=batch.mask_BC,
-            max_new_tokens=DECODED + 1,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([replay]),
-        )
+        inputs = {"input_ids": batch.ids_BC, "attention_mask": batch.mask_BC, "max_new_tokens": DECODED + 1}
+        model.generate(**inputs, do_sample=False, logits_processor=LogitsProcessorList([replay]))
         # the first logits are those of the prompt's last token
         poisoned = torch.stack(replay.nan_steps).T.numpy()
         for row, (one, length) in enumerate(zip(routed, LENGTHS, strict=True)):
@@ -107,19 +92,19 @@ def test_decode_names_the_experts_that_computed(model, prompts, poison, monkeypa
             np.testing.assert_array_equal(poisoned[row], expected, err_msg=f"expert {expert}, prompt {row}")
 
 
-def route(model, prompts, decode_tokens) -> Any:
+def route(model, decode_tokens, prompts=PROMPTS):
     with RoutingRecorder(moe_layers(model), gate_inputs=True) as recorder:
         return route_batch(model, recorder, prompts, ExtractSettings(decode_tokens=decode_tokens), seed=1)
 
 
-def test_decoding_routes_as_one_pass_over_the_same_text_whatever_the_neighbours(model, prompts):
-    decoded = route(model, prompts, DECODED)
+def test_decoding_routes_as_one_pass_over_the_same_text_whatever_the_neighbours(model):
+    decoded = route(model, DECODED)
     texts = [EncodedPrompt(one.prompt_id, "test", False, tuple(one.token_ids_T.tolist())) for one in decoded]
-    for one, forced in zip(decoded, route(model, texts, 0), strict=True):
+    for one, forced in zip(decoded, route(model, 0, texts), strict=True):
         np.testing.assert_array_equal(one.experts_TLK, forced.experts_TLK)
         np.testing.assert_allclose(one.weights_TLK, forced.weights_TLK, atol=1e-4, rtol=1e-4)
         np.testing.assert_allclose(one.gate_inputs_TLH, forced.gate_inputs_TLH, atol=2e-2, rtol=2e-2)
-    for one, prompt in zip(decoded, prompts, strict=True):
-        (alone,) = route(model, [prompt], DECODED)
+    for one, prompt in zip(decoded, PROMPTS, strict=True):
+        (alone,) = route(model, DECODED, [prompt])
         np.testing.assert_array_equal(one.token_ids_T, alone.token_ids_T)
         np.testing.assert_array_equal(one.experts_TLK, alone.experts_TLK)

@@ -11,9 +11,9 @@ import pytest
 from moe_beyond.capture.models import load
 from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.shards import capture, capture_key, gate_inputs_path
-from moe_beyond.errors import InputError
 from moe_beyond.traces import store
 from tests.capture.capture_case import NUM_PROMPTS, case_job, case_prompts, file_bytes, run_case, save_tiny_model
+from tests.traces.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -32,52 +32,25 @@ def test_a_capture_holds_every_prompt_in_order(model, tmp_path):
     prompts = case_prompts()
     counts = capture(case_job(model), prompts, tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
-    assert trace.prompt_ids == tuple(prompt.prompt_id for prompt in prompts)
-    assert trace.domains == tuple(prompt.domain for prompt in prompts)
-    assert trace.held_out_P.tolist() == [prompt.held_out for prompt in prompts]
-    assert trace.num_prefill_P.tolist() == [len(prompt.token_ids) for prompt in prompts]
-    prefill = int(trace.num_prefill_P.sum())
-    sizes = (NUM_PROMPTS, trace.num_tokens, trace.num_tokens - prefill, prefill)
-    assert counts == dict(zip(("prompts", "tokens", "decode_tokens", "prefill_tokens"), sizes, strict=True))
-    assert trace.metadata.expert_bytes == (6144, 6144)
-    assert trace.metadata.decoding == "sampled"
+    found = (trace.prompt_ids, trace.domains, trace.held_out_P.tolist(), trace.num_prefill_P.tolist())
+    given = [(prompt.prompt_id, prompt.domain, prompt.held_out, len(prompt.token_ids)) for prompt in prompts]
+    assert list(zip(*found, strict=True)) == given
+    prefill, tokens = int(trace.num_prefill_P.sum()), trace.num_tokens
+    decoded = {"decode_tokens": tokens - prefill, "prefill_tokens": prefill}
+    assert counts == {"prompts": NUM_PROMPTS, "tokens": tokens} | decoded
+    assert (trace.metadata.expert_bytes, trace.metadata.decoding) == ((6144, 6144), "sampled")
     assert len(list((tmp_path / "traces").glob("*.parquet"))) == NUM_PROMPTS // 2
     assert not (tmp_path / ".scratch" / "extract").exists()
 
 
-def test_an_interrupted_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, monkeypatch):
-    write, written = store.write_parquet, []
-
-    def fail_at_fourth(trace, path):
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(trace, path)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store, "write_parquet", fail_at_fourth)
-        run_case(model, tmp_path, tmp_path / "traces")
-    assert not (tmp_path / "traces").exists()
-    times = {path.name: path.stat().st_mtime_ns for path in written}
-    run_case(model, tmp_path, tmp_path / "traces")
-    assert file_bytes(tmp_path / "traces") == unbroken
-    assert times == {name: (tmp_path / "traces" / name).stat().st_mtime_ns for name in times}, "a shard was made again"
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Starts processes from one that has the imports done, so that a kill meets the capture and not the imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["moe_beyond.capture.shards", "transformers.models.deepseek_v2.modeling_deepseek_v2"]
-    )
-    return context
-
-
 @pytest.mark.parametrize("trials", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, processes, tmp_path, trials):
+def test_a_killed_capture_keeps_its_shards_and_ends_with_the_same_bytes(model, unbroken, tmp_path, trials):
+    # processes start from one that has the imports done, so that a kill meets the capture and not the imports
+    processes = multiprocessing.get_context("forkserver")
+    imports = ["moe_beyond.capture.shards", "transformers.models.deepseek_v2.modeling_deepseek_v2"]
+    processes.set_forkserver_preload(imports)
     generator = random.Random(11)  # noqa: S311 - moments, not secrets
-    killed_inside = 0
+    killed_inside = kept = 0
     for trial in range(10 * trials):  # on a busy machine a kill may come too late: it does not count
         if killed_inside == trials:
             break
@@ -91,11 +64,14 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(model, unbroken, 
         process.kill()
         process.join()
         killed_inside += process.exitcode == -signal.SIGKILL and not output.exists()
-        finished = {path.name: path.read_bytes() for path in root.glob(".scratch/extract/*/part-*.parquet")}
-        assert finished.items() <= unbroken.items(), "a shard was there before it was whole"
+        finished = list(root.glob(".scratch/extract/*/part-*.parquet"))
+        times = {path.name: path.stat().st_mtime_ns for path in finished}
+        assert {path.name: path.read_bytes() for path in finished}.items() <= unbroken.items(), "a shard is not whole"
         run_case(model, root, output)
         assert file_bytes(output) == unbroken
-    assert killed_inside, "every process ended before it was killed; the test shows nothing"
+        assert times == {name: (output / name).stat().st_mtime_ns for name in times}, "a shard was made again"
+        kept += len(finished) * (process.exitcode == -signal.SIGKILL)
+    assert kept, "every process ended before it was killed; the test shows nothing"
 
 
 def test_processes_share_the_work_and_give_the_same_bytes(model, unbroken, tmp_path):
@@ -114,22 +90,19 @@ def test_a_batch_of_another_size_draws_the_same_tokens(model, tmp_path):
     np.testing.assert_array_equal(one.experts_TLK, two.experts_TLK)
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"decode_tokens": 5}, {"privacy": "ids"}])
-def test_another_job_has_another_key_and_more_processes_are_none(model, change):
+def test_another_job_has_another_key_and_more_processes_are_none(model):
     job, prompts = case_job(model), case_prompts()
-    key = capture_key(job, prompts, "r")
-    assert capture_key(case_job(model, workers=4), prompts, "r") == key
-    others = {capture_key(case_job(model, **change), prompts, "r"), capture_key(job, prompts, "other weights")}
-    assert len({key, capture_key(job, prompts[1:], "r")} | others) == 4
+    changes = ({}, {"workers": 4}, {"temperature": 0.5}, {"decode_tokens": 5}, {"privacy": "ids"})
+    keys = [capture_key(case_job(model, **change), prompts, "r") for change in changes]
+    assert keys[0] == keys[1]
+    assert len({*keys, capture_key(job, prompts, "other weights"), capture_key(job, prompts[1:], "r")}) == 6
 
 
-@pytest.mark.parametrize(
-    ("privacy", "texts", "ids"), [("text", True, True), ("ids", False, True), ("routing", False, False)]
-)
-def test_privacy_decides_what_is_stored(model, tmp_path, privacy, texts, ids):
-    trace = captured(tmp_path, model, count=4, privacy=privacy, weights=ids)
-    kept = [column is not None for column in (trace.token_texts, trace.token_ids_T, trace.weights_TLK)]
-    assert kept == [texts, ids, ids]
+def test_privacy_decides_what_is_stored(model, tmp_path):
+    for privacy, texts, ids in (("text", True, True), ("ids", False, True), ("routing", False, False)):
+        trace = captured(tmp_path, model, count=4, privacy=privacy, weights=ids)
+        kept = [column is not None for column in (trace.token_texts, trace.token_ids_T, trace.weights_TLK)]
+        assert kept == [texts, ids, ids]
 
 
 def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
@@ -139,10 +112,8 @@ def test_a_given_text_is_traced_as_it_stands(model, tmp_path):
 
 
 def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path):
-    job = case_job(model, gate_inputs=True)
-    capture(job, case_prompts(6), tmp_path, tmp_path / "traces")
-    network = load(job.model).model
-    gate = network.model.layers[1].mlp.gate.weight.detach().numpy()
+    captured(tmp_path, model, count=6, gate_inputs=True)
+    gate = load(case_job(model).model).model.model.layers[1].mlp.gate.weight.detach().numpy()
     for shard in sorted((tmp_path / "traces").glob("*.parquet")):
         trace = store.read_parquet(shard)
         inputs_TLH = np.load(gate_inputs_path(shard))
@@ -153,18 +124,17 @@ def test_gate_inputs_lie_beside_each_shard_and_give_its_routing(model, tmp_path)
 
 def test_a_prompt_beyond_the_context_is_named(model, tmp_path):
     long = [EncodedPrompt("long", "d", False, tuple([5] * 123))]
-    capture(case_job(model, decode_tokens=5), long, tmp_path, tmp_path / "traces")
-    with pytest.raises(InputError, match="no prompts to trace"):
-        capture(case_job(model), [], tmp_path, tmp_path / "traces")
-    with pytest.raises(InputError, match=r"'long' has 123 tokens, with 6 to decode .* context of 128"):
-        capture(case_job(model, decode_tokens=6), long, tmp_path, tmp_path / "traces")
+    folders = tmp_path, tmp_path / "traces"
+    capture(case_job(model, decode_tokens=5), long, *folders)
+    message = r"'long' has 123 tokens, with 6 to decode .* context of 128"
+    refused(message, capture, case_job(model, decode_tokens=6), long, *folders)
+    refused("no prompts to trace", capture, case_job(model), [], *folders)
 
 
 def test_former_traces_stay_until_the_new_ones_are_complete(model, tmp_path):
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "former").write_text("former")
-    with pytest.raises(InputError):
-        capture(case_job(tmp_path / "traces"), case_prompts(), tmp_path, tmp_path / "traces")
+    refused("no config.json", capture, case_job(tmp_path / "traces"), case_prompts(), tmp_path, tmp_path / "traces")
     assert (tmp_path / "traces" / "former").read_text() == "former"
     capture(case_job(model), case_prompts(2), tmp_path, tmp_path / "traces")
     assert sorted(file_bytes(tmp_path / "traces")) == ["part-00000-of-00001.parquet"]

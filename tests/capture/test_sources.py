@@ -8,9 +8,9 @@ from moe_beyond.capture.models import ModelSource, load
 from moe_beyond.capture.settings import ExtractSettings, TransformersSource
 from moe_beyond.capture.shards import capture
 from moe_beyond.capture.sources import transformers_job, transformers_prompts
-from moe_beyond.errors import InputError
 from moe_beyond.traces import store
 from tests.capture.capture_case import save_tiny_model, tiny_tokenizer
+from tests.traces.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -24,53 +24,41 @@ def write_prompts(path, *names):
     return str(path)
 
 
-def refusal(source):
-    with pytest.raises(InputError) as caught:
-        load(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_a_local_model_is_traced_over_prompts_from_files(model, tmp_path):
     settings, known = ExtractSettings(decode_tokens=3), write_prompts(tmp_path / "known.jsonl", "a", "b")
-    source = TransformersSource(
-        model=str(model), prompts=known, held_out_prompts=write_prompts(tmp_path / "other.jsonl", "c")
-    )
+    other = write_prompts(tmp_path / "other.jsonl", "c")
+    source = TransformersSource(model=str(model), prompts=known, held_out_prompts=other)
     prompts = transformers_prompts(source, settings, tmp_path)
     capture(transformers_job(source, settings, 1), prompts, tmp_path, tmp_path / "traces")
     trace = store.read_parquet(tmp_path / "traces")
-    assert trace.prompt_ids == ("a", "b", "c")
-    assert trace.domains == ("known", "known", "other")
+    assert (trace.prompt_ids, trace.domains) == (("a", "b", "c"), ("known", "known", "other"))
     assert trace.held_out_P.tolist() == [False, False, True]
     assert trace.metadata.model_id == str(model)
     assert trace.metadata.model_revision == load(ModelSource(str(model))).revision
     assert trace.token_texts.decode()[:2] == ["a", "Ġfew"]
     source = source.model_copy(update={"held_out_prompts": write_prompts(tmp_path / "other.jsonl", "a")})
-    with pytest.raises(InputError, match=r"other\.jsonl: id 'a' also stands in .*known\.jsonl"):
-        transformers_prompts(source, settings, tmp_path)
+    refused(r"other\.jsonl: id 'a' also stands in .*known\.jsonl", transformers_prompts, source, settings, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (None, "{folder}: no config.json there"),
-        ("{", "{folder}: cannot be loaded ("),
-        ('{"model_type": "nothing-known"}', "expected a folder of a causal language model with its tokenizer"),
-        ('{"model_type": "llama", "vocab_size": 8}', "{folder}: cannot be loaded ("),
-    ],
-)
+NO_MODEL = [
+    (None, "{folder}: no config.json there"),
+    ("{", r"{folder}: cannot be loaded \("),
+    ('{"model_type": "nothing-known"}', "expected a folder of a causal language model with its tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), NO_MODEL)
 def test_a_folder_of_no_model_is_refused(tmp_path, config, message):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    assert message.format(folder=tmp_path) in refusal(ModelSource(str(tmp_path)))
+    refused(message.format(folder=tmp_path), load, ModelSource(str(tmp_path)))
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch):
     # no answer from any hub, as without a network
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = refusal(ModelSource("nobody/no-such-model"))
-    assert message.startswith("nobody/no-such-model: cannot be loaded (")
-    assert "check the id, the network" in message
+    message = r"nobody/no-such-model: cannot be loaded \(.*check the id, the network"
+    refused(message, load, ModelSource("nobody/no-such-model"))
 
 
 def test_the_revision_of_a_folder_names_its_weights_and_precision_is_a_choice(model, tmp_path):
@@ -82,5 +70,5 @@ def test_the_revision_of_a_folder_names_its_weights_and_precision_is_a_choice(mo
 
 def test_other_devices_need_a_package_that_is_named(model, monkeypatch):
     monkeypatch.setattr("moe_beyond.capture.models.find_spec", lambda _name: None)
-    message = refusal(ModelSource(str(model), device_map="auto"))
-    assert message.startswith("traces.transformers.device_map: 'auto' needs the package accelerate")
+    message = "traces.transformers.device_map: 'auto' needs the package accelerate"
+    refused(message, load, ModelSource(str(model), device_map="auto"))

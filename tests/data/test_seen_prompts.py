@@ -1,12 +1,14 @@
 """A predictor's training prompts are known again, decoded to whatever, and nothing else is."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from moe_beyond.data.duplicates import seen_prompts, training_marks
-from moe_beyond.errors import InputError
 from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
 from tests.data.test_splitting import random_prompts, trace_of
+from tests.traces.refusals import refused
 from tests.traces_of_chance import chance_trace
 
 PROMPTS, RESPONSES = random_prompts(8, length=12), random_prompts(16, length=20, seed=1)
@@ -27,17 +29,15 @@ def test_a_prompt_of_the_fit_is_seen_in_any_order_and_company(column):
 
 def test_the_same_prompt_with_another_response_is_seen():
     marks = training_marks([with_responses(PROMPTS[:3], RESPONSES[:3]), with_responses(PROMPTS[3:4], RESPONSES[3:4])])
-    again = with_responses(PROMPTS, RESPONSES[8:])
-    assert seen_prompts(again, marks) == ["p0", "p1", "p2", "p3"]
     # its first part alone as well
-    assert seen_prompts(trace_of(PROMPTS), marks) == ["p0", "p1", "p2", "p3"]
+    for again in (with_responses(PROMPTS, RESPONSES[8:]), trace_of(PROMPTS)):
+        assert seen_prompts(again, marks) == ["p0", "p1", "p2", "p3"]
 
 
 def test_another_prompt_that_begins_alike_is_not_seen():
     first = PROMPTS[0][0]
-    marks = training_marks(
-        [trace_of([[first, *RESPONSES[0]]], prefill=[1]), with_responses(PROMPTS[:1], RESPONSES[:1])]
-    )
+    parts = trace_of([[first, *RESPONSES[0]]], prefill=[1]), with_responses(PROMPTS[:1], RESPONSES[:1])
+    marks = training_marks(parts)
     others = [[first, *RESPONSES[1]], [first, *PROMPTS[1]], [*PROMPTS[0][:11], "other", *RESPONSES[0]]]
     assert seen_prompts(trace_of(others, prefill=[1, 13, 12]), marks) == []
 
@@ -60,13 +60,9 @@ def test_an_exported_predictor_refuses_the_prompts_of_its_fit(exported, train_tr
     predictor = OnnxPredictor(exported[0])
     predictor.refuse_training_prompts(chance_trace(5, seed=77, name="fresh"))
     for seen in (train_trace, validation_trace):
-        mixed = seen.select(np.array([2, 5]))
-        with pytest.raises(InputError, match=rf"2 of 2 prompts \('{mixed.prompt_ids[0]}' for one\) took part") as error:
-            predictor.refuse_training_prompts(mixed)
-        assert "--allow-training-prompts" in str(error.value)
-        assert len(str(error.value).splitlines()) == 1
-    for path in exported[0].iterdir():
-        if path.name != TRAINING_PROMPTS:
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match=f"{TRAINING_PROMPTS}: no such file; export the predictor again"):
-        OnnxPredictor(tmp_path).refuse_training_prompts(train_trace)
+        message = rf"2 of 2 prompts \('{seen.prompt_ids[2]}' for one\) took part.*--allow-training-prompts"
+        refused(message, predictor.refuse_training_prompts, seen.select(np.array([2, 5])))
+    copy = OnnxPredictor(shutil.copytree(exported[0], tmp_path / "copy"))
+    (tmp_path / "copy" / TRAINING_PROMPTS).unlink()
+    message = f"{TRAINING_PROMPTS}: no such file; export the predictor again"
+    refused(message, copy.refuse_training_prompts, train_trace)

@@ -1,79 +1,66 @@
 """A small valid source of every format, as files of text."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.formats import importers
 from tests.traces.random_traces import random_experts
 
-Files = dict[str, bytes]
 TOKENS = ["<｜begin▁of▁sentence｜>", 'Ġ"', '"', ",", "a\n", '""",', "Ġünï"]  # noqa: RUF001 - the tokenizer's own
 # four layers, the first of them dense
-CONFIG: dict[str, Any] = {"model_type": "deepseek_v3", "num_hidden_layers": 4, "first_k_dense_replace": 1}
+CONFIG = {"model_type": "deepseek_v3", "num_hidden_layers": 4, "first_k_dense_replace": 1}
 CONFIG |= {"n_routed_experts": 8, "num_experts_per_tok": 2, "torch_dtype": "bfloat16"}
 CONFIG |= {"hidden_size": 16, "intermediate_size": 64, "moe_intermediate_size": 4}
+BESIDE = {"config.json": json.dumps(CONFIG).encode()}
 PAPER, SMALL, GPT_OSS = (26, 64, 6), (3, 8, 2), (24, 32, 4)
 
 
-def experts(tokens: int, shape: tuple[int, int, int], seed: int = 0) -> npt.NDArray[np.int64]:
+def experts(tokens, shape, seed=0):
     """Distinct experts of each token and layer, of a model of so many layers, experts and k."""
     layers, num_experts, top_k = shape
     return random_experts((tokens, layers), num_experts, top_k, seed)
 
 
-def table(rows: list[Any], terminator: str = "\r\n") -> bytes:
+def table(rows, terminator="\r\n"):
     """A CSV."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator=terminator).writerows(rows)
     return buffer.getvalue().encode()
 
 
-def routed(experts_TLK: npt.NDArray[np.int64], tokens: list[str], terminator: str = "\r\n") -> bytes:
+def routed(experts_TLK, tokens, terminator="\r\n"):
     """A prompt of the paper's."""
-    rows = [
-        [layer + 1, 0, token, experts_TLK[t, layer].tolist()] for layer in range(26) for t, token in enumerate(tokens)
-    ]
+    ids = experts_TLK.tolist()
+    rows = [[layer + 1, 0, token, ids[t][layer]] for layer in range(26) for t, token in enumerate(tokens)]
     return table([["Layer ID", "Batch Number", "Token", "Activated Expert IDs"], *rows], terminator)
 
 
-def predicted(experts_TLK: npt.NDArray[np.int64], named_TLK: npt.NDArray[np.int64]) -> bytes:
+def predicted(experts_TLK, named_TLK):
     """What the paper's predictor named for a prompt."""
-    pairs = [
-        [np.sort(ids, axis=2)[t, layer].tolist() for ids in (experts_TLK, named_TLK)]
-        for layer in range(26)
-        for t in range(len(named_TLK))
-    ]
-    rows = [[1 + i // len(named_TLK), i % len(named_TLK), *pair] for i, pair in enumerate(pairs)]
+    ids, named = (np.sort(each_TLK, axis=2).tolist() for each_TLK in (experts_TLK, named_TLK))
+    rows = [[layer + 1, t, ids[t][layer], named[t][layer]] for layer in range(26) for t in range(len(named))]
     return table([["Layer ID", "Token", "Activated Expert IDs", "Predicted Expert IDs"], *rows])
 
 
-def scores(sequences: list[npt.NDArray[np.int64]], layer: int) -> bytes:
+def scores(sequences, layer):
     """A layer of ESFT's scores; expert e has the weight 1 / (2 + e)."""
     flat = [sequence[:, layer].reshape(-1).tolist() for sequence in sequences]
     lines = ["\t".join([*map(str, ids), "", *(f"{1 / (2 + expert):.4f}" for expert in ids)]) for ids in flat]
     return ("\n".join(lines) + "\n").encode()
 
 
-def fingerprint() -> dict[str, Any]:
+def fingerprint():
     """Three prompt tokens, four generated ones, of which the last was never fed back."""
     ids, draw = experts(3, GPT_OSS).tolist(), np.random.default_rng(0)
     weights = np.sort(draw.dirichlet(np.ones(4), (3, 24)))[..., ::-1].tolist()
-    data = [
-        {
-            f"token_{t + 3}": {
-                f"layer_{i}": {"selected_experts": ids[t][i], "selected_probs": weights[t][i]} for i in range(24)
-            }
-        }
-        for t in range(3)
-    ]
+
+    def layer(t, i):
+        return {"selected_experts": ids[t][i], "selected_probs": weights[t][i]}
+
+    data = [{f"token_{t + 3}": {f"layer_{i}": layer(t, i) for i in range(24)}} for t in range(3)]
     return {"dataset": "mmlu", "full_text": list("abcDEFG"), "generated_only": list("DEFG"), "router_data": data}
 
 
@@ -85,36 +72,29 @@ ROUTE_HEAD = """# route_trace v1
 turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
 """
 # two prefill tokens (the last layer for the second one alone), one decoded token
+_ROUTED = [(0, 0, 1, (3, 0)), (0, 1, 1, (1, 2)), (0, 1, 2, (2, 3)), (1, 2, 1, (0, 1)), (1, 2, 2, (3, 1))]
 ROUTE = "".join(
     f"0,{phase},{step},{layer},{slot},{expert},{0.75 - 0.5 * slot},0,100\n"
-    for phase, step, layer, pair in (
-        (0, 0, 1, (3, 0)),
-        (0, 1, 1, (1, 2)),
-        (0, 1, 2, (2, 3)),
-        (1, 2, 1, (0, 1)),
-        (1, 2, 2, (3, 1)),
-    )
+    for phase, step, layer, pair in _ROUTED
     for slot, expert in enumerate(pair)
 )
 
 
-def arrays(**named: Any) -> bytes:
+def arrays(**named):
     """An .npz."""
     buffer = io.BytesIO()
     np.savez(buffer, **named)
     return buffer.getvalue()
 
 
-def batch(experts_TLK: npt.NDArray[np.int64], *, last_alone: bool = False) -> str:
+def batch(experts_TLK, *, last_alone=False):
     """A batch of llama.cpp's, its last layer for the last token alone if `last_alone`."""
     parts = [experts_TLK[-1:, 2] if last_alone and layer == 2 else experts_TLK[:, layer] for layer in range(3)]
-    return "".join(
-        f"{layer + 1},{expert}\n" for layer, part in enumerate(parts) for expert in part.reshape(-1).tolist()
-    )
+    return "".join(f"{layer + 1},{expert}\n" for layer, part in enumerate(parts) for expert in part.reshape(-1))
 
 
 _PAPER, SEQUENCES = experts(3, PAPER), [experts(2, PAPER), experts(3, PAPER, 1)]
-SOURCES: dict[str, Files] = {
+SOURCES = {
     "moe-beyond-csv": {
         "formatted/prompt_1_data_formatted.csv": routed(_PAPER, TOKENS[1:4]),
         "predicted/prompt_1_data_predicted.csv": predicted(_PAPER, _PAPER),
@@ -122,18 +102,12 @@ SOURCES: dict[str, Files] = {
     "esft": {f"law/expert_weights_{layer + 1}.txt": scores(SEQUENCES, layer) for layer in range(26)},
     "gpt-oss-fingerprint": {"x.json": json.dumps(fingerprint()).encode()},
     "bigmoe-route": {"toy.route.csv": (ROUTE_HEAD + ROUTE).encode()},
-    "vllm-npz": {
-        "a.npz": arrays(routed_experts=experts(4, SMALL), prompt_token_ids=[1, 2]),
-        "config.json": json.dumps(CONFIG).encode(),
-    },
-    "llamacpp-csv": {
-        "a.csv": (batch(experts(3, SMALL)) + batch(experts(1, SMALL, 1))).encode(),
-        "config.json": json.dumps(CONFIG).encode(),
-    },
+    "vllm-npz": {"a.npz": arrays(routed_experts=experts(4, SMALL), prompt_token_ids=[1, 2])} | BESIDE,
+    "llamacpp-csv": {"a.csv": (batch(experts(3, SMALL)) + batch(experts(1, SMALL, 1))).encode()} | BESIDE,
 }
 
 
-def write(folder: Path, files: Files) -> Path:
+def write(folder, files):
     """The folder with these files."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +115,6 @@ def write(folder: Path, files: Files) -> Path:
     return folder
 
 
-def read(name: str, folder: Path, files: Files, **how: Any) -> Any:
+def read(name, folder, files, **how):
     """These files, read as a format."""
     return importers.read(name, write(folder, files), **how)

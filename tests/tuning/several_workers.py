@@ -18,8 +18,7 @@ OUTCOMES = {i: Outcome({"ms_per_token": 1 / (i + 3), "use": "both"}, [{"epoch": 
 
 
 def start(program, *arguments):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     return subprocess.Popen([sys.executable, str(ROOT / program), *map(str, arguments)], env=environment)
 
 
@@ -42,11 +41,10 @@ def try_with_a_kill(place, log, break_something=lambda: None):
     break_something()
     assert workers[1].wait(250) == 0
     assert study.tried() == OUTCOMES
-    began, ended = (
-        [line.split()[1] for line in log.read_text().splitlines() if line.startswith(word)] for word in ("begin", "end")
-    )
-    assert sorted(ended) == sorted(map(str, OUTCOMES)), "each candidate to its end once"
-    assert len(began) == len(CANDIDATES) + 1, "that of the killed worker began twice"
+    events = [line.split()[:2] for line in log.read_text().splitlines()]
+    ended = sorted(int(index) for word, index in events if word == "end")
+    assert ended == sorted(OUTCOMES), "each candidate to its end once"
+    assert len(events) == 2 * len(CANDIDATES) + 1, "that of the killed worker began twice"
 
 
 def main(url, grace_s, log):

@@ -1,11 +1,11 @@
 import pytest
 
-from moe_beyond.errors import InputError
 from moe_beyond.predictor.latency import Latency
 from moe_beyond.tuning.candidates import Drawn
 from moe_beyond.tuning.choice import choose
 from moe_beyond.tuning.settings import TuneSettings
 from moe_beyond.tuning.study import Outcome
+from tests.traces.refusals import refused
 
 WIDTHS = (64, 96, 128, 192)
 DRAWN = Drawn(tuple({"width": width} for width in WIDTHS), tuple(Latency(w / 100, 0.1, 0.0) for w in WIDTHS), 5)
@@ -28,17 +28,14 @@ def choice(outcomes):
 def test_the_rule_takes_the_least_time_per_token_and_says_why_of_each():
     result = choice(OUTCOMES)
     assert result.best == {"width": 96}
-    assert result.trials["trial"].to_list() == [0, 1, 2, 3]
-    assert result.trials["state"].to_list() == ["complete", "complete", "failed", "complete"]
-    assert result.trials["chosen"].to_list() == [False, True, False, False]
-    assert result.trials["reason"].to_list() == [
-        "1.000 ms per token more than trial 1",
-        "least time per token on phone_ufs at capacity 0.1: 40.000 ms (LRU without a predictor 50.000 ms)",
-        "train: loss is nan at step 3",
-        "0.500 ms per token more than trial 1",
+    more, failed = "{} ms per token more than trial 1", FAILED.reason
+    least = "least time per token on phone_ufs at capacity 0.1: 40.000 ms (LRU without a predictor 50.000 ms)"
+    assert result.trials.select("trial", "state", "chosen", "token_step_ms", "ms_per_token", "reason").rows() == [
+        (0, "complete", False, 0.64, 41.0, more.format("1.000")),
+        (1, "complete", True, 0.96, 40.0, least),
+        (2, "failed", False, 1.28, None, failed),
+        (3, "complete", False, 1.92, 40.5, more.format("0.500")),
     ]
-    assert result.trials["token_step_ms"].to_list() == [0.64, 0.96, 1.28, 1.92]
-    assert result.trials["ms_per_token"].to_list() == [41.0, 40.0, None, 40.5]
     assert result.epochs.select("trial", "epoch").rows() == [(i, epoch) for i in (0, 1, 3) for epoch in (0, 1)]
     metrics = result.metrics()
     assert (metrics["trials"], metrics["failed"], metrics["infeasible"]) == (4, 1, 5)
@@ -52,5 +49,5 @@ def test_equal_times_go_to_the_smaller_and_then_to_the_first(parameters, best):
 
 
 def test_a_search_in_which_nothing_could_be_measured_says_why():
-    with pytest.raises(InputError, match="no candidate could be measured; the first one: train: loss is nan at step 3"):
-        choice(dict.fromkeys(range(4), FAILED))
+    message = "no candidate could be measured; the first one: train: loss is nan at step 3"
+    refused(message, choice, dict.fromkeys(range(4), FAILED))

@@ -4,39 +4,22 @@ import numpy as np
 import pytest
 
 from moe_beyond.devices.device import load_device
-from moe_beyond.errors import InputError
 from moe_beyond.predictor.latency import Latency
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.tuning.payoff import bench_of
+from tests.simulator.study.cases import PartlyRight
+from tests.traces.refusals import refused
 from tests.traces_of_chance import chance_trace
 from tests.tuning.case import tune_settings
 
 FREE, SLOW = Latency(0.0, 0.0, 0.0), Latency(3.0, 100.0, 0.0)
 
 
-class Oracle:
-    """Predicts what comes, or its very opposite."""
-
-    name = "oracle"
-
-    def __init__(self, right):
-        self.right = right
-
-    def probabilities_TLE(self, trace):
-        shape = (trace.num_tokens, trace.metadata.num_layers, trace.metadata.num_experts)
-        score_TLE = np.full(shape, 0.0 if self.right else 1.0, np.float32)
-        np.put_along_axis(score_TLE, trace.experts_TLK.astype(np.int64), 1.0 if self.right else 0.0, axis=2)
-        return score_TLE
-
-    def layer_probabilities_HTLE(self, trace):
-        return self.probabilities_TLE(trace)[None]
-
-
 def test_time_per_token_falls_with_recall_and_rises_with_its_own_time():
     bench = bench_of(chance_trace(6, seed=4), tune_settings(capacity=0.4), SimulateSettings(lookahead_layers=2))
-    good, bad = (bench.payoff(Oracle(right), FREE) for right in (True, False))
+    good, bad = (bench.payoff(PartlyRight(right, ahead_right=right), FREE) for right in (1.0, 0.0))
     assert good.ms_per_token < bench.on_demand_ms() < bad.ms_per_token
-    slow = bench.payoff(Oracle(True), SLOW)
+    slow = bench.payoff(PartlyRight(1.0), SLOW)
     charged_ms = 3.0 * load_device(bench.device).predictor_slowdown
     assert slow.ms_per_token == pytest.approx(good.ms_per_token + charged_ms, abs=0.5)
     assert slow.use == "token_step"
@@ -45,12 +28,11 @@ def test_time_per_token_falls_with_recall_and_rises_with_its_own_time():
 def test_prompts_without_decode_have_no_time_per_token():
     trace = chance_trace(6, seed=4)
     prefill_only = replace(trace, num_prefill_P=np.diff(trace.prompt_offsets).astype(np.int32))
-    with pytest.raises(InputError, match=r"simulate.prefill: batched, .*; set it to token_by_token"):
-        bench_of(prefill_only, tune_settings(), SimulateSettings())
+    message = r"simulate.prefill: batched, .*; set it to token_by_token"
+    refused(message, bench_of, prefill_only, tune_settings(), SimulateSettings())
     bench = bench_of(prefill_only, tune_settings(), SimulateSettings(prefill="token_by_token"))
     assert bench.on_demand_ms() > 0
-    with pytest.raises(InputError, match="device 'abacus' is unknown"):
-        bench_of(trace, tune_settings(device="abacus"), SimulateSettings())
+    refused("device 'abacus' is unknown", bench_of, trace, tune_settings(device="abacus"), SimulateSettings())
 
 
 def test_no_more_tokens_than_the_parameter_allows_are_replayed():

@@ -16,6 +16,7 @@ from moe_beyond.tuning.choice import choose
 from moe_beyond.tuning.search import join, search
 from moe_beyond.tuning.study import StudyPlace
 from moe_beyond.tuning.trial import measure
+from tests.traces.refusals import refused
 from tests.tuning.case import inputs_of, write_splits
 from tests.tuning.several_workers import start, wait_for
 
@@ -42,32 +43,26 @@ def test_a_search_of_two_workers_that_is_killed_ends_as_that_of_one(root, tmp_pa
     wait_for(lambda: len(list(root.glob(".scratch/tune/*/candidate-*/last.ckpt"))) >= 2)
     # a worker, then all of it
     worker = next(child for child in psutil.Process(interrupted.pid).children() if "spawn_main" in str(child.cmdline()))
-    worker.kill()
-    worker.wait()
-    interrupted.kill()
-    interrupted.wait()
+    for process in (worker, interrupted):
+        process.kill()
+        process.wait()
     assert not (root / "reports").exists()
     assert start("tests/tuning/case.py", root, 1).wait(300) == 0
     assert not list((root / ".scratch").iterdir())
     expected = searched_here(inputs_of(root), tmp_path)
-    reports = root / "reports/tune"
-    assert (reports / "trials.csv").read_text() == expected.trials.write_csv()
-    assert (reports / "epochs.csv").read_text() == expected.epochs.write_csv()
-    assert yaml.safe_load((reports / "best.yaml").read_text()) == expected.best
-    assert json.loads((reports / "metrics.json").read_text()) == expected.metrics()
+    names = ("trials.csv", "epochs.csv", "best.yaml", "metrics.json")
+    trials, epochs, best, metrics = ((root / "reports/tune" / name).read_text() for name in names)
+    assert (trials, epochs) == (expected.trials.write_csv(), expected.epochs.write_csv())
+    assert (yaml.safe_load(best), json.loads(metrics)) == (expected.best, expected.metrics())
     assert expected.trials["state"].to_list() == ["complete"] * 4
     assert len(expected.epochs) == 12
 
 
-def test_a_candidate_that_lost_its_workers_is_refused_and_only_a_shared_study_can_be_joined(
-    root, tmp_path, monkeypatch
-):
+def test_candidates_without_a_worker_are_refused_and_only_a_shared_study_is_joined(root, tmp_path, monkeypatch):
     inputs, place = inputs_of(root), StudyPlace.of(None, "study", tmp_path)
-    with pytest.raises(InputError, match="a file is not shared; set OPTUNA_STORAGE"):
-        join(inputs, place, tmp_path)
+    refused("a file is not shared; set OPTUNA_STORAGE", join, inputs, place, tmp_path)
     monkeypatch.setattr(search_module, "_workers", lambda *_: nullcontext(lambda: None))
-    with pytest.raises(InputError, match=r"4 of 4 candidates lost their worker .*width 8, depth 1, heads 1"):
-        search(inputs, place, tmp_path)
+    refused(r"4 of 4 candidates lost their worker .*width 8, depth 1, heads 1", search, inputs, place, tmp_path)
 
 
 def test_a_candidate_that_cannot_be_fitted_fails_with_the_reason(root, tmp_path, monkeypatch):
@@ -79,16 +74,14 @@ def test_a_candidate_that_cannot_be_fitted_fails_with_the_reason(root, tmp_path,
     monkeypatch.setattr("moe_beyond.tuning.trial.fit", fit_small)
     result = searched_here(inputs_of(root, epochs=1), tmp_path)
     assert result.best["width"] == 8
-    assert result.trials.filter(width=16)["state"].unique().to_list() == ["failed"]
-    assert result.trials.filter(width=16)["reason"].unique().to_list() == ["train: loss is nan at step 3"]
+    failed = result.trials.filter(width=16).select("state", "reason")
+    assert failed.unique().rows() == [("failed", "train: loss is nan at step 3")]
 
 
 def test_inputs_that_decide_the_outcome_make_the_name_and_others_do_not(root):
     key = inputs_of(root).key()
-    assert inputs_of(root, workers=3).key() == key
-    assert inputs_of(root, epochs=4).key() != key
     write_splits(root)
-    assert inputs_of(root).key() == key
+    assert inputs_of(root, workers=3).key() == key != inputs_of(root, epochs=4).key()
     with (root / "data/splits/validation/trace.json").open("a") as file:
         file.write("\n")
     assert inputs_of(root).key() != key

@@ -10,23 +10,19 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from moe_beyond.errors import InputError
 from moe_beyond.tuning import study as study_module
 from moe_beyond.tuning.study import MAX_DEATHS, Outcome, StudyPlace, patiently
+from tests.traces.refusals import refused
 from tests.tuning.several_workers import CANDIDATES, CHOICES, OUTCOMES, try_with_a_kill
 
+ODD = "an {odd}?#% name"
+
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch):
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    folder = tmp_path / "an {odd}?#% name"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def place(folder):
-    return replace(StudyPlace.of(None, "study", folder), grace_s=3)
+    (tmp_path / ODD).mkdir()
+    return replace(StudyPlace.of(None, "study", tmp_path / ODD), grace_s=3)
 
 
 def begun(place):
@@ -35,9 +31,9 @@ def begun(place):
     return study
 
 
-def silence(folder):
+def silence(tmp_path):
     """Date every heartbeat far back, as if all workers had been killed."""
-    with sqlite3.connect(folder / "study.db") as connection:
+    with sqlite3.connect(tmp_path / ODD / "study.db") as connection:
         connection.execute("UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'")
 
 
@@ -60,9 +56,10 @@ def test_no_two_workers_claim_the_same_trial(place):
 
 
 def test_a_search_that_is_started_again_tries_only_what_is_missing(place):
+    refused("study study: not begun; start the tune stage first", place.open)
     study, failed = begun(place), Outcome({}, [], "loss is nan")
-    study._tell(study._claim(), OUTCOMES[0])
-    study._tell(study._claim(), failed)
+    for outcome in (OUTCOMES[0], failed):
+        study._tell(study._claim(), outcome)
     study._claim()  # and killed
     measure = Mock(side_effect=lambda index, _: OUTCOMES[index])
     begun(place).work(measure)
@@ -70,31 +67,26 @@ def test_a_search_that_is_started_again_tries_only_what_is_missing(place):
     assert place.open().tried() == OUTCOMES | {1: failed}
 
 
-def test_a_candidate_whose_worker_is_killed_each_time_waits_for_the_next_search(place, folder):
+def test_a_candidate_whose_worker_is_killed_each_time_waits_for_the_next_search(place, tmp_path):
     study = begun(place)
     for _ in range(MAX_DEATHS):
         assert study._claim().user_attrs["candidate"] == 0
         for trial in study.study.get_trials(states=(TrialState.WAITING,)):
             study._tell(study._claim(), OUTCOMES[trial.user_attrs["candidate"]])
-        silence(folder)
+        silence(tmp_path)
     assert study._claim() is None
     assert not study._is_any_open()
     assert sorted(study.tried()) == sorted(OUTCOMES)[1:]
     assert begun(place)._claim().user_attrs["candidate"] == 0
 
 
-def test_a_worker_without_heartbeat_that_comes_back_changes_nothing(place, folder):
+def test_a_worker_without_heartbeat_that_comes_back_changes_nothing(place, tmp_path):
     study = begun(place)
     sleeper = study._claim()
-    silence(folder)
+    silence(tmp_path)
     study.work(lambda index, _: OUTCOMES[index])
     study._tell(sleeper, Outcome({"ms_per_token": 99.0}, []))
     assert study.tried() == OUTCOMES
-
-
-def test_a_study_that_is_not_begun_cannot_be_joined(place):
-    with pytest.raises(InputError, match="study study: not begun; start the tune stage first"):
-        place.open()
 
 
 def test_calls_wait_for_a_storage_that_is_away_but_not_forever(monkeypatch):
@@ -103,8 +95,7 @@ def test_calls_wait_for_a_storage_that_is_away_but_not_forever(monkeypatch):
     monkeypatch.setattr(study_module, "PAUSE_S", 0.01)
     assert patiently(call) == "result"
     monkeypatch.setattr(study_module, "PATIENCE_S", -1.0)
-    with pytest.raises(InputError, match=r"tune.storage: it does not answer \(.*refused.*\); start it"):
-        patiently(call)
+    refused(r"tune.storage: it does not answer \(.*refused.*\); start it", patiently, call)
 
 
 def test_the_environment_names_the_storage_before_the_parameter(tmp_path, monkeypatch):
@@ -112,5 +103,4 @@ def test_the_environment_names_the_storage_before_the_parameter(tmp_path, monkey
     place = StudyPlace.of(None, "study", tmp_path)
     assert (place.url, place.is_shared) == ("postgresql+psycopg2://user:secret@host/db", True)
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///user:secret@x.db")
-    with pytest.raises(InputError, match=r"'x\.db' is no PostgreSQL address"):
-        StudyPlace.of(None, "study", tmp_path)
+    refused(r"'x\.db' is no PostgreSQL address", StudyPlace.of, None, "study", tmp_path)

@@ -19,10 +19,7 @@ from moe_beyond.threads import torch_threads
 SHAPE = {"hidden_size": 32, "attention_heads": 2, "moe_layers": 2, "num_experts": 8, "top_k": 2, "shared_experts": 1}
 BUDGET = {"tokens": 12 * 4 * 16, "sequence_tokens": 16, "batch_sequences": 4, "validation_tokens": 64, "validations": 2}
 TINY = ReferenceSettings.model_validate({**SHAPE, **BUDGET, "expert_width": 8, "vocabulary_size": 300})
-TEXT = [
-    Document(f"d{number}", f"the {number} quick brown foxes jump over {number * 7} lazy dogs. " * 20)
-    for number in range(8)
-]
+TEXT = [Document(f"d{n}", f"the {n} quick brown foxes jump over {n * 7} lazy dogs. " * 20) for n in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +38,9 @@ def one_thread():
         yield
 
 
-def fit(tokenizer, tokens, scratch, settings=TINY, seed=1):
-    network = reference_model.build(settings, tokenizer, seed)
-    history = training.fit(network, tokens, tokens, settings, seed=seed, scratch=scratch)
+def fit(tokenizer, tokens, scratch, seed=1):
+    network = reference_model.build(TINY, tokenizer, seed)
+    history = training.fit(network, tokens, tokens, TINY, seed=seed, scratch=scratch)
     return network.state_dict(), history
 
 
@@ -54,8 +51,8 @@ def same(one, other):
 def test_any_text_survives_the_tokenizer_and_documents_end_with_its_end_token(tokenizer, tokens):
     text = "naïve\tcafé — 東京 \U0001f9ea\n  def f(): pass"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert (tokens == tokenizer.eos_token_id).sum() == len(TEXT)
-    assert tokens[-1] == tokenizer.eos_token_id
+    ends = np.flatnonzero(tokens == tokenizer.eos_token_id)
+    assert (len(ends), ends[-1]) == (len(TEXT), len(tokens) - 1)
 
 
 def test_the_balance_loss_is_least_for_even_use_and_pushes_towards_neglected_experts():
@@ -71,8 +68,7 @@ def test_the_balance_loss_is_least_for_even_use_and_pushes_towards_neglected_exp
 
 def test_the_learning_rate_warms_up_and_falls_to_nearly_zero():
     settings = ReferenceSettings()
-    steps = training.num_steps(settings)
-    rates = [training.learning_rate(settings, step) for step in range(steps)]
+    rates = [training.learning_rate(settings, step) for step in range(training.num_steps(settings))]
     peak = int(np.argmax(rates))
     assert rates[peak] == pytest.approx(settings.learning_rate)
     assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
@@ -93,8 +89,7 @@ def test_training_learns_repeats_to_the_bit_and_goes_on_after_an_interruption(to
     losses = [loss for loss in history.validation_loss if loss is not None]
     assert len(losses) == TINY.validations
     assert losses[-1] < math.log(TINY.vocabulary_size) - 0.5
-    other, _ = fit(tokenizer, tokens, tmp_path / "two", seed=2)
-    assert not same(first, other)
+    assert not same(first, fit(tokenizer, tokens, tmp_path / "two", seed=2)[0])
     monkeypatch.setattr(training, "_CHECKPOINT_STEPS", 5)
     step, done = training._train_step, []
 
@@ -109,8 +104,7 @@ def test_training_learns_repeats_to_the_bit_and_goes_on_after_an_interruption(to
         fit(tokenizer, tokens, tmp_path / "broken")
     resumed, resumed_history = fit(tokenizer, tokens, tmp_path / "broken")
     assert done[9] == 5, "where the last checkpoint was"
-    assert same(first, resumed)
-    assert history == resumed_history
+    assert (same(first, resumed), resumed_history) == (True, history)
 
 
 def test_a_text_too_short_to_train_on_is_named(tokenizer, tokens, tmp_path):
@@ -122,12 +116,9 @@ def test_validation_is_the_mean_over_held_out_tokens(tokenizer, tokens):
     network = reference_model.build(TINY, tokenizer, 1)
     batches = training.validation_batches(tokens, TINY)
     assert sum(batch.numel() for batch in batches) == TINY.validation_tokens
-    losses = [
-        torch.nn.functional.cross_entropy(network(row).logits[0, :-1], row[0, 1:], reduction="none")
-        for row in torch.cat(batches).split(1)
-    ]
-    expected = torch.cat(losses).mean()
-    assert training.validate(network, tokens, TINY) == pytest.approx(float(expected.detach()), rel=1e-5)
+    rows = torch.cat(batches)
+    losses = [torch.nn.functional.cross_entropy(network(row[None]).logits[0, :-1], row[1:]).item() for row in rows]
+    assert training.validate(network, tokens, TINY) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_the_load_counts_what_the_routers_chose(tokenizer, tokens):
@@ -135,10 +126,8 @@ def test_the_load_counts_what_the_routers_chose(tokenizer, tokens):
     batches = training.validation_batches(tokens, TINY)
     counts, chosen = expert_load(network, batches), []
     assert counts.sum(axis=1).tolist() == [TINY.validation_tokens * TINY.top_k] * 2
-    handle = network.model.layers[1].mlp.gate.register_forward_hook(lambda _m, _i, out: chosen.append(out[2]))
-    for batch in batches:
-        network(batch)
-    handle.remove()
+    network.model.layers[1].mlp.gate.register_forward_hook(lambda _m, _i, out: chosen.append(out[2]))
+    network(torch.cat(batches))
     np.testing.assert_array_equal(counts[0], torch.bincount(torch.cat(chosen).flatten(), minlength=8))
     summary = load_summary(np.array([[5, 5, 5, 5], [20, 0, 0, 0]]), first_layer=3)
     even, one_sided = ({"entropy_bits": bits, "dead_experts": dead} for bits, dead in ((2.0, 0), (0.0, 3)))
