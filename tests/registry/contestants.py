@@ -4,12 +4,12 @@ import numpy as np
 
 from moe_beyond.intervals import Ratio
 from moe_beyond.predictor.latency import Latency
-from moe_beyond.registry.contest import Metric, Score
+from moe_beyond.registry.contest import Score
 
 
 def drawn_score(name="challenger", *, faster=0.0, hits=0.5, latency_ms=0.1, worse_abroad=0.0, prompts=40, seed=3):
     """Milliseconds vary by prompt, the same for every contestant of a seed, and `faster` takes a share of them off."""
-    splits: dict[str, dict[Metric, Ratio]] = {}
+    splits = {}
     for number, split in enumerate(("gate_in_domain", "gate_out_of_domain")):
         rng = np.random.default_rng(seed + number)
         tokens_P = rng.integers(5, 30, prompts).astype(float)

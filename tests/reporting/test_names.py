@@ -1,10 +1,8 @@
-from typing import Any
-
 from moe_beyond.reporting.names import kind, label, looks, policy_looks
 from tests.reporting.example import POLICIES, facts
 
 
-def a_new_policy(**given: Any) -> dict[str, Any]:
+def a_new_policy(**given):
     nothing = {"title": "New", "predictor": None, "bound": False, "lossy": False, "prefetches": False}
     return nothing | given
 

@@ -6,19 +6,19 @@ from moe_beyond.reporting.text import bounds, charged, listed, number, percent, 
 
 
 @given(st.floats(0, 1))
-def test_a_percentage_is_the_share(share: float):
+def test_a_percentage_is_the_share(share):
     text = percent(share)
     assert text.endswith("\u00a0%")
     assert float(text[:-2]) == pytest.approx(100 * share, abs=0.0501)
 
 
 @given(st.floats(1e-9, 1e12))
-def test_a_number_keeps_three_digits(value: float):
+def test_a_number_keeps_three_digits(value):
     assert float(number(value).replace(",", "")) == pytest.approx(value, rel=0.006)
 
 
 @given(st.integers(-(10**9), 10**9))
-def test_counts_are_written_in_full(value: int):
+def test_counts_are_written_in_full(value):
     assert int(number(value).replace(",", "").replace("\u2212", "-")) == value
 
 
