@@ -1,6 +1,5 @@
 """Shards and replays on a Ray cluster of two workers on this machine, which is joined by its address as any other."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
 from tests.capture.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
 from tests.simulator.study.cases import SETTINGS, PartlyRight, drawn
+from tests.test_parallel import check_that_tasks_run_once_in_other_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,19 +33,10 @@ def on_cluster(cluster, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", cluster)
 
 
-def divide_by(number):
-    return 1 / number, os.getpid()
-
-
-def test_every_task_runs_once_in_another_process(on_cluster):
-    results = list(run_tasks(divide_by, [(number,) for number in range(1, 20)], workers=1))
-    assert sorted(share for share, _ in results) == sorted(1 / number for number in range(1, 20))
-    assert os.getpid() not in {process for _, process in results}
-
-
-def test_an_error_of_a_task_is_an_error_here(on_cluster):
+def test_every_task_runs_once_in_another_process_and_its_error_is_an_error_here(on_cluster):
+    check_that_tasks_run_once_in_other_processes()
     with pytest.raises(ZeroDivisionError):
-        list(run_tasks(divide_by, [(1,), (0,)], workers=1))
+        list(run_tasks(divmod, [(1, 1), (1, 0)], workers=1))
 
 
 def test_shards_are_the_same_to_the_byte(tmp_path, on_cluster, monkeypatch):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,32 +15,22 @@ from tests.simulator.strategies import truth_TLE
 from tests.traces_of_chance import chance_trace
 
 SETTINGS = PublishSettings(capacity=0.25, latency_repeats=10)
-SIMULATE = SimulateSettings()
 AT_ONCE = Latency(0.0, 0.0, 0.0)
 SPLITS = {"gate_in_domain": chance_trace(8, seed=5)}
 
 
-class Fixed:
+def fixed(predicted, **layer_step):
     """Predicts what a function of the trace gives."""
-
-    name = "fixed"
-
-    def __init__(self, predicted):
-        self.probabilities_TLE = predicted
+    return SimpleNamespace(name="fixed", probabilities_TLE=predicted, **layer_step)
 
 
-class Layered(Fixed):
-    """Predicts nothing ahead of a token, and the layers after each router by the function."""
-
-    def __init__(self, predicted):
-        super().__init__(lambda trace: 0 * truth_TLE(trace))
-        self.layer_probabilities_HTLE = lambda trace: predicted(trace)[None]
+def nothing_TLE(trace):
+    return 0 * truth_TLE(trace)
 
 
 def scored(predictor, latency=AT_ONCE, splits=SPLITS, **simulate):
-    return score(
-        Contestant("challenger", None, predictor, latency), splits, SETTINGS, SIMULATE.model_copy(update=simulate)
-    )
+    settings = SimulateSettings().model_copy(update=simulate)
+    return score(Contestant("challenger", None, predictor, latency), splits, SETTINGS, settings)
 
 
 def ms(found):
@@ -47,8 +38,8 @@ def ms(found):
 
 
 def test_foresight_beats_ignorance_and_is_charged_for_its_time_on_the_device():
-    foresight, slow = (scored(Fixed(truth_TLE), latency) for latency in (AT_ONCE, Latency(2.0, 0.0, 0.0)))
-    ignorant = scored(Fixed(lambda trace: 1 - truth_TLE(trace)))
+    foresight, slow = (scored(fixed(truth_TLE), latency) for latency in (AT_ONCE, Latency(2.0, 0.0, 0.0)))
+    ignorant = scored(fixed(lambda trace: 1 - truth_TLE(trace)))
     assert ms(foresight) < ms(ignorant)
     assert foresight.pooled("recall_at_k").value == 1
     assert foresight.pooled("hit_rate").value > ignorant.pooled("hit_rate").value
@@ -59,14 +50,12 @@ def test_foresight_beats_ignorance_and_is_charged_for_its_time_on_the_device():
 
 
 def test_the_layer_step_is_judged_too_and_charged_for_every_layer():
+    token_step = fixed(nothing_TLE)
+    both_steps = fixed(nothing_TLE, layer_probabilities_HTLE=lambda trace: truth_TLE(trace)[None])
     token_alone, both, slow = (
         # experts as small as traced arrive within a layer's time
-        scored(predictor, latency, prefetch_threshold=0.5, timed_expert_mib=None)
-        for predictor, latency in (
-            (Fixed(lambda trace: 0 * truth_TLE(trace)), AT_ONCE),
-            (Layered(truth_TLE), AT_ONCE),
-            (Layered(truth_TLE), Latency(0.0, 0.5, 0.0)),
-        )
+        scored(predictor, Latency(0.0, layer_step_ms, 0.0), prefetch_threshold=0.5, timed_expert_mib=None)
+        for predictor, layer_step_ms in ((token_step, 0.0), (both_steps, 0.0), (both_steps, 0.5))
     )
     assert both.pooled("hit_rate").value > token_alone.pooled("hit_rate").value
     assert ms(both) < min(ms(token_alone), ms(slow))
@@ -77,7 +66,7 @@ def test_the_layer_step_is_judged_too_and_charged_for_every_layer():
 def test_tokens_of_all_prompts_are_counted_once_in_batches_too():
     (trace,) = SPLITS.values()
     decoded = trace.num_tokens - trace.num_prefill_P.sum()
-    found, together = (scored(Fixed(truth_TLE), splits={"a": trace, "b": trace}, batch=batch) for batch in (1, 4))
+    found, together = (scored(fixed(truth_TLE), splits={"a": trace, "b": trace}, batch=batch) for batch in (1, 4))
     for one in (found, together):
         assert one.pooled("ms_per_token").denominator_P.sum() == 2 * decoded
     # what several tokens of a step share is loaded once
@@ -90,7 +79,7 @@ def test_prefill_alone_has_no_decoded_tokens_to_time():
     trace = chance_trace(4)
     prefill = replace(trace, num_prefill_P=np.diff(trace.prompt_offsets).astype(np.int32))
     with pytest.raises(InputError, match=r"set simulate\.prefill to token_by_token"):
-        scored(Fixed(truth_TLE), splits={"a": prefill})
+        scored(fixed(truth_TLE), splits={"a": prefill})
 
 
 def test_each_is_charged_what_its_bundle_says_or_what_it_takes_here_where_that_is_more(exported, monkeypatch):

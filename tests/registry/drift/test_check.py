@@ -13,8 +13,8 @@ from tests.tracking.small_pipeline import client, only, points, records, warning
 SETTINGS = PublishSettings(capacity=0.25, drift=DriftSettings(chance_draws=20))
 
 
-def check(root, against="old.parquet", settings=SETTINGS):
-    return check_drift(root, root / "new.parquet", against, settings, SimulateSettings(), seed=1, log=True)
+def check(root, against="old.parquet"):
+    return check_drift(root, root / "new.parquet", against, SETTINGS, SimulateSettings(), seed=1, log=True)
 
 
 @pytest.fixture
