@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -193,10 +192,3 @@ def test_an_unknown_version_is_an_error_that_names_the_models_there_are(project)
     for version, words in (("9", f"{NAME}@9: no such version"), ("1", "version 1 is the champion already")):
         with pytest.raises(InputError, match=words):
             Registry(client(project), NAME).roll_back(version)
-
-
-def test_traces_of_the_same_name_but_another_shape_are_not_scored(project):
-    other = chance_trace(4)
-    renamed = replace(other, metadata=other.metadata.model_copy(update={"layer_numbers": (4, 5, 6)}))
-    with pytest.raises(InputError, match="layers"):
-        run_publish(project, renamed)

@@ -189,7 +189,7 @@ def write_example(root, *, times=True, published=True):
         times: Whether a device was replayed.
         published: Whether the traces carry published predictions.
     """
-    timed, events, misses, (caches, protocol) = on_device(), *timeline(), paper(published)
+    timed, (events, misses), (caches, protocol) = on_device(), timeline(), paper(published)
     tables = {"on_device": timed, "pays": pays()} | dict(zip(("by_bandwidth", "by_width"), over_link(), strict=True))
     tables |= {"ablation": ablation(timed), "timeline": events, "costliest_misses": misses}
     tables = tables if times else {name: frame.clear() for name, frame in tables.items()}

@@ -59,19 +59,6 @@ def test_the_times_of_a_chart_come_with_the_latency_that_is_charged(figures):
         assert "prefetch, predicted eviction 0.200\u00a0a\u00a0token" in figures[name].note, name
 
 
-def test_lines_over_capacity_are_ours_the_best_lru_and_the_bound(figures, run):
-    figure = figures["ms_per_token"]
-    rows = pl.DataFrame(drawn(figure))
-    assert rows["series"].n_unique() == len(figure.looks) == 4
-    timed = run.tables["on_device"].filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
-    for series, expected in {
-        "LRU": timed.filter(policy="lru")["ms_per_token"],
-        "Clairvoyant bound": timed.filter(policy="lru")["bound_ms_per_token"],
-        "Ours, as chosen on validation prompts": timed.filter("ours")["ms_per_token"],
-    }.items():
-        assert rows.filter(series=series)["ms_per_token"].to_list() == expected.to_list()
-
-
 def test_a_prefill_in_one_step_is_not_drawn_among_tokens(figures):
     assert {row["position"] for row in drawn(figures["timeline"])} == {7, 8, 9}
     assert figures["timeline"].title.startswith("75\u00a0% of this prompt's time is stall")
