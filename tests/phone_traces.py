@@ -16,8 +16,3 @@ def shared(*parts):
 def recording(name):
     """All that was recorded of one model on the phone."""
     return phone_run(shared("bigmoe-on-edge"), name)
-
-
-def phone_events(name):
-    """Events of `<name>.route.csv.gz`: one batched prefill, then decode."""
-    return recording(name).events

@@ -18,8 +18,7 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
     assert {file.name for file in (tmp_path / "bundle").iterdir()} == {"predictor", *documents.split()}
     assert folder_digest(tmp_path / "bundle/predictor") == folder_digest(exported[0])
     assert read_manifest(tmp_path / "bundle") == manifest
-    assert manifest["tokens"]["letter_buckets"] == 64
-    assert manifest["digests"] == {"data/traces": "abc.dir"}
+    assert (manifest["tokens"]["letter_buckets"], manifest["digests"]) == (64, {"data/traces": "abc.dir"})
     card = (tmp_path / "bundle/README.md").read_text()
     for words in ("chance", "| test_in_domain | 80.0% | 70.0% | 20.0% |", "changes that were not committed", "**go**"):
         assert words in card

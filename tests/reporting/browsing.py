@@ -2,7 +2,6 @@
 
 from axe_playwright_python.sync_playwright import Axe
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _MARKS = "svg .mark-line path, svg .mark-rect path, svg .mark-symbol path, svg .mark-rule line"
 _DRAWN = (
     "() => [...document.querySelectorAll('.chart')].filter(chart => chart.clientWidth)"
@@ -33,8 +32,8 @@ class Visit:
     def draw_everything(self):
         """Open all details, make the window as tall as the page, so that every chart is near, and wait for them."""
         self.run("document.querySelectorAll('details').forEach(details => details.open = true)")
-        height = self.run("document.body.scrollHeight") + 200
-        self.page.set_viewport_size(self.page.viewport_size | {"height": height})
+        size = self.page.viewport_size | {"height": self.run("document.body.scrollHeight") + 200}
+        self.page.set_viewport_size(size)
         self.wait_until_drawn()
 
     def wait_until_drawn(self):
@@ -44,20 +43,15 @@ class Visit:
     def choose(self, name, value):
         """Set a control of the explorer as a person does, by its visible text or position."""
         control = self.page.locator(f"#explore [name={name}]")
-        if control.get_attribute("type") == "range":
+        if isinstance(value, int):  # a slider
             control.fill(str(value))
-        elif isinstance(value, int):
-            control.select_option(index=value)
         else:
             control.select_option(label=value)
 
-    def rows(self, selector):
-        """Texts of the visible cells of a table's body, row by row."""
-        script = (
-            "selector => [...document.querySelectorAll(`${selector} tbody tr`)].filter(row => row.checkVisibility())"
-            ".map(row => [...row.cells].map(cell => cell.textContent.trim()))"
-        )
-        return self.page.evaluate(script, selector)
+    def rows(self):
+        """Texts of the visible cells of the explorer's table, row by row."""
+        visible = "[...document.querySelectorAll('#explore tbody tr')].filter(row => row.checkVisibility())"
+        return self.run(f"{visible}.map(row => [...row.cells].map(cell => cell.textContent.trim()))")
 
     def violations(self):
         """Serious and critical findings of axe, each with the first places that it names."""
@@ -66,13 +60,3 @@ class Visit:
             for found in Axe().run(self.page).response["violations"]
             if found["impact"] in ("serious", "critical")
         ]
-
-
-def visit(browser, path, width, *, dark=False, scripts=True):
-    """Open a file in a fresh context without network."""
-    looks = {"color_scheme": "dark" if dark else "light", "reduced_motion": "reduce", "is_mobile": width < 600}
-    viewport = {"width": width, "height": 900}
-    context = browser.new_context(offline=True, viewport=viewport, java_script_enabled=scripts, **looks)
-    tab = context.new_page()
-    tab.set_default_timeout(60_000)
-    return Visit(tab, path.resolve().as_uri())

@@ -12,7 +12,7 @@ from moe_beyond.reporting.page import compose, render_report
 from moe_beyond.reporting.read import read_run
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
-from tests.reporting import browsing
+from tests.reporting.browsing import Visit
 from tests.reporting.example import CAPACITIES, DEVICES, write_example
 
 # small figures: their size is not what these tests are about
@@ -66,7 +66,8 @@ def copy(rendered, tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     """One for a module, not for the session: while it is there, no other test could start an event loop."""
-    binary = next(filter(None, map(shutil.which, browsing.NAMES)), None)
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    binary = next(filter(None, map(shutil.which, names)), None)
     if binary is None:
         pytest.skip("no Chromium or Chrome on PATH; the page is not looked at")
     with sync_playwright() as driver:
@@ -81,8 +82,13 @@ def visit(browser, rendered):
     """Opens the example's page at a width; no tab that was opened may have complaints."""
     visits = []
 
-    def go(width=1440, **options):
-        visits.append(browsing.visit(browser, rendered / "reports/index.html", width, **options))
+    def go(width=1440, *, dark=False, scripts=True):
+        looks = {"color_scheme": "dark" if dark else "light", "reduced_motion": "reduce", "is_mobile": width < 600}
+        viewport = {"width": width, "height": 900}
+        # without network
+        context = browser.new_context(offline=True, viewport=viewport, java_script_enabled=scripts, **looks)
+        context.set_default_timeout(60_000)
+        visits.append(Visit(context.new_page(), (rendered / "reports/index.html").resolve().as_uri()))
         return visits[-1]
 
     yield go

@@ -55,17 +55,13 @@ def on_device():
     for split, device, policy, (experts, fraction) in product(SPLITS, DEVICES, POLICIES, CAPACITIES.items()):
         time, lru, best = (ms(device, name, fraction) for name in (policy, "lru", BEST))
         rows.append(
-            {"split": split, "device": device, **facts(policy)}
-            | {"capacity_experts": experts, "capacity_fraction": fraction, "ours": policy == OURS}
-            | {"best_without_predictor": policy == BEST, "token_step_ms": POLICIES[policy][2]}
-            | {"layer_step_ms": 0.05 * facts(policy)["ahead_of_layers"]}
-            | spread("ms_per_token", time, 0.5)
-            | {"tokens_per_second": 1000 / time, "stall_ms_per_token": time / 2}
-            | spread("hit_rate", fraction * 1.1, 0.01)
-            | spread("mib_per_token", 100 * (1 - fraction), 1)
-            | spread("against_lru_ms", time - lru, 0.25)
+            {"split": split, "device": device, **facts(policy), "ours": policy == OURS, "link_idle_share": 0.1}
+            | {"capacity_experts": experts, "capacity_fraction": fraction, "best_without_predictor": policy == BEST}
+            | {"token_step_ms": POLICIES[policy][2], "layer_step_ms": 0.05 * facts(policy)["ahead_of_layers"]}
+            | {"tokens_per_second": 1000 / time, "stall_ms_per_token": time / 2, **spread("ms_per_token", time, 0.5)}
+            | {**spread("hit_rate", fraction * 1.1, 0.01), **spread("mib_per_token", 100 * (1 - fraction), 1)}
+            | {"gap_closed": (lru - time) / (lru * (1 - BOUND)), **spread("against_lru_ms", time - lru, 0.25)}
             | (spread("against_best_ms", time - best, 0.25) if facts(policy)["predictor"] == "predictor" else {})
-            | {"gap_closed": (lru - time) / (lru * (1 - BOUND)), "link_idle_share": 0.1}
             | ({"late_share": 0.5, "useless_share": 0.125} if facts(policy)["prefetches"] else {})
             | {"bound_ms_per_token": lru * BOUND, "bound_hit_rate": 0.75, "bound_mib_per_token": 40.0}
         )
@@ -75,9 +71,8 @@ def on_device():
 def unlimited_link():
     rows = [
         {"split": split, **facts(policy), "capacity_experts": experts, "capacity_fraction": fraction}
-        | spread("hit_rate", fraction * 1.5, 0.01)
+        | {**spread("hit_rate", fraction * 1.5, 0.01), "mass_given_up": 0.4 * (policy == "mote")}
         | {"prefetches": 100 * facts(policy)["prefetches"], "decode_hit_rate": fraction * 1.25, "mib_per_token": 9.0}
-        | {"mass_given_up": 0.4 if policy == "mote" else 0.0}
         for split, policy, (experts, fraction) in product(SPLITS, POLICIES, CAPACITIES.items())
     ]
     return pl.DataFrame(rows, schema_overrides={"predictor": pl.String})
@@ -157,9 +152,8 @@ def quality():
     places = [(split, place / 50) for place, split in enumerate(("train", "validation", *SPLITS))]
     lines = [("predictor", "token"), ("predictor", "1"), ("predictor", "2"), *((name, "token") for name in RECALL)]
     rows = [
-        {"split": split, "predictor": name, "horizon": horizon, "phase": "all", "layer": layer, "tokens": 500}
-        | spread("recall", RECALL[name] - less + (0.02 if horizon != "token" else 0), 0.01)
-        | {"accuracy": 0.97, "f1_macro": 0.9}
+        {"split": split, "predictor": name, "horizon": horizon, "layer": layer, "tokens": 500, "accuracy": 0.97}
+        | {**spread("recall", RECALL[name] - less + 0.02 * (horizon != "token"), 0.01), "phase": "all", "f1_macro": 0.9}
         for (name, horizon), (split, less) in product(dict.fromkeys(lines), places)
         for layer in ("all", *map(str, range(1, LAYERS + 1)))
     ]

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.registry.states import State, find_states, revision, workspace
+from moe_beyond.registry.states import State, find_states
 from moe_beyond.reporting.compare import differing_params, document, numbers, text
 from moe_beyond.reporting.retraining import write_report
 from moe_beyond.tracking.client import log_run
@@ -66,10 +66,8 @@ def test_a_state_in_mlflow_is_read_from_the_pipelines_run(project):
     for stage in ("pipeline", "drift"):
         logged = {"params": {"seed": "9"}, "metrics": metrics, "tags": {"moe_beyond.stage": stage}}
         log_run(project, Record(key=stage, name=stage, start_ms=1, end_ms=2, **logged))
-    run_id = only(project, "pipeline").info.run_id
-    (found,) = find_states(project, [run_id], DEFAULTS)
-    assert found.numbers == {"ms_per_token": {"value": 8.0, "low": 7.5}}
-    assert found.params == {"seed": "9"}
+    (found,) = find_states(project, [only(project, "pipeline").info.run_id], DEFAULTS)
+    assert (found.numbers, found.params) == ({"ms_per_token": {"value": 8.0, "low": 7.5}}, {"seed": "9"})
     for name, message in (
         (only(project, "drift").info.run_id, r"\(drift\) belongs to no pipeline run"),
         ("f" * 32, "no run ffff"),
@@ -80,13 +78,14 @@ def test_a_state_in_mlflow_is_read_from_the_pipelines_run(project):
 
 
 def test_what_is_no_state_is_named(repository, tmp_path_factory):
-    with pytest.raises(InputError, match="nowhere: neither an MLflow run, nor an alias"):
-        revision(repository, "nowhere", DEFAULTS)
     outside = tmp_path_factory.mktemp("outside")
-    with pytest.raises(InputError, match="is no git repository"):
-        revision(outside, "main", DEFAULTS)
-    with pytest.raises(InputError, match=r"no params\.yaml there"):
-        workspace(outside, DEFAULTS)
+    for folder, name, message in (
+        (repository, "nowhere", "nowhere: neither an MLflow run, nor an alias"),
+        (outside, "main", "is no git repository"),
+        (outside, "workspace", r"no params\.yaml there"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_states(folder, [name], DEFAULTS)
 
 
 VERDICT = {
@@ -105,8 +104,9 @@ def test_the_report_says_verdict_reasons_and_differences(repository):
     out = repository / "reports/retrain.md"
     with pytest.raises(InputError, match=r"verdict\.json: no such file"):
         write_report(repository, "main", out, DEFAULTS)
-    (repository / "reports/publish/verdict.json").write_text(json.dumps(VERDICT))
-    (repository / "reports/publish/table.csv").write_text(TABLE)
+    verdict, table = (repository / "reports/publish" / name for name in ("verdict.json", "table.csv"))
+    verdict.write_text(json.dumps(VERDICT))
+    table.write_text(TABLE)
     (repository / "reports/figures/ms_per_token.png").write_bytes(b"")
     write_report(repository, "main", out, DEFAULTS)
     report = out.read_text()
@@ -122,9 +122,9 @@ def test_the_report_says_verdict_reasons_and_differences(repository):
     ):
         assert words in report
     # without the revision, or before anyone has judged, the rest still gets out
-    pending = VERDICT | {"challenger": None, "outcome": "pending", "checks": [], "pipeline_run": None}
-    (repository / "reports/publish/verdict.json").write_text(json.dumps(pending))
-    (repository / "reports/publish/table.csv").write_text(TABLE.splitlines()[0] + "\n")
+    pending = {"challenger": None, "outcome": "pending", "checks": [], "pipeline_run": None}
+    verdict.write_text(json.dumps(VERDICT | pending))
+    table.write_text(TABLE.splitlines()[0] + "\n")
     write_report(repository, "nowhere", out, DEFAULTS)
     assert "Not available: nowhere: neither" in out.read_text()
     assert "the new version: not judged yet" in out.read_text()

@@ -64,29 +64,22 @@ def test_a_prefill_in_one_step_is_not_drawn_among_tokens(figures):
     assert figures["timeline"].title.startswith("75\u00a0% of this prompt's time is stall")
 
 
-def test_curves_say_their_ends_and_print_their_points():
+def test_curves_say_their_ends_print_their_points_and_draw_the_first_of_the_legend_last():
     frame = pl.concat([line(4), line(4, "b").with_columns(pl.col("y") * 2)])
     figure = curves("name", "Title", frame, looks(["a", "b"]), x=X, y=Y, mark=(0.3, "here"))
     words = "Line chart of ms per token over capacity. From left to right: a from 10 to 13; b from 20 to 26."
     assert figure.alt == words
-    assert figure.table.columns == ("capacity", "a", "b")
-    assert figure.table.rows[1] == ("25.0\u00a0%", "11", "22")
+    assert (figure.table.columns, figure.table.rows[1]) == (("capacity", "a", "b"), ("25.0\u00a0%", "11", "22"))
     assert "here" in json.dumps(chart_spec(figure.chart))
+    assert [row["series"] for row in drawn(figure)] == ["b"] * 4 + ["a"] * 4
 
 
-def test_the_first_line_of_the_legend_is_drawn_last_and_a_single_line_needs_none():
-    both = curves("name", "Title", pl.concat([line(3), line(3, "b")]), looks(["a", "b"]), x=X, y=Y)
-    assert [row["series"] for row in drawn(both)] == ["b"] * 3 + ["a"] * 3
-    figure = curves("name", "Title", line(3), {"a": Look("@blue")}, x=X, y=Y)
-    assert not figure.looks
-    assert chart_spec(figure.chart)["layer"][0]["encoding"]["color"]["legend"] is None
-
-
-def test_long_curves_are_thinned_but_keep_their_ends():
+def test_long_curves_are_thinned_but_keep_their_ends_and_a_single_line_has_no_legend():
     frame = line(1000)
     assert thin(frame, 25)[[0, -1]].equals(frame[[0, -1]])
     figure = curves("name", "Title", frame, {"a": Look("@blue")}, x=X, y=Y)
-    assert (len(drawn(figure)), len(figure.table.rows)) == (160, 25)
+    assert (len(drawn(figure)), len(figure.table.rows), figure.looks) == (160, 25, {})
+    assert chart_spec(figure.chart)["layer"][0]["encoding"]["color"]["legend"] is None
 
 
 def test_a_picture_is_valid_and_has_its_title_and_note(figures):

@@ -100,10 +100,10 @@ run_stage(Path.cwd(), "split")
 """
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["create_run 1 before", "create_run 1 after", "create_run 3 after", "log_batch 2 after", "log_artifact 1 before"],
-)
+CALLS = "create_run 1 before, create_run 1 after, create_run 3 after, log_batch 2 after, log_artifact 1 before"
+
+
+@pytest.mark.parametrize("where", CALLS.split(", "))
 def test_kill_9_in_the_middle_of_logging_loses_and_doubles_nothing(project, where):
     command = [sys.executable, "-c", KILL, *where.split()]
     ended = subprocess.run(command, cwd=project, env=os.environ, capture_output=True, check=False)

@@ -25,9 +25,8 @@ def test_a_run_holds_params_metrics_curves_data_sets_artifacts_versions_and_its_
     assert run.data.tags["version.torch"].startswith("2.")
     trial = only(project, "trial-0")
     assert trial.data.tags["mlflow.parentRunId"] == run.info.run_id
-    assert trial.data.params == {"width": "8", "train.loss": "bce"}
+    assert (trial.data.params, trial.data.tags["split.use"]) == ({"width": "8", "train.loss": "bce"}, "both")
     assert trial.data.metrics == {"recall_at_k": 0.25, "loss": 1.5}
-    assert trial.data.tags["split.use"] == "both"
 
 
 def test_the_same_result_is_the_same_run_and_another_one_another(project):
