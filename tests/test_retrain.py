@@ -62,13 +62,8 @@ def test_the_first_predictor_becomes_the_champion(story):
     assert story.verdict()["outcome"] == "first"
     assert story.aliases() == {"champion": "1", "challenger": "1"}
     report = (story.project / "reports/retrain.md").read_text()
-    for words in (
-        "the first champion",
-        "| `train.epochs` | `20` | `2` |",
-        "| ms_per_token | ",
-        "(figures/ms_per_token.png)",
-    ):
-        assert words in report
+    words = ("the first champion", "| `train.epochs` | `20` | `2` |", "| ms_per_token | ", "(figures/ms_per_token.png)")
+    assert all(part in report for part in words)
 
 
 def test_a_worse_parameter_makes_a_challenger_that_is_refused_with_reasons(story):
