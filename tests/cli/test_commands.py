@@ -1,6 +1,7 @@
 """Commands: their documents and tables, and the one line of an error."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,7 +161,10 @@ def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
 def test_prompts_of_the_training_data_or_of_another_model_are_refused(tmp_path, train_trace, exported):
     seen, other = (tmp_path / f"{name}.parquet" for name in ("seen", "other"))
     store.write_parquet(train_trace.select(np.arange(16)), seen)
-    store.write_parquet(chance_trace(16, num_experts=8), other)
+    unseen = chance_trace(16)
+    # as many layers, but others
+    meta = unseen.metadata.model_copy(update={"layer_numbers": (4, 5, 6)})
+    store.write_parquet(replace(unseen, metadata=meta), other)
     for name, *options in (
         ("score",),
         ("replay", "--policy", "prefetch_lru", "--capacity", 5),

@@ -116,8 +116,8 @@ def test_a_second_time_nothing_is_new_and_nothing_is_computed(project, monkeypat
         assert run_publish(project) == verdict | {"champion": "1"}
         assert aliases(project)["champion"] == "1"
     (run,) = [run for name, run in runs(project) if name.startswith("pipeline")]
-    found = (run.info.run_id, run.info.status, run.data.tags["gate.outcome"])
-    assert found == (verdict["pipeline_run"], "FINISHED", "first")
+    assert (run.info.run_id, run.info.status) == (verdict["pipeline_run"], "FINISHED")
+    assert run.data.tags["gate.outcome"] == "first"
     version = client(project).get_model_version(NAME, "1")
     assert version.tags["run.pipeline"] == version.run_id == verdict["pipeline_run"]
     model = client(project).get_logged_model(version.source.removeprefix("models:/"))
