@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from moe_beyond.numerics import pin
+from tests.traces_of_chance import chance_trace
 
 # the first call of a compiled function takes seconds
 settings.register_profile("project", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")))
@@ -21,22 +22,18 @@ VARIABLES = "MLFLOW_TRACKING_URI MLFLOW_EXPERIMENT_NAME DVC_ROOT DVC_EXP_NAME MO
 
 @pytest.fixture(scope="session")
 def train_trace():
-    from tests.traces_of_chance import chance_trace  # noqa: PLC0415 - tests that need no model start at once
-
     return chance_trace(80, seed=1, name="train")
 
 
 @pytest.fixture(scope="session")
 def validation_trace():
-    from tests.traces_of_chance import chance_trace  # noqa: PLC0415
-
     return chance_trace(10, seed=2, name="validation")
 
 
 @pytest.fixture(scope="session")
 def fitted(train_trace, validation_trace, tmp_path_factory):
     """A predictor trained for a second."""
-    from moe_beyond.training.fit import fit  # noqa: PLC0415
+    from moe_beyond.training.fit import fit  # noqa: PLC0415 - tests that need no model start at once
     from moe_beyond.training.size import Size  # noqa: PLC0415
     from tests.predictor.small import SETTINGS  # noqa: PLC0415
 

@@ -1,16 +1,11 @@
 """Published traces beside the repository, and recordings of BigMoeOnEdge on a phone as events."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
-from benchmarks.golden.recordings import TRACES, PhoneRun, phone_run
-from moe_beyond.simulator.schedule.events import Events
+from benchmarks.golden.recordings import TRACES, phone_run
 
 
-def shared(*parts: str) -> Path:
+def shared(*parts):
     """A file of published traces beside the repository; skips the test where it is absent."""
     path = TRACES.joinpath(*parts)
     if not path.exists():
@@ -18,11 +13,6 @@ def shared(*parts: str) -> Path:
     return path
 
 
-def recording(name: str) -> PhoneRun:
+def recording(name):
     """All that was recorded of one model on the phone."""
     return phone_run(shared("bigmoe-on-edge"), name)
-
-
-def phone_events(name: str) -> Events:
-    """Events of `<name>.route.csv.gz`: one batched prefill, then decode."""
-    return recording(name).events

@@ -40,28 +40,25 @@ def test_json_refuses_what_is_not_a_number(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1.5}
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = socket.gethostname()
-    names = {
-        "dead": f".out.{host}.{dead.pid}.tmp",
-        "alive": f".out.{host}.{os.getppid()}.tmp",
-        "elsewhere": f".out.other-{host}.{dead.pid}.tmp",
-    }
-    for name in names.values():
+@pytest.fixture
+def dead():
+    """Host and number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return f"{socket.gethostname()}.{process.pid}"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, dead):
+    alive, elsewhere = f".out.{socket.gethostname()}.{os.getppid()}.tmp", f".out.other-{dead}.tmp"
+    for name in (f".out.{dead}.tmp", alive, elsewhere):
         (tmp_path / name).mkdir()
     with replacing(tmp_path / "out") as temporary:
         temporary.write_text("x")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", names["alive"], names["elsewhere"]}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", alive, elsewhere}
 
 
-def test_a_directory_that_a_killed_process_moved_aside_comes_back(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    aside = tmp_path / f".out.{socket.gethostname()}.{dead.pid}.old"
-    aside.mkdir()
-    (aside / "kept").touch()
+def test_a_directory_that_a_killed_process_moved_aside_comes_back(tmp_path, dead):
+    (tmp_path / f".out.{dead}.old/kept").mkdir(parents=True)
     with pytest.raises(RuntimeError), replacing(tmp_path / "out"):
         raise RuntimeError
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]

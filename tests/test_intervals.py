@@ -2,26 +2,17 @@ import numpy as np
 import pytest
 
 from moe_beyond.intervals import Ratio, Resamples
-from moe_beyond.simulator.engine import cache
-from moe_beyond.simulator.engine.results import Replay
-
-
-def replay_of(hits_P, accesses_P):
-    counts = np.zeros((np.size(hits_P), 2, cache.NUM_COUNTERS), np.int64)
-    counts[:, 1, cache.HITS], counts[:, 1, cache.ACCESSES] = hits_P, accesses_P
-    tokens = np.ones((np.size(hits_P), 2), np.int64)
-    return Replay("toy", 1, counts, tokens, np.zeros(0, np.int32), np.zeros((np.size(hits_P), 2, 3)))
 
 
 def test_a_paired_difference_is_surer_than_two_intervals():
     draw = np.random.default_rng(0)
     accesses = np.full(200, 100)
     easy = draw.integers(10, 90, 200)
-    a, b = replay_of(easy + 5, accesses), replay_of(easy, accesses)
+    a, b = Ratio(easy + 5, accesses), Ratio(easy, accesses)
     resamples = Resamples.draw(200, 2000, seed=1)
-    difference = resamples.difference(a.hit_ratio, b.hit_ratio)
+    difference = resamples.difference(a, b)
     assert (difference.low, difference.value, difference.high) == pytest.approx((0.05, 0.05, 0.05))
-    alone = resamples.ratio(b.hit_ratio)
+    alone = resamples.ratio(b)
     assert alone.high - alone.low > 0.03
 
 

@@ -14,12 +14,16 @@ def place(number):
     return number, os.getpid()
 
 
-def test_every_task_runs_once_in_another_process(monkeypatch):
-    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def check_that_tasks_run_once_in_other_processes():
     results = list(run_tasks(place, [(number,) for number in range(9)], workers=2))
     assert sorted(number for number, _ in results) == list(range(9))
     assert os.getpid() not in {process for _, process in results}
+
+
+def test_every_task_runs_once_in_another_process(monkeypatch):
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_that_tasks_run_once_in_other_processes()
 
 
 def is_writable(array):
@@ -51,6 +55,4 @@ def test_tasks_run_on_a_dask_cluster(monkeypatch):
     distributed = pytest.importorskip("distributed", reason="the optional package distributed is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
-        results = list(run_tasks(place, [(number,) for number in range(9)], workers=2))
-    assert sorted(number for number, _ in results) == list(range(9))
-    assert os.getpid() not in {process for _, process in results}
+        check_that_tasks_run_once_in_other_processes()

@@ -1,6 +1,5 @@
 """Shards and replays on a Ray cluster of two workers on this machine, which is joined by its address as any other."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
 from tests.capture.capture_case import case_job, case_prompts, file_bytes, save_tiny_model
 from tests.simulator.study.cases import SETTINGS, PartlyRight, drawn
+from tests.test_parallel import check_that_tasks_run_once_in_other_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,32 +23,19 @@ def cluster():
         patch.setenv("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
         paths = {"PYTHONPATH": str(Path(__file__).parents[1])}
         context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
-        yield context.address_info["address"]
+        patch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+        patch.setenv("RAY_ADDRESS", context.address_info["address"])
+        yield
         ray.shutdown()
 
 
-@pytest.fixture
-def on_cluster(cluster, monkeypatch):
-    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
-
-
-def divide_by(number):
-    return 1 / number, os.getpid()
-
-
-def test_every_task_runs_once_in_another_process(on_cluster):
-    results = list(run_tasks(divide_by, [(number,) for number in range(1, 20)], workers=1))
-    assert sorted(share for share, _ in results) == sorted(1 / number for number in range(1, 20))
-    assert os.getpid() not in {process for _, process in results}
-
-
-def test_an_error_of_a_task_is_an_error_here(on_cluster):
+def test_every_task_runs_once_in_another_process_and_its_error_is_an_error_here(cluster):
+    check_that_tasks_run_once_in_other_processes()
     with pytest.raises(ZeroDivisionError):
-        list(run_tasks(divide_by, [(1,), (0,)], workers=1))
+        list(run_tasks(divmod, [(1, 1), (1, 0)], workers=1))
 
 
-def test_shards_are_the_same_to_the_byte(tmp_path, on_cluster, monkeypatch):
+def test_shards_are_the_same_to_the_byte(tmp_path, cluster, monkeypatch):
     model = save_tiny_model(tmp_path / "model")
     capture(case_job(model), case_prompts(), tmp_path, tmp_path / "by_ray")
     monkeypatch.delenv("RAY_ADDRESS")
@@ -56,7 +43,7 @@ def test_shards_are_the_same_to_the_byte(tmp_path, on_cluster, monkeypatch):
     assert file_bytes(tmp_path / "by_ray") == file_bytes(tmp_path / "here")
 
 
-def test_replays_count_and_time_the_same(on_cluster, monkeypatch):
+def test_replays_count_and_time_the_same(cluster, monkeypatch):
     study = ({"test": drawn(1)}, drawn(3), drawn(4), [Charged(PartlyRight(0.5), 0.3, 0.05)], SETTINGS)
     by_ray = all_tables(replay_splits(*study), 7)
     monkeypatch.delenv("RAY_ADDRESS")

@@ -1,27 +1,23 @@
 """A project's outs, as far as a bundle and the pipeline's run are made of them, around an exported predictor."""
 
-import json
 import shutil
 
 import polars as pl
 
+from moe_beyond.files import write_json, write_tables
 from moe_beyond.registry.bundle import Origin, write_bundle
 from moe_beyond.registry.drift.window import Measures, Window
 from moe_beyond.registry.settings import PublishSettings
 from tests.reporting.example import on_device
 
 RECALL = {"predictor": 0.8, "token_unigram": 0.7, "popularity": 0.2, "previous_token": 0.3}
-HEADLINE = {
-    "ms_per_token": {"value": 8.0, "low": 7.5, "high": 8.5},
-    "hit_rate": {"value": 0.6, "low": 0.5, "high": 0.7},
-    "token_step_ms": {"value": 0.1},
-}
+HEADLINE = {"ms_per_token": {"value": 8.0, "low": 7.5, "high": 8.5}, "token_step_ms": {"value": 0.1}}
 
 
 def small_project(root, predictor):
     """Write models/predictor and the reports that a bundle and the pipeline's run read."""
     shutil.copytree(predictor, root / "models/predictor")
-    for stage in ("assess", "tune", "export/tables", "simulate/tables", "figures"):
+    for stage in ("assess", "tune", "export", "simulate", "figures"):
         (root / "reports" / stage).mkdir(parents=True)
     documents = {
         "assess/card": {"verdict": "go", "reasons": ["it pays"]},
@@ -31,10 +27,9 @@ def small_project(root, predictor):
         "export/run": {"stage": "export", "key": "e1"},
     }
     for name, document in documents.items():
-        (root / "reports" / f"{name}.json").write_text(json.dumps(document))
-    for name in ("calibration", "quality"):
-        pl.DataFrame({"a": [1]}).write_parquet(root / f"reports/export/tables/{name}.parquet")
-    on_device().write_parquet(root / "reports/simulate/tables/on_device.parquet")
+        write_json(root / f"reports/{name}.json", document)
+    write_tables(root / "reports/export/tables", dict.fromkeys(("calibration", "quality"), pl.DataFrame({"a": [1]})))
+    write_tables(root / "reports/simulate/tables", {"on_device": on_device()})
     (root / "reports/tune/best.yaml").write_text("width: 16\ndepth: 1\nheads: 2\n")
     (root / "reports/figures/a.png").write_bytes(b"png")
     (root / "reports/index.html").write_text("<p>page</p>")

@@ -1,85 +1,103 @@
 """One example project, rendered once, and one browser for all tests of the page."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import polars as pl
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import sync_playwright
 
 from moe_beyond.capture.settings import TracesSettings
 from moe_beyond.reporting.page import compose, render_report
-from moe_beyond.reporting.read import Run, read_run
+from moe_beyond.reporting.read import read_run
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
-from tests.reporting import browsing
+from tests.reporting.browsing import Visit
 from tests.reporting.example import CAPACITIES, DEVICES, write_example
 
 # small figures: their size is not what these tests are about
 SMALL = ReportSettings(chart_width=400, figure_scale=1)
 
 
-def run_of(root: Path, source: str = "reference", **settings: Any) -> Run:
+def run_of(root, source="reference", **settings):
     """The run in a folder, as the report stage reads it."""
-    replay = {"capacities": tuple(CAPACITIES.values()), "headline_capacity": 0.1, "devices": tuple(DEVICES)}
-    simulate = SimulateSettings.model_validate(replay | {"headline_device": "laptop_nvme"} | settings)
-    return read_run(root, 7, TracesSettings.model_validate({"source": source}), simulate)
+    headline = {"headline_capacity": 0.1, "headline_device": "laptop_nvme"}
+    replayed = {"capacities": tuple(CAPACITIES.values()), "devices": tuple(DEVICES)} | headline | settings
+    return read_run(root, 7, TracesSettings(source=source), SimulateSettings(**replayed))
 
 
-def html_of(root: Path, **settings: Any) -> str:
+def html_of(root, **settings):
     """The page without its pictures, which take most of the time."""
     return compose(run_of(root, **settings), ReportSettings()).html
 
 
+def render(root):
+    """Write the page and its small pictures."""
+    render_report(root, run_of(root), SMALL)
+
+
+def rewrite(root, change, *names):
+    """Replace the tables of the device and of the unlimited link, and others named, by what `change` makes of them."""
+    for name in ("on_device", "unlimited_link", *names):
+        path = root / f"reports/simulate/tables/{name}.parquet"
+        change(pl.read_parquet(path)).write_parquet(path)
+
+
 @pytest.fixture(scope="session")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rendered(tmp_path_factory):
     """A project whose every table has rows, and its page."""
     root = tmp_path_factory.mktemp("project")
     write_example(root)
-    render_report(root, run_of(root), SMALL)
+    render(root)
     return root
 
 
 @pytest.fixture(scope="session")
-def run(rendered: Path) -> Run:
+def run(rendered):
     return run_of(rendered)
 
 
 @pytest.fixture
-def copy(rendered: Path, tmp_path: Path) -> Path:
+def copy(rendered, tmp_path):
     """The same to change."""
     return Path(shutil.copytree(rendered, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     """One for a module, not for the session: while it is there, no other test could start an event loop."""
-    binary = browsing.chromium()
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    binary = next(filter(None, map(shutil.which, names)), None)
     if binary is None:
         pytest.skip("no Chromium or Chrome on PATH; the page is not looked at")
-    with browsing.launched(binary) as browser:
+    with sync_playwright() as driver:
+        # containers give it no sandbox
+        browser = driver.chromium.launch(executable_path=binary, args=["--no-sandbox"])
         yield browser
+        browser.close()
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., browsing.Visit]]:
-    """Opens a file at a width; whatever was opened must have no complaints."""
-    visits: list[browsing.Visit] = []
+def visit(browser, rendered):
+    """Opens the example's page at a width; no tab that was opened may have complaints."""
+    visits = []
 
-    def go(path: Path, width: int = 1440, **options: Any) -> browsing.Visit:
-        visits.append(browsing.visit(browser, path, width, **options))
+    def go(width=1440, *, dark=False, scripts=True):
+        looks = {"color_scheme": "dark" if dark else "light", "reduced_motion": "reduce", "is_mobile": width < 600}
+        viewport = {"width": width, "height": 900}
+        # without network
+        context = browser.new_context(offline=True, viewport=viewport, java_script_enabled=scripts, **looks)
+        context.set_default_timeout(60_000)
+        visits.append(Visit(context.new_page(), (rendered / "reports/index.html").resolve().as_uri()))
         return visits[-1]
 
     yield go
     for visited in visits:
         visited.page.context.close()
-    assert [complaint for visited in visits for complaint in visited.complaints] == []
+    assert not any(visited.complaints for visited in visits), [visited.complaints for visited in visits]
 
 
 @pytest.fixture
-def page(visit: Callable[..., browsing.Visit], rendered: Path) -> browsing.Visit:
+def page(visit):
     """The example's page on a wide screen."""
-    return visit(rendered / "reports" / "index.html")
+    return visit()

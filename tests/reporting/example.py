@@ -1,11 +1,6 @@
 """Writes what the stages write, small: the stages' own columns, and numbers that can be worked out by hand."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -40,95 +35,80 @@ RECALL = {"predictor": 0.8, "popularity": 0.2, "token unigram": 0.6, "previous t
 TIMELINE_MS = 100.0  # of the prompt's prefill; its decoded tokens take a tenth
 
 
-def ms(device: str, policy: str, fraction: float) -> float:
+def ms(device, policy, fraction):
     """Milliseconds a token: less with more capacity."""
     return DEVICES[device] * POLICIES[policy][-1] * (1 - fraction / 2)
 
 
-def facts(policy: str) -> dict[str, Any]:
+def facts(policy):
     title, predictor, _, bound, lossy, prefetches, _ = POLICIES[policy]
     layers = predictor == "predictor"
     return dict(zip(FACTS, (policy, title, predictor, layers, bound, lossy, prefetches), strict=True))
 
 
-def spread(name: str, value: float, by: float) -> dict[str, float]:
+def spread(name, value, by):
     return {name: value, f"{name}_low": value - by, f"{name}_high": value + by}
 
 
-def on_device() -> pl.DataFrame:
+def on_device():
     rows = []
     for split, device, policy, (experts, fraction) in product(SPLITS, DEVICES, POLICIES, CAPACITIES.items()):
         time, lru, best = (ms(device, name, fraction) for name in (policy, "lru", BEST))
         rows.append(
-            {"split": split, "device": device, **facts(policy)}
-            | {"capacity_experts": experts, "capacity_fraction": fraction, "ours": policy == OURS}
-            | {"best_without_predictor": policy == BEST, "token_step_ms": POLICIES[policy][2]}
-            | {"layer_step_ms": 0.05 * facts(policy)["ahead_of_layers"]}
-            | spread("ms_per_token", time, 0.5)
-            | {"tokens_per_second": 1000 / time, "stall_ms_per_token": time / 2}
-            | spread("hit_rate", fraction * 1.1, 0.01)
-            | spread("mib_per_token", 100 * (1 - fraction), 1)
-            | spread("against_lru_ms", time - lru, 0.25)
+            {"split": split, "device": device, **facts(policy), "ours": policy == OURS, "link_idle_share": 0.1}
+            | {"capacity_experts": experts, "capacity_fraction": fraction, "best_without_predictor": policy == BEST}
+            | {"token_step_ms": POLICIES[policy][2], "layer_step_ms": 0.05 * facts(policy)["ahead_of_layers"]}
+            | {"tokens_per_second": 1000 / time, "stall_ms_per_token": time / 2, **spread("ms_per_token", time, 0.5)}
+            | {**spread("hit_rate", fraction * 1.1, 0.01), **spread("mib_per_token", 100 * (1 - fraction), 1)}
+            | {"gap_closed": (lru - time) / (lru * (1 - BOUND)), **spread("against_lru_ms", time - lru, 0.25)}
             | (spread("against_best_ms", time - best, 0.25) if facts(policy)["predictor"] == "predictor" else {})
-            | {"gap_closed": (lru - time) / (lru * (1 - BOUND)), "link_idle_share": 0.1}
             | ({"late_share": 0.5, "useless_share": 0.125} if facts(policy)["prefetches"] else {})
             | {"bound_ms_per_token": lru * BOUND, "bound_hit_rate": 0.75, "bound_mib_per_token": 40.0}
         )
     return pl.DataFrame(rows, ON_DEVICE)
 
 
-def unlimited_link() -> pl.DataFrame:
+def unlimited_link():
     rows = [
         {"split": split, **facts(policy), "capacity_experts": experts, "capacity_fraction": fraction}
-        | spread("hit_rate", fraction * 1.5, 0.01)
+        | {**spread("hit_rate", fraction * 1.5, 0.01), "mass_given_up": 0.4 * (policy == "mote")}
         | {"prefetches": 100 * facts(policy)["prefetches"], "decode_hit_rate": fraction * 1.25, "mib_per_token": 9.0}
-        | {"mass_given_up": 0.4 if policy == "mote" else 0.0}
-        for split in SPLITS
-        for policy in POLICIES
-        for experts, fraction in CAPACITIES.items()
+        for split, policy, (experts, fraction) in product(SPLITS, POLICIES, CAPACITIES.items())
     ]
     return pl.DataFrame(rows, schema_overrides={"predictor": pl.String})
 
 
-def pays() -> pl.DataFrame:
+def pays():
     """Yes on the phone; on the laptop no at the smallest capacity, else only with more bandwidth."""
     rows = []
-    for split in SPLITS:
-        for device in DEVICES:
-            for experts, fraction in CAPACITIES.items():
-                answer = "yes" if device == "phone_ufs" else "no" if experts == 8 else "only with more bandwidth"
-                own, against = ms(device, OURS, fraction), ms(device, "layer_lfu", fraction)
-                headline = {"break_even_width": 6, "break_even_token_step_ms": 4.5} if experts == 16 else {}
-                rows.append(
-                    {"split": split, "device": device, "capacity_experts": experts, "answer": answer, "policy": OURS}
-                    | {"title": POLICIES[OURS][0], "against": "layer_lfu", "against_title": "LFU per layer"}
-                    | {"ms_per_token": own, "against_ms_per_token": against}
-                    | spread("difference_ms", own - against, 0.25)
-                    | {"link_idle_share_on_demand": 0.07, "link_idle_share": 0.02, "prefetches_in_time": 0.42}
-                    | {"recall_on_lru_misses": 0.83, "bytes_read_per_byte_saved": 1.4, **headline}
-                    | {"pays_from_gb_per_s": 10.0 if answer.startswith("only") else None}
-                    | {"token_step_ms": 0.2, "layer_step_ms": 0.05}
-                )
+    for split, device, (experts, fraction) in product(SPLITS, DEVICES, CAPACITIES.items()):
+        answer = "yes" if device == "phone_ufs" else "no" if experts == 8 else "only with more bandwidth"
+        own, against = ms(device, OURS, fraction), ms(device, "layer_lfu", fraction)
+        rows.append(
+            {"split": split, "device": device, "capacity_experts": experts, "answer": answer, "policy": OURS}
+            | {"title": POLICIES[OURS][0], "against": "layer_lfu", "against_title": "LFU per layer"}
+            | {"ms_per_token": own, "against_ms_per_token": against, **spread("difference_ms", own - against, 0.25)}
+            | {"link_idle_share_on_demand": 0.07, "link_idle_share": 0.02, "prefetches_in_time": 0.42}
+            | {"recall_on_lru_misses": 0.83, "bytes_read_per_byte_saved": 1.4, "token_step_ms": 0.2}
+            | {"layer_step_ms": 0.05, "pays_from_gb_per_s": 10.0 if answer.startswith("only") else None}
+            | ({"break_even_width": 6, "break_even_token_step_ms": 4.5} if experts == 16 else {})
+        )
     return pl.DataFrame(rows, PAYS)
 
 
-def over_link() -> tuple[pl.DataFrame, pl.DataFrame]:
-    keys = [(split, device) for split in SPLITS for device in DEVICES]
+def over_link():
     bandwidths = [
         (split, device, 16, policy, POLICIES[policy][0], link, ms(device, policy, 0.1) / link)
-        for split, device in keys
-        for policy in ("lru", "layer_lfu", OURS, BEST)
-        for link in (0.5, 2.0, 8.0)
+        for split, device, policy, link in product(SPLITS, DEVICES, ("lru", "layer_lfu", OURS, BEST), (0.5, 2.0, 8.0))
     ]
     widths = [
         (split, device, 16, OURS, POLICIES[OURS][0], width, 40.0 + width, 90.0, 0.3)
-        for split, device in keys
-        for width in (2, 3, 6)
+        for split, device, width in product(SPLITS, DEVICES, (2, 3, 6))
     ]
     return pl.DataFrame(bandwidths, BY_BANDWIDTH, orient="row"), pl.DataFrame(widths, BY_WIDTH, orient="row")
 
 
-def ablation(timed: pl.DataFrame) -> pl.DataFrame:
+def ablation(timed):
     steps = {"lru": "lru", "prefetch by layer step": OURS, "belady": "belady"}
     parts = [
         timed.filter(policy=policy, capacity_experts=16).with_columns(step=pl.lit(step), added=pl.lit(added))
@@ -137,33 +117,28 @@ def ablation(timed: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def timeline() -> tuple[pl.DataFrame, pl.DataFrame]:
+def timeline():
     events, clock = [], 0.0
-    for policy in (OURS, "lru"):
-        for position in (0, 7, 8, 9):
-            for layer in range(1, LAYERS + 1):
-                time = TIMELINE_MS / LAYERS / (10 if position else 1)
-                text = "\u0120word" if position else None
-                token = (SPLITS[1], policy, POLICIES[policy][0], "laptop_nvme", "prompt/1", position, text, layer)
-                events.append((*token, clock, time / 4, 3 * time / 4, 2, 1, 1, 0, 2, 0.5))
-                clock += time
+    for policy, position, layer in product((OURS, "lru"), (0, 7, 8, 9), range(1, LAYERS + 1)):
+        time = TIMELINE_MS / LAYERS / (10 if position else 1)
+        text = "\u0120word" if position else None
+        token = (SPLITS[1], policy, POLICIES[policy][0], "laptop_nvme", "prompt/1", position, text, layer)
+        events.append((*token, clock, time / 4, 3 * time / 4, 2, 1, 1, 0, 2, 0.5))
+        clock += time
     misses = [
         (*event[:8], "3 14 15", 10.0 - place / 2, 0.1 if place < 5 else 0.6) for place, event in enumerate(events[:16])
     ]
     return pl.DataFrame(events, TIMELINE, orient="row"), pl.DataFrame(misses, COSTLIEST, orient="row")
 
 
-def paper(present: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
-    caches: list[dict[str, Any]] = [
+def paper(present):
+    rates = [("ours_hit_rate", 0.742, 0.01), ("paper_hit_rate", 0.728, 0.01), ("difference_hit_rate", 0.014, 0.005)]
+    loads = [("ours_mib_per_token", 1599.0, 9), ("paper_mib_per_token", 1618.0, 9)]
+    measures = [*rates, *loads, ("difference_mib_per_token", -19.0, 2)]
+    caches = [
         {"split": SPLITS[1], "cache": cache, "capacity_experts": experts}
-        | spread("ours_hit_rate", 0.742, 0.01)
-        | spread("paper_hit_rate", 0.728, 0.01)
-        | spread("difference_hit_rate", 0.014, 0.005)
-        | spread("ours_mib_per_token", 1599.0, 9)
-        | spread("paper_mib_per_token", 1618.0, 9)
-        | spread("difference_mib_per_token", -19.0, 2)
-        for cache in ("lru", "paper_lru", "anticipate")
-        for experts in (16, 32)
+        | {name: value for measure in measures for name, value in spread(*measure).items()}
+        for cache, experts in product(("lru", "paper_lru", "anticipate"), (16, 32))
     ]
     named = [("predictor", "1"), ("published predictions", "token"), ("one-cluster MoE-Infinity", "token")]
     protocol = [(SPLITS[1], *name, 16, 0.7, 0.6, 0.69, 0.71, 1600.0, 1590.0, 1610.0) for name in named]
@@ -172,30 +147,27 @@ def paper(present: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
     return (pl.DataFrame(caches, CACHES), whole) if present else (pl.DataFrame(schema=CACHES), whole.clear())
 
 
-def quality() -> pl.DataFrame:
+def quality():
     """As export writes it: ours first, at every horizon."""
     places = [(split, place / 50) for place, split in enumerate(("train", "validation", *SPLITS))]
     lines = [("predictor", "token"), ("predictor", "1"), ("predictor", "2"), *((name, "token") for name in RECALL)]
     rows = [
-        {"split": split, "predictor": name, "horizon": horizon, "phase": "all", "layer": layer, "tokens": 500}
-        | spread("recall", RECALL[name] - less + (0.02 if horizon != "token" else 0), 0.01)
-        | {"accuracy": 0.97, "f1_macro": 0.9}
-        for name, horizon in dict.fromkeys(lines)
-        for split, less in places
+        {"split": split, "predictor": name, "horizon": horizon, "layer": layer, "tokens": 500, "accuracy": 0.97}
+        | {**spread("recall", RECALL[name] - less + 0.02 * (horizon != "token"), 0.01), "phase": "all", "f1_macro": 0.9}
+        for (name, horizon), (split, less) in product(dict.fromkeys(lines), places)
         for layer in ("all", *map(str, range(1, LAYERS + 1)))
     ]
     return pl.DataFrame(rows).with_columns(recall_at_k="recall", f1_active="recall").drop("recall")
 
 
-def calibration() -> pl.DataFrame:
-    bins = [
-        (split, low, low + 0.25, low + 0.125, low + 0.1, 1000) for split in SPLITS for low in (0.0, 0.25, 0.5, 0.75)
-    ]
+def calibration():
+    lows = (0.0, 0.25, 0.5, 0.75)
+    bins = [(split, low, low + 0.25, low + 0.125, low + 0.1, 1000) for split, low in product(SPLITS, lows)]
     columns = ["split", "bin_low", "bin_high", "mean_probability", "observed_share", "count"]
     return pl.DataFrame(bins, columns, orient="row")
 
 
-def assessed() -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+def assessed():
     """Of traces drawn from a seed, beside another model of unknown size."""
     own = assess(chance_trace(20, num_layers=LAYERS, num_experts=EXPERTS, top_k=TOP_K), AssessSettings())
     other = assess(chance_trace(8), AssessSettings()).card | {"model_id": "other/model", "model_mib": 0.0}
@@ -203,7 +175,7 @@ def assessed() -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     return tables, own.card
 
 
-def write_example(root: Path, *, times: bool = True, published: bool = True) -> None:
+def write_example(root, *, times=True, published=True):
     """Write every file that the page reads.
 
     Args:
@@ -211,16 +183,11 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
         times: Whether a device was replayed.
         published: Whether the traces carry published predictions.
     """
-    timed = on_device()
-    bandwidths, widths = over_link()
-    events, misses = timeline()
-    caches, protocol = paper(published)
-    tables = {"on_device": timed, "pays": pays(), "by_bandwidth": bandwidths, "by_width": widths}
+    timed, (events, misses), (caches, protocol) = on_device(), timeline(), paper(published)
+    tables = {"on_device": timed, "pays": pays()} | dict(zip(("by_bandwidth", "by_width"), over_link(), strict=True))
     tables |= {"ablation": ablation(timed), "timeline": events, "costliest_misses": misses}
     tables = tables if times else {name: frame.clear() for name, frame in tables.items()}
-    reasons = pl.DataFrame(
-        {"split": list(SPLITS), "title": ["Cache-prior routing"] * 2, "reason": ["no router weights"] * 2}
-    )
+    reasons = pl.DataFrame({"split": SPLITS, "title": "Cache-prior routing", "reason": "no router weights"})
     reports = root / "reports"
     simulate = tables | {"unlimited_link": unlimited_link(), "not_replayed": reasons, "paper_replay": caches}
     write_tables(reports / "simulate" / "tables", simulate)
@@ -230,14 +197,14 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
     write_tables(reports / "assess" / "tables", routing)
     write_json(reports / "assess" / "card.json", card)
     int8 = {"token_step_lost_points": 0.11, "layer_step_lost_points": 0.6, "token_step_bytes": 2**20}
-    metrics: Mapping[str, Any] = {
+    sizes = {"token_step_bytes": 4 * 2**20, "layer_step_bytes": 2**20}
+    metrics = {
         "reference": {"parameters": 4_198_656},
         "extract": {"prompts": 28, "tokens": 3112},
         "split": {"contamination": {"exact_duplicates": 0}},
         "tune": {"chosen": {"reason": "least time per token on phone_ufs"}},
         "train": {"epochs": 4, "best_epoch": 2, "parameters": 1_317_824},
-        "export": {"token_step_bytes": 4 * 2**20, "layer_step_bytes": 2**20, "int8": int8}
-        | {"calibration_error": dict.fromkeys(SPLITS, 0.0016)},
+        "export": sizes | {"int8": int8, "calibration_error": dict.fromkeys(SPLITS, 0.0016)},
     }
     for stage, values in metrics.items():
         write_json(reports / stage / "metrics.json", values)
@@ -246,17 +213,15 @@ def write_example(root: Path, *, times: bool = True, published: bool = True) -> 
     (root / "data" / "splits").mkdir(parents=True, exist_ok=True)
     places = ["train"] * 3 + ["test_in_domain"] * 2 + ["test_out_of_domain"]
     prompts = [(f"{at}", "code" if "out" in split else "english", split, f"f{at}") for at, split in enumerate(places)]
-    pl.DataFrame(prompts, ["prompt_id", "domain", "split", "fingerprint"], orient="row").write_csv(
-        root / "data/splits/prompts.csv"
-    )
-    trials().write_csv(reports / "tune" / "trials.csv")
+    prompts = pl.DataFrame(prompts, ["prompt_id", "domain", "split", "fingerprint"], orient="row")
     history = {"epoch": [0, 1, 2, 3], "train_loss": [0.5, 0.4, 0.3, 0.2], "validation_loss": [0.4, 0.3, 0.25, 0.26]}
-    pl.DataFrame(history | {"validation_recall_at_k": [0.5, 0.6, 0.7, 0.7]}).write_csv(
-        reports / "train" / "history.csv"
-    )
+    history = pl.DataFrame(history | {"validation_recall_at_k": [0.5, 0.6, 0.7, 0.7]})
+    prompts.write_csv(root / "data/splits/prompts.csv")
+    trials().write_csv(reports / "tune/trials.csv")
+    history.write_csv(reports / "train/history.csv")
 
 
-def trials() -> pl.DataFrame:
+def trials():
     rows = [
         {"trial": trial, "state": "complete", "width": 64 + 32 * trial, "depth": 1, "recall_at_k": recall}
         | {"recall_at_k_ahead_1": recall, "token_step_ms": 0.1 + trial / 20, "layer_step_ms": 0.02, "parameters": 10**6}

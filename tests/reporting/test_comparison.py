@@ -4,15 +4,15 @@ import subprocess
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.registry.states import State, find_states, revision, workspace
+from moe_beyond.registry.states import State, find_states
 from moe_beyond.reporting.compare import differing_params, document, numbers, text
 from moe_beyond.reporting.retraining import write_report
 from moe_beyond.tracking.client import log_run
 from moe_beyond.tracking.record import Record
+from tests.registry.bundles import HEADLINE
 from tests.tracking.small_pipeline import only
 
 DEFAULTS = {"seed": 7, "train.epochs": 20, "train.window": 64}
-HEADLINE = {"ms_per_token": {"value": 8.0, "low": 7.5, "high": 8.5}, "token_step_ms": {"value": 0.1}}
 
 
 def state(name, numbers=None, **params):
@@ -20,9 +20,8 @@ def state(name, numbers=None, **params):
 
 
 def test_only_parameters_that_differ_are_shown_and_absence_is_a_difference():
-    states = [state("a"), state("b", seed="8", new="1")]
-    assert differing_params(states) == [("new", (None, "1")), ("seed", ("7", "8"))]
-    assert differing_params([states[0], states[0]]) == []
+    assert differing_params([state("a"), state("b", seed="8", new="1")]) == [("new", (None, "1")), ("seed", ("7", "8"))]
+    assert differing_params([state("a"), state("a")]) == []
     # git does not hold what the search chose
     sizes = [state("a", **{"chosen.width": "8"}), state("b", **{"chosen.width": "16"}), state("c")]
     assert differing_params(sizes[:2]) == [("chosen.width", ("8", "16"))]
@@ -31,10 +30,7 @@ def test_only_parameters_that_differ_are_shown_and_absence_is_a_difference():
 
 def test_numbers_carry_their_intervals_and_what_a_state_lacks_stays_empty():
     states = [state("a", HEADLINE), state("bare")]
-    assert numbers(states) == [
-        ("ms_per_token", (HEADLINE["ms_per_token"], None)),
-        ("token_step_ms", ({"value": 0.1}, None)),
-    ]
+    assert numbers(states) == [(name, (value, None)) for name, value in HEADLINE.items()]
     assert [text(found) for found in (*HEADLINE.values(), None)] == ["8 [7.5, 8.5]", "0.1", "\u2013"]
     assert document(states)["numbers"]["ms_per_token"] == {"a": HEADLINE["ms_per_token"], "bare": None}
 
@@ -42,8 +38,8 @@ def test_numbers_carry_their_intervals_and_what_a_state_lacks_stays_empty():
 @pytest.fixture
 def repository(tmp_path):
     """One commit with parameters and the numbers that decide, and a change of both that is not committed."""
-    (tmp_path / "reports/simulate").mkdir(parents=True)
-    (tmp_path / "reports/tune").mkdir()
+    for stage in ("simulate", "tune", "publish", "figures"):
+        (tmp_path / "reports" / stage).mkdir(parents=True)
     (tmp_path / "params.yaml").write_text("seed: 7\ntrain: {epochs: 3}\n")
     (tmp_path / "reports/simulate/metrics.json").write_text(json.dumps(HEADLINE))
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
@@ -67,31 +63,29 @@ def test_a_revision_is_read_from_git_and_the_workspace_from_files(repository):
 
 def test_a_state_in_mlflow_is_read_from_the_pipelines_run(project):
     metrics = (("ms_per_token", 8.0, 0), ("ms_per_token/low", 7.5, 0), ("ms_per_token_by_capacity/ours", 3.0, 5))
-    for key, stage in (("p", "pipeline"), ("d", "drift")):
-        tags = {"moe_beyond.stage": stage}
-        log_run(
-            project, Record(key=key, name=stage, start_ms=1, end_ms=2, tags=tags, params={"seed": "9"}, metrics=metrics)
-        )
-    run_id = only(project, "pipeline").info.run_id
-    (found,) = find_states(project, [run_id], DEFAULTS)
-    assert found.numbers == {"ms_per_token": {"value": 8.0, "low": 7.5}}
-    assert found.params == {"seed": "9"}
-    with pytest.raises(InputError, match=r"\(drift\) belongs to no pipeline run"):
-        find_states(project, [only(project, "drift").info.run_id], DEFAULTS)
-    with pytest.raises(InputError, match="no run ffff"):
-        find_states(project, ["f" * 32], DEFAULTS)
-    with pytest.raises(InputError, match="name the registered model"):
-        find_states(project, ["champion"], DEFAULTS)
+    for stage in ("pipeline", "drift"):
+        logged = {"params": {"seed": "9"}, "metrics": metrics, "tags": {"moe_beyond.stage": stage}}
+        log_run(project, Record(key=stage, name=stage, start_ms=1, end_ms=2, **logged))
+    (found,) = find_states(project, [only(project, "pipeline").info.run_id], DEFAULTS)
+    assert (found.numbers, found.params) == ({"ms_per_token": {"value": 8.0, "low": 7.5}}, {"seed": "9"})
+    for name, message in (
+        (only(project, "drift").info.run_id, r"\(drift\) belongs to no pipeline run"),
+        ("f" * 32, "no run ffff"),
+        ("champion", "name the registered model"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_states(project, [name], DEFAULTS)
 
 
 def test_what_is_no_state_is_named(repository, tmp_path_factory):
-    with pytest.raises(InputError, match="nowhere: neither an MLflow run, nor an alias"):
-        revision(repository, "nowhere", DEFAULTS)
     outside = tmp_path_factory.mktemp("outside")
-    with pytest.raises(InputError, match="is no git repository"):
-        revision(outside, "main", DEFAULTS)
-    with pytest.raises(InputError, match=r"no params\.yaml there"):
-        workspace(outside, DEFAULTS)
+    for folder, name, message in (
+        (repository, "nowhere", "nowhere: neither an MLflow run, nor an alias"),
+        (outside, "main", "is no git repository"),
+        (outside, "workspace", r"no params\.yaml there"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_states(folder, [name], DEFAULTS)
 
 
 VERDICT = {
@@ -110,10 +104,9 @@ def test_the_report_says_verdict_reasons_and_differences(repository):
     out = repository / "reports/retrain.md"
     with pytest.raises(InputError, match=r"verdict\.json: no such file"):
         write_report(repository, "main", out, DEFAULTS)
-    (repository / "reports/publish").mkdir()
-    (repository / "reports/publish/verdict.json").write_text(json.dumps(VERDICT))
-    (repository / "reports/publish/table.csv").write_text(TABLE)
-    (repository / "reports/figures").mkdir()
+    verdict, table = (repository / "reports/publish" / name for name in ("verdict.json", "table.csv"))
+    verdict.write_text(json.dumps(VERDICT))
+    table.write_text(TABLE)
     (repository / "reports/figures/ms_per_token.png").write_bytes(b"")
     write_report(repository, "main", out, DEFAULTS)
     report = out.read_text()
@@ -129,9 +122,9 @@ def test_the_report_says_verdict_reasons_and_differences(repository):
     ):
         assert words in report
     # without the revision, or before anyone has judged, the rest still gets out
-    pending = VERDICT | {"challenger": None, "outcome": "pending", "checks": [], "pipeline_run": None}
-    (repository / "reports/publish/verdict.json").write_text(json.dumps(pending))
-    (repository / "reports/publish/table.csv").write_text(TABLE.splitlines()[0] + "\n")
+    pending = {"challenger": None, "outcome": "pending", "checks": [], "pipeline_run": None}
+    verdict.write_text(json.dumps(VERDICT | pending))
+    table.write_text(TABLE.splitlines()[0] + "\n")
     write_report(repository, "nowhere", out, DEFAULTS)
     assert "Not available: nowhere: neither" in out.read_text()
     assert "the new version: not judged yet" in out.read_text()

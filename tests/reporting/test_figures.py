@@ -4,40 +4,35 @@ import json
 import re
 import struct
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import polars as pl
 import pytest
 
-from moe_beyond.reporting.blocks import Figure
 from moe_beyond.reporting.figures.lines import Axis, curves, thin
 from moe_beyond.reporting.figures.theme import chart_spec, figure_svg, paint, svg_png, theme
 from moe_beyond.reporting.names import Look, looks
 from moe_beyond.reporting.page import sections_of
-from moe_beyond.reporting.read import Run
 from tests.reporting.conftest import SMALL
 
 X, Y = Axis("x", "capacity", "percent"), Axis("y", "ms per token")
 
 
-def drawn(figure: Figure) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = max(chart_spec(figure.chart)["datasets"].values(), key=len)
-    return rows
+def drawn(figure):
+    return max(chart_spec(figure.chart)["datasets"].values(), key=len)
 
 
-def line(points: int, name: str = "a") -> pl.DataFrame:
-    return pl.DataFrame(
-        {"series": name, "x": [i / points for i in range(points)], "y": [10.0 + i for i in range(points)]}
-    )
+def line(points, name="a"):
+    places = range(points)
+    return pl.DataFrame({"series": name, "x": [i / points for i in places], "y": [10.0 + i for i in places]})
 
 
 @pytest.fixture(scope="module")
-def figures(run: Run) -> dict[str, Figure]:
+def figures(run):
     return {figure.name: figure for section in sections_of(run) for figure in section.figures}
 
 
-def test_a_figure_for_each_thing_that_decides(figures: dict[str, Figure]):
+def test_a_figure_for_each_thing_that_decides(figures):
     """Plain names stand for the headline's device and split."""
     assert set(figures) == {
         *("ms_per_token", "ms_per_token_phone_ufs_test_out_of_domain"),
@@ -48,76 +43,46 @@ def test_a_figure_for_each_thing_that_decides(figures: dict[str, Figure]):
     }
 
 
-def test_every_figure_has_words_and_numbers(figures: dict[str, Figure]):
+def test_every_figure_has_words_numbers_and_colours_of_both_modes(figures):
     for figure in figures.values():
         assert len(figure.alt) > 40, figure.name
         assert figure.table.rows, figure.name
         assert all(len(row) == len(figure.table.columns) for row in figure.table.rows), figure.name
-
-
-def test_every_colour_is_one_of_both_modes(figures: dict[str, Figure]):
-    for figure in figures.values():
         spec = chart_spec(figure.chart) | {"config": theme()["config"]}
         for mode in ("light", "dark"):
             assert not re.findall(r'"@\w+"', json.dumps(paint(spec, mode))), figure.name
-    light, dark = theme()["colours"]["light"], theme()["colours"]["dark"]
-    assert light.keys() == dark.keys()
+    assert theme()["colours"]["light"].keys() == theme()["colours"]["dark"].keys()
 
 
-def test_the_times_of_a_chart_come_with_the_latency_that_is_charged(figures: dict[str, Figure]):
+def test_the_times_of_a_chart_come_with_the_latency_that_is_charged(figures):
     for name in ("ms_per_token", "bandwidth", "timeline"):
         assert "prefetch, predicted eviction 0.200\u00a0a\u00a0token" in figures[name].note, name
 
 
-def test_lines_over_capacity_are_ours_the_best_lru_and_the_bound(figures: dict[str, Figure], run: Run):
-    figure = figures["ms_per_token"]
-    rows = pl.DataFrame(drawn(figure))
-    assert rows["series"].n_unique() == len(figure.looks) == 4
-    timed = run.tables["on_device"].filter(split="test_out_of_domain", device="laptop_nvme").sort("capacity_experts")
-    for series, expected in {
-        "LRU": timed.filter(policy="lru")["ms_per_token"],
-        "Clairvoyant bound": timed.filter(policy="lru")["bound_ms_per_token"],
-        "Ours, as chosen on validation prompts": timed.filter("ours")["ms_per_token"],
-    }.items():
-        assert rows.filter(series=series)["ms_per_token"].to_list() == expected.to_list()
-
-
-def test_a_prefill_in_one_step_is_not_drawn_among_tokens(figures: dict[str, Figure]):
+def test_a_prefill_in_one_step_is_not_drawn_among_tokens(figures):
     assert {row["position"] for row in drawn(figures["timeline"])} == {7, 8, 9}
     assert figures["timeline"].title.startswith("75\u00a0% of this prompt's time is stall")
 
 
-def test_curves_say_their_ends_and_print_their_points():
+def test_curves_say_their_ends_print_their_points_and_draw_the_first_of_the_legend_last():
     frame = pl.concat([line(4), line(4, "b").with_columns(pl.col("y") * 2)])
     figure = curves("name", "Title", frame, looks(["a", "b"]), x=X, y=Y, mark=(0.3, "here"))
-    assert figure.alt == (
-        "Line chart of ms per token over capacity. From left to right: a from 10 to 13; b from 20 to 26."
-    )
-    assert figure.table.columns == ("capacity", "a", "b")
-    assert figure.table.rows[1] == ("25.0\u00a0%", "11", "22")
+    words = "Line chart of ms per token over capacity. From left to right: a from 10 to 13; b from 20 to 26."
+    assert figure.alt == words
+    assert (figure.table.columns, figure.table.rows[1]) == (("capacity", "a", "b"), ("25.0\u00a0%", "11", "22"))
     assert "here" in json.dumps(chart_spec(figure.chart))
+    assert [row["series"] for row in drawn(figure)] == ["b"] * 4 + ["a"] * 4
 
 
-def test_the_first_line_of_the_legend_is_drawn_last_and_a_single_line_needs_none():
-    frame = pl.concat([line(3), line(3, "b")])
-    rows = drawn(curves("name", "Title", frame, looks(["a", "b"]), x=X, y=Y))
-    assert [row["series"] for row in rows] == ["b"] * 3 + ["a"] * 3
-    figure = curves("name", "Title", line(3), {"a": Look("@blue")}, x=X, y=Y)
-    assert not figure.looks
+def test_long_curves_are_thinned_but_keep_their_ends_and_a_single_line_has_no_legend():
+    frame = line(1000)
+    assert thin(frame, 25)[[0, -1]].equals(frame[[0, -1]])
+    figure = curves("name", "Title", frame, {"a": Look("@blue")}, x=X, y=Y)
+    assert (len(drawn(figure)), len(figure.table.rows), figure.looks) == (160, 25, {})
     assert chart_spec(figure.chart)["layer"][0]["encoding"]["color"]["legend"] is None
 
 
-def test_long_curves_are_thinned_but_keep_their_ends():
-    frame = line(1000)
-    few = thin(frame, 25)
-    assert few.height == 25
-    assert few[[0, -1]].equals(frame[[0, -1]])
-    figure = curves("name", "Title", frame, {"a": Look("@blue")}, x=X, y=Y)
-    assert len(drawn(figure)) == 160
-    assert len(figure.table.rows) == 25
-
-
-def test_a_picture_is_valid_and_has_its_title_and_note(figures: dict[str, Figure]):
+def test_a_picture_is_valid_and_has_its_title_and_note(figures):
     figure = figures["ms_per_token"]
     svg = figure_svg(figure, 400)
     ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
@@ -131,11 +96,11 @@ def test_a_picture_is_valid_and_has_its_title_and_note(figures: dict[str, Figure
     assert width_of(svg) == width_of(figure_svg(replace(figure, note=""), 400))
 
 
-def width_of(svg: str) -> float:
+def width_of(svg):
     return float(re.findall(r'width="([\d.]+)"', svg)[0])
 
 
-def test_pictures_of_all_figures_lie_in_the_folder(rendered: Path, figures: dict[str, Figure]):
+def test_pictures_of_all_figures_lie_in_the_folder(rendered, figures):
     folder = rendered / "reports" / "figures"
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")} == set(figures)
     # however many others were drawn before it

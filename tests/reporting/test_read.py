@@ -1,50 +1,45 @@
-from pathlib import Path
-
 import polars as pl
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.reporting.read import Run
 from tests.reporting.conftest import html_of, run_of
 from tests.reporting.example import BEST, OURS
 
 
-def files(root: Path) -> list[Path]:
+def files(root):
     found = [*root.glob("reports/*/*.json"), *root.glob("reports/*/*.csv"), *root.glob("reports/*/tables/*")]
     inputs = {path for path in found if path.name != "latency.json" and "figures" not in path.parts}
     return sorted({*inputs, root / "data/splits/prompts.csv"})
 
 
-def test_each_missing_file_is_an_error_that_names_the_stage_to_run(copy: Path):
-    expected = {"data": "split"}
+def test_each_missing_file_is_an_error_that_names_the_stage_to_run(copy):
     for path in files(copy):
-        parts = path.relative_to(copy).parts
+        folder, stage, *_ = path.relative_to(copy).parts
         content = path.read_bytes()
         path.unlink()
-        stage = expected.get(parts[0], parts[1])
+        stage = "split" if folder == "data" else stage
         with pytest.raises(InputError, match=rf"{path.name}: not found; .*: dvc repro {stage}$"):
             run_of(copy)
         path.write_bytes(content)
     assert len(files(copy)) == 30
 
 
-def test_no_run_measures_or_receipts_are_read(copy: Path):
+def test_no_run_measures_or_receipts_are_read(copy):
     before = html_of(copy)
     (copy / "reports/export/latency.json").unlink()
     (copy / "reports/train/run.json").write_text('{"run_id": "0123456789abcdef"}')
     assert html_of(copy) == before
 
 
-def test_the_page_leads_with_the_last_split_and_the_headlines_device(run: Run, rendered: Path):
+def test_the_page_leads_with_the_last_split_and_the_headlines_device(run, rendered):
     assert run.splits == ["test_out_of_domain", "test_in_domain"]
     assert run.devices == ["laptop_nvme", "phone_ufs"]
-    assert run.places[0] == ("test_out_of_domain", "laptop_nvme")
-    assert run.capacity == 16
+    assert (run.places[0], run.capacity) == (("test_out_of_domain", "laptop_nvme"), 16)
     assert run_of(rendered, headline_device=None).devices == ["phone_ufs", "laptop_nvme"]
     assert run_of(rendered, headline_capacity=0.5).capacity == 80
 
 
-def test_a_split_without_times_does_not_lead(copy: Path):
+def test_a_split_without_times_does_not_lead(copy):
     for name in ("on_device", "pays"):
         path = copy / f"reports/simulate/tables/{name}.parquet"
         pl.read_parquet(path).filter(split="test_in_domain").write_parquet(path)
@@ -54,22 +49,18 @@ def test_a_split_without_times_does_not_lead(copy: Path):
     assert "Laptop, NVMe, 16 experts" in html_of(copy)
 
 
-def test_the_contenders_are_those_that_the_table_marks(run: Run):
+def test_the_contenders_are_those_that_the_table_marks(run):
     contest = run.contest("test_in_domain", "phone_ufs")
     assert (contest.lru["policy"], contest.best["policy"]) == ("lru", BEST)
-    assert contest.ours is not None
-    assert contest.ours["policy"] == OURS
-    assert contest.ours["capacity_experts"] == 16
+    assert (contest.ours["policy"], contest.ours["capacity_experts"]) == (OURS, 16)
     # from the table `pays`, of the policy that it speaks of
     assert (contest.ours["break_even_token_step_ms"], contest.best["break_even_token_step_ms"]) == (4.5, None)
 
 
-def test_only_parameters_of_the_source_that_was_used_are_shown(run: Run):
+def test_only_parameters_of_the_source_that_was_used_are_shown(run, rendered):
     assert run.parameters["simulate.timed_expert_mib"] == 8.25
     assert not [name for name in run.parameters if name.startswith(("traces.import", "traces.transformers"))]
-
-
-def test_other_models_are_timed_as_they_are(rendered: Path):
-    run = run_of(rendered, source="import")
-    assert run.settings.timed_expert_mib is None
-    assert run.parameters["traces.import.format"] == "moe-beyond-csv"
+    # other models are timed as they are
+    imported = run_of(rendered, source="import")
+    assert imported.settings.timed_expert_mib is None
+    assert imported.parameters["traces.import.format"] == "moe-beyond-csv"
