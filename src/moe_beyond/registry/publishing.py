@@ -38,6 +38,7 @@ GATE_VARIABLE = "MOE_BEYOND_GATE"
 """`judge` in the environment: register and judge, but keep the champion. For changes that are not merged yet."""
 PREDICTOR, REPORTS = Path("models/predictor"), Path("reports/publish")
 _VERDICT, _TABLE = "verdict.json", "table.csv"
+_UNCHANGED = "this very predictor is the champion"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ def publish(
             with connected(root):
                 registry.promote(verdict["challenger"])
             write_json(root / REPORTS / _VERDICT, verdict | {"champion": verdict["challenger"]})
-        log.info("gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
+        if same and verdict["champion"] == verdict["challenger"]:
+            log.info("gate: unchanged: %s, version %s", _UNCHANGED, verdict["champion"])
+        else:
+            log.info("gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
     except MlflowMissingError as error:
         log.warning("%s; the champion stays as it is, the next dvc repro judges", error)
         if verdict.get("question") != question:
@@ -143,7 +147,7 @@ def decide(
     names = zip(("challenger", "champion"), (number, _number(champion)), predictors, times, strict=False)
     scores = tuple(score(Contestant(*found), gate.splits, gate.settings, gate.simulate) for found in names)
     if unchanged:
-        return Verdict("unchanged", (f"this very predictor is the champion, version {number}",)), scores
+        return Verdict("unchanged", (f"{_UNCHANGED}, version {number}",)), scores
     if version is not None and ROLLED_BACK in version.tags:
         reason = (
             f"this very predictor was version {number}, rolled back on {version.tags[ROLLED_BACK]}; to make it the "

@@ -19,7 +19,7 @@ from moe_beyond.files import fingerprint, folder_digest
 from moe_beyond.settings import Settings, flatten
 from moe_beyond.tracking.client import MlflowMissingError, connected, data_name, log_run
 from moe_beyond.tracking.dvc import receipts
-from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms
+from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms, points
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,7 @@ def log_pipeline(root: Path, params: Settings, device: str | None, splits: Seque
 
 def headline(root: Path) -> list[Point]:
     """The numbers that decide: `name`, `name/low` and `name/high`."""
-    points = []
-    for name, interval in json.loads((root / HEADLINE).read_text(encoding="utf-8")).items():
-        points += [(name if part == "value" else f"{name}/{part}", value, 0) for part, value in interval.items()]
-    return points
+    return points(json.loads((root / HEADLINE).read_text(encoding="utf-8")))
 
 
 def capacity_curves(table: Path, device: str | None) -> list[Point]:

@@ -163,9 +163,12 @@ def as_text(params: dict[str, Any]) -> dict[str, str]:
 
 
 def points(metrics: dict[str, Any], step: int = 0) -> list[Point]:
-    """The numbers of a nested dict, names joined by `/`; booleans are 0 and 1, text and None are no metrics."""
-    flat = flatten(metrics, "/")
-    return [(key, float(value), step) for key, value in flat.items() if isinstance(value, int | float)]
+    """The numbers of a nested dict, names joined by `/`; booleans are 0 and 1, text and None are no metrics.
+
+    The `value` of an interval has the interval's own name.
+    """
+    numbers = {key: value for key, value in flatten(metrics, "/").items() if isinstance(value, int | float)}
+    return [(key.removesuffix("/value"), float(value), step) for key, value in numbers.items()]
 
 
 def curves(path: Path) -> list[Point]:
