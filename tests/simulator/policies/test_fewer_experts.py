@@ -4,20 +4,18 @@ import numpy as np
 import pytest
 
 from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES, SCORE, SKIP, WEIGHT_SUM
-from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile, prefer_residents, skip_cold_misses
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.policies.literal import literal
+from tests.simulator.policies.literal import literal, replayed
 
 
-def decided(demand, shares, resident, features=None):
-    """What is done with experts 0, 1, 2, ... of one layer of eight."""
+def decided(demand, shares, resident, features=None, layer=0):
+    """What is done with experts 0, 1, 2, ... of the first layer, or 4, 5, 6, ... of the second, of eight in all."""
     features = np.zeros((NUM_FEATURES, 8)) if features is None else features
-    precision = np.full(8, -1)
+    precision, actions = np.full(8, -1), np.zeros(len(shares), np.int64)
     precision[list(resident)] = 0
-    actions = np.zeros(len(shares), np.int64)
-    members = np.arange(len(shares), dtype=np.int32)
-    demand(features, precision, members, np.array(shares, np.float32), 0, 0, actions)
+    members = np.arange(4 * layer, 4 * layer + len(shares), dtype=np.int32)
+    demand(features, precision, members, np.array(shares, np.float32), 0, layer, actions)
     return actions.tolist()
 
 
@@ -27,7 +25,7 @@ def test_drop_cold():
     assert decided(skip_cold_misses, [0.5, 0.34, 0.16], [2]) == [FULL, FULL, FULL]
     assert decided(skip_cold_misses, [0.5, 0.32, 0.18], []) == [FULL, FULL, FULL]
     trace = literal([[[0, 1, 2]]] * 2, num_experts=4, weights_TLK=[[[0.5, 0.34, 0.16]]] * 2)
-    total = replay(events_of(trace), DropCold(), DropCold().budget(trace.metadata, 4)).total
+    total = replayed(DropCold(), trace, 4).total
     assert (total.misses, total.hits, total.skipped) == (2, 2, 2)
     assert total.mass_given_up == pytest.approx(0.16, abs=1e-3)
 
@@ -68,17 +66,13 @@ def test_mobile():
     assert keep[:, 0].all()
     assert keep[[1, 3], 1].all()
     assert keep[[0, 2], 1].tolist() == [[True, True, False, False]] * 2
-    total = replay(events_of(trace), policy, policy.budget(trace.metadata, 8)).total
+    total = replayed(policy, trace, 8).total
     assert total.skipped == 4
     assert total.mass_given_up == pytest.approx(0.3 / 2 / 2, abs=1e-3)
 
 
-def test_the_features_name_the_layer():
+def test_a_stand_in_is_of_the_event_s_own_layer():
     features = np.zeros((NUM_FEATURES, 8))
     features[LAYER, 4:] = 1
     features[SCORE, :4], features[SCORE, 4:] = 0, 9
-    precision, actions = np.full(8, -1), np.zeros(3, np.int64)
-    precision[[1, 7]] = 0
-    shares, members = np.array([0.5, 0.3, 0.2], np.float32), np.array([4, 5, 6], np.int32)
-    prefer_residents(features, precision, members, shares, 0, 1, actions)
-    assert actions.tolist() == [FULL, FULL, 7], "the stand-in is of the event's own layer"
+    assert decided(prefer_residents, [0.5, 0.3, 0.2], [1, 7], features, layer=1) == [FULL, FULL, 7]
