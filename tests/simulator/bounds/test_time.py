@@ -72,8 +72,3 @@ def test_no_lossless_policy_decodes_a_token_faster(data, device, lookahead, seed
         timed = timed_replay(events, policy, Budget.slots(trace.metadata, slots), device, workload)
         assert timed.ms_per_token >= bound.ms_per_token * (1 - 1e-9)
         assert timed.hits.value <= bound.hit_rate + 1e-9 or timed.replay.total.prefetches
-        assert (timed.stall_ms_S >= 0).all()
-        total = timed.replay.total
-        assert total.accesses == events.num_accesses
-        assert total.prefetches == total.prefetches_useful + total.prefetches_useless
-        assert timed.late_prefetches <= total.prefetches_useful

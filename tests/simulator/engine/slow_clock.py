@@ -328,17 +328,13 @@ class _Replay:
 
     def highest_priority(self) -> int | None:
         """The event whose request has the first expert of the highest priority."""
-        best: int | None = None
-        highest = float("-inf")
-        for event in sorted(self.waiting):
+        first = []
+        for event in self.waiting.keys() - self.without_space:
             experts = self.waiting[event]
-            if event in self.without_space:
-                continue
             while experts and experts[0][0] in self.resident:
                 experts.pop(0)
-            if experts and experts[0][1] > highest:
-                best, highest = event, experts[0][1]
-        return best
+            first += [(-priority, event) for _, priority in experts[:1]]
+        return min(first)[1] if first else None
 
     # space
 

@@ -9,18 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
+from moe_beyond.simulator.engine import cache
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.cache import (
-    ACCESSES,
-    DEMAND_BYTES,
-    EVICTIONS,
-    HITS,
-    NUM_COUNTERS,
-    PREFETCH_BYTES,
-    PREFETCHES,
-    USEFUL,
-    USELESS,
-)
+from moe_beyond.simulator.engine.cache import NUM_COUNTERS
 from moe_beyond.simulator.engine.loop import Times, just_in_time, run
 from moe_beyond.simulator.engine.policy import Prefetches
 from moe_beyond.simulator.engine.prepared import prepare
@@ -36,6 +27,9 @@ from tests.simulator.strategies import make_trace, traces
 
 RANKS = {**slow_clock.RANKS, "anticipate": slow_clock.anticipate(PERSISTENCE, MEMORY, rarest=1e-3)}
 POLICIES = {policy.name: policy for policy in (Lru, Lfu, LfuResident, Lfru, Fifo, LeastStale, Belady, BeladyForced)}
+OF_ACCESSES = [cache.ACCESSES, cache.HITS, cache.DEMAND_BYTES]
+OF_PREFETCHES = [cache.PREFETCHES, cache.PREFETCH_BYTES, cache.USEFUL, cache.USELESS]
+COUNTED = [*OF_ACCESSES, cache.EVICTIONS, *OF_PREFETCHES]
 LONGER_THAN_A_LAYER_MS = 100.0
 RANDOMS = st.randoms(use_true_random=True)
 
@@ -61,10 +55,10 @@ def records_of(events, result):
     counts_NC = result.replay.counts_PFC.reshape(-1, NUM_COUNTERS)
     for n in range(events.num_events):
         outcome_I = result.outcome_A[events.offsets_N[n] : events.offsets_N[n + 1]]
-        assert counts_NC[n, EVICTIONS] == result.evictions_N[n]
-        assert counts_NC[n, HITS] == (outcome_I < MISSED).sum()
+        assert counts_NC[n, cache.EVICTIONS] == result.evictions_N[n]
+        assert counts_NC[n, cache.HITS] == (outcome_I < MISSED).sum()
         assert result.replay.misses_N[n] == (outcome_I == MISSED).sum()
-        counts = counts_NC[n, [DEMAND_BYTES, PREFETCHES, PREFETCH_BYTES, USEFUL, USELESS]].tolist()
+        counts = counts_NC[n, [cache.DEMAND_BYTES, *OF_PREFETCHES]].tolist()
         times, evicted = (result.time_N[n], result.stall_N[n]), (result.evictions_N[n], result.wasted_N[n])
         yield Record(outcome_I.tolist(), *times, *evicted, *counts)
 
@@ -77,13 +71,10 @@ def counts_of(records, events):
         size = events.metadata.expert_bytes[int(events.layer_N[n])]
         for outcome in record.outcomes:
             missed = outcome == MISSED
-            counts_RC[next(row_A), [ACCESSES, HITS, DEMAND_BYTES]] += np.array([1, not missed, size * missed])
-        found = (record.evictions, record.prefetches, record.useful, record.useless, record.prefetch_bytes)
-        counts_RC[row, [EVICTIONS, PREFETCHES, USEFUL, USELESS, PREFETCH_BYTES]] += np.array(found)
+            counts_RC[next(row_A), OF_ACCESSES] += np.array([1, not missed, size * missed])
+        found = (record.evictions, record.prefetches, record.prefetch_bytes, record.useful, record.useless)
+        counts_RC[row, [cache.EVICTIONS, *OF_PREFETCHES]] += np.array(found)
     return counts_RC
-
-
-COUNTED = [ACCESSES, HITS, EVICTIONS, PREFETCHES, USEFUL, USELESS, DEMAND_BYTES, PREFETCH_BYTES]
 
 
 def assert_counted(expected, events, *replays):

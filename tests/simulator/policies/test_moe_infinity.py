@@ -16,7 +16,6 @@ from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal
 from tests.simulator.strategies import make_trace
 
-
 ODD = [[[2, 3]] * 3] * 4
 
 
