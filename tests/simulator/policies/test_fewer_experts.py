@@ -6,17 +6,7 @@ import pytest
 from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES, SCORE, SKIP, WEIGHT_SUM
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile, prefer_residents, skip_cold_misses
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.policies.literal import literal, replayed
-
-
-def decided(demand, shares, resident, features=None, layer=0):
-    """What is done with experts 0, 1, 2, ... of the first layer, or 4, 5, 6, ... of the second, of eight in all."""
-    features = np.zeros((NUM_FEATURES, 8)) if features is None else features
-    precision, actions = np.full(8, -1), np.zeros(len(shares), np.int64)
-    precision[list(resident)] = 0
-    members = np.arange(4 * layer, 4 * layer + len(shares), dtype=np.int32)
-    demand(features, precision, members, np.array(shares, np.float32), 0, layer, actions)
-    return actions.tolist()
+from tests.simulator.policies.literal import decided, literal, replayed
 
 
 def test_drop_cold():
@@ -35,15 +25,15 @@ def test_cache_prior():
     shares = [0.4, 0.3, 0.16, 0.14]
     # the last logit is that of 0.14; 0.16 is 0.13 above it, which a raise of 0.2 * D passes from D = 0.67 on
     features[SCORE], features[WEIGHT_SUM] = 0.7, [0, 0, 0, 0, 1, 3, 2, 0]
-    assert decided(prefer_residents, shares, [4, 5, 6], features) == [FULL, FULL, 5, 6]
-    assert decided(prefer_residents, shares, [5], features) == [FULL, FULL, 5, FULL]
+    assert decided(prefer_residents, shares, [4, 5, 6], features=features) == [FULL, FULL, 5, 6]
+    assert decided(prefer_residents, shares, [5], features=features) == [FULL, FULL, 5, FULL]
     features[SCORE] = 0.6
-    assert decided(prefer_residents, shares, [4, 5, 6], features) == [FULL, FULL, FULL, 5]
+    assert decided(prefer_residents, shares, [4, 5, 6], features=features) == [FULL, FULL, FULL, 5]
     # without a range nothing is raised, and what is resident needs no stand-in
     features[SCORE] = 0
-    assert decided(prefer_residents, shares, [4, 5, 6], features) == [FULL] * 4
+    assert decided(prefer_residents, shares, [4, 5, 6], features=features) == [FULL] * 4
     features[SCORE] = 9
-    assert decided(prefer_residents, shares, [2, 3, 5], features) == [FULL] * 4
+    assert decided(prefer_residents, shares, [2, 3, 5], features=features) == [FULL] * 4
 
 
 def test_cache_prior_knows_the_mean_range_of_the_tokens_before():
@@ -75,4 +65,4 @@ def test_a_stand_in_is_of_the_event_s_own_layer():
     features = np.zeros((NUM_FEATURES, 8))
     features[LAYER, 4:] = 1
     features[SCORE, :4], features[SCORE, 4:] = 0, 9
-    assert decided(prefer_residents, [0.5, 0.3, 0.2], [1, 7], features, layer=1) == [FULL, FULL, 7]
+    assert decided(prefer_residents, [0.5, 0.3, 0.2], [1, 7], [4, 5, 6], features=features, layer=1) == [FULL, FULL, 7]

@@ -3,29 +3,21 @@ import numpy as np
 from moe_beyond.simulator.engine.policy import FULL, LAST_USE, LAYER, NUM_FEATURES, RANKS, SKIP, USES, USES_FULL
 from moe_beyond.simulator.policies.hobbit import Hobbit, by_weight_above, four_grounds
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
-from tests.simulator.policies.literal import literal, replayed
+from tests.simulator.policies.literal import decided, literal, replayed
 
 TOKEN = [[0, 1, 2, 3]]
 WEIGHTS = [[0.5, 0.3, 0.15, 0.05]]
 
 
-def chosen(precision_M, weights=WEIGHTS[0]):
-    """What is done with experts 0 to 3."""
-    actions, members = np.zeros(4, np.int64), np.array(TOKEN[0], np.int32)
-    shares = np.array(weights, np.float32)
-    by_weight_above(np.zeros((NUM_FEATURES, 8)), np.array(precision_M), members, shares, 0, 0, actions)
-    return actions.tolist()
-
-
 def test_precision_goes_by_the_weight_of_the_better_ranked():
     # above them lie 0, 0.5, 0.8 and 0.95
     low = FULL - 1
-    assert chosen([-1] * 8) == [FULL, FULL, low, SKIP]
+    assert decided(by_weight_above, WEIGHTS[0], []) == [FULL, FULL, low, SKIP]
     # what would be skipped is used where it is there, at whatever precision
-    assert chosen([-1, -1, -1, 0, -1, -1, -1, -1]) == [FULL, FULL, low, low]
-    assert chosen([1] * 8) == [FULL, FULL, low, low]
+    assert decided(by_weight_above, WEIGHTS[0], [3]) == [FULL, FULL, low, low]
+    assert decided(by_weight_above, WEIGHTS[0], dict.fromkeys(range(8), 1)) == [FULL, FULL, low, low]
     # equal weights rank as listed
-    assert chosen([-1] * 8, [0.25] * 4) == [FULL, FULL, FULL, low]
+    assert decided(by_weight_above, [0.25] * 4, []) == [FULL, FULL, FULL, low]
 
 
 def test_hobbit():

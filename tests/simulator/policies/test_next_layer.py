@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moe_beyond.simulator.policies.next_layer import Fate, MixtralOffloading, NextLayerMap
+from moe_beyond.simulator.policies.pre_gated import PreGated
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal, replayed
@@ -60,3 +61,15 @@ def test_fate(gate):
     total = replayed(policy, trace, 12).total
     assert total.misses <= 2 * 30
     assert total.prefetches_useless == 0
+
+
+def test_pre_gated():
+    trace = make_trace(1, num_layers=4, num_experts=6, lengths=(20,), prefill=(0,))
+    total = replayed(PreGated(), trace, 24).total
+    # the first layer of each token is loaded on demand, all else is foreseen, and nothing is kept: k experts a layer
+    assert total.misses == 2 * 20
+    assert total.prefetches_useless == 0
+    assert total.loads == total.accesses
+    # a batched prefill is loaded on demand
+    mixed = replayed(PreGated(), make_trace(2, num_layers=3, num_experts=6, lengths=(9,), prefill=(8,)), 18)
+    assert (mixed.prefill.prefetches, mixed.decode.prefetches) == (0, 2 * 2)

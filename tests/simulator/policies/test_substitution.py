@@ -4,7 +4,7 @@ import numpy as np
 
 from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES
 from moe_beyond.simulator.policies.substitution import Substitution
-from tests.simulator.policies.literal import literal, replayed
+from tests.simulator.policies.literal import decided, literal, replayed
 
 
 def trained():
@@ -25,15 +25,10 @@ def test_substitution():
     policy = Substitution.fit(trained(), neighbours=1)
     features = np.zeros((NUM_FEATURES, 8))
     features[LAYER, 4:] = 1
-    precision, actions = np.full(8, -1), np.zeros(2, np.int64)
-    precision[[5, 7]] = 0
     # 6 is missing and light: 7 stands in; 4 is heavy
-    shares = np.array([0.7, 0.3], np.float32)
-    policy.demand(features, precision, np.array([4, 6], np.int32), shares, 0, 1, actions)
-    assert actions.tolist() == [FULL, 7]
+    assert decided(policy.demand, [0.7, 0.3], [5, 7], [4, 6], features=features, layer=1) == [FULL, 7]
     # a neighbour that the event itself uses is not free
-    policy.demand(features, precision, np.array([7, 6], np.int32), shares, 0, 1, actions)
-    assert actions.tolist() == [FULL, FULL]
+    assert decided(policy.demand, [0.7, 0.3], [5, 7], [7, 6], features=features, layer=1) == [FULL, FULL]
 
 
 def test_it_passes_to_another_process_after_it_has_been_used():
