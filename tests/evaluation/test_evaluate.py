@@ -25,7 +25,7 @@ def logits_of(probabilities):
 
 @dataclass
 class TableOfTwoHorizons:
-    """A baseline's predictions as logits; one layer ahead it knows everything, two layers ahead nothing more."""
+    """A baseline's predictions as logits; one layer ahead they are the truth, two layers ahead the same as those."""
 
     baseline: Any
     name: str = "predictor"

@@ -36,7 +36,7 @@ def by_share(features_FM, precision_M, members_I, shares_I, step, layer, actions
         elif share < 0.35:
             actions_I[place] = FULL - 1
         elif share < 0.6:
-            # the lowest resident, whoever it is: absent, busy or taken ones count as skipped
+            # the lowest resident, whichever it is: absent, busy or taken ones count as skipped
             actions_I[place] = SKIP
             for other in range(len(precision_M)):
                 if precision_M[other] >= 0:

@@ -1,4 +1,4 @@
-"""The clock: what it must equal, and who pays how much for which predictor."""
+"""The clock: what it must equal, and how much of it each predictor is charged with."""
 
 from dataclasses import replace
 

@@ -8,7 +8,7 @@ from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
 
-def test_the_rate_starts_from_popularity_at_each_prompt_and_knows_only_the_past():
+def test_the_rate_starts_from_popularity_at_each_prompt_and_depends_on_the_past_alone():
     trace = make_trace(4, num_layers=2, num_experts=5, top_k=2, lengths=(4, 3), prefill=(2, 0))
     events = events_of(trace)
     popularity_LE = np.full((2, 5), 0.4, np.float32)

@@ -36,7 +36,7 @@ def test_cache_prior():
     assert decided(prefer_residents, shares, [2, 3, 5], features=features) == [FULL] * 4
 
 
-def test_cache_prior_knows_the_mean_range_of_the_tokens_before():
+def test_cache_prior_uses_the_mean_range_of_the_tokens_before():
     weights = [[[0.8, 0.2]], [[0.6, 0.4]], [[0.5, 0.5]]]
     trace = literal([[[0, 1]]] * 3, num_experts=3, weights_TLK=weights)
     scores_SM = CachePrior().scores_SM(events_of(trace))

@@ -38,7 +38,7 @@ def test_learned_eviction():
 
 
 def test_the_largest_predicted_distance_is_evicted():
-    # by age alone, the older the sooner: the most recent one leaves
+    # by age alone, the older the sooner: the most recent one is evicted
     table = np.tile(np.array([[0.9], [0.5], [0.1]], np.float32), (1, 65))
     trace = literal([0, 1, 2, 0, 1], num_experts=3)
     assert misses(LearnedEviction(table), trace, 2) == [1, 1, 1, 0, 1]

@@ -73,7 +73,7 @@ def toy(requests, layer_step_ms=0.0, lookahead=None, **device):
         ([(AHEAD, 0, [FIRST]), (AHEAD, 1, [SECOND])], {}, 7 + 3, 2),
         # when the first router has chosen: its 3 ms have passed, the demand load goes first, then 4 + 3 are hidden
         ([(ROUTED, 1, [SECOND])], {}, 10 + 3, 1),
-        # a later request replaces what has not begun; one that names nobody withdraws it
+        # a later request replaces what has not begun; one that names no expert withdraws it
         ([(AHEAD, 1, [OTHER, SECOND]), (ROUTED, 1, [SECOND])], {}, 10 + 10, 0),
         ([(ROUTED, 1, [SECOND]), (ROUTED, 1, [])], {}, 20, 0),
         # a lookahead of none counts the request from the second layer's event on: 3 of its 10 ms are hidden

@@ -1,4 +1,4 @@
-"""Does prefetching pay? Three devices made for three answers, and counts against dictionaries and loops."""
+"""Does prefetching pay? Three devices for the three results, and counts against dictionaries and loops."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def split(tmp_path_factory):
     folder, shared = tmp_path_factory.mktemp("devices"), {"setup_us": 10, "lanes": 4, "layer_overhead_us": 1}
     for name, (link, memory) in DEVICES.items():
         bandwidths = {"link_gb_per_s": link, "memory_gb_per_s": memory, "predictor_slowdown": 2}
-        device = Device(name=name, about="made for one answer", **bandwidths, **shared)
+        device = Device(name=name, about="made for one result", **bandwidths, **shared)
         (folder / f"{name}.yaml").write_text(dump_device(device))
     change = {"devices": tuple(str(folder / f"{name}.yaml") for name in DEVICES), "policies": ("lru", "lfu")}
     change |= {"headline_device": str(folder / "crowded.yaml"), "capacities": (0.5, 0.75), "timed_capacities": None}

@@ -76,7 +76,7 @@ def test_how_ours_is_used_is_chosen_on_validation_alone():
 
 
 def test_the_best_without_the_predictor_is_neither_ours_nor_a_bound_nor_lossy():
-    """Ours knows everything, Belady too, and dropping experts is faster still: none of them is the rival."""
+    """Ours predicts everything, Belady too, and dropping experts is faster still: none of them is the rival."""
     predictors = [Charged(PartlyRight(1.0), 0.0001, 0.0001)]
     split = replayed(drawn(1), SMALL, predictors, validation=drawn(3), training=drawn(4))
     for place in split.places:

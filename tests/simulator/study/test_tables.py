@@ -87,7 +87,7 @@ def test_differences_are_those_of_a_bootstrap_of_the_same_prompts(replays, table
         assert interval(row, "against_lru_ms") == pytest.approx(spread(values[:, 0] - values[:, 1]))
         assert row["against_lru_ms"] == pytest.approx(timed[policy].ms_per_token - timed["lru"].ms_per_token)
         if policy == "lfu":
-            assert row["against_best_ms"] is None, "it is said of ours alone"
+            assert row["against_best_ms"] is None, "ours alone is compared"
         else:
             assert interval(row, "against_best_ms") == pytest.approx(spread(values[:, 0] - values[:, 2]))
             assert row["against_best_ms"] == pytest.approx(timed[policy].ms_per_token - best.ms_per_token)
