@@ -21,16 +21,10 @@ from tests.simulator.strategies import make_trace
 from tests.simulator.study.cases import PartlyRight
 
 PROMPTS = 16
-SHAPE: dict[str, Any] = {
-    "num_layers": 4,
-    "num_experts": 12,
-    "lengths": (24,) * PROMPTS,
-    "expert_bytes": (4_000_000,) * 4,
-}
-TRACE = make_trace(5, prefill=(4,) * PROMPTS, **SHAPE)
-SETTINGS = AdviceSettings(
-    load_device("laptop_nvme"), CacheSize(14), token_step_ms=0.01, layer_step_ms=0.001, samples=200
-)
+TOKENS: dict[str, Any] = {"lengths": (24,) * PROMPTS, "prefill": (4,) * PROMPTS}
+TRACE = make_trace(5, num_layers=4, num_experts=12, expert_bytes=(4_000_000,) * 4, **TOKENS)
+LAPTOP = load_device("laptop_nvme")
+SETTINGS = AdviceSettings(LAPTOP, CacheSize(14), token_step_ms=0.01, layer_step_ms=0.001, samples=200)
 WORKLOAD = Workload.of(TRACE.metadata, SETTINGS.lookahead)
 
 
@@ -64,16 +58,13 @@ def test_the_fastest_where_it_is_chosen_is_what_is_confirmed_elsewhere(advice):
     # what engines do today, by a plain replay of the second half
     second_half = TRACE.select(np.arange(1, PROMPTS, 2))
     usual = [
-        timed_replay(events_of(second_half), policy, policy.budget(TRACE.metadata, 14), SETTINGS.device, workload)
-        for policy, workload in ((Lru(), WORKLOAD), (LayerLru(), WORKLOAD))
+        timed_replay(events_of(second_half), policy, policy.budget(TRACE.metadata, 14), SETTINGS.device, WORKLOAD)
+        for policy in (Lru(), LayerLru())
     ]
     assert advice.today.ms_per_token == pytest.approx(min(timed.ms_per_token for timed in usual))
     # and nothing beats the bound, or all in memory
-    assert (
-        advice.bound.compute_ms_per_token
-        <= advice.bound.ms_per_token
-        <= min(advice.best.ms_per_token, advice.runner_up.ms_per_token)
-    )
+    fastest = min(advice.best.ms_per_token, advice.runner_up.ms_per_token)
+    assert advice.bound.compute_ms_per_token <= advice.bound.ms_per_token <= fastest
     assert 0 < advice.share_of_bound <= 1
 
 
@@ -83,12 +74,12 @@ def test_more_memory_is_faster_and_never_more_than_the_model(advice):
     assert [*advise(TRACE, replace(SETTINGS, size=CacheSize(47))).more_memory] == [CacheSize(48)]
 
 
-def test_a_predictor_that_knows_wins_and_one_that_is_wrong_is_not_advised():
-    knows = advise(TRACE, SETTINGS, PartlyRight(1.0))
-    assert knows.best.plan.predicts
-    assert knows.best.timed.replay.total.hit_rate > 0.9
+def test_a_predictor_that_is_right_wins_and_one_that_is_wrong_is_not_advised():
+    right = advise(TRACE, SETTINGS, PartlyRight(1.0))
+    assert right.best.plan.predicts
+    assert right.best.timed.replay.total.hit_rate > 0.9
     # told apart from today's engines by the same prompts
-    assert knows.saved.low > 0
+    assert right.saved.low > 0
     wrong = advise(TRACE, replace(SETTINGS, token_step_ms=30.0), PartlyRight(0.0, ahead_right=0.0))
     assert not wrong.best.plan.predicts
 
@@ -117,7 +108,7 @@ def test_plans_that_change_the_outputs_are_tried_only_where_that_is_allowed(advi
         "pre_gated": lambda measured: measured.needs_another_router,
         "drop_cold": lambda measured: measured.timed.replay.total.mass_given_up > 0,
     }.items():
-        assert not any(map(changes, advice.tried)), "whatever is fastest"
+        assert not any(map(changes, advice.tried))
         assert name in {measured.plan.policy for measured in lossy.tried if changes(measured)}
         plan = next(measured for measured in lossy.tried if measured.plan.policy == name)
         (note,) = [note for note in document(replace(lossy, best=plan), 5.0)["notes"] if "The best plan" in note][:1]
@@ -149,7 +140,7 @@ def test_too_few_prompts_and_too_little_memory_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("room", "target", "device", "answer"),
+    ("size", "target", "device", "answer"),
     [
         (CacheSize(14), 1.0, {}, "yes"),
         (CacheSize(14), 1e9, {}, "no"),
@@ -157,9 +148,9 @@ def test_too_few_prompts_and_too_little_memory_are_refused():
         (CacheSize(48), 1.0, {"memory_gib": 0.1}, "no"),
     ],
 )
-def test_the_verdict_follows_speed_and_memory(room, target, device, answer):
-    question = replace(SETTINGS, size=room, device=SETTINGS.device.model_copy(update=device))
-    assert document(advise(TRACE, question), target)["verdict"]["answer"] == answer
+def test_the_verdict_follows_speed_and_memory(size, target, device, answer):
+    settings = replace(SETTINGS, size=size, device=SETTINGS.device.model_copy(update=device))
+    assert document(advise(TRACE, settings), target)["verdict"]["answer"] == answer
 
 
 def test_between_the_speeds_of_two_budgets_more_memory_is_the_answer(advice):

@@ -46,12 +46,12 @@ def test_the_predictor_predicts_only_what_a_plan_needs(monkeypatch):
     for step in ("probabilities_TLE", "layer_probabilities_HTLE"):
         called = getattr(PartlyRight, step)
         monkeypatch.setattr(PartlyRight, step, lambda *given, s=step, c=called: (calls.append(s), c(*given))[1])
-    predictions = Predictions(PartlyRight(1.0, name="by lot"), TRACE, events_of(TRACE), 0.3, 0.05)
+    predictions = Predictions(PartlyRight(1.0, name="by chance"), TRACE, events_of(TRACE), 0.3, 0.05)
     expected = {
         Plan("lru"): ("lru", 0, 0, 0),
-        Plan("lru", fetch=FETCH): ("by_lot_prefetch_lru", 0.3, 0, 1),
-        Plan(ANTICIPATE): ("by_lot_anticipate", 0.3, 0, 1),
-        Plan("lru", fetch=Fetch(2, layers=True)): ("by_lot_layer_prefetch_lru", 0.3, 0.05, 2),
+        Plan("lru", fetch=FETCH): ("by_chance_prefetch_lru", 0.3, 0, 1),
+        Plan(ANTICIPATE): ("by_chance_anticipate", 0.3, 0, 1),
+        Plan("lru", fetch=Fetch(2, layers=True)): ("by_chance_layer_prefetch_lru", 0.3, 0.05, 2),
     }
     for plan, facts in expected.items():
         policy = DATA.policy(plan, predictions)

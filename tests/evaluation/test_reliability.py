@@ -37,10 +37,8 @@ def test_counts_equal_a_loop_over_every_statement(seed, levels, experts):
 @given(seed=st.integers(0, 10_000), cut=st.integers(0, 40), levels=st.sampled_from([0, 4]))
 def test_parts_add_up_to_the_whole(seed, cut, levels):
     scores, ids = drawn(seed, levels=levels)
-    whole, parts = (
-        Reliability.of(scores, ids),
-        Reliability.of(scores[:cut], ids[:cut]) + Reliability.of(scores[cut:], ids[cut:]),
-    )
+    whole = Reliability.of(scores, ids)
+    parts = Reliability.of(scores[:cut], ids[:cut]) + Reliability.of(scores[cut:], ids[cut:])
     assert parts.count_B.tolist() == whole.count_B.tolist()
     assert parts.true_B.tolist() == whole.true_B.tolist()
     assert parts.sum_B == pytest.approx(whole.sum_B)

@@ -43,24 +43,17 @@ def test_accuracy_and_f1_equal_torchmetrics_on_the_same_decisions():
     assert quality.f1_macro == pytest.approx(both, abs=1e-6)
 
 
-def test_all_tokens_are_the_sum_of_prefill_and_decode():
+def test_all_tokens_are_the_sum_of_prefill_and_decode_and_layers_average_to_the_whole():
     trace = chance_trace()
-    hits = score(Popularity.fit(trace), trace)
-    rows = quality_rows(trace, hits, resamples=100, seed=0).filter(pl.col("layer") == "all")
-    tokens = dict(zip(rows["phase"], rows["tokens"], strict=True))
-    recall = dict(zip(rows["phase"], rows["recall_at_k"], strict=True))
+    table = quality_rows(trace, score(Popularity.fit(trace), trace), resamples=100, seed=0)
+    rows = {row["phase"]: row for row in table.filter(layer="all").iter_rows(named=True)}
+    tokens, recall = ({phase: row[name] for phase, row in rows.items()} for name in ("tokens", "recall_at_k"))
     assert tokens["all"] == tokens["prefill"] + tokens["decode"] == trace.num_tokens
     parts = recall["prefill"] * tokens["prefill"] + recall["decode"] * tokens["decode"]
     assert recall["all"] == pytest.approx(parts / tokens["all"])
-
-
-def test_layers_average_to_the_whole():
-    trace = chance_trace()
-    rows = quality_rows(trace, score(Popularity.fit(trace), trace), resamples=100, seed=0)
-    layers = rows.filter((pl.col("phase") == "all") & (pl.col("layer") != "all"))
-    whole = rows.filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))["recall_at_k"][0]
+    layers = table.filter(pl.col("layer") != "all", phase="all")
     assert layers["layer"].to_list() == ["1", "2", "3"]
-    assert layers["recall_at_k"].mean() == pytest.approx(whole)
+    assert layers["recall_at_k"].mean() == pytest.approx(recall["all"])
 
 
 def test_groups_cover_every_prompt_once(monkeypatch):

@@ -1,6 +1,7 @@
 """Both predictors under the paper's rules of counting, in the paper's cache and in two others: like with like."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,6 @@ from moe_beyond.paper.scores import published_rows
 from moe_beyond.predictor.recall import most_probable
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
-from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.engine import slow_clock
 from tests.simulator.strategies import truth_TLE
@@ -24,34 +24,14 @@ TRAINING = chance_trace(30, num_experts=36, seed=1)
 DRAWN = chance_trace(10, num_experts=36, seed=2, name="t")
 # the published predictor names what the token before used
 TRACE = replace(DRAWN, predicted_TLK=np.sort(np.roll(DRAWN.experts_TLK, 1, axis=0), axis=2))
+TRUTH_TLE = truth_TLE(DRAWN)
 
 
-@dataclass
-class Says:
-    """A layer step of given probabilities, which nothing ahead of a token comes near to."""
-
-    said_TLE: np.ndarray
-    name: str = "says"
-    horizon: int = 1
-
-    def probabilities_TLE(self, trace):
-        return np.full_like(self.said_TLE, 1e-9)
-
-    def layer_probabilities_HTLE(self, trace):
-        return self.said_TLE[None]
-
-
-@dataclass
-class AsPublished(Says):
-    """Ahead of a token the same as ahead of a layer."""
-
-    def probabilities_TLE(self, trace):
-        return self.said_TLE
-
-
-def named_TLE(named_TLK):
-    """1 for what is named, 0 for all else."""
-    return truth_TLE(replace(DRAWN, experts_TLK=named_TLK))
+def predicting(layer_TLE, token_TLE=None):
+    """A predictor of given probabilities a layer ahead; ahead of a token others, or much lower ones."""
+    token_TLE = np.full_like(layer_TLE, 1e-9) if token_TLE is None else token_TLE
+    steps = {"probabilities_TLE": lambda _: token_TLE, "layer_probabilities_HTLE": lambda _: layer_TLE[None]}
+    return SimpleNamespace(name="given", horizon=1, **steps)
 
 
 def rows_of(predictor, trace=TRACE):
@@ -63,7 +43,7 @@ def one(rows, cache, capacity=SMALL):
 
 
 def test_each_cache_holds_both_predictors_in_one_row():
-    rows = rows_of(Says(truth_TLE(DRAWN)))
+    rows = rows_of(predicting(TRUTH_TLE))
     assert rows.schema == pl.Schema(CACHES)
     expected = [(cache, capacity) for capacity in (10, 21, 54) for cache in ("paper_lru", "lru", "anticipate")]
     assert rows.select("cache", "capacity_experts").rows() == expected
@@ -76,8 +56,8 @@ def test_each_cache_holds_both_predictors_in_one_row():
 
 
 def test_the_papers_cache_is_the_published_protocol_on_both_sides():
-    said_TLE = np.random.default_rng(0).random(truth_TLE(DRAWN).shape, np.float32)
-    rows = rows_of(Says(said_TLE)).filter(pl.col("cache") == "paper_lru")
+    said_TLE = np.random.default_rng(0).random(TRUTH_TLE.shape, np.float32)
+    rows = rows_of(predicting(said_TLE)).filter(pl.col("cache") == "paper_lru")
     theirs_TLK, ours_TLK = np.asarray(TRACE.predicted_TLK), most_probable(said_TLE, TRACE.metadata.top_k)
     for side, named_TLK in (("ours", ours_TLK), ("paper", theirs_TLK)):
         expected = published_rows(TRACE, named_TLK, resamples=50, seed=3, rival_TLM=theirs_TLK)
@@ -104,7 +84,7 @@ def test_lru_that_only_uses_renew_equals_the_slow_reference(capacity):
     slow = slow_clock.replay(slow_clock.Case(events, budget, slow_clock.RANKS["lru"], requests, keep_warm=False))
     hits = np.array([slow_clock.hits_of(record) for record in slow])[counted_N].sum()
     accesses, prefetched = meta.top_k * counted_N.sum(), sum(record.prefetches for record in slow)
-    found = one(rows_of(Says(truth_TLE(DRAWN))), "lru", capacity)
+    found = one(rows_of(predicting(TRUTH_TLE)), "lru", capacity)
     assert found["paper_hit_rate"] == pytest.approx(hits / accesses)
     loaded_mib = (accesses - hits + prefetched) * meta.expert_bytes[0] / 2**20
     assert found["paper_mib_per_token"] == pytest.approx(loaded_mib / (accesses / meta.token_cycle))
@@ -118,7 +98,6 @@ def test_both_sides_fetch_as_many_for_a_layer_as_were_published(monkeypatch, man
     fetched = []
 
     def watched(events, policy, budget, **rules):
-        assert isinstance(policy, Prefetch)
         offsets_N, _ = policy.prefetches(events).just_in_time(events.num_events)
         # ahead of the uncounted tokens nothing is fetched
         counted_N = (trace.positions_T >= 10)[events.token_S[events.step_N]]
@@ -126,20 +105,21 @@ def test_both_sides_fetch_as_many_for_a_layer_as_were_published(monkeypatch, man
         return replay(events, policy, budget, **rules)
 
     monkeypatch.setattr(caches, "replay", watched)
-    rows_of(AsPublished(np.full(truth_TLE(DRAWN).shape, 0.9, np.float32)), trace)
+    rows_of(predicting(*[np.full(TRUTH_TLE.shape, 0.9, np.float32)] * 2), trace)
     assert fetched == [({many}, {0})] * (2 * 2 * 3)
 
 
 def test_predictors_that_say_the_same_differ_by_exactly_nothing():
-    rows = rows_of(AsPublished(named_TLE(np.asarray(TRACE.predicted_TLK))))
-    for figure in ("hit_rate", "mib_per_token"):
-        for end in ("", "_low", "_high"):
-            assert rows[f"difference_{figure}{end}"].to_list() == [0] * rows.height
+    named_TLE = truth_TLE(replace(DRAWN, experts_TLK=np.asarray(TRACE.predicted_TLK)))
+    rows = rows_of(predicting(named_TLE, named_TLE))
+    differences = rows.select(pl.col("^difference_.*$")).to_numpy()
+    assert differences.shape == (rows.height, 2 * 3)
+    assert (differences == 0).all()
     assert rows["ours_hit_rate"].n_unique() > 3
 
 
 def test_what_is_known_a_layer_ahead_is_there():
-    for predictor, least in ((AsPublished(truth_TLE(DRAWN)), 1), (Says(truth_TLE(DRAWN)), 2 / 3)):
+    for predictor, least in ((predicting(TRUTH_TLE, TRUTH_TLE), 1), (predicting(TRUTH_TLE), 2 / 3)):
         rows = rows_of(predictor)
         for cache in ("lru", "anticipate"):
             found = one(rows, cache, 54)
@@ -150,9 +130,7 @@ def test_what_is_known_a_layer_ahead_is_there():
 
 
 def test_no_rows_without_published_predictions_or_beyond_the_warm_up():
-    said = Says(truth_TLE(DRAWN))
-    assert rows_of(said, replace(TRACE, predicted_TLK=None)).schema == pl.Schema(CACHES)
-    assert rows_of(said, replace(TRACE, predicted_TLK=None)).is_empty()
     short = TRACE.select(np.nonzero(np.diff(TRACE.prompt_offsets) <= 10)[0])
     assert short.num_prompts > 0
-    assert rows_of(said, short).is_empty()
+    for trace in (replace(TRACE, predicted_TLK=None), short):
+        assert rows_of(predicting(TRUTH_TLE), trace).equals(pl.DataFrame(schema=CACHES))

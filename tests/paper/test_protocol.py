@@ -11,13 +11,14 @@ from moe_beyond.predictor.recall import most_probable
 from tests.simulator.strategies import make_trace
 
 
-def touch(cache, key, capacity):
-    hit = key in cache
+def access(cache, key, capacity):
+    """Returns whether the key was absent."""
+    absent = key not in cache
     cache.pop(key, None)
     cache[key] = None
     if len(cache) > capacity:
         cache.popitem(last=False)
-    return hit
+    return absent
 
 
 def by_hand(trace, predicted_TLK, fills):
@@ -25,7 +26,7 @@ def by_hand(trace, predicted_TLK, fills):
     num_layers, num_experts = trace.metadata.num_layers, trace.metadata.num_experts
     hits, loaded = [], []
     for prompt, fill in enumerate(fills):
-        cache: OrderedDict[int, None] = OrderedDict.fromkeys(fill)
+        cache = OrderedDict.fromkeys(fill)
         count = moved = 0
         start, end = trace.prompt_offsets[prompt : prompt + 2]
         rows = [(t, layer) for t in range(start, end) for layer in range(num_layers)]
@@ -33,10 +34,10 @@ def by_hand(trace, predicted_TLK, fills):
             actual = [layer * num_experts + int(e) for e in trace.experts_TLK[token, layer]]
             if row <= WARM_UP_TOKENS * num_layers:
                 for key in actual:
-                    touch(cache, key, len(fill))
+                    access(cache, key, len(fill))
             if row >= WARM_UP_TOKENS * num_layers:
                 keys = [layer * num_experts + int(e) for e in predicted_TLK[token, layer]]
-                absent = [not touch(cache, key, len(fill)) for key in keys + actual]
+                absent = [access(cache, key, len(fill)) for key in keys + actual]
                 count += len(actual) - sum(absent[len(keys) :])
                 moved += sum(absent) * trace.metadata.expert_bytes[layer]
         hits.append(count)

@@ -47,10 +47,7 @@ def test_bytes_beyond_any_grid_are_rounded_to_the_safe_side():
     slots_L = fit_split(meta, hits_LD, 4_100_000, in_bytes=True)
     assert slots_L.tolist() == [2, 2]
     assert slots_L @ np.asarray(meta.expert_bytes) <= 4_100_000
-
-
-def test_a_layer_that_gains_nothing_gets_nothing():
-    meta = make_trace(0, num_layers=2).metadata
+    # a layer that gains nothing gets nothing
     assert fit_split(meta, np.array([[0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]]), 4).tolist() == [0, 4]
 
 

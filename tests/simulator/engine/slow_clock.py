@@ -47,16 +47,16 @@ useless once that is known; at the end of the trace, what was never used was use
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.loop import Times
+from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, PREFETCHED
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import Events
 from tests.simulator.strategies import members
-
-HIT, PREFETCHED, LATE, MISSED = "hit", "prefetched", "late", "missed"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Past:
     layer_of: list[int]
     last_use: dict[int, int] = field(default_factory=dict)
     last_step: dict[int, int] = field(default_factory=dict)
-    uses: dict[int, int] = field(default_factory=dict)
+    uses: Counter[int] = field(default_factory=Counter)
     uses_resident: dict[int, int] = field(default_factory=dict)
     admission: dict[int, int] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
@@ -92,11 +92,6 @@ class Past:
     def used_last(self, expert: int) -> int:
         """The access that used the expert last, or -1."""
         return self.last_use.get(expert, -1)
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of the model."""
-        return max(self.layer_of) + 1
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,7 @@ class Case:
 class Record:
     """What happened in an event."""
 
-    outcomes: list[str] = field(default_factory=list)
+    outcomes: list[int] = field(default_factory=list)
     time_ms: float = 0.0
     stall_ms: float = 0.0
     evictions: int = 0
@@ -198,8 +193,7 @@ class _Replay:
         for event in range(len(self.members)):
             self.event = event
             self.replay_event()
-        for event in self.begun_in.values():
-            self.records[event].useless += 1
+        self.count_unused()
         return self.records
 
     # the parts of an event
@@ -225,9 +219,8 @@ class _Replay:
         self.prefetch_for(experts_ms)
 
         record.stall_ms = max(0.0, loading_ms - self.layer_step_ms[event])
-        record.time_ms = (
-            self.token_step_ms[event] + self.dense_ms[event] + self.layer_step_ms[event] + record.stall_ms + experts_ms
-        )
+        steps_ms = self.token_step_ms[event] + self.layer_step_ms[event]
+        record.time_ms = steps_ms + self.dense_ms[event] + record.stall_ms + experts_ms
 
     def start_event(self) -> None:
         self.own = set()
@@ -239,9 +232,12 @@ class _Replay:
         if starts and not self.case.keep_warm:
             self.empty()
 
-    def empty(self) -> None:
+    def count_unused(self) -> None:
         for event in self.begun_in.values():
             self.records[event].useless += 1
+
+    def empty(self) -> None:
+        self.count_unused()
         self.begun_in.clear()
         self.resident.clear()
         self.waiting.clear()
@@ -278,7 +274,7 @@ class _Replay:
         self.own = set(self.members[self.event])
         return loading_ms
 
-    def outcome_of(self, expert: int) -> str:
+    def outcome_of(self, expert: int) -> int:
         if expert == self.under_way:
             return LATE
         if expert in self.begun_in:
@@ -290,7 +286,7 @@ class _Replay:
             self.records[self.begun_in.pop(expert)].useful += 1
         self.past.last_use[expert] = self.accesses
         self.past.last_step[expert] = self.steps[self.event]
-        self.past.uses[expert] = self.past.uses.get(expert, 0) + 1
+        self.past.uses[expert] += 1
         self.past.uses_resident[expert] += 1
         self.accesses += 1
 
@@ -332,17 +328,13 @@ class _Replay:
 
     def highest_priority(self) -> int | None:
         """The event whose request has the first expert of the highest priority."""
-        best: int | None = None
-        highest = float("-inf")
-        for event in sorted(self.waiting):
+        first = []
+        for event in self.waiting.keys() - self.without_space:
             experts = self.waiting[event]
-            if event in self.without_space:
-                continue
             while experts and experts[0][0] in self.resident:
                 experts.pop(0)
-            if experts and experts[0][1] > highest:
-                best, highest = event, experts[0][1]
-        return best
+            first += [(-priority, event) for _, priority in experts[:1]]
+        return min(first)[1] if first else None
 
     # space
 
@@ -392,31 +384,28 @@ class _Replay:
 # ranks of policies
 
 
-def _expected_wait(past: Past, expert: int, now: Now, *, persistence: float, memory: float, rarest: float) -> float:
-    num_layers, num_experts = past.num_layers, len(past.layer_of)
-    chance, rate = past.scores[expert], max(past.scores[num_experts + expert], rarest)
-    layers_ahead = past.layer_of[expert] - now.layer
-    if layers_ahead <= 0:
-        # the layer has run: it runs again in the next token
-        layers_ahead += num_layers
-        used = 1.0 if past.last_step.get(expert) == now.step else 0.0
-        rate = max(rate + memory * (used - rate), rarest)
-        chance = rate + persistence * (chance - rate)
-    return -(layers_ahead + (1 - chance) * num_layers / rate)
-
-
 def anticipate(persistence: float, memory: float, rarest: float) -> Rank:
-    """The longest expected wait, in layers, leaves first."""
-    return lambda past, expert, now: _expected_wait(
-        past, expert, now, persistence=persistence, memory=memory, rarest=rarest
-    )
+    """The longest expected wait, in layers, is evicted first."""
+
+    def rank(past: Past, expert: int, now: Now) -> float:
+        num_layers = max(past.layer_of) + 1
+        chance, rate = past.scores[expert], max(past.scores[len(past.layer_of) + expert], rarest)
+        layers_ahead = past.layer_of[expert] - now.layer
+        if layers_ahead <= 0:
+            # the layer has run: it runs again in the next token
+            layers_ahead += num_layers
+            rate = max(rate + memory * ((past.last_step.get(expert) == now.step) - rate), rarest)
+            chance = rate + persistence * (chance - rate)
+        return -(layers_ahead + (1 - chance) * num_layers / rate)
+
+    return rank
 
 
 RANKS: dict[str, Rank] = {
     "lru": lambda past, expert, now: past.used_last(expert),
-    "lfu": lambda past, expert, now: past.uses.get(expert, 0),
+    "lfu": lambda past, expert, now: past.uses[expert],
     "lfu_resident": lambda past, expert, now: past.uses_resident[expert],
-    "lfru": lambda past, expert, now: past.uses.get(expert, 0) / (now.access - past.used_last(expert)),
+    "lfru": lambda past, expert, now: past.uses[expert] / (now.access - past.used_last(expert)),
     "fifo": lambda past, expert, now: past.admission[expert],
     "least_stale": lambda past, expert, now: past.admission[expert] + 1e9 * (past.last_step.get(expert) == now.step),
     "static": lambda past, expert, now: past.scores[expert],
@@ -455,10 +444,8 @@ def hits_of(record: Record) -> int:
 
 def within(requests: Sequence[Request], lookahead: int) -> list[Request]:
     """The same requests, none known before its event is `lookahead` events ahead or fewer."""
-    moved = [
-        Request(max(r.known, 2 * (r.event - lookahead)), r.event, r.experts, r.priorities)
-        for r in sorted(requests, key=lambda request: request.known)
-    ]
+    in_order = sorted(requests, key=lambda request: request.known)
+    moved = [replace(one, known=max(one.known, 2 * (one.event - lookahead))) for one in in_order]
     return sorted(moved, key=lambda request: request.known)
 
 

@@ -1,81 +1,54 @@
 """A slow, obvious cache for policies that do without: precisions, skipping, stand-ins."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from moe_beyond.simulator.schedule.events import Events
+from tests.simulator.strategies import members
 
 SKIPS, STANDS_IN, LOADS = "skip", "stand in", "at most"
-Decision = tuple[str, int]
-"""(SKIPS, 0), (STANDS_IN, expert), or (LOADS, precision): the expert at that precision or a better one."""
 
 
-@dataclass
-class Outcome:
-    """What the reference counted."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    weight_lost: Counter[str] = field(default_factory=Counter)
-
-
-def replay(
-    events: Events,
-    decide: Callable[[int, float, dict[int, int], list[int]], Decision],
-    units: list[list[int]],
-    capacity: int,
-) -> Outcome:
-    """LRU over decode events whose misses are decided one by one on what is resident when the event starts.
+def replay(events, decide, units, capacity):
+    """LRU over events whose misses are decided one by one on what is resident when the event starts.
 
     Args:
         events: What is wanted, with shares.
-        decide: From an expert, its share, the precision of each resident and the event's members.
-        units: What each expert takes, by precision.
+        decide: From an expert, its share, and the precision of each resident: (SKIPS, 0), (STANDS_IN, expert), or
+            (LOADS, precision), the expert at that precision or a better one. Of decoded tokens; all else is loaded.
+        units: What an expert takes, by precision.
         capacity: Units of the whole cache.
+
+    Returns:
+        Counts and the sums of lost weight, by their names in the product.
     """
-    assert events.shares_A is not None
-    outcome = Outcome()
-    resident: dict[int, int] = {}
-    last: dict[int, int] = {}
-    access = 0
-    for event in range(events.num_events):
-        members = events.members_A[events.offsets_N[event] : events.offsets_N[event + 1]].tolist()
-        shares = events.shares_A[events.offsets_N[event] : events.offsets_N[event + 1]].tolist()
-        is_decode = events.token_S[events.step_N[event]] >= 0
+    counts, access = Counter(), 0
+    resident, last = {}, {}  # precisions, and accesses
+    for event, experts in enumerate(members(events)):
+        shares = events.shares_A[access : access + len(experts)].tolist()
         before = dict(resident)
-        told = [
-            decide(expert, share, before, members) if is_decode else (LOADS, 0)
-            for expert, share in zip(members, shares, strict=True)
-        ]
-        busy = {expert for expert, (what, _) in zip(members, told, strict=True) if what == LOADS}
-        computing = set(busy)
-        for expert, share, (said, detail) in zip(members, shares, told, strict=True):
-            worker = expert
-            impossible = said == STANDS_IN and (detail not in before or detail in busy)
-            what = SKIPS if impossible else said
-            if what == SKIPS:
-                outcome.counts["skipped"] += 1
-                outcome.weight_lost["skipped"] += share
-            elif what == STANDS_IN:
-                outcome.counts["substituted"] += 1
-                outcome.weight_lost["substituted"] += share
-                worker = detail
+        if events.is_decode_S[events.step_N[event]]:
+            decisions = [decide(expert, share, before) for expert, share in zip(experts, shares, strict=True)]
+        else:
+            decisions = [(LOADS, 0)] * len(experts)
+        busy = {expert for expert, (what, _) in zip(experts, decisions, strict=True) if what == LOADS}
+        for expert, share, (what, detail) in zip(experts, shares, decisions, strict=True):
+            used = expert
+            if what == LOADS:
+                if resident.get(expert, detail + 1) <= detail:
+                    counts["hits"] += 1
+                else:
+                    counts.update(misses=1, low_precision_loads=detail > 0)
+                    resident[expert] = detail
+                counts["weight_low_precision"] += share * (resident[expert] > 0)
+            elif what == STANDS_IN and detail in before and detail not in busy:
+                counts.update(substituted=1, weight_substituted=share)
+                used = detail
                 busy.add(detail)
-                computing.add(detail)
-            elif expert in resident and resident[expert] <= detail:
-                outcome.counts["hits"] += 1
             else:
-                outcome.counts["misses"] += 1
-                outcome.counts["low"] += detail > 0
-                resident[expert] = detail
-            if what == LOADS and resident[expert] > 0:
-                outcome.weight_lost["precision"] += share
-            if what != SKIPS:
-                last[worker] = access
+                counts.update(skipped=1, weight_skipped=share)
+                used = None
+            last[used] = access
             access += 1
-        for spared in (computing, set()):
-            while sum(units[resident[e]][e] for e in resident) > capacity and set(resident) - spared:
-                del resident[min(set(resident) - spared, key=lambda e: last[e])]
-    return outcome
+        for spared in (busy, set()):
+            while sum(units[precision] for precision in resident.values()) > capacity and set(resident) - spared:
+                del resident[min(set(resident) - spared, key=last.get)]
+    return counts

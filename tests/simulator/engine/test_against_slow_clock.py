@@ -1,52 +1,35 @@
-"""The compiled loop with a clock against the slow reference, event by event."""
-
-from __future__ import annotations
+"""The compiled loops against the slow reference, event by event; with a clock and without."""
 
 import math
 from dataclasses import replace
-from random import Random
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
+from moe_beyond.simulator.engine import cache
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.cache import (
-    ACCESSES,
-    DEMAND_BYTES,
-    EVICTIONS,
-    HITS,
-    NUM_COUNTERS,
-    PREFETCH_BYTES,
-    PREFETCHES,
-    USEFUL,
-    USELESS,
-)
-from moe_beyond.simulator.engine.loop import Run, Times, run
-from moe_beyond.simulator.engine.policy import Policy, Prefetches
-from moe_beyond.simulator.engine.prepared import Prepared, prepare
-from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, NUM_LOSSES, PREFETCHED
+from moe_beyond.simulator.engine.cache import NUM_COUNTERS
+from moe_beyond.simulator.engine.loop import Times, just_in_time, run
+from moe_beyond.simulator.engine.policy import Prefetches
+from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.replay import sweep_prepared
+from moe_beyond.simulator.engine.usage import MISSED, NUM_LOSSES, PREFETCHED
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
 from moe_beyond.simulator.policies.static import StaticPopularity
-from moe_beyond.simulator.schedule.events import Events, events_of
-from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.engine import slow_clock
 from tests.simulator.engine.slow_clock import Case, Record, Request
 from tests.simulator.strategies import make_trace, traces
 
 RANKS = {**slow_clock.RANKS, "anticipate": slow_clock.anticipate(PERSISTENCE, MEMORY, rarest=1e-3)}
-POLICIES: dict[str, type[Policy]] = {
-    "lru": Lru,
-    "lfu": Lfu,
-    "lfu_resident": LfuResident,
-    "lfru": Lfru,
-    "fifo": Fifo,
-    "least_stale": LeastStale,
-}
-OUTCOMES = {HIT: slow_clock.HIT, PREFETCHED: slow_clock.PREFETCHED, LATE: slow_clock.LATE, MISSED: slow_clock.MISSED}
+POLICIES = {policy.name: policy for policy in (Lru, Lfu, LfuResident, Lfru, Fifo, LeastStale, Belady, BeladyForced)}
+OF_ACCESSES = [cache.ACCESSES, cache.HITS, cache.DEMAND_BYTES]
+OF_PREFETCHES = [cache.PREFETCHES, cache.PREFETCH_BYTES, cache.USEFUL, cache.USELESS]
+COUNTED = [*OF_ACCESSES, cache.EVICTIONS, *OF_PREFETCHES]
 LONGER_THAN_A_LAYER_MS = 100.0
 RANDOMS = st.randoms(use_true_random=True)
 
@@ -54,7 +37,7 @@ RANDOMS = st.randoms(use_true_random=True)
 # the two sides of the comparison
 
 
-def events_apart(prepared: Prepared) -> Prepared:
+def events_apart(prepared):
     """The same, with a row of counts for each event instead of each prompt and phase."""
     num_events = prepared.events.num_events
     num_pairs = (num_events + 1) // 2
@@ -67,60 +50,43 @@ def events_apart(prepared: Prepared) -> Prepared:
     )
 
 
-def records_of(events: Events, result: Run) -> list[Record]:
+def records_of(events, result):
     """What the compiled loop says of each event, in the words of the reference."""
     counts_NC = result.replay.counts_PFC.reshape(-1, NUM_COUNTERS)
-    records = []
     for n in range(events.num_events):
         outcome_I = result.outcome_A[events.offsets_N[n] : events.offsets_N[n + 1]]
-        counts = counts_NC[n].tolist()
-        assert counts[EVICTIONS] == result.evictions_N[n]
-        assert counts[HITS] == int((outcome_I < MISSED).sum())
-        assert result.replay.misses_N[n] == int((outcome_I == MISSED).sum())
-        records.append(
-            Record(
-                outcomes=[OUTCOMES[code] for code in outcome_I.tolist()],
-                time_ms=float(result.time_N[n]),
-                stall_ms=float(result.stall_N[n]),
-                evictions=int(result.evictions_N[n]),
-                wasted=int(result.wasted_N[n]),
-                demand_bytes=counts[DEMAND_BYTES],
-                prefetches=counts[PREFETCHES],
-                prefetch_bytes=counts[PREFETCH_BYTES],
-                useful=counts[USEFUL],
-                useless=counts[USELESS],
-            )
-        )
-    return records
+        assert counts_NC[n, cache.EVICTIONS] == result.evictions_N[n]
+        assert counts_NC[n, cache.HITS] == (outcome_I < MISSED).sum()
+        assert result.replay.misses_N[n] == (outcome_I == MISSED).sum()
+        counts = counts_NC[n, [cache.DEMAND_BYTES, *OF_PREFETCHES]].tolist()
+        times, evicted = (result.time_N[n], result.stall_N[n]), (result.evictions_N[n], result.wasted_N[n])
+        yield Record(outcome_I.tolist(), *times, *evicted, *counts)
 
 
-def counts_of(records: list[Record], events: Events) -> npt.NDArray[np.int64]:
+def counts_of(records, events):
     """Sums of the reference's counts by prompt and phase: an access is its prompt's, all else that of its event."""
     counts_RC = np.zeros((2 * events.num_prompts, NUM_COUNTERS), np.int64)
     row_A = iter(events.row_A.tolist())
     for n, (record, row) in enumerate(zip(records, events.row_N.tolist(), strict=True)):
         size = events.metadata.expert_bytes[int(events.layer_N[n])]
         for outcome in record.outcomes:
-            of_access, missed = next(row_A), outcome == slow_clock.MISSED
-            counts_RC[of_access, ACCESSES] += 1
-            counts_RC[of_access, HITS] += not missed
-            counts_RC[of_access, DEMAND_BYTES] += size * missed
-        found = (record.evictions, record.prefetches, record.useful, record.useless, record.prefetch_bytes)
-        counts_RC[row, [EVICTIONS, PREFETCHES, USEFUL, USELESS, PREFETCH_BYTES]] += np.array(found)
+            missed = outcome == MISSED
+            counts_RC[next(row_A), OF_ACCESSES] += np.array([1, not missed, size * missed])
+        found = (record.evictions, record.prefetches, record.prefetch_bytes, record.useful, record.useless)
+        counts_RC[row, [cache.EVICTIONS, *OF_PREFETCHES]] += np.array(found)
     return counts_RC
 
 
-COUNTED = [ACCESSES, HITS, EVICTIONS, PREFETCHES, USEFUL, USELESS, DEMAND_BYTES, PREFETCH_BYTES]
+def assert_counted(expected, events, *replays):
+    for found in replays:
+        counts_RC = found.counts_PFC.reshape(-1, NUM_COUNTERS)
+        np.testing.assert_array_equal(counts_of(expected, events)[:, COUNTED], counts_RC[:, COUNTED])
 
 
-def same_ms(slow: float, fast: float) -> bool:
-    return math.isclose(slow, fast, rel_tol=1e-9, abs_tol=1e-12)
-
-
-def assert_same(expected: list[Record], actual: list[Record]) -> None:
+def assert_same(expected, actual):
     for event, (slow, fast) in enumerate(zip(expected, actual, strict=True)):
-        assert same_ms(slow.time_ms, fast.time_ms), event
-        assert same_ms(slow.stall_ms, fast.stall_ms), event
+        for name in ("time_ms", "stall_ms"):
+            assert math.isclose(getattr(slow, name), getattr(fast, name), rel_tol=1e-9, abs_tol=1e-12), (event, name)
         assert replace(slow, time_ms=0, stall_ms=0) == replace(fast, time_ms=0, stall_ms=0), event
 
 
@@ -128,19 +94,24 @@ def assert_same(expected: list[Record], actual: list[Record]) -> None:
 
 
 @st.composite
-def replays(draw: st.DrawFn) -> tuple[Events, bool]:
-    """Events of one prompt or of several at once, and whether the cache stays warm."""
+def cases(draw, ranks):
+    """A replay without requests and times, of one prompt or of several at once; and its policy."""
     events = events_of(
         draw(traces()),
         prefill=draw(st.sampled_from(["batched", "token_by_token"])),
         batch=draw(st.sampled_from([1, 1, 2, 3])),
         waves=draw(st.booleans()),
     )
-    return events, draw(st.booleans())
+    keep_warm, bypass, overrun = draw(st.tuples(st.booleans(), st.booleans(), st.booleans()))
+    name = draw(st.sampled_from(ranks))
+    policy = draw_policy(name, events, draw(RANDOMS), bypass=bypass)
+    belady = slow_clock.belady(events, keep_warm=keep_warm)
+    case = Case(events, draw(budgets(events.metadata)), RANKS.get(name, belady), (), keep_warm)
+    return replace(case, scores=policy.scores_SM(events).tolist(), bypass=bypass, overrun=overrun), policy
 
 
 @st.composite
-def budgets(draw: st.DrawFn, meta: TraceMetadata) -> Budget:
+def budgets(draw, meta):
     """Of the whole model or of each layer, in slots or bytes; more often small than large."""
     per_layer, share = draw(st.booleans()), draw(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 0.8]))
     if draw(st.booleans()):
@@ -149,13 +120,14 @@ def budgets(draw: st.DrawFn, meta: TraceMetadata) -> Budget:
     return Budget.bytes(meta, max(least, int(share * total)), per_layer=per_layer)
 
 
-def draw_policy(rank: str, events: Events, random: Random, *, bypass: bool) -> Policy:
+def draw_policy(rank, events, random, *, bypass):
     """A policy that evicts by the rank of this name."""
     meta, draw = events.metadata, np.random.default_rng(random.randrange(2**32))
-    policy: Policy
     if rank == "anticipate":
         popularity_LE = draw.uniform(0, 0.9, (meta.num_layers, meta.num_experts)).astype(np.float32)
-        policy = Anticipate("drawn", events.by_step(draw_chances(events, random)), popularity_LE)
+        # eighths: some are equal, and their products are exact
+        eighths = draw.integers(0, 9, (int(events.prompt_tokens_PF.sum()), meta.num_layers, meta.num_experts))
+        policy = Anticipate("drawn", events.by_step((eighths / 8).astype(np.float32)), popularity_LE)
     elif rank == "static":
         # few values, so that some are equal
         policy = StaticPopularity(draw.integers(0, 3, meta.num_model_experts).astype(np.float32))
@@ -165,18 +137,10 @@ def draw_policy(rank: str, events: Events, random: Random, *, bypass: bool) -> P
     return policy
 
 
-def draw_chances(events: Events, random: Random, *more: int) -> npt.NDArray[np.float32]:
-    """Probabilities of each token, layer and expert, in eighths: some are equal, and their products are exact."""
-    meta, num_tokens = events.metadata, int(events.prompt_tokens_PF.sum())
-    draw = np.random.default_rng(random.randrange(2**32))
-    eighths = draw.integers(0, 9, (*more, num_tokens, meta.num_layers, meta.num_experts))
-    return (eighths / 8).astype(np.float32)
-
-
 # requests of any kind, and times that add up without rounding
 
 
-def draw_requests(events: Events, random: Random) -> list[Request]:
+def draw_requests(events, random):
     """Requests for events of the same step or less than L events ahead; many for one event, some that name no expert.
 
     Experts and priorities are in no order.
@@ -202,26 +166,23 @@ def in_order(request):
     return replace(request, experts=experts, priorities=priorities)
 
 
-def prefetches_of(events: Events, requests: list[Request]) -> Prefetches:
+def prefetches_of(events, requests):
     """What the compiled loop takes."""
     if not requests:
         return Prefetches.none()
-    return Prefetches.from_requests(
-        events,
-        np.array([request.known for request in requests]),
-        np.array([request.event for request in requests]),
-        np.array([len(request.experts) for request in requests]),
-        np.array([expert for request in requests for expert in request.experts], np.int64),
-        priorities_X=np.array([priority for request in requests for priority in request.priorities], np.float32),
-    )
+    known, event = (np.array([getattr(request, name) for request in requests]) for name in ("known", "event"))
+    counts = np.array([len(request.experts) for request in requests])
+    experts = np.array([expert for request in requests for expert in request.experts], np.int64)
+    priorities = np.array([priority for request in requests for priority in request.priorities], np.float32)
+    return Prefetches.from_requests(events, known, event, counts, experts, priorities_X=priorities)
 
 
-def draw_times(events: Events, random: Random) -> Times:
+def draw_times(events, random):
     """Quarters of a millisecond; some times are 0, some longer than a layer."""
     meta = events.metadata
     size_M = np.repeat(meta.expert_bytes, meta.num_experts) / 100
 
-    def quarters(*most: int) -> npt.NDArray[np.float64]:
+    def quarters(*most):
         limit = random.choice(most)
         return np.array([random.randint(0, limit) / 4 for _ in range(events.num_events)])
 
@@ -238,25 +199,33 @@ def draw_times(events: Events, random: Random) -> Times:
 @given(data=st.data(), random=RANDOMS)
 @settings(max_examples=1200, deadline=None)
 def test_drawn_requests_equal_the_slow_reference(ranks, data, random):
-    events, keep_warm = data.draw(replays())
-    budget, rank = data.draw(budgets(events.metadata)), data.draw(st.sampled_from(ranks))
-    bypass, overrun = data.draw(st.booleans()), data.draw(st.booleans())
+    case, policy = data.draw(cases(ranks))
+    events, budget, prepared = case.events, case.budget, prepare(case.events, policy, keep_warm=case.keep_warm)
     lookahead = data.draw(st.integers(0, events.metadata.num_layers))
-    policy = draw_policy(rank, events, random, bypass=bypass)
-    prepared = prepare(events, policy, keep_warm=keep_warm)
     drawn, times = draw_requests(events, random), draw_times(events, random)
-
     requests = slow_clock.within(list(map(in_order, drawn)), lookahead)
-    expected = slow_clock.replay(
-        Case(
-            events, budget, RANKS[rank], requests, keep_warm, policy.scores_SM(events).tolist(), bypass, overrun, times
-        )
-    )
+    expected = slow_clock.replay(replace(case, requests=requests, times=times))
+    prefetches, rules = prefetches_of(events, drawn).within(events, lookahead), {"overrun": case.overrun}
+    assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times, **rules)))
+    assert_counted(expected, events, run(prepared, prefetches, budget, times, **rules).replay)
 
-    prefetches = prefetches_of(events, drawn).within(events, lookahead)
-    assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times, overrun=overrun)))
-    counted = run(prepared, prefetches, budget, times, overrun=overrun).replay.counts_PFC.reshape(-1, NUM_COUNTERS)
-    np.testing.assert_array_equal(counts_of(expected, events)[:, COUNTED], counted[:, COUNTED])
+
+@pytest.mark.parametrize("ranks", [["belady", "belady_forced"], [*RANKS]], ids=["future", "others"])
+@given(data=st.data(), random=RANDOMS)
+@settings(max_examples=400, deadline=None)
+def test_without_a_clock_the_last_requests_hold_as_in_the_slow_reference(ranks, data, random):
+    """By the loop without a clock, and by the one with a clock where loading takes no time."""
+    case, policy = data.draw(cases(ranks))
+    events = case.events
+    drawn = [] if isinstance(policy, Belady | BeladyForced) else draw_requests(events, random)
+    requests = slow_clock.ahead_of_each(slow_clock.last_of_each(events, map(in_order, drawn)))
+    expected = slow_clock.replay(replace(case, requests=requests))
+    prepared = prepare(events, policy, keep_warm=case.keep_warm)
+    prepared = replace(prepared, prefetches=prefetches_of(events, drawn))
+    (plain,) = sweep_prepared(prepared, [case.budget], overrun=case.overrun)
+    general = run(prepared, just_in_time(prepared), case.budget, Times.none(prepared), overrun=case.overrun).replay
+    assert_counted(expected, events, plain, general)
+    assert plain.misses_N.tolist() == general.misses_N.tolist() == [one.outcomes.count(MISSED) for one in expected]
 
 
 # rules that few drawn cases reach
@@ -274,6 +243,6 @@ def test_a_request_protects_its_expert_also_after_a_prefetch_that_was_cancelled(
     times = Times(np.full((1, 6), 2.0), np.zeros((1, 6)), np.array([0.0, 1, 0]), np.zeros(3), np.array([0.0, 0, 10]))
     prepared, budget = prepare(events, Lru(), keep_warm=True), Budget.slots(trace.metadata, 1)
     expected = slow_clock.replay(Case(events, budget, RANKS["lru"], requests, times=times))
-    assert expected[2].outcomes == [slow_clock.PREFETCHED]
+    assert expected[2].outcomes == [PREFETCHED]
     prefetches = prefetches_of(events, requests)
     assert_same(expected, records_of(events, run(events_apart(prepared), prefetches, budget, times)))

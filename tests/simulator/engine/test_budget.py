@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,16 +12,23 @@ from tests.simulator.strategies import make_trace
 META = make_trace(0, num_layers=3, num_experts=5, expert_bytes=(100, 300, 200)).metadata
 
 
-@pytest.mark.parametrize("capacity", [0, -3, 16])
-def test_a_capacity_outside_the_model_is_refused_with_the_range(capacity):
-    with pytest.raises(InputError, match=rf"capacity: {capacity} experts, toy has 15; give between 1 and 15"):
-        Budget.slots(META, capacity)
+REFUSED = r"capacity: {} experts, toy has 15; give between 1 and 15"
+SPLIT = r"split over layers: .*; toy has 3 MoE layers, give a number from 0 up"
 
 
-def test_a_byte_budget_below_the_largest_expert_is_refused():
-    with pytest.raises(InputError, match="299 bytes, the largest expert of toy has 300"):
-        Budget.bytes(META, 299)
-    assert Budget.bytes(META, 300).capacity_experts == 3
+@pytest.mark.parametrize(
+    ("build", "arguments", "message"),
+    [
+        *[(Budget.slots, (capacity,), REFUSED.format(capacity)) for capacity in (0, -3, 16)],
+        (Budget.weighted, (16, [1, 1, 1]), REFUSED.format(16)),
+        (Budget.bytes, (299,), "299 bytes, the largest expert of toy has 300"),
+        (partial(Budget.weighted, in_bytes=True), (299, [1, 1, 1]), "299 bytes"),
+        *[(Budget.weighted, (6, split), SPLIT) for split in ([1, 2], [1, -1, 1], [0, 0, 0], [1, np.nan, 1])],
+    ],
+)
+def test_a_budget_outside_the_model_or_a_split_that_is_none_is_refused(build, arguments, message):
+    with pytest.raises(InputError, match=message):
+        build(META, *arguments)
 
 
 @given(st.integers(3, 15))
@@ -50,19 +59,7 @@ def test_weighted_slots_follow_their_weights_and_none_is_lost(capacity, weights_
 
 
 def test_what_a_full_layer_cannot_use_goes_to_the_others():
+    assert Budget.bytes(META, 300).capacity_experts == 3
     assert Budget.weighted(META, 9, [100, 1, 1]).budget_G.tolist() == [5, 2, 2]
     assert Budget.weighted(META, 7, [1, 0, 0]).budget_G.tolist() == [5, 1, 1]
     assert Budget.weighted(META, 6, [1, 2, 3]).budget_G.tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize("weights_L", [[1, 2], [1, -1, 1], [0, 0, 0], [1, np.nan, 1]])
-def test_a_split_that_is_none_is_refused(weights_L):
-    with pytest.raises(InputError, match=r"split over layers: .*; toy has 3 MoE layers, give a number from 0 up"):
-        Budget.weighted(META, 6, weights_L)
-
-
-def test_a_weighted_budget_refuses_what_the_others_refuse():
-    with pytest.raises(InputError, match="capacity: 16 experts"):
-        Budget.weighted(META, 16, [1, 1, 1])
-    with pytest.raises(InputError, match="299 bytes"):
-        Budget.weighted(META, 299, [1, 1, 1], in_bytes=True)

@@ -40,20 +40,15 @@ class Textbook:
                 del seen[page]
                 self.t2[page] = None
                 return 0
-        if page in self.b1:
-            step = max(1, len(self.b2) / len(self.b1))
-            self.p = min(self.c, self.p + np.round(step * PARTS) / PARTS)
-            self.replace(page)
-            del self.b1[page]
-            self.t2[page] = None
-        elif page in self.b2:
-            step = max(1, len(self.b1) / len(self.b2))
-            self.p = max(0, self.p - np.round(step * PARTS) / PARTS)
-            self.replace(page)
-            del self.b2[page]
-            self.t2[page] = None
-        else:
-            self.new(page)
+        for ghosts, others, sign in ((self.b1, self.b2, 1), (self.b2, self.b1, -1)):
+            if page in ghosts:
+                step = max(1, len(others) / len(ghosts))
+                self.p = min(self.c, max(0, self.p + sign * np.round(step * PARTS) / PARTS))
+                self.replace(page)
+                del ghosts[page]
+                self.t2[page] = None
+                return 1
+        self.new(page)
         return 1
 
     def new(self, page):

@@ -4,21 +4,9 @@ import numpy as np
 import pytest
 
 from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES, SCORE, SKIP, WEIGHT_SUM
-from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile, prefer_residents, skip_cold_misses
 from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.policies.literal import literal
-
-
-def decided(demand, shares, resident, features=None):
-    """What is done with experts 0, 1, 2, ... of one layer of eight."""
-    features = np.zeros((NUM_FEATURES, 8)) if features is None else features
-    precision = np.full(8, -1)
-    precision[list(resident)] = 0
-    actions = np.zeros(len(shares), np.int64)
-    members = np.arange(len(shares), dtype=np.int32)
-    demand(features, precision, members, np.array(shares, np.float32), 0, 0, actions)
-    return actions.tolist()
+from tests.simulator.policies.literal import decided, literal, replayed
 
 
 def test_drop_cold():
@@ -27,7 +15,7 @@ def test_drop_cold():
     assert decided(skip_cold_misses, [0.5, 0.34, 0.16], [2]) == [FULL, FULL, FULL]
     assert decided(skip_cold_misses, [0.5, 0.32, 0.18], []) == [FULL, FULL, FULL]
     trace = literal([[[0, 1, 2]]] * 2, num_experts=4, weights_TLK=[[[0.5, 0.34, 0.16]]] * 2)
-    total = replay(events_of(trace), DropCold(), DropCold().budget(trace.metadata, 4)).total
+    total = replayed(DropCold(), trace, 4).total
     assert (total.misses, total.hits, total.skipped) == (2, 2, 2)
     assert total.mass_given_up == pytest.approx(0.16, abs=1e-3)
 
@@ -37,18 +25,18 @@ def test_cache_prior():
     shares = [0.4, 0.3, 0.16, 0.14]
     # the last logit is that of 0.14; 0.16 is 0.13 above it, which a raise of 0.2 * D passes from D = 0.67 on
     features[SCORE], features[WEIGHT_SUM] = 0.7, [0, 0, 0, 0, 1, 3, 2, 0]
-    assert decided(prefer_residents, shares, [4, 5, 6], features) == [FULL, FULL, 5, 6]
-    assert decided(prefer_residents, shares, [5], features) == [FULL, FULL, 5, FULL]
+    assert decided(prefer_residents, shares, [4, 5, 6], features=features) == [FULL, FULL, 5, 6]
+    assert decided(prefer_residents, shares, [5], features=features) == [FULL, FULL, 5, FULL]
     features[SCORE] = 0.6
-    assert decided(prefer_residents, shares, [4, 5, 6], features) == [FULL, FULL, FULL, 5]
+    assert decided(prefer_residents, shares, [4, 5, 6], features=features) == [FULL, FULL, FULL, 5]
     # without a range nothing is raised, and what is resident needs no stand-in
     features[SCORE] = 0
-    assert decided(prefer_residents, shares, [4, 5, 6], features) == [FULL] * 4
+    assert decided(prefer_residents, shares, [4, 5, 6], features=features) == [FULL] * 4
     features[SCORE] = 9
-    assert decided(prefer_residents, shares, [2, 3, 5], features) == [FULL] * 4
+    assert decided(prefer_residents, shares, [2, 3, 5], features=features) == [FULL] * 4
 
 
-def test_cache_prior_knows_the_mean_range_of_the_tokens_before():
+def test_cache_prior_uses_the_mean_range_of_the_tokens_before():
     weights = [[[0.8, 0.2]], [[0.6, 0.4]], [[0.5, 0.5]]]
     trace = literal([[[0, 1]]] * 3, num_experts=3, weights_TLK=weights)
     scores_SM = CachePrior().scores_SM(events_of(trace))
@@ -68,17 +56,13 @@ def test_mobile():
     assert keep[:, 0].all()
     assert keep[[1, 3], 1].all()
     assert keep[[0, 2], 1].tolist() == [[True, True, False, False]] * 2
-    total = replay(events_of(trace), policy, policy.budget(trace.metadata, 8)).total
+    total = replayed(policy, trace, 8).total
     assert total.skipped == 4
     assert total.mass_given_up == pytest.approx(0.3 / 2 / 2, abs=1e-3)
 
 
-def test_the_features_name_the_layer():
+def test_a_stand_in_is_of_the_event_s_own_layer():
     features = np.zeros((NUM_FEATURES, 8))
     features[LAYER, 4:] = 1
     features[SCORE, :4], features[SCORE, 4:] = 0, 9
-    precision, actions = np.full(8, -1), np.zeros(3, np.int64)
-    precision[[1, 7]] = 0
-    shares, members = np.array([0.5, 0.3, 0.2], np.float32), np.array([4, 5, 6], np.int32)
-    prefer_residents(features, precision, members, shares, 0, 1, actions)
-    assert actions.tolist() == [FULL, FULL, 7], "the stand-in is of the event's own layer"
+    assert decided(prefer_residents, [0.5, 0.3, 0.2], [1, 7], [4, 5, 6], features=features, layer=1) == [FULL, FULL, 7]

@@ -1,6 +1,7 @@
 """FineMoE against a slow matching of whole maps."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def cosine(a, b):
 @settings(max_examples=15)
 def test_every_match_is_the_best_of_a_slow_search(seed, weighted):
     def drawn(seed, lengths):
-        trace = make_trace(seed, num_layers=LAYERS, num_experts=6, lengths=lengths, prefill=(0,) * len(lengths))
+        trace = make_trace(seed, num_layers=LAYERS, num_experts=6, lengths=lengths, prefill=(0, 0))
         return trace if weighted else replace(trace, weights_TLK=None)
 
     policy = FineMoe.fit(drawn(seed, (5, 6)), 5)
@@ -54,7 +55,7 @@ def test_every_match_is_the_best_of_a_slow_search(seed, weighted):
         if has_key:
             near = DISTANCE / LAYERS
             alike = near * key_similar + (1 - near) * np.array([cosine(token, m) for m in maps])
-            # whoever was replaced is found no more; where two are equally redundant, float32 may choose either
+            # what was replaced is found no more; where two are equally redundant, float32 may choose either
             if np.sort(alike)[-1] - np.sort(alike)[-2] < 1e-5:
                 return
             place = int(alike.argmax())
@@ -68,12 +69,8 @@ def test_fine_moe():
     policy = FineMoe.fit(training, 7)
     events = events_of(replace(literal([one, other, one], num_experts=4), weights_TLK=None))
     requests = policy.prefetches(events)
-    named = {
-        (known, target): requests.experts_X[a:b].tolist()
-        for known, target, a, b in zip(
-            requests.known_Q, requests.target_Q, requests.offsets_Q[:-1], requests.offsets_Q[1:], strict=True
-        )
-    }
+    experts = [requests.experts_X[a:b].tolist() for a, b in pairwise(requests.offsets_Q)]
+    named = dict(zip(zip(requests.known_Q, requests.target_Q, strict=True), experts, strict=True))
     # the first token has no key: its first layers are not requested
     assert min(requests.target_Q) == DISTANCE
     # a layer that has been routed says what comes DISTANCE further on, and the key what the next token begins with

@@ -1,45 +1,29 @@
 import numpy as np
 
 from moe_beyond.simulator.engine.policy import FULL, LAST_USE, LAYER, NUM_FEATURES, RANKS, SKIP, USES, USES_FULL
-from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.hobbit import Hobbit, by_weight_above, four_grounds
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
-from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.policies.literal import literal
+from tests.simulator.policies.literal import decided, literal, replayed
 
 TOKEN = [[0, 1, 2, 3]]
 WEIGHTS = [[0.5, 0.3, 0.15, 0.05]]
 
 
-def chosen(precision_M):
-    """What is done with experts 0 to 3, which weigh 0.5, 0.3, 0.15 and 0.05."""
-    actions = np.zeros(4, np.int64)
-    shares = np.array(WEIGHTS[0], np.float32)
-    members = np.array(TOKEN[0], np.int32)
-    by_weight_above(np.zeros((NUM_FEATURES, 8)), np.array(precision_M), members, shares, 0, 0, actions)
-    return actions.tolist()
-
-
 def test_precision_goes_by_the_weight_of_the_better_ranked():
     # above them lie 0, 0.5, 0.8 and 0.95
     low = FULL - 1
-    assert chosen([-1] * 8) == [FULL, FULL, low, SKIP]
+    assert decided(by_weight_above, WEIGHTS[0], []) == [FULL, FULL, low, SKIP]
     # what would be skipped is used where it is there, at whatever precision
-    assert chosen([-1, -1, -1, 0, -1, -1, -1, -1]) == [FULL, FULL, low, low]
-    assert chosen([1] * 8) == [FULL, FULL, low, low]
-
-
-def test_equal_weights_rank_as_listed():
-    actions = np.zeros(4, np.int64)
-    shares, members = np.full(4, 0.25, np.float32), np.arange(4, dtype=np.int32)
-    by_weight_above(np.zeros((NUM_FEATURES, 4)), np.full(4, -1), members, shares, 0, 0, actions)
-    assert actions.tolist() == [FULL, FULL, FULL, FULL - 1]
+    assert decided(by_weight_above, WEIGHTS[0], [3]) == [FULL, FULL, low, low]
+    assert decided(by_weight_above, WEIGHTS[0], dict.fromkeys(range(8), 1)) == [FULL, FULL, low, low]
+    # equal weights rank as listed
+    assert decided(by_weight_above, [0.25] * 4, []) == [FULL, FULL, FULL, low]
 
 
 def test_hobbit():
     trace = literal([TOKEN, TOKEN], num_experts=8, weights_TLK=[[WEIGHTS], [WEIGHTS]])
     policy = Hobbit(NextLayerMap(np.zeros((0, 8, 8), np.float32)))
-    total = replay(events_of(trace), policy, policy.budget(trace.metadata, 8)).total
+    total = replayed(policy, trace, 8).total
     # the first token loads two whole experts and a quarter of one, and does without the last; the second has them all
     assert (total.misses, total.skipped, total.low_precision_loads) == (3, 2, 1)
     assert total.demand_bytes == 2 * 1000 + 250

@@ -7,17 +7,9 @@ from tests.simulator.policies.literal import literal, misses
 
 
 def rows_of(trace, horizon):
-    events = events_of(trace)
-    meta = events.metadata
-    return training_rows(
-        events.members_A,
-        events.offsets_N,
-        events.step_N,
-        events.num_steps,
-        meta.num_layers,
-        meta.num_model_experts,
-        horizon,
-    )
+    events, meta = events_of(trace), trace.metadata
+    sizes = (events.num_steps, meta.num_layers, meta.num_model_experts)
+    return training_rows(events.members_A, events.offsets_N, events.step_N, *sizes, horizon)
 
 
 def test_a_row_is_age_and_frequency_and_the_distance_that_came():
@@ -45,8 +37,8 @@ def test_learned_eviction():
     assert sum(misses(policy, trace, 2)[::2]) == 1
 
 
-def test_the_largest_predicted_distance_leaves():
-    # by age alone, the older the sooner: the most recent one leaves
+def test_the_largest_predicted_distance_is_evicted():
+    # by age alone, the older the sooner: the most recent one is evicted
     table = np.tile(np.array([[0.9], [0.5], [0.1]], np.float32), (1, 65))
     trace = literal([0, 1, 2, 0, 1], num_experts=3)
     assert misses(LearnedEviction(table), trace, 2) == [1, 1, 1, 0, 1]

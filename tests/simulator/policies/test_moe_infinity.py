@@ -1,5 +1,7 @@
 """MoE-Infinity against a slow matching that follows the description line by line."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,8 @@ from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal
 from tests.simulator.strategies import make_trace
+
+ODD = [[[2, 3]] * 3] * 4
 
 
 def slow_similarities(stored_NLE, counts_LE, layer):
@@ -28,17 +32,8 @@ def slow_similarities(stored_NLE, counts_LE, layer):
 def winners(policy, events):
     passes, meta = LayerPasses.of(events), events.metadata
     ever_GM = np.concatenate([policy.stored_GM, replayed_PM(events)])
-    winner_SL = matches(
-        events.members_A,
-        passes.offsets_V,
-        passes.step_V,
-        passes.layer_V,
-        passes.prompt_S,
-        ever_GM,
-        len(policy.stored_GM),
-        meta.num_layers,
-    )
-    return ever_GM, winner_SL
+    by_pass, num_stored = (passes.offsets_V, passes.step_V, passes.layer_V, passes.prompt_S), len(policy.stored_GM)
+    return ever_GM, matches(events.members_A, *by_pass, ever_GM, num_stored, meta.num_layers)
 
 
 @given(seed=st.integers(0, 999))
@@ -65,17 +60,17 @@ def test_every_match_is_the_best_of_a_slow_search(seed):
             wins[found] += 1
 
 
+def two_kinds():
+    """Fitted to two kinds of prompts: even ones use experts 0 and 1 everywhere, odd ones 2 and 3."""
+    return MoeInfinity.fit(literal([[[0, 1]] * 3] * 4 + ODD, num_experts=4, lengths=(4, 4)))
+
+
 def test_moe_infinity():
-    # two kinds of prompts: even ones use experts 0 and 1 everywhere, odd ones 2 and 3
-    even, odd = [[[0, 1]] * 3] * 4, [[[2, 3]] * 3] * 4
-    policy = MoeInfinity.fit(literal(even + odd, num_experts=4, lengths=(4, 4)))
-    events = events_of(literal(odd, num_experts=4))
+    policy, events = two_kinds(), events_of(literal(ODD, num_experts=4))
     requests = policy.prefetches(events)
     # of the first token nothing is known, and the first matrix wins; from the second on layer 0 requests 2 and 3
     second = np.searchsorted(requests.known_Q, when_routed(3))
-    named = [
-        requests.experts_X[a:b].tolist() for a, b in zip(requests.offsets_Q[:-1], requests.offsets_Q[1:], strict=True)
-    ]
+    named = [requests.experts_X[a:b].tolist() for a, b in pairwise(requests.offsets_Q)]
     assert named[:2] == [[4, 5], [8, 9]]
     assert requests.known_Q[:2].tolist() == [1, 1]
     assert requests.target_Q[:2].tolist() == [1, 2]
@@ -88,7 +83,7 @@ def test_moe_infinity():
     np.testing.assert_allclose(shares_SM[2], np.tile([0, 0, 0.5, 0.5], 3))
 
 
-def test_who_is_used_seldom_and_far_away_leaves_first():
+def test_what_is_used_seldom_and_far_away_is_evicted_first():
     features = np.zeros((NUM_FEATURES, 6))
     features[LAYER], features[SCORE], features[USES] = [0, 0, 1, 1, 2, 2], 0.5, [2, 1, 2, 2, 4, 0]
     share_by_uses(features, np.arange(6, dtype=np.int32), 9, 3, 0)
@@ -98,11 +93,8 @@ def test_who_is_used_seldom_and_far_away_leaves_first():
 
 
 def test_a_finished_prompt_replaces_the_matrix_that_won_least():
-    even, odd = [[[0, 1]] * 3] * 4, [[[2, 3]] * 3] * 4
-    policy = MoeInfinity.fit(literal(even + odd, num_experts=4, lengths=(4, 4)))
     # neither kind: the first prompt ends in the store, and the second finds it there
-    mixed = [[[0, 2]] * 3] * 4
-    _, winner_SL = winners(policy, events_of(literal(mixed + mixed, num_experts=4, lengths=(4, 4))))
+    _, winner_SL = winners(two_kinds(), events_of(literal([[[0, 2]] * 3] * 8, num_experts=4, lengths=(4, 4))))
     assert set(winner_SL[:4, :2].ravel().tolist()) <= {0, 1}
     assert winner_SL[5:, :2].ravel().tolist() == [2] * 6
 

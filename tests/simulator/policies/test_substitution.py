@@ -3,10 +3,8 @@ import pickle
 import numpy as np
 
 from moe_beyond.simulator.engine.policy import FULL, LAYER, NUM_FEATURES
-from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.substitution import Substitution
-from moe_beyond.simulator.schedule.events import events_of
-from tests.simulator.policies.literal import literal
+from tests.simulator.policies.literal import decided, literal, replayed
 
 
 def trained():
@@ -17,9 +15,8 @@ def trained():
 
 def test_likeness_is_following_the_same_experts():
     nearest_ME = Substitution.fit(trained()).nearest_ME
-    assert nearest_ME[4:, 0].tolist() == [5, 4, 7, 6]
     # of the first layer, leading to the same
-    assert nearest_ME[:4, 0].tolist() == [1, 0, 3, 2]
+    assert nearest_ME[:, 0].tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
     assert all(expert not in nearest_ME[expert].tolist() for expert in range(8))
     assert (nearest_ME[4:] >= 4).all()
 
@@ -28,21 +25,15 @@ def test_substitution():
     policy = Substitution.fit(trained(), neighbours=1)
     features = np.zeros((NUM_FEATURES, 8))
     features[LAYER, 4:] = 1
-    precision, actions = np.full(8, -1), np.zeros(2, np.int64)
-    precision[[5, 7]] = 0
     # 6 is missing and light: 7 stands in; 4 is heavy
-    shares = np.array([0.7, 0.3], np.float32)
-    policy.demand(features, precision, np.array([4, 6], np.int32), shares, 0, 1, actions)
-    assert actions.tolist() == [FULL, 7]
+    assert decided(policy.demand, [0.7, 0.3], [5, 7], [4, 6], features=features, layer=1) == [FULL, 7]
     # a neighbour that the event itself uses is not free
-    policy.demand(features, precision, np.array([7, 6], np.int32), shares, 0, 1, actions)
-    assert actions.tolist() == [FULL, FULL]
+    assert decided(policy.demand, [0.7, 0.3], [5, 7], [7, 6], features=features, layer=1) == [FULL, FULL]
 
 
 def test_it_passes_to_another_process_after_it_has_been_used():
     trace = literal([[[0, 1]] * 2, [[2, 3]] * 2, [[1, 2]] * 2], num_experts=4)
     policy = Substitution.fit(trained())
-    budget = policy.budget(trace.metadata, 4)
-    counted = replay(events_of(trace), policy, budget).counts_PFC
-    again = replay(events_of(trace), pickle.loads(pickle.dumps(policy)), budget).counts_PFC  # noqa: S301 - our own
+    counted = replayed(policy, trace, 4).counts_PFC
+    again = replayed(pickle.loads(pickle.dumps(policy)), trace, 4).counts_PFC  # noqa: S301 - our own
     np.testing.assert_array_equal(counted, again)

@@ -5,7 +5,7 @@ from moe_beyond.simulator.schedule.events import NEVER, events_of
 from tests.simulator.strategies import make_trace, members, traces
 
 
-def test_a_batched_prefill_is_one_step_with_the_union_of_each_layer():
+def test_a_batched_prefill_is_one_step_with_the_union_of_each_layer_and_a_decoded_token_another():
     trace = make_trace(3, num_layers=2, num_experts=5, top_k=2, lengths=(4, 3), prefill=(2, 0))
     events = events_of(trace)
     assert events.num_steps == (1 + 2) + 3
@@ -13,16 +13,11 @@ def test_a_batched_prefill_is_one_step_with_the_union_of_each_layer():
         early, late = (trace.experts_TLK[:2, layer].astype(int) + layer * 5).tolist()
         # in order of last use: what only the earlier token wants comes first
         assert members(events)[layer] == [e for e in early if e not in late] + late
+    # decode keeps the router's order
+    assert members(events)[2:4] == [(trace.experts_TLK[2, layer] + layer * 5).tolist() for layer in (0, 1)]
     assert events.token_S.tolist() == [-1, 2, 3, 4, 5, 6]
     assert events.prompt_S.tolist() == [0, 0, 0, 1, 1, 1]
     assert events.prompt_tokens_PF.tolist() == [[2, 2], [0, 3]]
-
-
-def test_decode_keeps_the_routers_order():
-    trace = make_trace(4, lengths=(3,), prefill=(0,))
-    events = events_of(trace)
-    expected = [(trace.experts_TLK[t, layer] + layer * 5).tolist() for t in range(3) for layer in range(2)]
-    assert members(events) == expected
 
 
 @given(traces())
@@ -34,11 +29,8 @@ def test_next_use_names_the_next_event_that_wants_the_expert(trace):
         next_use_A = events.next_use_A(within_prompt=within)
         for now, wanted in enumerate(lists):
             for place, expert in enumerate(wanted):
-                later = [
-                    n
-                    for n in range(now + 1, len(lists))
-                    if expert in lists[n] and (not within or prompt_N[n] == prompt_N[now])
-                ]
+                later = [n for n in range(now + 1, len(lists)) if expert in lists[n]]
+                later = [n for n in later if not within or prompt_N[n] == prompt_N[now]]
                 assert next_use_A[events.offsets_N[now] + place] == (later[0] if later else NEVER)
 
 

@@ -9,50 +9,38 @@ import pytest
 
 from moe_beyond.simulator.study.headline import headline
 from moe_beyond.simulator.study.study import Charged, replay_splits
-from tests.simulator.strategies import make_trace
+from tests.simulator.strategies import make_trace, truth_TLE
 from tests.simulator.study.cases import HEADLINE, SETTINGS, PartlyRight, drawn
 
 
 def recall(probabilities_TLE, trace):
     """The share of the router's choices among the k largest, ties by lower id."""
     named_TLK = np.argsort(-probabilities_TLE, axis=2, kind="stable")[..., : trace.metadata.top_k]
-    found = [
-        len(set(named) & set(chosen))
-        for named, chosen in zip(
-            named_TLK.reshape(-1, 2).tolist(), trace.experts_TLK.reshape(-1, 2).tolist(), strict=True
-        )
-    ]
-    return sum(found) / trace.experts_TLK.size
+    return np.take_along_axis(truth_TLE(trace), named_TLK, axis=2).mean()
 
 
 def test_it_equals_the_tables_of_the_last_split(replays, tables):
     metrics = headline(replays, seed=7)
     json.dumps(metrics, allow_nan=False)
-    split, device = replays[-1], HEADLINE[0]
-    at = (pl.col("split") == split.split) & (pl.col("device") == device) & (pl.col("capacity_experts") == HEADLINE[1])
-    table = tables["on_device"].filter(at)
-    (own,) = table.filter(pl.col("ours")).rows(named=True)
-    (best,) = table.filter(pl.col("best_without_predictor")).rows(named=True)
-    (lru,) = table.filter(pl.col("policy") == "lru").rows(named=True)
+    split = replays[-1]
+    table = tables["on_device"].filter(split=split.split, device=HEADLINE[0], capacity_experts=HEADLINE[1])
+    (own,), (best,), (lru,) = (
+        table.filter(which).rows(named=True) for which in ("ours", "best_without_predictor", pl.col("policy") == "lru")
+    )
 
     def of(row, name):
         return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
 
     expected = {
-        "ms_per_token": of(own, "ms_per_token"),
-        "hit_rate": of(own, "hit_rate"),
-        "mib_per_token": of(own, "mib_per_token"),
+        **{name: of(own, name) for name in ("ms_per_token", "hit_rate", "mib_per_token")},
+        **{name: {"value": own[name]} for name in ("bound_ms_per_token", "token_step_ms", "layer_step_ms")},
         "ms_against_lru": of(own, "against_lru_ms"),
         "ms_against_best_without_predictor": of(own, "against_best_ms"),
         "lru_ms_per_token": of(lru, "ms_per_token"),
         "best_without_predictor_ms_per_token": of(best, "ms_per_token"),
-        "bound_ms_per_token": {"value": own["bound_ms_per_token"]},
-        "token_step_ms": {"value": own["token_step_ms"]},
-        "layer_step_ms": {"value": own["layer_step_ms"]},
     }
     assert {name: metrics[name] for name in expected} == expected
-    values = {"tokens_per_second": own["tokens_per_second"], "stall_ms_per_token": own["stall_ms_per_token"]}
-    values["gap_closed"] = own["gap_closed"]
+    values = {name: own[name] for name in ("tokens_per_second", "stall_ms_per_token", "gap_closed")}
     values["recall_at_k"] = recall(PartlyRight(0.5).probabilities_TLE(split.trace), split.trace)
     ahead = PartlyRight(0.5, ahead_right=0.7).layer_probabilities_HTLE(split.trace)[0]
     values["layer_recall_at_k"] = recall(ahead, split.trace)
@@ -78,9 +66,8 @@ def test_where_lru_reaches_the_bound_there_is_no_gap_to_close():
     experts_TLK = np.tile(np.array([[0, 1], [2, 3]], np.uint8)[:, None], (8, 2, 1))
     trace = replace(trace, experts_TLK=experts_TLK)
     settings = SETTINGS.model_copy(update={"capacities": (1.0,), "timed_capacities": None, "headline_capacity": 1.0})
-    metrics = headline(
-        replay_splits({"test": trace}, trace, trace, [Charged(PartlyRight(1.0), 0.1, 0.1)], settings), seed=7
-    )
+    predictors = [Charged(PartlyRight(1.0), 0.1, 0.1)]
+    metrics = headline(replay_splits({"test": trace}, trace, trace, predictors, settings), seed=7)
     assert metrics["lru_ms_per_token"]["value"] == pytest.approx(metrics["bound_ms_per_token"]["value"])
     assert "ms_per_token" in metrics
     assert "gap_closed" not in metrics

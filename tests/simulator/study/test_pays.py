@@ -1,4 +1,4 @@
-"""Does prefetching pay? Three devices made for three answers, and counts against dictionaries and loops."""
+"""Does prefetching pay? Three devices for the three results, and counts against dictionaries and loops."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from moe_beyond.devices.device import Device, dump_device
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.prepared import prepare
 from moe_beyond.simulator.engine.timing import timed_replay, timed_run
-from moe_beyond.simulator.engine.usage import PREFETCHED
+from moe_beyond.simulator.engine.usage import MISSED, PREFETCHED
 from moe_beyond.simulator.policies.on_demand import Lfu, Lru
 from moe_beyond.simulator.study.pays import by_bandwidth_table, pays_tables
 from moe_beyond.simulator.study.study import Charged, replay_splits
@@ -33,7 +33,7 @@ def split(tmp_path_factory):
     folder, shared = tmp_path_factory.mktemp("devices"), {"setup_us": 10, "lanes": 4, "layer_overhead_us": 1}
     for name, (link, memory) in DEVICES.items():
         bandwidths = {"link_gb_per_s": link, "memory_gb_per_s": memory, "predictor_slowdown": 2}
-        device = Device(name=name, about="made for one answer", **bandwidths, **shared)
+        device = Device(name=name, about="made for one result", **bandwidths, **shared)
         (folder / f"{name}.yaml").write_text(dump_device(device))
     change = {"devices": tuple(str(folder / f"{name}.yaml") for name in DEVICES), "policies": ("lru", "lfu")}
     change |= {"headline_device": str(folder / "crowded.yaml"), "capacities": (0.5, 0.75), "timed_capacities": None}
@@ -100,29 +100,27 @@ def test_counts_equal_dictionaries_and_loops(split, rows, policies, device):
     row, policy, events = rows[device], policies[device], split.case.events
     case = slow_clock.Case(events, Budget.slots(split.metadata, SLOTS), slow_clock.RANKS["lru"])
     wanted = slow_clock.last_of_each(events, slow_clock.predicted(events, policy))
+    decoded_N = events.is_decode_S[events.step_N].tolist()
     found = [
         expert in requested
-        for step, experts, requested, lru in zip(
-            events.step_N, members(events), wanted, slow_clock.replay(case), strict=True
+        for decodes, experts, requested, lru in zip(
+            decoded_N, members(events), wanted, slow_clock.replay(case), strict=True
         )
         for expert, outcome in zip(experts, lru.outcomes, strict=True)
-        if events.is_decode_S[step] and outcome == slow_clock.MISSED
+        if decodes and outcome == MISSED
     ]
-    missed, named = len(found), sum(found)
-    assert row["recall_on_lru_misses"] == pytest.approx(named / missed)
-    prepared = prepare(events, policy, keep_warm=True)
-    link = profile(split, device)
+    missed = len(found)
+    assert row["recall_on_lru_misses"] == pytest.approx(sum(found) / missed)
+    prepared, link = prepare(events, policy, keep_warm=True), profile(split, device)
     run = timed_run(prepared, Budget.slots(split.metadata, SLOTS), link, split.case.workload)
     total = run.replay.total
     in_time = sum(outcome == PREFETCHED for outcome in run.outcome_A)
     assert row["prefetches_in_time"] == pytest.approx(in_time / total.prefetches)
-    decoded_N = [bool(events.is_decode_S[step]) for step in events.step_N]
-    own_loads = sum(int(misses) for misses, decodes in zip(run.replay.misses_N, decoded_N, strict=True) if decodes)
+    own_loads = run.replay.misses_N[decoded_N].sum()
     assert row["bytes_read_per_byte_saved"] == pytest.approx(total.prefetches / (missed - own_loads))
     # what the link carries, over the decoding time, under LRU and under ours
     load_ms = EXPERT_BYTES / link.link_gb_per_s / 1e6 + 10 / 4 / 1e3
-    decode_ms = sum(ms for ms, decodes in zip(run.time_N, decoded_N, strict=True) if decodes)
-    busy = (total.prefetches + own_loads) * load_ms / decode_ms
+    busy = (total.prefetches + own_loads) * load_ms / run.time_N[decoded_N].sum()
     assert row["link_idle_share"] == pytest.approx(max(0, 1 - busy), abs=1e-9)
     on_demand = split.timed_at((device, SLOTS))["lru"]
     computing = sum((on_demand.step_ms_S - on_demand.stall_ms_S)[events.is_decode_S])
@@ -134,10 +132,8 @@ def test_below_the_break_even_latency_it_wins_and_above_it_loses(split, rows, po
     device = profile(split, "hides")
     for factor, wins in ((0.99, True), (1.0, True), (1.1, False)):
         slower = row["break_even_token_step_ms"] / row["token_step_ms"] * factor
-        charged = replace(
-            policy, token_step_ms=policy.token_step_ms * slower, layer_step_ms=policy.layer_step_ms * slower
-        )
-        found = timed(split, charged, device)
+        steps_ms = {name: getattr(policy, name) * slower for name in ("token_step_ms", "layer_step_ms")}
+        found = timed(split, replace(policy, **steps_ms), device)
         assert found.token_step_ms == pytest.approx(row["break_even_token_step_ms"] * factor)
         assert (found.ms_per_token < row["against_ms_per_token"]) == wins
     for device in ("crowded", "saturated"):

@@ -61,9 +61,9 @@ class TwoFaced(PartlyRight):
 
 
 def test_how_ours_is_used_is_chosen_on_validation_alone():
-    predictor = [Charged(TwoFaced(1.0), 0.01, 0.001)]
     settings = SMALL.model_copy(update={"policies": ("lru",), "devices": ("laptop_nvme",)})
-    split = replayed(drawn(1), settings, predictor, training=drawn(4), validation=drawn(3, "validation"))
+    rest = (settings, [Charged(TwoFaced(1.0), 0.01, 0.001)])
+    split = replayed(drawn(1), *rest, training=drawn(4), validation=drawn(3, "validation"))
     by_token_step = ("ours_prefetch_anticipate", "ours_prefetch_lru")
     assert split.chosen[HEADLINE] in by_token_step
     table = all_tables([split], 7)["on_device"]
@@ -71,15 +71,14 @@ def test_how_ours_is_used_is_chosen_on_validation_alone():
     # the test prompts themselves would have chosen otherwise
     assert table.filter(table["predictor"] == "ours").sort("ms_per_token")["policy"][0] not in by_token_step
     # and as validation chooses, so it is whatever is tested
-    other = replayed(drawn(2), settings, predictor, training=drawn(4), validation=drawn(3, "validation"))
+    other = replayed(drawn(2), *rest, training=drawn(4), validation=drawn(3, "validation"))
     assert other.chosen == split.chosen
 
 
 def test_the_best_without_the_predictor_is_neither_ours_nor_a_bound_nor_lossy():
-    """Ours knows everything, Belady too, and dropping experts is faster still: none of them is the rival."""
-    split = replayed(
-        drawn(1), SMALL, [Charged(PartlyRight(1.0), 0.0001, 0.0001)], validation=drawn(3), training=drawn(4)
-    )
+    """Ours predicts everything, Belady too, and dropping experts is faster still: none of them is the rival."""
+    predictors = [Charged(PartlyRight(1.0), 0.0001, 0.0001)]
+    split = replayed(drawn(1), SMALL, predictors, validation=drawn(3), training=drawn(4))
     for place in split.places:
         timed = split.timed_at(place)
         fastest = sorted(timed, key=lambda name: timed[name].ms_per_token)
@@ -92,30 +91,22 @@ def test_the_best_without_the_predictor_is_neither_ours_nor_a_bound_nor_lossy():
 
 def test_processes_give_the_same_tables_as_one():
     predictors, traces = [Charged(PartlyRight(0.5), 0.3, 0.05)], {"training": drawn(3), "validation": drawn(4)}
-    one, two = (
-        all_tables([replayed(drawn(1), SMALL.model_copy(update={"workers": n}), predictors, **traces)], 7)
-        for n in (1, 2)
-    )
+    settings = [SMALL.model_copy(update={"workers": workers}) for workers in (1, 2)]
+    one, two = (all_tables([replayed(drawn(1), workers, predictors, **traces)], 7) for workers in settings)
     assert all(one[name].equals(two[name]) for name in one)
 
 
-def test_without_devices_nothing_is_timed_and_tables_keep_their_columns():
-    trace = make_trace(1, num_experts=8)
-    split = replayed(trace, SETTINGS.model_copy(update={"devices": ()}))
+@pytest.mark.parametrize(("devices", "prefill"), [((), (2, 0)), (SETTINGS.devices, (9, 9))], ids=["devices", "tokens"])
+def test_without_devices_or_decoded_tokens_nothing_is_timed_and_tables_keep_their_columns(devices, prefill):
+    trace = make_trace(1, num_layers=3, num_experts=8, lengths=(9, 9), prefill=prefill)
+    split = replayed(trace, SMALL.model_copy(update={"devices": devices}), [Charged(PartlyRight(0.5), 0.3, 0.05)])
     tables = all_tables([split], 7)
-    for name in ("on_device", "pays", "by_bandwidth", "by_width", "ablation", "timeline", "costliest_misses"):
-        assert tables[name].is_empty()
-        assert len(tables[name].columns) > 5
-    assert split.chosen == split.bounds == {}
-
-
-def test_a_trace_that_decodes_nothing_has_no_times():
-    trace = make_trace(1, num_layers=3, num_experts=8, lengths=(9, 9), prefill=(9, 9))
-    split = replayed(trace, SMALL, [Charged(PartlyRight(0.5), 0.3, 0.05)])
-    tables = all_tables([split], 7)
-    for name in ("on_device", "pays", "by_bandwidth", "by_width", "ablation"):
+    of_a_prompt = () if devices else ("timeline", "costliest_misses")
+    for name in ("on_device", "pays", "by_bandwidth", "by_width", "ablation", *of_a_prompt):
         assert tables[name].is_empty(), name
+        assert len(tables[name].columns) > 5
     assert len(tables["unlimited_link"]) == len(PUBLISHED) + len(OURS)
+    assert devices or split.chosen == split.bounds == {}
 
 
 def test_policies_that_the_traces_do_not_allow_are_named_with_the_reason():
@@ -125,8 +116,7 @@ def test_policies_that_the_traces_do_not_allow_are_named_with_the_reason():
     reasons = dict(all_tables([split], 7)["not_replayed"].select("title", "reason").iter_rows())
     assert any("router weights" in reason for reason in reasons.values())
     done = {one.facts.policy for one in split.policies if one.replays}
-    assert {"belady", "lru"} <= done
-    assert "drop_cold" not in done
+    assert done & {"belady", "lru", "drop_cold"} == {"belady", "lru"}
     assert {one.facts.title for one in split.policies if not one.replays} == set(reasons)
 
 

@@ -17,15 +17,14 @@ def spread(values):
     return np.percentile(values, [2.5, 97.5]).tolist()
 
 
+def interval(row, name):
+    return [row[f"{name}_low"], row[f"{name}_high"]]
+
+
 def resampled(num_prompts, *ratios, seed=7):
     """Each ratio in every resample, prompt by prompt: a list a resample."""
-    draws = np.random.default_rng(seed).multinomial(num_prompts, [1 / num_prompts] * num_prompts, 200).tolist()
-    for often in draws:
-        sums = [
-            [sum(times * float(part[p]) for p, times in enumerate(often)) for part in (r.numerator_P, r.denominator_P)]
-            for r in ratios
-        ]
-        yield [top / bottom for top, bottom in sums]
+    draws = np.random.default_rng(seed).multinomial(num_prompts, [1 / num_prompts] * num_prompts, 200)
+    return [[often @ ratio.numerator_P / (often @ ratio.denominator_P) for ratio in ratios] for often in draws]
 
 
 @pytest.mark.parametrize("table", ["on_device", "pays", "ablation"])
@@ -62,8 +61,8 @@ def test_rows_hold_what_was_timed_with_intervals_by_prompt(replays, tables):
     split = replays[1]
     for row in table.filter(pl.col("split") == split.split).iter_rows(named=True):
         one = split.timed_at((row["device"], row["capacity_experts"]))[row["policy"]]
-        figures = (row["ms_per_token"], row["stall_ms_per_token"], row["hit_rate"], row["mib_per_token"])
-        assert figures == (one.time.value, one.stall.value, one.hits.value, one.moved.value)
+        names = ("ms_per_token", "stall_ms_per_token", "hit_rate", "mib_per_token")
+        assert [row[name] for name in names] == [one.time.value, one.stall.value, one.hits.value, one.moved.value]
         assert row["tokens_per_second"] == pytest.approx(1000 / row["ms_per_token"])
         assert row["link_idle_share"] == one.link_idle_share
         for name in ("ms_per_token", "hit_rate", "mib_per_token"):
@@ -80,20 +79,17 @@ def test_rows_hold_what_was_timed_with_intervals_by_prompt(replays, tables):
 def test_differences_are_those_of_a_bootstrap_of_the_same_prompts(replays, tables, policy):
     for split in replays:
         timed, best = split.timed_at(HEADLINE), split.best_without_predictor(HEADLINE)
-        where = (pl.col("split") == split.split) & (pl.col("policy") == policy)
-        at = (pl.col("device") == HEADLINE[0]) & (pl.col("capacity_experts") == HEADLINE[1])
-        (row,) = tables["on_device"].filter(where & at).rows(named=True)
+        at = {"split": split.split, "device": HEADLINE[0], "capacity_experts": HEADLINE[1]}
+        (row,) = tables["on_device"].filter(policy=policy, **at).rows(named=True)
         ratios = [one.time for one in (timed[policy], timed["lru"], best)]
-        values = np.array(list(resampled(split.trace.num_prompts, *ratios)))
-        assert [row["ms_per_token_low"], row["ms_per_token_high"]] == pytest.approx(spread(values[:, 0]))
-        against_lru = [row["against_lru_ms_low"], row["against_lru_ms_high"]]
-        assert against_lru == pytest.approx(spread(values[:, 0] - values[:, 1]))
+        values = np.array(resampled(split.trace.num_prompts, *ratios))
+        assert interval(row, "ms_per_token") == pytest.approx(spread(values[:, 0]))
+        assert interval(row, "against_lru_ms") == pytest.approx(spread(values[:, 0] - values[:, 1]))
         assert row["against_lru_ms"] == pytest.approx(timed[policy].ms_per_token - timed["lru"].ms_per_token)
         if policy == "lfu":
-            assert row["against_best_ms"] is None, "it is said of ours alone"
+            assert row["against_best_ms"] is None, "ours alone is compared"
         else:
-            against_best = [row["against_best_ms_low"], row["against_best_ms_high"]]
-            assert against_best == pytest.approx(spread(values[:, 0] - values[:, 2]))
+            assert interval(row, "against_best_ms") == pytest.approx(spread(values[:, 0] - values[:, 2]))
             assert row["against_best_ms"] == pytest.approx(timed[policy].ms_per_token - best.ms_per_token)
 
 
@@ -120,7 +116,7 @@ def test_the_gap_is_closed_from_lru_to_a_bound_that_no_lossless_policy_passes(re
     case = replays[0].case
     bound = time_bound(case.events, belady_curve(case.events), 12, load_device("phone_ufs"), case.workload)
     first = table.row(0, named=True)
-    assert (first["split"], first["device"], first["capacity_experts"]) == ("test_in_domain", "phone_ufs", 12)
+    assert [first[name] for name in PLACE] == ["test_in_domain", "phone_ufs", 12]
     found = (first["bound_ms_per_token"], first["bound_hit_rate"], first["bound_mib_per_token"])
     assert found == (bound.ms_per_token, bound.hit_rate, bound.mib_per_token)
 
@@ -131,7 +127,7 @@ def test_the_unlimited_link_counts_every_access(replays, tables):
     lossless = table.filter(pl.col("policy") != "drop_cold")
     assert (lossless["hits"] + lossless["misses"] == lossless["accesses"]).all()
     assert (lossless["mass_given_up"] == 0).all()
-    lossy = table.filter((pl.col("policy") == "drop_cold") & (pl.col("capacity_experts") == 4))
+    lossy = table.filter(policy="drop_cold", capacity_experts=4)
     assert (lossy["mass_given_up"] > 0).all()
     assert (lossy["hits"] + lossy["misses"] < lossy["accesses"]).all()
     assert table["hit_rate"].to_list() == pytest.approx((table["hits"] / table["accesses"]).to_list())
@@ -141,8 +137,7 @@ def test_the_unlimited_link_counts_every_access(replays, tables):
     assert (fetched["prefetches"] == fetched["prefetches_useful"] + fetched["prefetches_useless"]).all()
     assert set(fetched["policy"]) == {name for name, one in replays[0].facts.items() if one.prefetches}
     # with a clock a prefetch can come too late, never the other way round: LRU loads the same on both
-    rows = table.filter((pl.col("policy") == "lru") & (pl.col("capacity_experts") == 12))
-    on_device = tables["on_device"].filter((pl.col("policy") == "lru") & (pl.col("capacity_experts") == 12))
+    rows, on_device = (one.filter(policy="lru", capacity_experts=12) for one in (table, tables["on_device"]))
     assert set(rows["decode_hit_rate"]) == set(on_device["hit_rate"])
 
 
@@ -156,6 +151,6 @@ def test_the_ablation_adds_one_thing_at_a_time(tables):
     names = ["lru", "ours_prefetch_lru", "ours_layer_prefetch_lru", "belady"]
     whole = tables["on_device"].filter(pl.col("capacity_experts") == 12)
     for step, policy in zip((0, 1, 2, 6), names, strict=True):
-        mine = table.filter(pl.col("step") == step).select("split", "device", "ms_per_token", "hit_rate")
-        same = whole.filter(pl.col("policy") == policy).select("split", "device", "ms_per_token", "hit_rate")
-        assert mine.sort("split", "device").equals(same.sort("split", "device"))
+        both = (table.filter(step=step), whole.filter(policy=policy))
+        mine, same = (one.select("split", "device", "ms_per_token", "hit_rate").sort("split", "device") for one in both)
+        assert mine.equals(same)

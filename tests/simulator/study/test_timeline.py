@@ -34,11 +34,8 @@ def test_the_timeline_of_a_prompt_adds_up_to_its_time(width):
         assert waited["predicted"].is_between(0, 1).all()
         # the prompt is that of the median stall an event
         if policy == used:
-            stall_P = [0.0] * trace.num_prompts
-            for step, stall_ms in enumerate(timed[policy].stall_ms_S):
-                stall_P[timed[policy].events.prompt_S[step]] += stall_ms
-            steps_P = np.bincount(timed[policy].events.prompt_S)
-            assert index == np.argsort(np.array(stall_P) / steps_P)[1]
+            prompt_S, stall_ms_S = timed[policy].events.prompt_S, timed[policy].stall_ms_S
+            assert index == np.argsort(np.bincount(prompt_S, stall_ms_S) / np.bincount(prompt_S))[1]
             assert costliest["stall_ms"][0] >= decoded["stall_ms"].max()
     assert costliest["stall_ms"].to_list() == sorted(costliest["stall_ms"].to_list(), reverse=True)
 
