@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from moe_beyond.formats import importers
 from moe_beyond.paper.protocol import lru_hits, published_replay
-from moe_beyond.simulator.bounds import curves
+from moe_beyond.simulator.bounds import hit_curves
 from moe_beyond.simulator.bounds.belady import Belady, belady_hits
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
@@ -83,13 +83,13 @@ def ratios(accesses: int, archive: Path) -> Iterator[Ratio]:
     ours_belady, hits = seconds(lambda: belady_hits(single.members_A, next_use_A, num_model_experts, CAPACITY))
     check("Belady hits", hits, belady_hits_theirs)
     yield Ratio("belady_speed_over_libcachesim", theirs_belady / ours_belady, 1)
-    whole_curve, curve = seconds(lambda: curves.lru_curve(events))
+    whole_curve, curve = seconds(lambda: hit_curves.lru_curve(events))
     budget = Budget.slots(events.metadata, CAPACITY)
     one_replay, counted = seconds(lambda: replay(events, Lru(), budget))
     check("event-atomic LRU hits", curve.hits_D[CAPACITY], counted.total.hits)
     yield Ratio("lru_curve_time_over_one_event_atomic_replay", whole_curve / one_replay, 3, at_most=True)
     yield Ratio("lru_curve_time_over_one_sequential_list_replay", whole_curve / ours_lru, 3, at_most=True)
-    whole_curve, curve = seconds(lambda: curves.belady_curve(events))
+    whole_curve, curve = seconds(lambda: hit_curves.belady_curve(events))
     one_replay, counted = seconds(lambda: replay(events, Belady(), budget))
     check("event-atomic Belady hits", curve.hits_D[CAPACITY], counted.total.hits)
     yield Ratio("belady_curve_time_over_one_event_atomic_replay", whole_curve / one_replay, 3, at_most=True)

@@ -24,8 +24,8 @@ from moe_beyond.training.distributed import is_further_process
 from moe_beyond.training.fit import fit
 from moe_beyond.training.size import Size
 from moe_beyond.tuning.inputs import Inputs
+from moe_beyond.tuning.optuna_study import StudyPlace
 from moe_beyond.tuning.search import search
-from moe_beyond.tuning.study import StudyPlace
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, SIZE = 6, Size(192, 2, 4)

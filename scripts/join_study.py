@@ -17,8 +17,8 @@ from moe_beyond.errors import InputError
 from moe_beyond.files import scratch_folder
 from moe_beyond.params import load_params
 from moe_beyond.tuning.inputs import Inputs
+from moe_beyond.tuning.optuna_study import StudyPlace
 from moe_beyond.tuning.search import join
-from moe_beyond.tuning.study import StudyPlace
 
 
 def main() -> None:

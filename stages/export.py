@@ -7,8 +7,8 @@ from moe_beyond.data.splitting import GATE, SPLITS
 from moe_beyond.evaluation.evaluate import evaluate
 from moe_beyond.files import write_json, write_tables
 from moe_beyond.network.checkpoint import load_checkpoint
+from moe_beyond.network.export import export_predictor
 from moe_beyond.network.settings import ExportSettings
-from moe_beyond.network.shipping import export_predictor
 from moe_beyond.paper.network import load_variants
 from moe_beyond.paper.scores import protocol_table
 from moe_beyond.predictor.runtime import OnnxPredictor

@@ -13,7 +13,7 @@ from moe_beyond.registry.publishing import PREDICTOR, Gate, publish
 from moe_beyond.traces import store
 from moe_beyond.tracking.dvc import receipts
 from moe_beyond.tracking.pipeline import log_pipeline
-from moe_beyond.tracking.record import digests, git_tags
+from moe_beyond.tracking.run_record import digests, git_tags
 
 DATA = Path("data/splits")
 

@@ -10,9 +10,9 @@ from moe_beyond.settings import Seed, Settings
 from moe_beyond.simulator.study.settings import ReplaySettings, SimulateSettings
 from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning.inputs import Inputs
+from moe_beyond.tuning.optuna_study import StudyPlace
 from moe_beyond.tuning.search import search
 from moe_beyond.tuning.settings import TuneSettings
-from moe_beyond.tuning.study import StudyPlace
 
 REPORTS = Path("reports/tune")
 

@@ -44,8 +44,8 @@ def fitted(train_trace, validation_trace, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(fitted, train_trace, validation_trace, tmp_path_factory):
     """A predictor directory, and what is known of it."""
+    from moe_beyond.network.export import export_predictor  # noqa: PLC0415
     from moe_beyond.network.settings import ExportSettings  # noqa: PLC0415
-    from moe_beyond.network.shipping import export_predictor  # noqa: PLC0415
 
     directory = tmp_path_factory.mktemp("models") / "predictor"
     settings = ExportSettings(parity_tokens=60, latency_repeats=10)

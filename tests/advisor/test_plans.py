@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from moe_beyond.advisor.one_replay import Setup, replay_one
 from moe_beyond.advisor.plans import ANTICIPATE, CacheSize, Fetch, Plan, TrainingData, parse_plan
-from moe_beyond.advisor.single import Setup, replay_one
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.split import fit_split, layer_curves_LD
 from moe_beyond.simulator.policies.anticipate import Anticipate

@@ -13,9 +13,9 @@ from moe_beyond.errors import InputError
 from moe_beyond.intervals import Ratio
 from moe_beyond.predictor.latency import Latency
 from moe_beyond.predictor.runtime import OnnxPredictor
-from moe_beyond.registry.contest import Contestant, Score, latencies, score
+from moe_beyond.registry.gate import improvement, judge, metrics, table
+from moe_beyond.registry.gate_replays import Contestant, Score, latencies, score
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.registry.verdict import improvement, judge, metrics, table
 from moe_beyond.simulator.study.settings import SimulateSettings
 from tests.simulator.strategies import truth_TLE
 from tests.traces_of_chance import chance_trace

@@ -8,7 +8,7 @@ from moe_beyond.registry.states import State, find_states
 from moe_beyond.reporting.compare import differing_params, document, numbers, text
 from moe_beyond.reporting.retraining import write_report
 from moe_beyond.tracking.client import log_run
-from moe_beyond.tracking.record import Record
+from moe_beyond.tracking.run_record import Record
 from tests.registry.bundles import HEADLINE
 from tests.tracking.small_pipeline import only
 

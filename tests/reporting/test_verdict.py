@@ -8,7 +8,7 @@ import pytest
 from moe_beyond.reporting.blocks import Text
 from moe_beyond.reporting.sections.findings import findings
 from moe_beyond.reporting.sections.pays import pays_section, pays_words
-from moe_beyond.reporting.sections.top import headline, top_section
+from moe_beyond.reporting.sections.verdict import headline, verdict_section
 from tests.reporting.example import BOUND, OURS, pays
 
 
@@ -45,7 +45,7 @@ def test_the_headline_says_where_the_predictor_does_not_win(run):
 
 
 def test_four_rows_decide_and_each_is_named(run):
-    table = top_section(run).blocks[0]
+    table = verdict_section(run).blocks[0]
     assert table.caption == "Laptop, NVMe, 16 experts (10\u00a0%), another domain"
     cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     ours = "Ours: Predictor: prefetch, predicted eviction"
@@ -62,7 +62,7 @@ def test_four_rows_decide_and_each_is_named(run):
 
 
 def test_differences_are_paired_and_name_the_faster(run):
-    table = top_section(changed(run, against_best_ms_high=0.1)).blocks[1]
+    table = verdict_section(changed(run, against_best_ms_high=0.1)).blocks[1]
     assert table.caption == "On the same prompts, ours closes 40.0\u00a0% of the gap between LRU and the bound"
     assert [row[-1] for row in table.rows] == ["faster", "undecided"]
     assert table.rows[0][1] == "\u22129.50 [\u22129.75,\u00a0\u22129.25]"

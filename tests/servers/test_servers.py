@@ -14,7 +14,7 @@ import requests
 from mlflow.tracking import MlflowClient
 
 from moe_beyond.files import folder_digest
-from moe_beyond.tuning.study import StudyPlace
+from moe_beyond.tuning.optuna_study import StudyPlace
 from scripts.servers import CannotStartError, Servers
 from tests.tracking.small_pipeline import check_whole, only, readdress, run_split, warnings
 from tests.tracking.test_dvc import dvc

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from moe_beyond.tracking.__main__ import run_stage
 from moe_beyond.tracking.client import send
-from moe_beyond.tracking.record import FOLDER
+from moe_beyond.tracking.run_record import FOLDER
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 STAGE = """

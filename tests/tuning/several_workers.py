@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from moe_beyond.tuning.study import Outcome, StudyPlace
+from moe_beyond.tuning.optuna_study import Outcome, StudyPlace
 
 ROOT = Path(__file__).parents[2]
 CANDIDATES = [{"width": width, "window": window} for width in (8, 16, 32) for window in (8, 16)]

@@ -3,8 +3,8 @@ import pytest
 from moe_beyond.predictor.latency import Latency
 from moe_beyond.tuning.candidates import Drawn
 from moe_beyond.tuning.choice import choose
+from moe_beyond.tuning.optuna_study import Outcome
 from moe_beyond.tuning.settings import TuneSettings
-from moe_beyond.tuning.study import Outcome
 from tests.traces.refusals import refused
 
 WIDTHS = (64, 96, 128, 192)

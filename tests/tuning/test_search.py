@@ -13,8 +13,8 @@ from moe_beyond.training.fit import fit
 from moe_beyond.tuning import search as search_module
 from moe_beyond.tuning.candidates import choices
 from moe_beyond.tuning.choice import choose
+from moe_beyond.tuning.optuna_study import StudyPlace
 from moe_beyond.tuning.search import join, search
-from moe_beyond.tuning.study import StudyPlace
 from moe_beyond.tuning.trial import measure
 from tests.traces.refusals import refused
 from tests.tuning.case import inputs_of, write_splits

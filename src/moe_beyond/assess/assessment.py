@@ -19,7 +19,7 @@ from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.assess.statistics import layer_statistics, reuse_histogram
 from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
-from moe_beyond.simulator.bounds.curves import belady_curve, lru_curve
+from moe_beyond.simulator.bounds.hit_curves import belady_curve, lru_curve
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace, expert_counts_LE

@@ -62,7 +62,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Replay a trace through one cache: hits, bytes, and with a device the time."""
-    from moe_beyond.advisor.single import Setup, replay_one  # noqa: PLC0415
+    from moe_beyond.advisor.one_replay import Setup, replay_one  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
 
     with one_line_errors():
@@ -113,9 +113,9 @@ def advise(
     """Recommend the policy, split and prefetch that decode fastest on a device; show what more memory would buy."""
     from rich.console import Console  # noqa: PLC0415
 
-    from moe_beyond.advisor.advice import document, print_advice  # noqa: PLC0415
-    from moe_beyond.advisor.advisor import AdviceSettings  # noqa: PLC0415
-    from moe_beyond.advisor.advisor import advise as recommend  # noqa: PLC0415
+    from moe_beyond.advisor.choice import AdviceSettings  # noqa: PLC0415
+    from moe_beyond.advisor.choice import advise as recommend  # noqa: PLC0415
+    from moe_beyond.advisor.document import document, print_advice  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 

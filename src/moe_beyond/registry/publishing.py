@@ -22,15 +22,15 @@ from moe_beyond.errors import InputError
 from moe_beyond.files import fingerprint, folder_digest, replacing, write_json
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.bundle import mismatch, read_manifest, registered_name
-from moe_beyond.registry.contest import Contestant, Score, latencies, score
+from moe_beyond.registry.gate import Verdict, judge, metrics, table
+from moe_beyond.registry.gate_replays import Contestant, Score, latencies, score
 from moe_beyond.registry.registry import CHAMPION, DIGEST, FOLDER, ROLLED_BACK, Registry
 from moe_beyond.registry.settings import PublishSettings
-from moe_beyond.registry.verdict import Verdict, judge, metrics, table
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tracking.client import MlflowMissingError, connected, log_path
 from moe_beyond.tracking.pipeline import credit
-from moe_beyond.tracking.record import git_tags
+from moe_beyond.tracking.run_record import git_tags
 
 log = logging.getLogger(__name__)
 

@@ -114,7 +114,7 @@ class Registry:
         model = self.client.create_logged_model(experiment, "predictor", source_run_id=run_id, tags=tags)
         mlflow.pyfunc.log_model(
             model_id=model.model_id,
-            python_model=str(Path(__file__).with_name("served.py")),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"bundle": str(bundle)},
             # a version stays what it was when the project's code moves on
             code_paths=[str(Path(__file__).parents[1])],

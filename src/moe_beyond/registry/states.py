@@ -19,7 +19,7 @@ from moe_beyond.registry.registry import Registry
 from moe_beyond.settings import flatten
 from moe_beyond.tracking.client import connected
 from moe_beyond.tracking.pipeline import CHOICE, HEADLINE
-from moe_beyond.tracking.record import STAGE_TAG, as_text, chosen_params
+from moe_beyond.tracking.run_record import STAGE_TAG, as_text, chosen_params
 
 _RUN_ID = "[0-9a-f]{32}"
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from moe_beyond.registry.states import State
-from moe_beyond.tracking.record import CHOSEN
+from moe_beyond.tracking.run_record import CHOSEN
 
 _MISSING = "\u2013"
 

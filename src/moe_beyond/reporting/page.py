@@ -21,12 +21,12 @@ from moe_beyond.files import replacing
 from moe_beyond.reporting.blocks import Figure, Section
 from moe_beyond.reporting.figures.theme import VEGA_LITE, chart_spec, figure_svg, svg_png, theme
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.sections import paper, pays, policies, predictor, record, routing, timeline, top
+from moe_beyond.reporting.sections import method, paper, pays, policies, predictor, routing, timeline, verdict
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.text import TEMPLATES
 
 _SECTIONS = (
-    top.top_section,
+    verdict.verdict_section,
     pays.pays_section,
     policies.explorer_section,
     policies.time_section,
@@ -37,8 +37,8 @@ _SECTIONS = (
     predictor.training_section,
     routing.routing_section,
     routing.models_section,
-    record.data_section,
-    record.method_section,
+    method.data_section,
+    method.method_section,
 )
 
 

@@ -1,7 +1,7 @@
 """The published form of a trace: Parquet, what people exchange. The only module that knows Parquet.
 
 A row a prompt, so that a token never loses its neighbours; lists of ids in token, layer, router order.
-`docs/trace-format.md` is the specification. The working form lies in `working`. Shape suffixes as in `schema`.
+`docs/trace-format.md` is the specification. The working form lies in `memory_mapped`. Shape suffixes as in `schema`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
+from moe_beyond.traces.memory_mapped import has_working, open_working, write_working
 from moe_beyond.traces.schema import (
     SCHEMA_VERSION,
     Trace,
@@ -30,7 +31,6 @@ from moe_beyond.traces.schema import (
     offsets_of,
     validate,
 )
-from moe_beyond.traces.working import has_working, open_working, write_working
 
 __all__ = [
     "has_working",

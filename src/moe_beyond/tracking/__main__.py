@@ -60,17 +60,17 @@ def run_stage(root: Path, stage: str) -> None:
 
 
 def _run_and_log(root: Path, declared: DvcStage, run: Callable[[Settings], None], params: Settings) -> None:
-    from moe_beyond.tracking import client, record  # noqa: PLC0415 - a further process never imports mlflow
+    from moe_beyond.tracking import client, run_record  # noqa: PLC0415 - a further process never imports mlflow
 
-    start_ms = record.now_ms()
+    start_ms = run_record.now_ms()
     try:
         run(params)
         _require_outs(root, declared)
     except BaseException as error:
         restore_outs(root, declared.name)
-        client.log_run(root, record.of_failure(root, declared, params, start_ms, error))
+        client.log_run(root, run_record.of_failure(root, declared, params, start_ms, error))
         raise
-    ended = record.of_stage(root, declared, params, start_ms)
+    ended = run_record.of_stage(root, declared, params, start_ms)
     write_receipt(root, declared.name, ended.key)
     client.log_run(root, ended)
 

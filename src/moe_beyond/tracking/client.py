@@ -33,7 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moe_beyond.errors import InputError
 from moe_beyond.files import folder_digest
 from moe_beyond.tracking.dvc import copy_from_cache
-from moe_beyond.tracking.record import DEFAULT_EXPERIMENT, FOLDER, Record, keep, read, waiting, without_secrets
+from moe_beyond.tracking.run_record import DEFAULT_EXPERIMENT, FOLDER, Record, keep, read, waiting, without_secrets
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")

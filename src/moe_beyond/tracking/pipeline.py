@@ -19,7 +19,7 @@ from moe_beyond.files import fingerprint, folder_digest
 from moe_beyond.settings import Settings, flatten
 from moe_beyond.tracking.client import MlflowMissingError, connected, data_name, log_run
 from moe_beyond.tracking.dvc import receipts
-from moe_beyond.tracking.record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms, points
+from moe_beyond.tracking.run_record import Point, Record, as_text, chosen_params, context_tags, digests, now_ms, points
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import polars as pl
 
 from moe_beyond.errors import InputError
 from moe_beyond.tuning.candidates import Candidate, Drawn
+from moe_beyond.tuning.optuna_study import Outcome
 from moe_beyond.tuning.settings import TuneSettings
-from moe_beyond.tuning.study import Outcome
 
 _PREDICTOR = ("recall_at_k", "recall_at_k_ahead_1", "token_step_ms", "layer_step_ms", "parameters")
 _NUMBERS = (*_PREDICTOR, "ms_per_token", "hit_rate", "use")

@@ -16,8 +16,8 @@ from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.settings import TrainSettings
 from moe_beyond.tuning.candidates import Drawn, draw
-from moe_beyond.tuning.payoff import Bench, bench_of
 from moe_beyond.tuning.settings import TuneSettings
+from moe_beyond.tuning.time_per_token import Bench, bench_of
 
 _CODE = Path(moe_beyond.__file__).parent
 

@@ -27,7 +27,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.tuning.candidates import choices
 from moe_beyond.tuning.choice import Search, choose
 from moe_beyond.tuning.inputs import Inputs
-from moe_beyond.tuning.study import MAX_DEATHS, Study, StudyPlace
+from moe_beyond.tuning.optuna_study import MAX_DEATHS, Study, StudyPlace
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0

@@ -20,7 +20,7 @@ from moe_beyond.traces.schema import Trace
 from moe_beyond.training.fit import fit
 from moe_beyond.tuning.candidates import Candidate, charged, parts
 from moe_beyond.tuning.inputs import Inputs
-from moe_beyond.tuning.study import Outcome
+from moe_beyond.tuning.optuna_study import Outcome
 
 
 def measure(inputs: Inputs, scratch: Path, index: int, candidate: Candidate) -> Outcome:

@@ -52,7 +52,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.loop import Times
+from moe_beyond.simulator.engine.timed_loop import Times
 from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, PREFETCHED
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import Events

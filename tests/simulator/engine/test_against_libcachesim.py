@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.paper.protocol import lru_hits
 from moe_beyond.simulator.bounds.belady import BeladyForced, belady_hits
-from moe_beyond.simulator.bounds.curves import lru_curve
+from moe_beyond.simulator.bounds.hit_curves import lru_curve
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Fifo, LfuResident, Lru

@@ -12,10 +12,10 @@ from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.engine import cache
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.cache import NUM_COUNTERS
-from moe_beyond.simulator.engine.loop import Times, just_in_time, run
 from moe_beyond.simulator.engine.policy import Prefetches
-from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
+from moe_beyond.simulator.engine.timed_loop import Times, just_in_time, run
 from moe_beyond.simulator.engine.usage import MISSED, NUM_LOSSES, PREFETCHED
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.engine.timing import time_on_demand, timed_replay, timed_run
 from moe_beyond.simulator.engine.usage import HIT, PREFETCHED

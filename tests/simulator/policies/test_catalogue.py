@@ -16,7 +16,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.belady import Belady
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.cache import ACCESSES, HITS
-from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.settings import PolicySettings

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, SCORE, USES
-from moe_beyond.simulator.policies.counts import finished_PM, replayed_PM
+from moe_beyond.simulator.policies.count_matrices import finished_PM, replayed_PM
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches, share_by_uses
 from moe_beyond.simulator.schedule.events import events_of

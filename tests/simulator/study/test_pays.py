@@ -8,7 +8,7 @@ import pytest
 
 from moe_beyond.devices.device import Device, dump_device
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.timing import timed_replay, timed_run
 from moe_beyond.simulator.engine.usage import MISSED, PREFETCHED
 from moe_beyond.simulator.policies.on_demand import Lfu, Lru

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from moe_beyond.devices.device import load_device
-from moe_beyond.simulator.bounds.curves import belady_curve
-from moe_beyond.simulator.bounds.time import time_bound
+from moe_beyond.simulator.bounds.hit_curves import belady_curve
+from moe_beyond.simulator.bounds.time_bound import time_bound
 from tests.simulator.study.cases import HEADLINE, SETTINGS
 
 CHARGES = {"ours": (0.3, 0.05), "rival": (0.02, 0.0)}

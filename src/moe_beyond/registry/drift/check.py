@@ -17,7 +17,7 @@ from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tracking.client import connected, log_run
-from moe_beyond.tracking.record import STAGE_TAG, Record, now_ms, points
+from moe_beyond.tracking.run_record import STAGE_TAG, Record, now_ms, points
 
 
 def check_drift(

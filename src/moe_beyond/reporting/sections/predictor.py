@@ -6,8 +6,8 @@ import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
 from moe_beyond.reporting.columns import cells
+from moe_beyond.reporting.figures.charts import scatter
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.figures.others import scatter
 from moe_beyond.reporting.names import DASHES, Look, label, looks
 from moe_beyond.reporting.read import TOKEN, Run
 from moe_beyond.reporting.text import number, percent, words

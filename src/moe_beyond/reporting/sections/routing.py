@@ -6,8 +6,8 @@ import polars as pl
 
 from moe_beyond.reporting.blocks import Figure, Section, Table, Text, facts, folded, section, table
 from moe_beyond.reporting.columns import cells
+from moe_beyond.reporting.figures.charts import heat
 from moe_beyond.reporting.figures.lines import Axis, curves
-from moe_beyond.reporting.figures.others import heat
 from moe_beyond.reporting.names import DASHES, Look, label
 from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.text import number, of

@@ -6,8 +6,8 @@ import polars as pl
 
 from moe_beyond.reporting.blocks import Block, Figure, Section, Table, Text, folded, section, table
 from moe_beyond.reporting.columns import cells
+from moe_beyond.reporting.figures.charts import bars, heat
 from moe_beyond.reporting.figures.lines import Axis
-from moe_beyond.reporting.figures.others import bars, heat
 from moe_beyond.reporting.names import Look, label
 from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.sections.pays import charged_note

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.bounds.curves import lru_curve
+from moe_beyond.simulator.bounds.hit_curves import lru_curve
 from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import TraceMetadata

@@ -156,7 +156,7 @@ def remove(
 
 
 @compiled()
-def make_room(
+def make_space(
     rank: Any,
     features: F64,
     experts: I64,

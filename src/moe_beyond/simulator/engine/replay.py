@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from moe_beyond.simulator.engine import kernels
+from moe_beyond.simulator.engine import untimed_kernel
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.loop import Times, just_in_time, run
 from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.results import Replay
+from moe_beyond.simulator.engine.timed_loop import Times, just_in_time, run
 from moe_beyond.simulator.schedule.events import Events
 
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ def sweep_prepared(prepared: Prepared, budgets: Sequence[Budget], *, overrun: bo
 
     def one(budget: Budget) -> Replay:
         units_VM, budget_G = prepared.units(budget)
-        counts_RC, misses_N = kernels.replay(
+        counts_RC, misses_N = untimed_kernel.replay(
             policy.rank,
             policy.bypass,
             overrun,

@@ -44,8 +44,8 @@ import numpy.typing as npt
 from numba import types as t
 
 from moe_beyond.simulator.engine import cache
-from moe_beyond.simulator.engine.kernels import COMMON
 from moe_beyond.simulator.engine.policy import FULL, NEXT_USE
+from moe_beyond.simulator.engine.untimed_kernel import COMMON
 from moe_beyond.simulator.engine.usage import LATE, MISSED, NUM_LOSSES, resolve, use_as_decided
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, Bools, compiled
 
@@ -168,7 +168,7 @@ def _work(
             expert = experts_X[requests[HEAD, chosen]]
             group = experts[cache.GROUP, expert]
             limit = groups[cache.BUDGET, group] - units_VM[0, expert]
-            cache.make_room(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event, at)
+            cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event, at)
             if groups[cache.USED, group] > limit:
                 requests[BLOCKED, chosen] = event
                 continue
@@ -234,7 +234,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     layer_step_ms_N: F64,
     dense_ms_N: F64,
 ) -> tuple[I64, F64, I32, F64, F64, npt.NDArray[np.int8], I32, I32]:
-    """Replay all events with a clock; the arguments that `kernels.replay` has too are documented there.
+    """Replay all events with a clock; the arguments that `untimed_kernel.replay` has too are documented there.
 
     Args:
         bytes_VM: Bytes of each expert at each precision.
@@ -343,10 +343,10 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                 if start < end:
                     group = group_M[members_A[start]]
                     limit, stamp = budget_G[group], 2 * event + 1
-                    cache.make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+                    cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
                     if not overrun:
                         stamp = cache.NONE_PROTECTED
-                        cache.make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+                        cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
                     _drop(experts, link)
                 # demand loads first; what the predictor needs beyond that is the prefetches'
                 time_ms = layer_step_ms_N[event] - wait_ms

@@ -19,11 +19,11 @@ from moe_beyond.devices.workload import Workload
 from moe_beyond.intervals import Ratio
 from moe_beyond.simulator.engine import cache
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.loop import Run, Times, run
 from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.replay import in_threads
 from moe_beyond.simulator.engine.results import MIB, Replay
+from moe_beyond.simulator.engine.timed_loop import Run, Times, run
 from moe_beyond.simulator.engine.usage import LATE
 from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.simulator.schedule.events import Events

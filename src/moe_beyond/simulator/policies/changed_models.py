@@ -17,11 +17,11 @@ from typing_extensions import override
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.policy import ChangedDemand, Policy
 from moe_beyond.simulator.jit import F32, F64, I64, Bools
-from moe_beyond.simulator.policies.counts import model_wide_TLK
+from moe_beyond.simulator.policies.count_matrices import model_wide_TLK
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.simulator.schedule.shares import shares_TLK
+from moe_beyond.simulator.schedule.weight_shares import shares_TLK
 from moe_beyond.traces.schema import Trace
 
 _PRUNED = 0.25

@@ -24,11 +24,11 @@ from typing_extensions import override
 
 from moe_beyond.simulator.engine.policy import RANKS, SCORE, USES, Policy, Prefetches
 from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, Bools, compiled
-from moe_beyond.simulator.policies.counts import model_wide_TLK
+from moe_beyond.simulator.policies.count_matrices import model_wide_TLK
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
-from moe_beyond.simulator.schedule.shares import shares_TLK
+from moe_beyond.simulator.schedule.weight_shares import shares_TLK
 from moe_beyond.traces.schema import Trace
 
 DISTANCE = 6

@@ -19,7 +19,7 @@ from typing_extensions import override
 from moe_beyond.predictor.baselines import OneClusterMoeInfinity
 from moe_beyond.simulator.engine.policy import LAYER, RANKS, SCORE, USES, Policy, Prefetches
 from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
-from moe_beyond.simulator.policies.counts import by_layer_share, finished_PM, replayed_PM, shares_so_far
+from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM, shares_so_far
 from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.schedule.events import Events

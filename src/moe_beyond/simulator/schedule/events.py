@@ -23,7 +23,7 @@ import numpy as np
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools, compiled
 from moe_beyond.simulator.schedule.interleaving import Schedule, interleave
-from moe_beyond.simulator.schedule.shares import shares_of
+from moe_beyond.simulator.schedule.weight_shares import shares_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 Prefill = Literal["batched", "token_by_token"]

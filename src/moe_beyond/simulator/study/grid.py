@@ -11,7 +11,7 @@ from moe_beyond.devices.device import Device
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timing import TimedReplay, time_on_demand, timed_sweep

@@ -15,10 +15,10 @@ import polars as pl
 
 from moe_beyond.devices.device import Device
 from moe_beyond.intervals import Ratio, Resamples, interval_columns
-from moe_beyond.simulator.engine.loop import Times, run
 from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.results import MIB
+from moe_beyond.simulator.engine.timed_loop import Times, run
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.engine.usage import MISSED
 from moe_beyond.simulator.jit import Bools

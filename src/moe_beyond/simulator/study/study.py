@@ -15,8 +15,8 @@ from moe_beyond.parallel import run_tasks
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.simulator.bounds.belady import Belady
-from moe_beyond.simulator.bounds.curves import belady_curve
-from moe_beyond.simulator.bounds.time import TimeBound, time_bound
+from moe_beyond.simulator.bounds.hit_curves import belady_curve
+from moe_beyond.simulator.bounds.time_bound import TimeBound, time_bound
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timing import TimedReplay

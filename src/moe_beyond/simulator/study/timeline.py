@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from moe_beyond.devices.device import Device
-from moe_beyond.simulator.engine.loop import Run
 from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.prepared import Prepared, prepare
+from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
+from moe_beyond.simulator.engine.timed_loop import Run
 from moe_beyond.simulator.engine.timing import timed_run
 from moe_beyond.simulator.engine.usage import LATE, MISSED, PREFETCHED
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools

@@ -12,7 +12,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.intervals import Resamples
 from moe_beyond.predictor.base import LayerPredictor
 from moe_beyond.settings import DEFAULT_SEED
-from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted

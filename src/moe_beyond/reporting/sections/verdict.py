@@ -22,7 +22,7 @@ from moe_beyond.reporting.text import (
 )
 
 
-def top_section(run: Run) -> Section:
+def verdict_section(run: Run) -> Section:
     """The headline's device and split first, the others folded."""
     contests = [run.contest(split, device) for split, device in run.places]
     if not contests:

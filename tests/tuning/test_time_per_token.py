@@ -6,7 +6,7 @@ import pytest
 from moe_beyond.devices.device import load_device
 from moe_beyond.predictor.latency import Latency
 from moe_beyond.simulator.study.settings import SimulateSettings
-from moe_beyond.tuning.payoff import bench_of
+from moe_beyond.tuning.time_per_token import bench_of
 from tests.simulator.study.cases import PartlyRight
 from tests.traces.refusals import refused
 from tests.traces_of_chance import chance_trace

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_beyond.advisor.advice import document
-from moe_beyond.advisor.advisor import LEAST_PROMPTS, USUAL, AdviceSettings, Advisor, advise
+from moe_beyond.advisor.choice import LEAST_PROMPTS, USUAL, AdviceSettings, Advisor, advise
+from moe_beyond.advisor.document import document
 from moe_beyond.advisor.plans import CacheSize, Plan
 from moe_beyond.devices.device import load_device
 from moe_beyond.devices.workload import Workload

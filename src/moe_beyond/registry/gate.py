@@ -13,7 +13,7 @@ import polars as pl
 
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Interval, Resamples
-from moe_beyond.registry.contest import LOWER_IS_BETTER, METRICS, Score
+from moe_beyond.registry.gate_replays import LOWER_IS_BETTER, METRICS, Score
 from moe_beyond.registry.settings import PublishSettings
 
 Outcome = Literal["first", "promoted", "refused", "unchanged", "incomparable", "pending"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from moe_beyond.devices.workload import Workload
 from moe_beyond.simulator.bounds.belady import Belady
-from moe_beyond.simulator.bounds.curves import belady_curve
-from moe_beyond.simulator.bounds.time import time_bound
+from moe_beyond.simulator.bounds.hit_curves import belady_curve
+from moe_beyond.simulator.bounds.time_bound import time_bound
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru

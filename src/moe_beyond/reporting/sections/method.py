@@ -1,4 +1,4 @@
-"""The record: data and splits, method and limits, the parameters of the replay."""
+"""Data and splits, method and limits, the parameters of the replay."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _prefetch(
         return
     group = experts[cache.GROUP, prefetched[0]]
     budget = groups[cache.BUDGET, group]
-    cache.make_room(rank, features, experts, groups, residents, counts_RC, group, budget - missing, stamp, at)
+    cache.make_space(rank, features, experts, groups, residents, counts_RC, group, budget - missing, stamp, at)
     for expert in prefetched:
         if (
             experts[cache.PLACE, expert] == cache.ABSENT
@@ -147,10 +147,10 @@ def replay(
         group = group_M[members_A[offsets_N[event]]]
         limit = budget_G[group]
         at = (offsets_N[event + 1], step, layer, row_N[event])
-        cache.make_room(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
+        cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
         if not overrun:
             # where the event alone uses more than fits, its own lowest ranks are evicted too
-            cache.make_room(
+            cache.make_space(
                 rank, features, experts, groups, residents, counts_RC, group, limit, cache.NONE_PROTECTED, at
             )
     cache.count_useless(experts, counts_RC)

@@ -25,7 +25,7 @@ _PARTS_OF_A_UNIT = 1000
 
 
 class Common(NamedTuple):
-    """Arguments of both compiled loops, in their order; `kernels.replay` says what each is."""
+    """Arguments of both compiled loops, in their order; `untimed_kernel.replay` says what each is."""
 
     members_A: I32
     offsets_N: I64

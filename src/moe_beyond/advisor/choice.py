@@ -21,10 +21,10 @@ from moe_beyond.errors import InputError
 from moe_beyond.intervals import Interval, Resamples
 from moe_beyond.predictor.base import LayerPredictor
 from moe_beyond.settings import DEFAULT_SEED
-from moe_beyond.simulator.bounds.curves import belady_curve
-from moe_beyond.simulator.bounds.time import TimeBound, time_bound
+from moe_beyond.simulator.bounds.hit_curves import belady_curve
+from moe_beyond.simulator.bounds.time_bound import TimeBound, time_bound
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.prepared import prepare
+from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted

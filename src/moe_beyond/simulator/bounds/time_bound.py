@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_beyond.devices.device import Device
 from moe_beyond.devices.workload import Workload
-from moe_beyond.simulator.bounds.curves import Curve
+from moe_beyond.simulator.bounds.hit_curves import Curve
 from moe_beyond.simulator.schedule.events import Events
 
 

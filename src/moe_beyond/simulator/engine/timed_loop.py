@@ -13,7 +13,7 @@ import numpy.typing as npt
 from moe_beyond.simulator.engine import timed_kernel
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Prefetches
-from moe_beyond.simulator.engine.prepared import Prepared
+from moe_beyond.simulator.engine.policy_inputs import Prepared
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.usage import full_precision
 from moe_beyond.simulator.jit import F64, I32

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from moe_beyond.tuning import study as study_module
-from moe_beyond.tuning.study import MAX_DEATHS, Outcome, StudyPlace, patiently
+from moe_beyond.tuning import optuna_study as study_module
+from moe_beyond.tuning.optuna_study import MAX_DEATHS, Outcome, StudyPlace, patiently
 from tests.traces.refusals import refused
 from tests.tuning.several_workers import CANDIDATES, CHOICES, OUTCOMES, try_with_a_kill
 

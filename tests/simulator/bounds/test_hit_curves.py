@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.simulator.bounds.belady import Belady
-from moe_beyond.simulator.bounds.curves import belady_curve, lru_curve
+from moe_beyond.simulator.bounds.hit_curves import belady_curve, lru_curve
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import sweep
 from moe_beyond.simulator.policies.on_demand import Lru

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from moe_beyond.advisor.advisor import Advice, Measured
-from moe_beyond.advisor.single import decoding
+from moe_beyond.advisor.choice import Advice, Measured
+from moe_beyond.advisor.one_replay import decoding
 from moe_beyond.devices.device import MILLISECONDS
 from moe_beyond.simulator.engine.results import MIB
 
