@@ -37,7 +37,7 @@ def time_bound(events: Events, curve: Curve, slots: int, device: Device, workloa
 
     Args:
         events: Of a trace that decodes something.
-        curve: `curves.belady_curve` of these events.
+        curve: `hit_curves.belady_curve` of these events.
         slots: Experts that the cache holds.
         device: Link and processor.
         workload: What there is to move and to compute.
