@@ -31,7 +31,7 @@ def test_only_tracking_and_the_registry_import_mlflow():
 
 
 def test_what_runs_a_predictor_loads_no_torch():
-    modules = ("predictor.runtime", "simulator.study.tables", "advisor.advice", "evaluation.evaluate", "paper.caches")
+    modules = ("predictor.runtime", "simulator.study.tables", "advisor.document", "evaluation.evaluate", "paper.caches")
     imports = ", ".join(f"moe_beyond.{module}" for module in modules)
     code = f"import sys, {imports}; sys.exit(str({{'torch', 'lightning', 'mlflow'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
