@@ -70,13 +70,12 @@ def moe_layers(model: PreTrainedModel) -> list[MoELayer]:
 
 def _fused(model: PreTrainedModel) -> list[MoELayer]:
     """Layers whose experts are one module that transformers' `use_experts_implementation` decorates."""
-    layers = []
-    for name, module in model.named_modules():
+    return [
+        _layer(name, module, None, int(getattr(module, "num_experts", 0)) or next(module.parameters()).shape[0])
+        for name, module in model.named_modules()
         # the decorator sets both
-        if hasattr(module, "_is_expert_parallel") and hasattr(type(module), "_apply_gate"):
-            num_experts = int(getattr(module, "num_experts", 0)) or next(module.parameters()).shape[0]
-            layers.append(_layer(name, module, None, num_experts))
-    return layers
+        if hasattr(module, "_is_expert_parallel") and hasattr(type(module), "_apply_gate")
+    ]
 
 
 def _listed(model: PreTrainedModel) -> list[MoELayer]:

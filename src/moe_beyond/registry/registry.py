@@ -106,9 +106,7 @@ class Registry:
         return Path(local) / "artifacts" / FOLDER
 
     def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
-        """Log a bundle as a pyfunc model of a run that has ended, which stays as it is, and make a version of it."""
-        if bundle.name != FOLDER:
-            raise AssertionError(f"{bundle}: MLflow would keep this folder under its own name, not {FOLDER!r}")
+        """Log a bundle, a folder named FOLDER, as a pyfunc model of a run that has ended, and make a version of it."""
         manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
         experiment = self.client.get_run(run_id).info.experiment_id
         model = self.client.create_logged_model(experiment, "predictor", source_run_id=run_id, tags=tags)

@@ -90,10 +90,9 @@ def revision(root: Path, name: str, defaults: dict[str, Any]) -> State:
 
     def from_git(path: str) -> bytes:
         try:
-            data: bytes = (commit.tree / path).data_stream.read()
+            return bytes((commit.tree / path).data_stream.read())
         except KeyError as error:
             raise FileNotFoundError(path) from error
-        return data
 
     subject = commit.message.splitlines()[0] if isinstance(commit.message, str) else ""
     return _read(name, f"commit {commit.hexsha[:7]}, {subject}", from_git, defaults)

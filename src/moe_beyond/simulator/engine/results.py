@@ -66,11 +66,6 @@ class Counts:
         return self.hits / self.accesses if self.accesses else 0.0
 
     @property
-    def loads_avoided(self) -> float:
-        """Share of accesses that cost no load; below the hit rate where prefetches moved experts too."""
-        return 1 - self.loads / self.accesses if self.accesses else 0.0
-
-    @property
     def bytes_moved(self) -> int:
         """Bytes of misses and prefetches."""
         return self.demand_bytes + self.prefetch_bytes

@@ -152,7 +152,7 @@ class MoBile(Policy):
             InputError: The training split has no weights.
         """
         shares_TK = np.sort(training_shares_TLK(training, cls.name)[:, 0], axis=1)[:, ::-1]
-        upper_T = shares_TK[:, : _half(training.metadata.top_k)].sum(axis=1)
+        upper_T = shares_TK[:, : (training.metadata.top_k + 1) // 2].sum(axis=1)
         return cls(float(np.quantile(upper_T, 1 - _UNIMPORTANT)))
 
     @override
@@ -166,7 +166,3 @@ class MoBile(Policy):
         halved_S = passes.is_decode_S & (first_S > self.upper_half_share)
         halved_A = halved_S[passes.step_V[pass_A]] & (passes.layer_V[pass_A] > 0)
         return ChangedDemand(upper_A | ~halved_A, np.ones(events.metadata.num_model_experts))
-
-
-def _half(top_k: int) -> int:
-    return (top_k + 1) // 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,10 +33,6 @@ class Case:
     headline_slots: int
     devices: tuple[Device, ...]
     settings: SimulateSettings
-
-    def headline_only(self) -> Case:
-        """The same at the headline capacity alone."""
-        return replace(self, slots=(self.headline_slots,), timed_slots=(self.headline_slots,))
 
     @property
     def workload(self) -> Workload:

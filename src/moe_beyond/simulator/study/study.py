@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -169,7 +169,8 @@ def replay_splits(
         every = [*listed, *_policies(predictions, settings)]
         every.sort(key=lambda policy: policy.knows_future)  # bounds last
         jobs += [(case, policy, True) for policy in every]
-        jobs += [(case.headline_only(), policy, False) for _, policy in ablation]
+        at_headline = replace(case, slots=(case.headline_slots,), timed_slots=(case.headline_slots,))
+        jobs += [(at_headline, policy, False) for _, policy in ablation]
         prepared.append((case, predictions, ablation, len(every)))
     done = iter(_run(jobs, settings.workers))
     results: list[SplitReplays] = []

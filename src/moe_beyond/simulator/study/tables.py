@@ -44,7 +44,7 @@ ON_DEVICE: dict[str, type[pl.DataType]] = {
 }
 _COUNTED = (
     *("hits", "misses", "accesses", "tokens", "bytes_moved", "mib_per_token"),
-    *("prefetches", "prefetches_useful", "prefetches_useless", "loads_avoided", "mass_given_up"),
+    *("prefetches", "prefetches_useful", "prefetches_useless", "mass_given_up"),
 )
 
 
