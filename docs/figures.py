@@ -67,7 +67,7 @@ def figures(root: Path) -> dict[str, Any]:
             for name, horizon, words in PREDICTORS
         ],
         "unlimited_link": unlimited.filter(pl.col("policy").is_in(["lru", "belady", *ours]))
-        .select("title", "hit_rate", "hit_rate_low", "hit_rate_high", "mib_per_token")
+        .select("title", "hit_rate", "hit_rate_low", "hit_rate_high")
         .to_dicts(),
         "paper": paper.filter(pl.col("split") == split).drop("split").to_dicts(),
         "outs": outs((root / "dvc.lock").read_text(encoding="utf-8")),
@@ -205,10 +205,7 @@ def recall_table(found: dict[str, Any]) -> list[str]:
     for row in found["recall"]:
         cells = (f"{row[name][0]:.1%} ({row[name][1]:.1%} to {row[name][2]:.1%})" for name in splits)
         lines.append(f"| {row['predictor']} | {' | '.join(cells)} |")
-    unlimited = "; ".join(
-        f"{row['title']} {row['hit_rate']:.1%} ({row['mib_per_token']:.3g} MiB a token)"
-        for row in found["unlimited_link"]
-    )
+    unlimited = "; ".join(f"{row['title']} {row['hit_rate']:.1%}" for row in found["unlimited_link"])
     return [
         *lines,
         "",

@@ -1,1 +1,1 @@
-"""The predictor in PyTorch: its network, checkpoints, and the way to ONNX. `predictor/` runs what comes of it."""
+"""The predictor in PyTorch: its network, checkpoints, export to ONNX, int8. `predictor/` runs what comes of it."""

@@ -1,1 +1,1 @@
-"""Predictors that need no PyTorch: baselines, and the trained network in onnxruntime."""
+"""Predictors that need no PyTorch: baselines, the trained network in onnxruntime, what its steps take."""

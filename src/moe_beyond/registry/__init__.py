@@ -1,1 +1,4 @@
-"""What is registered, and the gate by which a new predictor replaces the champion. MLflow itself: `tracking`."""
+"""The gate by which a new predictor replaces the champion, its versions, its bundle with fingerprints of training prompts.
+
+MLflow itself: `tracking`.
+"""
