@@ -1,4 +1,4 @@
-"""The gate by which a new predictor replaces the champion, its versions, its bundle with fingerprints of training prompts.
+"""The gate by which a new predictor replaces the champion, its versions, its bundle with fingerprints of prompts.
 
 MLflow itself: `tracking`.
 """
