@@ -39,7 +39,7 @@ def pays_words(row: Row) -> Text:
     sentences = [
         f"The link is idle {percent(row['link_idle_share_on_demand'])} of the time on demand and "
         f"{percent(row['link_idle_share'])} with prefetching.",
-        f"{percent(row['prefetches_in_time'])} of the prefetches are used and in time; a late one still shortens the wait.",
+        f"{percent(row['prefetches_in_time'])} of the prefetches are used and in time; late ones still shorten waits.",
         f"The prefetch requests name {percent(row['recall_on_lru_misses'])} of the accesses that LRU misses.",
         "Prefetching saves no demand loads."
         if saved is None
