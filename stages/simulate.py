@@ -29,6 +29,7 @@ class Params(Settings):
 
 def main(root: Path, params: Params) -> None:
     settings, seed = params.simulate.of_source(params.traces.source), params.seed
+    settings = settings.model_copy(update={"published_policies": settings.published_policies.of_seed(seed)})
     training, validation = (store.open_working(root / DATA / name) for name in ("train", "validation"))
     # a source without a held-out domain leaves that split's folder empty
     present = [name for name in SPLITS if name.startswith(TEST) and store.has_working(root / DATA / name)]

@@ -226,7 +226,7 @@ class Advisor:
 
     def _training_data(self, trace: Trace) -> TrainingData:
         # stores of the published size would take minutes; a tenth already holds every domain
-        settings = PolicySettings.of_seed(self.settings.seed).model_copy(update={"matrices": 100, "maps": 100})
+        settings = PolicySettings(matrices=100, maps=100).of_seed(self.settings.seed)
         return TrainingData(trace, self.prefill, self.settings.batch, settings)
 
     def _try_all(self) -> list[Measured]:

@@ -92,7 +92,7 @@ def replay_one(
         predictions = Predictions(predictor, trace, events, setup.token_step_ms, setup.layer_step_ms)
     fetch = Fetch(prefetch_width(meta, setup.batch, setup.width), setup.threshold)
     plan = parse_plan(setup.policy, fetch, setup.split)
-    settings = PolicySettings.of_seed(setup.seed)
+    settings = PolicySettings().of_seed(setup.seed)
     data = TrainingData.none(plan.policy, settings)
     if training is not None:
         data = TrainingData(training, setup.prefill, setup.batch, settings)

@@ -180,3 +180,8 @@ def test_an_unknown_policy_and_one_that_would_learn_from_missing_weights_are_ref
         catalogue.build("lur", trace_of(0), SMALL)
     with pytest.raises(InputError, match="policy mobile: needs router weights, the training trace of toy has none"):
         catalogue.build("mobile", replace(trace_of(0), weights_TLK=None), SMALL)
+
+
+def test_random_policies_follow_the_runs_seed_unless_they_have_their_own():
+    for settings, seed in ((PolicySettings(), 7), (PolicySettings(seed=3), 3)):
+        assert catalogue.build("random", trace_of(0), settings.of_seed(7)).seed == seed

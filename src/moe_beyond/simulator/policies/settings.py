@@ -18,10 +18,9 @@ class PolicySettings(Settings):
     """Gate maps in FineMoE's store, as published; each costs time at every layer of every token."""
     speculative_loads: int = Field(default=2, ge=1)
     """Experts of the next layer that Mixtral-offloading loads ahead; its authors use one or two."""
-    seed: int = Field(default=0, ge=0, lt=2**24)
-    """Of random eviction, of the learned eviction's first weights and of the clusters of task patterns."""
+    seed: int | None = Field(default=None, ge=0, lt=2**24)
+    """Of random eviction, the learned eviction's first weights and the clusters of task patterns; null: the run's."""
 
-    @classmethod
-    def of_seed(cls, seed: int) -> Self:
-        """The defaults with a seed of any size."""
-        return cls(seed=seed % 2**24)
+    def of_seed(self, seed: int) -> Self:
+        """With the seed of a run, of any size, where none is set."""
+        return self if self.seed is not None else self.model_copy(update={"seed": seed % 2**24})
