@@ -1,1 +1,1 @@
-"""Predictors that need no PyTorch: baselines, the trained network in onnxruntime, what its steps take."""
+"""Predictors that need no PyTorch: baselines, the network in onnxruntime, its latency, the prompts it was fitted on."""

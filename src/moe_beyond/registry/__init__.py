@@ -1,4 +1,1 @@
-"""The gate by which a new predictor replaces the champion, its versions, its bundle with fingerprints of prompts.
-
-MLflow itself: `tracking`.
-"""
+"""The gate by which a new predictor replaces the champion, its versions, its bundle. MLflow itself: `tracking`."""
