@@ -1,1 +1,1 @@
-"""The search for the predictor that saves most time per token: candidates, the Optuna study, its workers and retries."""
+"""The search for the predictor that saves most time per token: candidates, the Optuna study, workers and retries."""
