@@ -183,5 +183,5 @@ def test_an_unknown_policy_and_one_that_would_learn_from_missing_weights_are_ref
 
 
 def test_random_policies_follow_the_runs_seed_unless_they_have_their_own():
-    for given, seed in ((PolicySettings(), 7), (PolicySettings(seed=3), 3)):
-        assert catalogue.build("random", trace_of(0), given.of_seed(7)).seed == seed
+    for chosen, seed in ((PolicySettings(), 7), (PolicySettings(seed=3), 3)):
+        assert catalogue.build("random", trace_of(0), chosen.of_seed(7)).seed == seed
