@@ -14,7 +14,7 @@ from moe_beyond.capture.reference import corpus, model, training
 from moe_beyond.capture.reference.corpus import Document
 from moe_beyond.capture.reference.evaluation import expert_load, load_summary
 from moe_beyond.files import fingerprint, replacing, scratch_folder
-from moe_beyond.threads import torch_threads
+from moe_beyond.threads import keep_freed_memory, torch_threads
 
 if TYPE_CHECKING:
     from transformers import DeepseekV2ForCausalLM, PreTrainedTokenizerFast
@@ -50,7 +50,7 @@ def collect(settings: ReferenceSettings) -> Corpus:
 def make(settings: ReferenceSettings, seed: int, root: Path, output: Path) -> tuple[dict[str, Any], History]:
     """Train the reference model and write it, its tokenizer and the held-out documents to `output`.
 
-    Computes with one thread, as fast as two for a model of this size, so that any machine gives the same model.
+    Computes with one thread: with two, the same seed would not give the same model twice.
 
     Args:
         settings: Shape and budget.
@@ -61,6 +61,7 @@ def make(settings: ReferenceSettings, seed: int, root: Path, output: Path) -> tu
     Returns:
         Metrics (nested numbers) and the history of losses.
     """
+    keep_freed_memory()
     documents = collect(settings)
     digest = corpus.sha256(documents.train + documents.held_out + documents.code)
     tokenizer = model.train_tokenizer(documents.train, settings.vocabulary_size)
