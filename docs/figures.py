@@ -122,7 +122,7 @@ def block(name: str, found: dict[str, Any]) -> str:
 
 def device_table(found: dict[str, Any]) -> list[str]:
     """Times on each device, with what is charged and what was measured of the predictor beside them."""
-    measured, charged = found["latency"]["measured"], found["latency"]["charged"]
+    measured = found["latency"]["measured"]
     lines = [
         f"| {found['capacity_experts']} experts ({found['capacity_fraction']:.0%}) in fast memory | ms per token | "
         "tokens/s | stall, ms | hit rate on the device | MiB per token | predictor charged, ms a token + a layer | "
@@ -137,7 +137,7 @@ def device_table(found: dict[str, Any]) -> list[str]:
                 f"| {DEVICES.get(device, device)}: {name} | {row['ms_per_token']:.1f}{spread} | "
                 f"{1e3 / row['ms_per_token']:.1f} | {stall(row)} | {row['hit_rate']:.1%} | "
                 f"{row['mib_per_token']:,.0f} | "
-                f"{latencies(row, charged)} | {measured_beside(row, measured)} |"
+                f"{latencies(row)} | {measured_beside(row, measured)} |"
             )
     return lines
 
@@ -147,10 +147,10 @@ def stall(row: dict[str, Any]) -> str:
     return f"{row['stall_ms_per_token']:.1f}" if "stall_ms_per_token" in row else ""
 
 
-def latencies(row: dict[str, Any], charged: dict[str, float]) -> str:
+def latencies(row: dict[str, Any]) -> str:
     """What is charged on the device."""
     token, layer = row.get("token_step_ms", 0), row.get("layer_step_ms", 0)
-    return "" if not token else f"{token:.2g} + {layer:.2g}" if layer else f"{token:.2g}"
+    return "" if not token else f"{token:.3g} + {layer:.3g}" if layer else f"{token:.3g}"
 
 
 def measured_beside(row: dict[str, Any], measured: dict[str, float]) -> str:

@@ -29,7 +29,7 @@ from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
 from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
-from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
+from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width, scaled_width
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.schedule.events import Events, Prefill, events_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
@@ -269,7 +269,7 @@ class Advisor:
         found = [self._measure(replace(eviction, fetch=fetch), data, self.choose) for fetch in fetches]
         best = fetches[int(np.argmin([measured.ms_per_token for measured in found]))]
         for share in WIDTHS:
-            width = min(max(1, round(share * k)), self.meta.num_experts)
+            width = scaled_width(self.meta, self.settings.batch, share)
             found.append(self._measure(replace(eviction, fetch=replace(best, width=width)), data, self.choose))
         return found
 

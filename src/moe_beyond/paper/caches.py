@@ -128,37 +128,32 @@ class _Published:
 
 @dataclass(frozen=True)
 class _AfterWarmUp:
-    """A predictor that predicts nothing for the warm-up's tokens, ahead of which nothing may be prefetched."""
+    """Predictions with none for the warm-up's tokens, ahead of which nothing may be prefetched, as a predictor."""
 
-    predictor: LayerPredictor
+    predictions: Predictions
     warm_T: npt.NDArray[np.bool_]
 
     @property
     def name(self) -> str:
-        return self.predictor.name
-
-    @property
-    def horizon(self) -> int:
-        return self.predictor.horizon
+        return self.predictions.predictor.name
 
     def probabilities_TLE(self, trace: Trace) -> npt.NDArray[np.float32]:
-        return np.where(self.warm_T[:, None, None], np.float32(0), self.predictor.probabilities_TLE(trace))
+        return np.where(self.warm_T[:, None, None], np.float32(0), self.predictions.probabilities_TLE)
 
     def layer_probabilities_HTLE(self, trace: Trace) -> npt.NDArray[np.float32]:
-        return np.where(self.warm_T[:, None, None], np.float32(0), self.predictor.layer_probabilities_HTLE(trace))
+        layers_HTLE = np.asarray(self.predictions.layer_probabilities_HTLE)
+        return np.where(self.warm_T[:, None, None], np.float32(0), layers_HTLE)
 
 
 def _side(trace: Trace, training: Trace, predictor: LayerPredictor) -> _Side:
     events = events_of(trace, "token_by_token")
     popularity_LE = Popularity.fit(training).popularity_LE
+    every = Predictions(predictor, trace, events)
     named_TLK = np.asarray(trace.predicted_TLK, np.int64)
     if not isinstance(predictor, _Published):
-        named_TLK = most_probable(predictor.layer_probabilities_HTLE(trace)[0], named_TLK.shape[2])
-    predictions = Predictions(_AfterWarmUp(predictor, trace.positions_T < WARM_UP_TOKENS), trace, events)
-    evictions: dict[str, Policy] = {
-        "lru": Lru(),
-        "anticipate": Predictions(predictor, trace, events).eviction(popularity_LE, bypass=False),
-    }
+        named_TLK = most_probable(np.asarray(every.layer_probabilities_HTLE)[0], named_TLK.shape[2])
+    predictions = Predictions(_AfterWarmUp(every, trace.positions_T < WARM_UP_TOKENS), trace, events)
+    evictions: dict[str, Policy] = {"lru": Lru(), "anticipate": every.eviction(popularity_LE, bypass=False)}
     width = named_TLK.shape[2]
     policies: dict[str, Policy] = {
         name: predictions.prefetch(eviction, width, _LEAST, layers=True) for name, eviction in evictions.items()

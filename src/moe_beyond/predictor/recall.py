@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.intervals import Ratio
 from moe_beyond.predictor.base import Floats
 from moe_beyond.traces.schema import ExpertIds, Trace
 
@@ -54,6 +55,14 @@ def hits_at_k(scores_TLE: npt.NDArray[np.float32], experts_TLK: ExpertIds) -> np
     hits_TL = np.zeros(experts_TLK.shape[:2], np.uint8)
     _count_hits(np.ascontiguousarray(scores_TLE, np.float32), experts_TLK, hits_TL)
     return hits_TL
+
+
+def recall_by_prompt(trace: Trace, scores_TLE: npt.NDArray[np.float32]) -> Ratio:
+    """Hits at k over the router's choices of all tokens and layers, by prompt."""
+    lengths_P = np.diff(trace.prompt_offsets)
+    prompt_T = np.repeat(np.arange(trace.num_prompts), lengths_P)
+    hits_T = hits_at_k(scores_TLE, trace.experts_TLK).sum(axis=1, dtype=np.int64)
+    return Ratio(np.bincount(prompt_T, hits_T, trace.num_prompts), lengths_P * trace.metadata.token_cycle)
 
 
 def most_probable(probabilities_TLE: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.devices.device import load_device
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Ratio
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.latency import Latency
-from moe_beyond.predictor.recall import hits_at_k
+from moe_beyond.predictor.recall import recall_by_prompt
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.engine.budget import Budget
@@ -108,11 +107,12 @@ def score(
         policy = predictions.prefetch(Lru(), width, threshold, layers=predictions.has_layer_step)
         budget = Budget.slots(trace.metadata, capacity_experts(trace.metadata, settings.capacity))
         timed = timed_replay(case.events, policy, budget, device, case.workload, keep_warm=simulate.keep_warm)
+        token_TLE, layers_HTLE = predictions.probabilities_TLE, predictions.layer_probabilities_HTLE
         measured[split] = {
             "ms_per_token": timed.time,
             "hit_rate": timed.hits if timed.hits.counts else timed.replay.hit_ratio,
-            "recall_at_k": _recall(trace, contestant.predictor.probabilities_TLE(trace)),
-            "layer_recall_at_k": _recall(trace, _one_layer_ahead(contestant.predictor, trace)),
+            "recall_at_k": recall_by_prompt(trace, token_TLE),
+            "layer_recall_at_k": recall_by_prompt(trace, token_TLE if layers_HTLE is None else layers_HTLE[0]),
         }
     charged = contestant.latency.times(device.predictor_slowdown)
     result = Score(contestant.name, contestant.version, charged, measured)  # type: ignore[arg-type]  # keys are the metrics' names
@@ -135,15 +135,3 @@ def latencies(predictors: Sequence[OnnxPredictor], repeats: int) -> list[Latency
         Latency(max(one.charge.token_step_ms, token_ms), max(one.charge.layer_step_ms, layer_ms), one.charge.table_ms)
         for one, (token_ms, layer_ms) in zip(predictors, measured, strict=True)
     ]
-
-
-def _one_layer_ahead(predictor: Predictor, trace: Trace) -> npt.NDArray[np.float32]:
-    layer_step = getattr(predictor, "layer_probabilities_HTLE", None)
-    return predictor.probabilities_TLE(trace) if layer_step is None else np.asarray(layer_step(trace)[0])
-
-
-def _recall(trace: Trace, probabilities_TLE: npt.NDArray[np.float32]) -> Ratio:
-    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
-    hits_T = hits_at_k(probabilities_TLE, trace.experts_TLK).sum(axis=1, dtype=np.int64)
-    accesses_P = np.diff(trace.prompt_offsets) * trace.metadata.token_cycle
-    return Ratio(np.bincount(prompt_T, hits_T, trace.num_prompts), accesses_P)

@@ -19,7 +19,7 @@ from moe_beyond.simulator.engine.timing import TimedReplay, timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.simulator.study.case import first_tokens, replay_events
+from moe_beyond.simulator.study.case import capacity_experts, first_tokens, replay_events
 from moe_beyond.simulator.study.settings import ReplaySettings
 from moe_beyond.traces.schema import Trace
 from moe_beyond.tuning.settings import TuneSettings
@@ -84,7 +84,7 @@ class Bench:
     def _replay(self, policy: Policy) -> TimedReplay:
         settings, meta = self.settings, self.trace.metadata
         workload = Workload.of(meta, settings.lookahead_layers, expert_mib=settings.timed_expert_mib)
-        slots = Budget.slots(meta, max(1, round(self.capacity * meta.num_model_experts)))
+        slots = Budget.slots(meta, capacity_experts(meta, self.capacity))
         return timed_replay(
             self.events, policy, slots, load_device(self.device), workload, keep_warm=settings.keep_warm
         )

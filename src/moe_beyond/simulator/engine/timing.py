@@ -184,13 +184,12 @@ def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload:
         workload: What there is to move and to compute.
     """
     events = prepared.events
-    dense_N, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
+    times = times_of(prepared, device, workload)
+    _, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
     transfer_ms_L = device.transfer_ms(workload.expert_bytes_L.astype(np.float64))
-    policy, slowdown = prepared.policy, device.predictor_slowdown
-    layer_step_N = _layer_step_N(events) * policy.layer_step_ms * slowdown
     # loads go on while the layer step runs
-    stall_N = np.maximum(0, transfer_ms_L[events.layer_N] * replay.misses_N - layer_step_N)
-    time_N = _token_step_N(events) * policy.token_step_ms * slowdown + dense_N + layer_step_N + stall_N + experts_N
+    stall_N = np.maximum(0, transfer_ms_L[events.layer_N] * replay.misses_N - times.layer_step_N)
+    time_N = times.token_step_N + times.dense_N + times.layer_step_N + stall_N + experts_N
     return _timed(prepared, device, workload, replay, time_N, stall_N, np.zeros((events.num_prompts, 2), np.int64))
 
 

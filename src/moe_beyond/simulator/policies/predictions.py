@@ -24,6 +24,11 @@ def prefetch_width(meta: TraceMetadata, batch: int, width: int | None = None) ->
     return meta.top_k * batch if width is None else width
 
 
+def scaled_width(meta: TraceMetadata, batch: int, share: float) -> int:
+    """A multiple of what a step of the batch uses, at least one expert and at most all of a layer."""
+    return min(max(1, round(share * prefetch_width(meta, batch))), meta.num_experts)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A predictor's predictions for the trace that is replayed, computed when first needed.
@@ -55,15 +60,26 @@ class Predictions:
         return hasattr(self.predictor, "layer_probabilities_HTLE")
 
     @cached_property
+    def probabilities_TLE(self) -> F32:
+        """The token step's probabilities, a row a token of the trace."""
+        return self.predictor.probabilities_TLE(self.trace)
+
+    @cached_property
+    def layer_probabilities_HTLE(self) -> F32 | None:
+        """The layer step's probabilities of every token; None where it has none."""
+        layer_step: Callable[[Trace], F32] | None = getattr(self.predictor, "layer_probabilities_HTLE", None)
+        return None if layer_step is None else layer_step(self.trace)
+
+    @cached_property
     def token_TLE(self) -> F32:
         """The token step's probabilities, a row a decode step."""
-        return self.events.by_step(self.predictor.probabilities_TLE(self.trace))
+        return self.events.by_step(self.probabilities_TLE)
 
     @cached_property
     def layers_HTLE(self) -> F32 | None:
-        """The layer step's probabilities; None where it has none."""
-        layer_step: Callable[[Trace], F32] | None = getattr(self.predictor, "layer_probabilities_HTLE", None)
-        return None if layer_step is None else self.events.by_step(layer_step(self.trace), axis=1)
+        """The layer step's probabilities, a row a decode step; None where it has none."""
+        layers_HTLE = self.layer_probabilities_HTLE
+        return None if layers_HTLE is None else self.events.by_step(layers_HTLE, axis=1)
 
     def eviction(self, popularity_LE: F32 | None = None, *, bypass: bool = True) -> Anticipate:
         """Eviction by the predicted next use; popularity as the attribute, where that is missing."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import numpy as np
-
 from moe_beyond.devices.device import MILLISECONDS
-from moe_beyond.intervals import Ratio, Resamples
-from moe_beyond.predictor.recall import hits_at_k
-from moe_beyond.simulator.jit import F32
+from moe_beyond.intervals import Resamples
+from moe_beyond.predictor.recall import recall_by_prompt
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.study.study import SplitReplays
 from moe_beyond.simulator.study.tables import gap_closed, headline_device
-from moe_beyond.traces.schema import Trace
 
 Metrics = dict[str, dict[str, float]]
 
@@ -71,15 +67,8 @@ def _recall(split: SplitReplays, draws: Resamples) -> Metrics:
     if not split.predictions:
         return {}
     ours, trace = split.predictions[0], split.trace
-    found = {"recall_at_k": asdict(draws.ratio(_hits(ours.predictor.probabilities_TLE(trace), trace)))}
-    layer_step = getattr(ours.predictor, "layer_probabilities_HTLE", None)
-    if layer_step is not None:
-        found["layer_recall_at_k"] = asdict(draws.ratio(_hits(layer_step(trace)[0], trace)))
+    found = {"recall_at_k": asdict(draws.ratio(recall_by_prompt(trace, ours.probabilities_TLE)))}
+    if ours.layer_probabilities_HTLE is not None:
+        one_ahead = recall_by_prompt(trace, ours.layer_probabilities_HTLE[0])
+        found["layer_recall_at_k"] = asdict(draws.ratio(one_ahead))
     return found
-
-
-def _hits(probabilities_TLE: F32, trace: Trace) -> Ratio:
-    lengths_P = np.diff(trace.prompt_offsets)
-    prompt_T = np.repeat(np.arange(trace.num_prompts), lengths_P)
-    hits_T = hits_at_k(probabilities_TLE, trace.experts_TLK).sum(axis=1, dtype=np.int64)
-    return Ratio(np.bincount(prompt_T, hits_T, trace.num_prompts), lengths_P * trace.metadata.token_cycle)

@@ -23,7 +23,7 @@ from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.engine.usage import MISSED
 from moe_beyond.simulator.jit import Bools
 from moe_beyond.simulator.policies.on_demand import Lru
-from moe_beyond.simulator.policies.predictions import prefetch_width
+from moe_beyond.simulator.policies.predictions import scaled_width
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.study.study import Place, SplitReplays
 
@@ -237,13 +237,12 @@ def _pays_from(contest: _Contest, draws: Resamples) -> float | None:
 def _by_width(contest: _Contest) -> dict[int, TimedReplay]:
     """The way of prefetching at each width that is tried, rising."""
     meta, settings = contest.replays.split.metadata, contest.replays.split.case.settings
-    k = prefetch_width(meta, settings.batch)
-    widths = sorted({min(max(1, round(share * k)), meta.num_experts) for share in settings.widths})
+    widths = sorted({scaled_width(meta, settings.batch, share) for share in settings.widths})
     return {width: contest.timed([contest.own.device], width)[0] for width in widths}
 
 
 def _break_even_token_step_ms(contest: _Contest) -> float | None:
-    """On a logarithmic scale between the latency as it is and one that loses, in two rounds of a few replays."""
+    """On a logarithmic scale between the latency as it is and one that loses, in rounds of a few replays."""
     device, limit = contest.own.device, contest.ms_without_predictor
     if contest.own.token_step_ms == 0 or contest.own.ms_per_token >= limit:
         return None

@@ -76,16 +76,16 @@ def on_device_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for split in splits:
-        draws = split.draws(seed)
+        draws, facts = split.draws(seed), split.facts
         for place in split.places:
             timed = split.timed_at(place)
             if not timed:
                 continue
             lru, best = timed[Lru.name], split.best_without_predictor(place)
             for policy, one in timed.items():
-                row = _device_row(split, one, split.facts[policy], draws)
+                row = _device_row(split, one, facts[policy], draws)
                 row |= draws.difference(one.time, lru.time).columns("against_lru_ms")
-                is_ours = bool(split.predictions) and split.facts[policy].predictor == split.predictions[0].name
+                is_ours = bool(split.predictions) and facts[policy].predictor == split.predictions[0].name
                 if best is not None and is_ours:
                     row |= draws.difference(one.time, best.time).columns("against_best_ms")
                 if lru.ms_per_token > split.bounds[place].ms_per_token:

@@ -67,7 +67,7 @@ class Recording:
 
     @property
     def events(self) -> Events:
-        """The prefetch requests of the policy."""
+        """The accesses under the policy."""
         return self.prepared.events
 
     @property
