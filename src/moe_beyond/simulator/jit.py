@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import NumbaExperimentalFeatureWarning, njit, types
 from numba.extending import intrinsic
 
 I32 = npt.NDArray[np.int32]
@@ -19,6 +20,9 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# functions are handed to compiled functions by address, which numba calls an experiment
+warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
 
 # what rank and demand functions of policies take and give: see `engine.policy`
 RANK = types.void(types.float64[:, ::1], types.int32[::1], types.int64, types.int64, types.int64)

@@ -43,99 +43,15 @@ import numpy as np
 import numpy.typing as npt
 from numba import types as t
 
-from moe_beyond.simulator.engine import cache
-from moe_beyond.simulator.engine.policy import FULL, NEXT_USE
+from moe_beyond.simulator.engine import cache, stepper
+from moe_beyond.simulator.engine.policy import FULL
+from moe_beyond.simulator.engine.stepper import FARTHEST, LOADING, NOTHING
 from moe_beyond.simulator.engine.untimed_kernel import COMMON
-from moe_beyond.simulator.engine.usage import LATE, MISSED, NUM_LOSSES, resolve, use_as_decided
+from moe_beyond.simulator.engine.usage import LATE, MISSED, NUM_LOSSES
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, Bools, compiled
-
-_NOTHING = -1
-_WHILE_LOADING = 2**61
-
-# places of the link's state
-LOADING, UNTIL, FARTHEST = range(3)
-"""LOADING: expert whose prefetch is under way, or _NOTHING. UNTIL: its protection once it is there. FARTHEST: the last
-event with a request."""
-
-# rows of the table of requests, a column a layer
-BEGIN, HEAD, END, BLOCKED = range(4)
-"""The request for the layer's coming event: from BEGIN to END, of which HEAD is the next to start. BLOCKED: the event
-in which there was no space for it."""
 
 # the parts of an event, one after another, during each of which the link may work
 TOKEN_STEP, BEFORE_EXPERTS, LAYER_STEP, EXPERTS = range(4)
-
-
-@compiled()
-def _finish(experts: I64, link: I64) -> None:
-    experts[cache.PROTECTED, link[LOADING]] = link[UNTIL]
-    experts[cache.PRECISION, link[LOADING]] = 0
-    link[LOADING] = _NOTHING
-
-
-@compiled()
-def _drop(experts: I64, link: I64) -> None:
-    """Cancel the prefetch under way, where its expert was evicted."""
-    if link[LOADING] != _NOTHING and experts[cache.PLACE, link[LOADING]] == cache.ABSENT:
-        experts[cache.PROTECTED, link[LOADING]] = link[UNTIL]
-        link[LOADING] = _NOTHING
-
-
-@compiled()
-def _protect(experts: I64, link: I64, named: I32, old: int, new: int) -> None:
-    """Move the protection of experts that is `old` or less to `new`."""
-    for expert in named:
-        if expert == link[LOADING]:
-            link[UNTIL] = new if link[UNTIL] <= old else link[UNTIL]
-        elif experts[cache.PROTECTED, expert] <= old:
-            experts[cache.PROTECTED, expert] = new
-
-
-@compiled()
-def _add_requests(
-    experts: I64,
-    link: I64,
-    requests: I64,
-    layer_N: I32,
-    target_Q: I64,
-    offsets_Q: I64,
-    experts_X: I32,
-    first: int,
-    end: int,
-) -> None:
-    """Replace earlier requests for the same layers; the experts named are protected until the end of the event.
-
-    From the evictions of that event's own accesses they are protected only until its router has chosen.
-    """
-    for request in range(first, end):
-        layer, stamp = layer_N[target_Q[request]], 2 * target_Q[request]
-        link[FARTHEST] = max(link[FARTHEST], target_Q[request])
-        withdrawn = experts_X[requests[BEGIN, layer] : requests[END, layer]]
-        _protect(experts, link, withdrawn, stamp, cache.NEVER_PROTECTED)
-        requests[BEGIN, layer] = requests[HEAD, layer] = offsets_Q[request]
-        requests[END, layer] = offsets_Q[request + 1]
-        _protect(experts, link, experts_X[requests[BEGIN, layer] : requests[END, layer]], stamp, stamp)
-
-
-@compiled()
-def _highest_priority(
-    experts: I64, link: I64, requests: I64, experts_X: I32, priorities_X: F32, event: int, layer: int
-) -> int:
-    """The layer whose next prefetch has the highest priority, of equal ones the soonest, or _NOTHING."""
-    num_layers = requests.shape[1]
-    best, highest = _NOTHING, np.float32(-np.inf)
-    for ahead in range(min(num_layers, link[FARTHEST] - event + 1)):
-        other = layer + ahead
-        other -= num_layers if other >= num_layers else 0
-        head, end = requests[HEAD, other], requests[END, other]
-        if head == end or requests[BLOCKED, other] == event:
-            continue
-        while head < end and experts[cache.PLACE, experts_X[head]] != cache.ABSENT:
-            head += 1
-        requests[HEAD, other] = head
-        if head < end and priorities_X[head] > highest:
-            best, highest = other, priorities_X[head]
-    return best
 
 
 @compiled()
@@ -161,30 +77,31 @@ def _work(
 ) -> float:
     """Let the link prefetch for `time_ms`; returns what remains of the prefetch under way."""
     while time_ms > 0:
-        if link[LOADING] == _NOTHING:
-            chosen = _highest_priority(experts, link, requests, experts_X, priorities_X, event, layer)
-            if chosen == _NOTHING:
+        if link[LOADING] == NOTHING:
+            expert = stepper.start_prefetch(
+                rank,
+                features,
+                experts,
+                groups,
+                residents,
+                counts_RC,
+                link,
+                requests,
+                experts_X,
+                priorities_X,
+                bytes_VM,
+                units_VM,
+                event,
+                layer,
+                at,
+            )
+            if expert == NOTHING:
                 return remaining_ms
-            expert = experts_X[requests[HEAD, chosen]]
-            group = experts[cache.GROUP, expert]
-            limit = groups[cache.BUDGET, group] - units_VM[0, expert]
-            cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, 2 * event, at)
-            if groups[cache.USED, group] > limit:
-                requests[BLOCKED, chosen] = event
-                continue
-            requests[HEAD, chosen] += 1
-            experts[cache.BYTES, expert], experts[cache.UNITS, expert] = bytes_VM[0, expert], units_VM[0, expert]
-            cache.admit(features, experts, groups, residents, expert, at[3])
-            counts_RC[at[3], cache.PREFETCHES] += 1
-            counts_RC[at[3], cache.PREFETCH_BYTES] += bytes_VM[0, expert]
-            link[LOADING] = expert
-            link[UNTIL] = experts[cache.PROTECTED, expert]
             remaining_ms = transfer_ms_VM[0, expert]
-            experts[cache.PROTECTED, expert] = _WHILE_LOADING
         if remaining_ms > time_ms:
             return remaining_ms - time_ms
         time_ms -= remaining_ms
-        _finish(experts, link)
+        stepper.finish_prefetch(experts, link)
     return remaining_ms
 
 
@@ -269,11 +186,9 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     misses_N = np.zeros(num_events, np.int32)
     evictions_N, wasted_N = np.zeros_like(misses_N), np.zeros_like(misses_N)
     time_N, stall_N = np.zeros(num_events), np.zeros(num_events)
-    link = np.array([_NOTHING, 0, _NOTHING])
-    requests = np.zeros((4, layer_M[-1] + 1), np.int64)
-    requests[BLOCKED] = _NOTHING
-    actions_I = np.full(len(layer_M), FULL)
-    busy_M = np.full(len(layer_M), _NOTHING)
+    link, requests = stepper.new_link(layer_M[-1] + 1)
+    actions_I, busy_M = np.full(len(layer_M), FULL), np.full(len(layer_M), NOTHING)
+    computes_I, precision_I = np.empty(len(layer_M), np.int64), np.empty(len(layer_M), np.int64)
     remaining_ms = 0.0
     if len(scores_SM) == 1:
         cache.set_scores(features, scores_SM[0])
@@ -282,10 +197,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         start, end = offsets_N[event], offsets_N[event + 1]
         evicted, wasted = counts_RC[row, cache.EVICTIONS], groups[cache.WASTED, 0]
         if empties_N[event]:
-            cache.count_useless(experts, counts_RC)
-            cache.forget(features, experts, groups)
-            _drop(experts, link)
-            requests[HEAD] = requests[END]
+            stepper.empty(features, experts, groups, counts_RC, link, requests)
         # until its router has chosen, the layer has not run: its own residents are needed at once
         at = (start, step, layer - 1, row)
         wait_ms, expert_ms = 0.0, 0.0
@@ -297,64 +209,62 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                 time_ms = dense_ms_N[event]
                 if len(scores_SM) > 1 and (event == 0 or step != step_N[event - 1]):
                     cache.set_scores(features, scores_SM[step])
-                first, last = request_offsets_Z[2 * event], request_offsets_Z[2 * event + 1]
-                _add_requests(experts, link, requests, layer_N, target_Q, offsets_Q, experts_X, first, last)
+                for request in range(request_offsets_Z[2 * event], request_offsets_Z[2 * event + 1]):
+                    target, first, last = target_Q[request], offsets_Q[request], offsets_Q[request + 1]
+                    stepper.add_request(experts, link, requests, experts_X, layer_N[target], target, first, last)
             elif part == LAYER_STEP:
-                # what has not begun is too late: the event loads it itself
-                requests[HEAD, layer] = requests[END, layer]
+                under_way_ms = remaining_ms
+                stepper.route(
+                    rank,
+                    demand,
+                    decides_N[event],
+                    bypass,
+                    overrun,
+                    features,
+                    experts,
+                    groups,
+                    residents,
+                    counts_RC,
+                    weight_lost_RW,
+                    link,
+                    requests,
+                    bytes_VM,
+                    units_VM,
+                    busy_M,
+                    members_A,
+                    shares_A,
+                    next_use_A,
+                    row_A,
+                    start,
+                    end,
+                    start,
+                    event,
+                    step,
+                    layer,
+                    row,
+                    actions_I,
+                    outcome_A,
+                    computes_I,
+                    precision_I,
+                )
                 at = (end, step, layer, row)
-                actions = actions_I[: end - start]
-                actions[:] = FULL
-                if decides_N[event]:
-                    members, shares = members_A[start:end], shares_A[start:end]
-                    demand(features, experts[cache.PRECISION], members, shares, step, layer, actions)
-                    resolve(experts, members, actions, busy_M, event, len(bytes_VM))
                 for access in range(start, end):
-                    expert = members_A[access]
-                    late = expert == link[LOADING] and actions[access - start] <= FULL
-                    if late:
-                        wait_ms += remaining_ms
-                        _finish(experts, link)
-                    outcome, computes, precision = use_as_decided(
-                        features,
-                        experts,
-                        groups,
-                        residents,
-                        counts_RC,
-                        weight_lost_RW,
-                        bytes_VM,
-                        units_VM,
-                        shares_A,
-                        actions[access - start],
-                        expert,
-                        access,
-                        step,
-                        row_A[access] if len(row_A) else row,
-                        cache.NEVER_PROTECTED if bypass else 2 * event + 1,
-                    )
-                    if outcome >= MISSED:
-                        wait_ms += transfer_ms_VM[precision, expert]
+                    computes, precision = computes_I[access - start], precision_I[access - start]
+                    if outcome_A[access] == LATE:
+                        wait_ms += under_way_ms
+                    elif outcome_A[access] >= MISSED:
+                        wait_ms += transfer_ms_VM[precision, computes]
                         misses_N[event] += 1
                     if computes >= 0:
                         expert_ms += read_ms_VM[precision, computes]
-                    if len(next_use_A):
-                        features[NEXT_USE, expert] = next_use_A[access]
-                    outcome_A[access] = LATE if late else outcome
-                if start < end:
-                    group = group_M[members_A[start]]
-                    limit, stamp = budget_G[group], 2 * event + 1
-                    cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
-                    if not overrun:
-                        stamp = cache.NONE_PROTECTED
-                        cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
-                    _drop(experts, link)
                 # demand loads first; what the predictor needs beyond that is the prefetches'
                 time_ms = layer_step_ms_N[event] - wait_ms
             else:
                 time_ms = expert_ms
-                first, last = request_offsets_Z[2 * event + 1], request_offsets_Z[2 * event + 2]
-                _add_requests(experts, link, requests, layer_N, target_Q, offsets_Q, experts_X, first, last)
-            if time_ms > 0 and (link[LOADING] != _NOTHING or link[FARTHEST] >= event):
+                for request in range(request_offsets_Z[2 * event + 1], request_offsets_Z[2 * event + 2]):
+                    target, first, last = target_Q[request], offsets_Q[request], offsets_Q[request + 1]
+                    stepper.add_request(experts, link, requests, experts_X, layer_N[target], target, first, last)
+            if time_ms > 0 and (link[LOADING] != NOTHING or link[FARTHEST] >= event):
                 remaining_ms = _work(
                     rank,
                     features,

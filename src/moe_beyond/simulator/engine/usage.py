@@ -1,12 +1,10 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
 """What happens with each expert that a router chose, compiled: used, loaded, replaced, or skipped.
 
-Shape suffixes as in `timed_kernel`; I members of an event.
+Shape suffixes as in `stepper`; I members of an event.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from moe_beyond.simulator.engine import cache
 from moe_beyond.simulator.engine.policy import (
@@ -65,7 +63,8 @@ def use_as_decided(
     weight_lost_RW: F64,
     bytes_VM: I64,
     units_VM: I64,
-    shares_A: F32,
+    share: float,
+    weighs: bool,
     action: int,
     expert: int,
     now: int,
@@ -75,10 +74,11 @@ def use_as_decided(
 ) -> tuple[int, int, int]:
     """Count one access and do what the policy decided; the expert that computes is protected until `stamp`.
 
+    Features of weights are kept where it `weighs`: its `share` of the event's router weight is known.
+
     Returns:
         Its outcome, the expert that computes, and at which precision; -1 and -1 where none does.
     """
-    share = shares_A[now] if len(shares_A) else np.float32(0)
     counts_RC[row, cache.ACCESSES] += 1
     if action == SKIP:
         counts_RC[row, cache.SKIPPED] += 1
@@ -108,7 +108,7 @@ def use_as_decided(
     features[LAST_STEP, expert] = step
     features[USES, expert] += 1
     features[USES_RESIDENT, expert] += 1
-    if len(shares_A):
+    if weighs:
         features[WEIGHT_SUM, expert] += share
         features[USES_FULL, expert] += precision == 0
     experts[cache.PROTECTED, expert] = max(experts[cache.PROTECTED, expert], stamp)
