@@ -6,6 +6,7 @@ D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,10 @@ class LayerState:
 
 @dataclass
 class Stream:
-    """One prompt being decoded: `step` ahead of each token, `layer_step` after each of its routers but the last."""
+    """One prompt being decoded: `step` ahead of each token, `layer_step` after each of its routers but the last.
+
+    `prefill` ahead of the first of them takes in many tokens at once.
+    """
 
     predictor: OnnxPredictor
     keys_BNSD: Floats = field(init=False)
@@ -68,6 +72,32 @@ class Stream:
         self._last_token = token
         previous_LM = np.concatenate([previous_LK, self._routed_LK.get(token, none_LK)], axis=1)
         return sigmoid(self.step_logits(tokens_T[0], letters_TG[0], previous_LM))
+
+    def prefill(self, tokens: Sequence[str], experts_TLK: npt.ArrayLike) -> None:
+        """Take in a prompt whose routing is known, ahead of its first decoded token.
+
+        Args:
+            tokens: Strings of the prompt's tokens, as the tokenizer writes them.
+            experts_TLK: What the router chose for each of them.
+
+        Raises:
+            InputError: As `step`.
+        """
+        predictor = self.predictor
+        shape = (len(tokens), predictor.num_layers, predictor.top_k)
+        routed_TLK = _checked(experts_TLK, shape, predictor.num_experts, "routing of the prompt")
+        tokens_T, letters_TG = predictor.encoder.encode(tokens)
+        previous_TLM = np.full((*shape[:2], 2 * predictor.top_k), predictor.num_experts, np.int64)
+        previous_TLM[1:, :, : predictor.top_k] = routed_TLK[:-1]
+        for place, token in enumerate(tokens):
+            if place:
+                self._routed_LK[tokens[place - 1]] = routed_TLK[place - 1]
+            if token in self._routed_LK:
+                previous_TLM[place, :, predictor.top_k :] = self._routed_LK[token]
+        self._last_token = tokens[-1]
+        *_, self.keys_BNSD, self.values_BNSD = predictor.run(
+            Features(tokens_T, letters_TG, previous_TLM), self.keys_BNSD, self.values_BNSD
+        )
 
     def layer_step(self, layer: int, experts_K: npt.ArrayLike) -> Floats:
         """Probability of each expert for the next layers of this token, after the router of a layer chose.

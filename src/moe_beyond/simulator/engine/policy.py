@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import Prefetches
@@ -165,16 +167,36 @@ class Policy:
         """Whether the model's outputs are not its own: experts are skipped or replaced, or another router is needed."""
         return self.needs_another_router or self.demand is not None or self.changed_demand(events) is not None
 
+    def fixed_scores_M(self, meta: TraceMetadata) -> F32 | None:
+        """Scores that never change, float32: a value an expert, or two as in `scores_SM`; None: it has none."""
+        return None
+
     def scores_SM(self, events: Events) -> F32:
         """Scores that `rank` reads as SCORE: float32, one row a step, one row for all steps, or no row.
 
         A row has a value an expert, or two: first those of SCORE, then those of SECOND_SCORE.
         """
-        return np.zeros((0, events.metadata.num_model_experts), np.float32)
+        fixed_M = self.fixed_scores_M(events.metadata)
+        return np.zeros((0, events.metadata.num_model_experts), np.float32) if fixed_M is None else fixed_M[None]
 
     def prefetches(self, events: Events) -> Prefetches:
         """What to prefetch, and from when that is known."""
         return Prefetches.none()
+
+    def online(self, meta: TraceMetadata) -> Online:
+        """The same decisions while a model runs.
+
+        Raises:
+            InputError: It can decide only with a whole trace before it.
+        """
+        kind = type(self)
+        if (kind.scores_SM, kind.prefetches, kind.changed_demand) != (
+            Policy.scores_SM,
+            Policy.prefetches,
+            Policy.changed_demand,
+        ):
+            raise InputError(f"policy {self.name}: decides from a whole trace and cannot run beside a model")
+        return Online(self.fixed_scores_M(meta))
 
 
 def sentence(name: str) -> str:

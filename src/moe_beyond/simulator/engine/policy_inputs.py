@@ -19,6 +19,7 @@ from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.usage import LOST_PRECISION, LOST_SKIPPED, NUM_LOSSES
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.traces.schema import TraceMetadata
 
 _PARTS_OF_A_UNIT = 1000
 """Where experts of several sizes share a budget in slots, a slot is divided into this many parts."""
@@ -73,13 +74,7 @@ class Prepared:
 
     def units(self, budget: Budget) -> tuple[I64, I64]:
         """What each expert takes of a budget at each precision, int64 [V, M], and the budget, int64 [G]."""
-        most, budget_G = self.policy.most_experts(self.events.metadata), budget.budget_G
-        if most is not None:
-            budget_G = np.minimum(budget_G, most * budget.units_M.max())
-        if (self.size_VM == 1).all():
-            return np.tile(budget.units_M, (len(self.size_VM), 1)), budget_G
-        units_VM = np.rint(budget.units_M * _PARTS_OF_A_UNIT * self.size_VM)
-        return np.maximum(units_VM, 1).astype(np.int64), budget_G * _PARTS_OF_A_UNIT
+        return units_of(self.policy, self.events.metadata, budget, self.size_VM)
 
     def result(self, budget: Budget, counts_RC: I64, weight_lost_RW: F64 | None, misses_N: I32) -> Replay:
         """What a loop counted, with what the policy skipped from the start.
@@ -102,6 +97,24 @@ class Prepared:
             misses_N=misses_N,
             weight_lost_PFW=weight_lost.reshape(num_prompts, 2, NUM_LOSSES),
         )
+
+
+def units_of(policy: Policy, meta: TraceMetadata, budget: Budget, size_VM: F64) -> tuple[I64, I64]:
+    """What each expert takes of a budget at each precision, int64 [V, M], and the budget, int64 [G].
+
+    Args:
+        policy: May keep no more than so many experts.
+        meta: The model's shape.
+        budget: How much the cache holds.
+        size_VM: Bytes of each expert at each precision as a share of the traced ones.
+    """
+    most, budget_G = policy.most_experts(meta), budget.budget_G
+    if most is not None:
+        budget_G = np.minimum(budget_G, most * budget.units_M.max())
+    if (size_VM == 1).all():
+        return np.tile(budget.units_M, (len(size_VM), 1)), budget_G
+    units_VM = np.rint(budget.units_M * _PARTS_OF_A_UNIT * size_VM)
+    return np.maximum(units_VM, 1).astype(np.int64), budget_G * _PARTS_OF_A_UNIT
 
 
 def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:

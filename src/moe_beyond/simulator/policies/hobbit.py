@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import (
     FULL,
     LAST_USE,
@@ -23,7 +24,9 @@ from moe_beyond.simulator.engine.policy import (
 )
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
+from moe_beyond.simulator.policies.online_requests import OnlineNextLayer
 from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.traces.schema import TraceMetadata
 
 _FULL_UP_TO, _LOW_UP_TO = 0.6, 0.9
 """Of a missing expert: the weight of those that the router ranks above it, up to which it is loaded at full and at low
@@ -94,3 +97,7 @@ class Hobbit(Policy):
     @override
     def prefetches(self, events: Events) -> Prefetches:
         return self.gate.requests(events, events.metadata.top_k)
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineNextLayer(None, self.gate.weights_LEE, meta.top_k)

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
 from moe_beyond.simulator.jit import F32, F64, I32, I64, compiled
 from moe_beyond.simulator.policies.arc import adaptive_replacement
 from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
 from moe_beyond.simulator.policies.on_demand import last_use
+from moe_beyond.simulator.policies.online_requests import OnlineNextLayer
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import when_routed
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 _RIDGE = 1.0
 
@@ -105,6 +107,10 @@ class MixtralOffloading(Policy):
     def prefetches(self, events: Events) -> Prefetches:
         return self.gate.requests(events, self.speculative_loads)
 
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineNextLayer(None, self.gate.weights_LEE, self.speculative_loads)
+
 
 @dataclass(frozen=True)
 class Fate(Policy):
@@ -129,10 +135,14 @@ class Fate(Policy):
         return np.linspace(1.5, 0.5, num_layers)
 
     @override
-    def scores_SM(self, events: Events) -> F32:
-        # one row of zeros, in which ARC keeps its lists
-        return np.zeros((1, 2 * events.metadata.num_model_experts), np.float32)
+    def fixed_scores_M(self, meta: TraceMetadata) -> F32:
+        # zeros, in which ARC keeps its lists
+        return np.zeros(2 * meta.num_model_experts, np.float32)
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
         return self.gate.requests(events, events.metadata.top_k)
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineNextLayer(self.fixed_scores_M(meta), self.gate.weights_LEE, meta.top_k)

@@ -19,7 +19,7 @@ from moe_beyond.simulator.engine.policy import (
     Rank,
 )
 from moe_beyond.simulator.jit import F32, F64, I32, RANK, compiled
-from moe_beyond.simulator.schedule.events import Events
+from moe_beyond.traces.schema import TraceMetadata
 
 
 def by_feature(feature: int) -> Rank:
@@ -147,5 +147,5 @@ class Random(Policy):
     rank = staticmethod(shuffled)
 
     @override
-    def scores_SM(self, events: Events) -> F32:
-        return np.full((1, events.metadata.num_model_experts), self.seed, np.float32)
+    def fixed_scores_M(self, meta: TraceMetadata) -> F32:
+        return np.full(meta.num_model_experts, self.seed, np.float32)

@@ -10,8 +10,7 @@ from moe_beyond.simulator.engine.policy import SCORE, Policy
 from moe_beyond.simulator.jit import F32
 from moe_beyond.simulator.policies.count_matrices import finished_PM
 from moe_beyond.simulator.policies.on_demand import by_feature
-from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 
 @dataclass(frozen=True)
@@ -37,5 +36,5 @@ class StaticPopularity(Policy):
         return cls(finished_PM(training).sum(axis=0))
 
     @override
-    def scores_SM(self, events: Events) -> F32:
-        return self.popularity_M[None, :]
+    def fixed_scores_M(self, meta: TraceMetadata) -> F32:
+        return self.popularity_M

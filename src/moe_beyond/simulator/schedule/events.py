@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools, compiled
@@ -246,6 +247,21 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
         schedule=schedule,
         owner_A=prompt_T[user_A],
     )
+
+
+def members_of(experts_TK: npt.NDArray[np.integer], layer: int, num_experts: int) -> I32:
+    """Members of one event as `events_of` has them, from what the router of a layer chose for a step's tokens: int32.
+
+    Args:
+        experts_TK: Ids within the layer.
+        layer: Index of the MoE layer.
+        num_experts: Experts in each layer.
+    """
+    num_tokens = len(experts_TK)
+    offsets_S = np.array([0, num_tokens], np.int64)
+    experts_T1K = np.ascontiguousarray(experts_TK[:, None, :], np.int64)
+    members_A, _, _ = _members(experts_T1K, np.arange(num_tokens), offsets_S, num_experts, False)
+    return members_A + np.int32(layer * num_experts)
 
 
 @compiled()

@@ -1,0 +1,94 @@
+"""What a policy decides while a model runs: what its arrays over a whole trace say, one event at a time.
+
+Shape suffixes: I members of an event, M experts of the model, W experts of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_beyond.simulator.jit import F32, I32, Bools
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of the model.
+
+    Attributes:
+        first_event: Number of its first event.
+        prompt: Number of its prompt.
+        decodes: Whether it decodes one token; else it is a prompt's prefill.
+        starts_prompt: Whether it is the prompt's first.
+        tokens: Strings of the tokens that it reads, as the tokenizer writes them.
+    """
+
+    first_event: int
+    prompt: int
+    decodes: bool
+    starts_prompt: bool
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router chose in one event.
+
+    Attributes:
+        event: Its number.
+        layer: Index of its MoE layer.
+        decodes: Whether it is of a decode step.
+        members_I: int32, model-wide ids; of one token in falling order of weight.
+        shares_I: float32, each member's share of the router weight; they sum to 1.
+        experts_TK: int, ids within the layer that each of the step's tokens uses, in falling order of weight.
+        next_gate: The experts, in falling order, that the router of a later layer (index) would choose for what this
+            layer's router has read; None where a trace is stepped, which has no hidden states.
+    """
+
+    event: int
+    layer: int
+    decodes: bool
+    members_I: I32
+    shares_I: F32
+    experts_TK: npt.NDArray[np.integer]
+    next_gate: Callable[[int], I32] | None = None
+
+
+class Request(NamedTuple):
+    """Experts of a layer that a later event will use, model-wide ids in order of priority."""
+
+    target: int
+    experts_W: npt.NDArray[np.integer]
+
+
+class Online:
+    """Decides nothing: evicts by what the cache itself knows."""
+
+    token_ms = 0.0
+    """Milliseconds that its predictor has taken so far."""
+
+    def __init__(self, scores_M: F32 | None = None) -> None:
+        """A policy whose scores never change, or that has none."""
+        self._scores_M = scores_M
+
+    def begin(self, step: Step) -> tuple[F32 | None, list[Request]]:
+        """A step begins: scores that ranks read from now on (None: as before), and what to prefetch.
+
+        The time of a predictor's token step passes in here.
+        """
+        return (self._scores_M if step.first_event == 0 else None), []
+
+    def keep(self, routing: Routing) -> Bools | None:
+        """Which of the members it uses; None: all."""
+        return None
+
+    def routed(self, routing: Routing) -> list[Request]:
+        """What to prefetch now that a router has chosen. The time of a predictor's layer step passes in here."""
+        return []
+
+    def end(self, step: Step, experts_TLK: npt.NDArray[np.integer]) -> None:
+        """A step has ended, in which the routers chose these experts, in falling order of weight."""

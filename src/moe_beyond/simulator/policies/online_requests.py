@@ -1,0 +1,149 @@
+"""Prefetch requests while a model runs: by the next layer's router, and by a predictor's two steps.
+
+Shape suffixes: T tokens of a step, L MoE layers, K experts per token, E routed experts in a layer, H layers ahead,
+M = L * E experts of the model, W experts of a request, I members of an event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from moe_beyond.simulator.engine.online import Online, Request, Routing, Step
+from moe_beyond.simulator.jit import F32, I64
+from moe_beyond.simulator.policies.anticipate import local_rates
+from moe_beyond.simulator.policies.layer_passes import best
+from moe_beyond.simulator.policies.prefetch import most_probable
+from moe_beyond.simulator.schedule.events import members_of
+
+if TYPE_CHECKING:
+    from moe_beyond.predictor.runtime import OnnxPredictor
+    from moe_beyond.predictor.stream import Stream
+
+_NONE_LK = np.zeros((0, 0), np.int64)
+
+
+class OnlineNextLayer(Online):
+    """Requests each next layer's best experts when a decoded token's router has chosen.
+
+    They are those of that layer's own router, run on what this layer's has read, where a model runs; where only a trace
+    is stepped, those of the fitted map that stands in for it.
+    """
+
+    def __init__(self, scores_M: F32 | None, weights_LEE: F32, width: int) -> None:
+        """`weights_LEE` as in `next_layer.NextLayerMap`; `width` experts are requested."""
+        super().__init__(scores_M)
+        self._weights_LEE, self._width = weights_LEE, width
+
+    @override
+    def routed(self, routing: Routing) -> list[Request]:
+        layer, num_experts = routing.layer, self._weights_LEE.shape[1]
+        if not routing.decodes or layer == len(self._weights_LEE):
+            return []
+        if routing.next_gate is not None:
+            experts_W = routing.next_gate(layer + 1)[: self._width].astype(np.int64)
+        else:
+            scores_E = np.zeros(num_experts, np.float32)
+            for expert in routing.members_I:
+                scores_E += self._weights_LEE[layer, expert % num_experts]
+            experts_W = best(scores_E[None], min(self._width, num_experts))[0]
+        return [Request(routing.event + 1, experts_W + (layer + 1) * num_experts)]
+
+
+@dataclass
+class OnlinePrediction(Online):
+    """A predictor's token step ahead of each decoded token, its layer step after each router, and eviction by both.
+
+    Attributes:
+        predictor: Whose streams run, one a prompt.
+        width: Experts requested at most for a layer; 0: only evictions read the predictor.
+        threshold: An expert below this probability is not requested.
+        layers: Whether the layer step runs.
+        popularity_M: float32; how often a token of the training prompts used each expert; None where eviction reads no
+            prediction.
+        token_ms: Milliseconds that the predictor has taken so far.
+    """
+
+    predictor: OnnxPredictor
+    width: int
+    threshold: float
+    layers: bool
+    popularity_M: F32 | None
+    token_ms: float = 0.0
+    _stream: Stream | None = None
+    _previous_LK: npt.NDArray[np.integer] = field(default_factory=lambda: _NONE_LK)
+    _rate_M: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @override
+    def begin(self, step: Step) -> tuple[F32 | None, list[Request]]:
+        started = perf_counter()
+        if step.starts_prompt:
+            self._stream, self._previous_LK = self.predictor.stream(), _NONE_LK
+            self._rate_M = np.zeros(0, np.float32) if self.popularity_M is None else self.popularity_M.copy()
+        probabilities_LE: F32 | None = None
+        requests: list[Request] = []
+        if step.decodes and self._stream is not None:
+            previous_LK = self._previous_LK if self._previous_LK.size else None
+            probabilities_LE = self._stream.step(step.tokens[0], previous_LK)
+            layers_L = np.arange(self.predictor.num_layers)
+            requests = self._requests(step.first_event + layers_L, probabilities_LE, layers_L)
+        scores_M = None
+        if self.popularity_M is not None:
+            # a prefill has no prediction: its experts are expected at their rate
+            expected_M = self._rate_M if probabilities_LE is None else probabilities_LE.ravel()
+            scores_M = np.concatenate([expected_M, self._rate_M])
+        self.token_ms += 1e3 * (perf_counter() - started)
+        return scores_M, requests
+
+    @override
+    def routed(self, routing: Routing) -> list[Request]:
+        layer, last = routing.layer, self.predictor.num_layers - 1
+        if not (self.layers and routing.decodes and layer < last and self._stream is not None):
+            return []
+        started = perf_counter()
+        probabilities_HE = self._stream.layer_step(layer, routing.experts_TK[0])[: last - layer]
+        layers_H = layer + 1 + np.arange(len(probabilities_HE))
+        requests = self._requests(routing.event + 1 + np.arange(len(layers_H)), probabilities_HE, layers_H)
+        self.token_ms += 1e3 * (perf_counter() - started)
+        return requests
+
+    @override
+    def end(self, step: Step, experts_TLK: npt.NDArray[np.integer]) -> None:
+        started = perf_counter()
+        if not step.decodes and self._stream is not None:
+            self._stream.prefill(step.tokens, experts_TLK)
+        self._previous_LK = experts_TLK[-1]
+        if self.popularity_M is not None:
+            self._rate_M = _rates_after(self._rate_M, experts_TLK, self.predictor.num_experts)
+        self.token_ms += 1e3 * (perf_counter() - started)
+
+    def _requests(self, targets_Q: I64, probabilities_QE: F32, layers_Q: I64) -> list[Request]:
+        if not self.width:
+            return []
+        all_TLE = np.zeros((1, self.predictor.num_layers, self.predictor.num_experts), np.float32)
+        all_TLE[0, layers_Q] = probabilities_QE
+        token_Q = np.zeros(len(layers_Q), np.int64)
+        experts_X, counts_Q = most_probable(all_TLE, token_Q, layers_Q.astype(np.int32), self.width, self.threshold)
+        ends_Q = np.cumsum(counts_Q)
+        return [
+            Request(int(target), experts_X[end - count : end])
+            for target, end, count in zip(targets_Q, ends_Q, counts_Q, strict=True)
+        ]
+
+
+def _rates_after(rate_M: F32, experts_TLK: npt.NDArray[np.integer], num_experts: int) -> F32:
+    """How often a token uses each expert once a step has ended: float32 [M]."""
+    num_tokens, num_layers, top_k = experts_TLK.shape
+    members = [members_of(experts_TLK[:, layer], layer, num_experts) for layer in range(num_layers)]
+    offsets_N = np.cumsum([0, *map(len, members)], dtype=np.int64)
+    steps, tokens_S = np.zeros(2, np.int32), np.array([num_tokens, 1], np.int64)
+    # the rates ahead of the step that follows
+    rates_SM = local_rates(
+        np.concatenate(members), offsets_N, np.zeros(num_layers, np.int32), steps, tokens_S, rate_M, top_k
+    )
+    return np.asarray(rates_SM[1])
