@@ -97,13 +97,13 @@ def run_batch(
     Returns:
         The padded prompts, and the same with what was decoded after them, int64 [B, C].
     """
-    pad_id = _pad_id(model)
+    padding = pad_id(model)
     with torch.inference_mode():
         if settings.decode_tokens > 0:
-            batch = pad(prompts, pad_id, "left")
+            batch = pad(prompts, padding, "left")
             return batch, _generate(model, batch, prompts, settings, seed)
         # right padding: positions count from each prompt's first token without any help
-        batch = pad(prompts, pad_id, "right")
+        batch = pad(prompts, padding, "right")
         model.base_model(
             input_ids=batch.ids_BC.to(model.device), attention_mask=batch.mask_BC.to(model.device), use_cache=False
         )
@@ -131,7 +131,7 @@ def _generate(
         max_new_tokens=settings.decode_tokens + 1,
         do_sample=False,
         eos_token_id=end_ids(model) or None,
-        pad_token_id=_pad_id(model),
+        pad_token_id=pad_id(model),
         use_cache=True,
     )
     network: Any = model  # transformers' stubs take generate() for a tensor
@@ -169,10 +169,11 @@ def end_ids(model: PreTrainedModel) -> list[int]:
     return []
 
 
-def _pad_id(model: PreTrainedModel) -> int:
-    pad_id = getattr(model.config.get_text_config(), "pad_token_id", None)
-    if pad_id is not None and pad_id >= 0:
-        return int(pad_id)
+def pad_id(model: PreTrainedModel) -> int:
+    """The token id that pads: the model's own, else an end token."""
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if padding is not None and padding >= 0:
+        return int(padding)
     # any id: padding is masked and its routing dropped
     return (end_ids(model) or [0])[0]
 

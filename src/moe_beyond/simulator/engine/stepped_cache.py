@@ -101,6 +101,16 @@ class SteppedCache:
         self._routed, self._tokens_PF = False, np.zeros((num_prompts, 2), np.int64)
 
     @property
+    def capacity_experts(self) -> int:
+        """Experts that fit; of a budget in bytes, how many of the smallest."""
+        return self._budget.capacity_experts
+
+    @property
+    def most_residents(self) -> int:
+        """Experts that may be resident at once, each at its fewest bytes."""
+        return int(self._groups[cache.BUDGET].sum() // self._units_VM.min())
+
+    @property
     def layer(self) -> int:
         """Index of the MoE layer that runs."""
         return self.event % self._meta.num_layers

@@ -40,6 +40,30 @@ def shares_of(trace: Trace, schedule: Schedule, members_A: I32, offsets_N: I64) 
     )
 
 
+def member_shares(
+    experts_TK: npt.NDArray[np.integer], shares_TK: F32, members_I: I32, layer: int, num_experts: int
+) -> F32:
+    """The same for the members of one event, float32 [I].
+
+    Args:
+        experts_TK: Ids within the layer that the step's tokens use.
+        shares_TK: Their weights as parts of each token's.
+        members_I: Of the event, as `events.members_of` has them.
+        layer: Index of the MoE layer.
+        num_experts: Experts in each layer.
+    """
+    num_tokens = len(experts_TK)
+    return _by_access(
+        np.ascontiguousarray(experts_TK[:, None], np.int32),
+        np.ascontiguousarray(shares_TK[:, None]),
+        np.arange(num_tokens),
+        np.array([0, num_tokens], np.int64),
+        members_I - np.int32(layer * num_experts),
+        np.array([0, len(members_I)], np.int64),
+        num_experts,
+    )
+
+
 @compiled()
 def _by_access(  # noqa: PLR0917 - compiled functions take positional arguments only
     experts_TLK: I32,

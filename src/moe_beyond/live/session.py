@@ -1,0 +1,136 @@
+"""A model, its expert store and a policy, put together for one run.
+
+Shape suffixes: M experts of the model, V precisions, T tokens, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moe_beyond.capture.discovery import moe_layers
+from moe_beyond.errors import InputError
+from moe_beyond.live.next_gate import NextGate
+from moe_beyond.live.offloaded import OffloadedExperts
+from moe_beyond.live.pool import ExpertPool
+from moe_beyond.live.tiers import FileTier
+from moe_beyond.simulator.engine.stepped_cache import SteppedCache
+from moe_beyond.traces.schema import TraceMetadata
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from moe_beyond.live.store import ExpertStore
+    from moe_beyond.simulator.engine.budget import Budget
+    from moe_beyond.simulator.engine.online import Online
+    from moe_beyond.simulator.engine.policy import Policy
+
+SPARE_SLOTS = 2
+"""Beyond the cache's and those of a token in one layer: for a prefetch that takes the place of an expert that computes,
+and for one that is given up while the link still writes it."""
+
+
+class _Probed(Exception):  # noqa: N818 - no error: the first experts module has been called
+    """Ends a forward at the first experts module."""
+
+
+def metadata_of(model: PreTrainedModel, store: ExpertStore) -> TraceMetadata:
+    """The model's shape, as the trace of a capture has it.
+
+    Raises:
+        InputError: The store is not of this model's experts.
+    """
+    layers = moe_layers(model)
+    numbers = tuple(layer.number for layer in layers)
+    if (numbers, layers[0].num_experts) != (store.layer_numbers, store.num_experts):
+        raise InputError(
+            f"{store.folder}: holds {store.num_experts} experts of layers {list(store.layer_numbers)}, the model has "
+            f"{layers[0].num_experts} in {list(numbers)}; pack the model that you run"
+        )
+    return TraceMetadata(
+        model_id=store.model_id,
+        model_revision=store.revision,
+        layer_numbers=numbers,
+        num_experts=store.num_experts,
+        top_k=_top_k(model),
+        expert_bytes=(sum(parameter.nbytes for parameter in store.parameters),) * len(layers),
+        source="a running model",
+        licence="that of the prompts and of the model",
+    )
+
+
+def _top_k(model: PreTrainedModel) -> int:
+    """Experts that the routers choose, found by asking the first: configs name it in many ways."""
+    found = 0
+
+    def on_experts(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal found
+        ids = [*args, *kwargs.values()][1]
+        found = int(ids.shape[-1])
+        raise _Probed
+
+    first = moe_layers(model)[0]
+    handle = first.experts.register_forward_pre_hook(on_experts, with_kwargs=True)
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+    except _Probed:
+        pass
+    finally:
+        handle.remove()
+    return found
+
+
+@contextmanager
+def offloaded(
+    model: PreTrainedModel,
+    store: ExpertStore,
+    policy: Policy,
+    budget: Budget,
+    num_prompts: int,
+    *,
+    online: Online | None = None,
+    lookahead: int = 2,
+    lanes: int = 1,
+    gb_per_s: float | None = None,
+    real_gate: bool = True,
+) -> Iterator[OffloadedExperts]:
+    """Serve a model's experts from a store through a cache.
+
+    Args:
+        model: In evaluation mode; its experts need not be loaded.
+        store: Its experts.
+        policy: What is evicted and prefetched.
+        budget: How much the cache holds; slots for `top_k + SPARE_SLOTS` experts more are taken.
+        num_prompts: Prompts that will run.
+        online: The policy's decisions; None: `policy.online`.
+        lookahead: For how many layers beyond the present one prefetches may start.
+        lanes: Pieces of an expert read at once.
+        gb_per_s: Slow the link down to so many 10^9 bytes a second.
+        real_gate: Policies that guess the next layer's experts ask its router, not the map fitted on a trace.
+
+    Raises:
+        InputError: The store is of another model, the policy cannot run live, or the budget does not hold the experts
+            that a token uses in one layer.
+    """
+    meta, layers = metadata_of(model, store), moe_layers(model)
+    decisions = policy.online(meta) if online is None else online
+    cache = SteppedCache(policy, meta, budget, num_prompts, lookahead=lookahead)
+    if cache.capacity_experts < meta.top_k:
+        raise InputError(
+            f"budget: holds {cache.capacity_experts} experts, a token of {meta.model_id} uses {meta.top_k} in a layer; "
+            f"give at least {meta.top_k} experts"
+        )
+    slots = min(cache.most_residents, meta.num_model_experts) + meta.top_k + SPARE_SLOTS
+    pool = ExpertPool(store.parameters, store.stride, meta.num_model_experts, slots)
+    gate = NextGate.of(model, layers) if real_gate else None
+    experts = OffloadedExperts(
+        layers, pool, FileTier(store, pool), cache, decisions, lanes=lanes, gb_per_s=gb_per_s, gate=gate
+    )
+    try:
+        yield experts
+    finally:
+        experts.close()
