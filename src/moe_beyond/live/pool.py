@@ -10,6 +10,7 @@ P pairs of a token and one of its experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,27 +73,30 @@ class ExpertPool:
             run: Called with the layer's index, the module's own forward, and what the module is called with.
 
         Returns:
-            What undoes it, but for the parameters.
+            What undoes it.
         """
         num_slots = len(self.bytes_SB)
+        undo: list[Callable[[], None]] = []
         for parameter in self._parameters:
             column = self.bytes_SB[:, parameter.offset : parameter.offset + parameter.nbytes]
             # of a slot contiguous, from slot to slot a record apart
             slots = nn.Parameter(column.view(parameter.dtype).view(num_slots, *parameter.shape), requires_grad=False)
+            path, _, name = parameter.name.rpartition(".")
             for layer in layers:
-                owner: Any = layer.experts
-                *path, name = parameter.name.split(".")
-                for part in path:
-                    owner = getattr(owner, part)
-                owner._parameters[name] = slots
+                # what setattr does, without its look at the old value
+                held: Any = layer.experts.get_submodule(path)._parameters
+                undo.append(partial(held.__setitem__, name, held[name]))
+                held[name] = slots
         for index, layer in enumerate(layers):
             module: Any = layer.experts
+            undo.append(partial(setattr, module, "num_experts", module.num_experts))
+            undo.append(partial(module.__dict__.pop, "forward"))
             module.num_experts = num_slots
             module.forward = _before(run, index, module.forward)
 
         def detach() -> None:
-            for layer in layers:
-                del layer.experts.__dict__["forward"]
+            for step in undo:
+                step()
 
         return detach
 
