@@ -37,6 +37,9 @@ class Device(Settings):
     """Bandwidth at which the processor reads resident weights."""
     layer_overhead_us: float = Field(ge=0)
     """Time of a layer that does not depend on its weights: launches, routing, synchronisation."""
+    token_overhead_us: float = Field(default=0.0, ge=0)
+    """Time of a token outside its layers: embedding, output head, choosing the next token. Nothing is prefetched in it:
+    the next token is not known yet."""
     predictor_slowdown: float = Field(default=1.0, gt=0)
     """How many times longer the predictor takes on this device's processor than on the one that export timed it on."""
     predictor_slowdown_source: str = "assumed: as fast as the processor that export timed the predictor on"

@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from moe_beyond.capture.generation import SeededSampler, end_ids, pad_id, require_context
 from moe_beyond.capture.prompts import EncodedPrompt
-from moe_beyond.errors import InputError
-from moe_beyond.live.offloaded import OffloadedExperts, StepTime
+from moe_beyond.live.offloaded import OffloadedExperts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,25 +170,7 @@ def _quick_switches() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def decode_times(times: Sequence[StepTime]) -> list[StepTime]:
-    """Those of decoded tokens.
-
-    Raises:
-        InputError: Nothing was decoded.
-    """
-    decoded = [time for time in times if time.decodes]
-    if not decoded:
-        raise InputError("nothing was decoded, so there is no time of a token; ask for at least one new token")
-    return decoded
-
-
 def peak_memory_mib() -> float:
     """The most memory that this process has had, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-
-def hit_rate(times: Sequence[StepTime]) -> float:
-    """Share of experts that were there when their layer needed them, over these passes."""
-    hits = int(np.sum([time.hits for time in times]))
-    total = hits + int(np.sum([time.misses for time in times]))
-    return hits / total if total else 0.0

@@ -44,6 +44,9 @@ class StepTime:
         io_ms: The part of it in which the link loaded.
         stall_ms: The part of it in which the model waited for the link.
         predictor_ms: The part of it in which a predictor ran.
+        dense_ms: The part of it from the beginning of each MoE layer's turn to its router's choice: attention, dense
+            layers before it, the router.
+        experts_ms: The part of it in which experts computed.
         read_bytes: Bytes that the link loaded.
         hits: Experts that were there when their layer needed them.
         misses: Those that it waited for, late prefetches included.
@@ -56,6 +59,8 @@ class StepTime:
     io_ms: float
     stall_ms: float
     predictor_ms: float
+    dense_ms: float
+    experts_ms: float
     read_bytes: int
     hits: int
     misses: int
@@ -105,8 +110,9 @@ class OffloadedExperts:
         self._experts_LTK: list[I64] = []
         self._used: set[int] = set()
         self._stall_s, self._hits, self._misses = 0.0, 0, 0
+        self._dense_s, self._experts_s = 0.0, 0.0
         self._step: Step | None = None
-        self._began, self._before = 0.0, (0.0, 0, 0.0)
+        self._began, self._event_began, self._before = 0.0, 0.0, (0.0, 0, 0.0)
 
     def close(self) -> None:
         """End the loading; the experts modules compute with what lies in the slots."""
@@ -119,6 +125,7 @@ class OffloadedExperts:
         self._began = perf_counter() if starts_prompt or not self._began else self._began
         self._before = (self._link.busy_s, self._link.bytes_read, self._online.token_ms)
         self._stall_s, self._hits, self._misses = 0.0, 0, 0
+        self._dense_s, self._experts_s = 0.0, 0.0
         self._experts_LTK = []
         with self._link.changed:
             self._step = Step(self.cache.event, prompt, decodes, starts_prompt, tokens)
@@ -132,6 +139,7 @@ class OffloadedExperts:
                 self.cache.request(*request)
             self.cache.release()
             self._link.changed.notify_all()
+        self._event_began = perf_counter()
 
     def end_step(self) -> None:
         """The model has read them."""
@@ -149,6 +157,8 @@ class OffloadedExperts:
                 io_ms=1e3 * (self._link.busy_s - busy_s),
                 stall_ms=1e3 * self._stall_s,
                 predictor_ms=self._online.token_ms - token_ms,
+                dense_ms=1e3 * self._dense_s,
+                experts_ms=1e3 * self._experts_s,
                 read_bytes=self._link.bytes_read - bytes_read,
                 hits=self._hits,
                 misses=self._misses,
@@ -179,6 +189,7 @@ class OffloadedExperts:
                 if outcome >= MISSED
             ]
             waiting = self._load(waiting)
+        self._dense_s += perf_counter() - self._event_began
         self.outcomes.append(routed.outcome_I)
         missed_I = (routed.outcome_I >= MISSED) | (routed.outcome_I == LATE)
         self._misses += int(missed_I.sum())
@@ -186,12 +197,15 @@ class OffloadedExperts:
         # while demand is loading
         self._requests = self._online.routed(routing)
         self._wait(late)
+        there, stall_s = perf_counter(), self._stall_s
         out_TH = self._compute(forward, hidden_TH, ids_TK, weights_TK, routed, waiting)
         with self._link.changed:
             self._used.clear()
             self.cache.end_event()
             self._tidy()
             self._link.changed.notify_all()
+        self._event_began = perf_counter()
+        self._experts_s += self._event_began - there - (self._stall_s - stall_s)
         return out_TH
 
     def _routing(self, layer: int, hidden_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> Routing:

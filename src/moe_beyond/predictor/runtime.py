@@ -21,7 +21,7 @@ from moe_beyond.predictor.base import Floats, sigmoid
 from moe_beyond.predictor.graph_file import GraphFile, Precision, graph_file
 from moe_beyond.predictor.latency import Latency, median_ms, read_charge
 from moe_beyond.predictor.stream import LayerState, Stream
-from moe_beyond.traces.schema import ExpertIds, Trace
+from moe_beyond.traces.schema import ExpertIds, Trace, TraceMetadata
 
 TRAINING_PROMPTS = "training_prompts.txt"
 """In a predictor directory: digests of the prompts that it was fitted on, a line each (`data.duplicates`)."""
@@ -190,7 +190,7 @@ class OnnxPredictor:
 
     def _token_step(self, trace: Trace) -> tuple[Floats, Floats]:
         """Logits [T, L, E] and contexts [T, W] of every token."""
-        self._require_same_model(trace)
+        self.require_model(trace.metadata)
         features = token_features(trace, self.encoder)
         parts = []
         for start, end in zip(trace.prompt_offsets[:-1].tolist(), trace.prompt_offsets[1:].tolist(), strict=True):
@@ -208,12 +208,12 @@ class OnnxPredictor:
             for h in range(min(self.horizon, self.num_layers - 1 - layer)):
                 layers_HTLE[h, :, layer + 1 + h] = logits_BHE[:, h]
 
-    def _require_same_model(self, trace: Trace) -> None:
-        meta = trace.metadata
+    def require_model(self, meta: TraceMetadata) -> None:
+        """Raise InputError where it was made for another model."""
         mine = (self.layer_numbers, self.num_experts, self.top_k)
         theirs = (meta.layer_numbers, meta.num_experts, meta.top_k)
         if mine != theirs:
             raise InputError(
-                f"{self.path}: made for {len(mine[0])} layers, {mine[1]} experts, top-{mine[2]} ({self.model_id}); the "
-                f"trace has {len(theirs[0])} layers, {theirs[1]} experts, top-{theirs[2]} ({meta.model_id})"
+                f"{self.path}: made for {len(mine[0])} layers, {mine[1]} experts, top-{mine[2]} ({self.model_id}); "
+                f"{meta.model_id} has {len(theirs[0])} layers, {theirs[1]} experts, top-{theirs[2]}"
             )

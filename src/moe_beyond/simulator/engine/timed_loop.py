@@ -27,7 +27,7 @@ class Times:
     Attributes:
         transfer_VM: Loading each expert at each precision.
         read_VM: Computing with it.
-        token_step_N: The predictor's token step, ahead of an event.
+        token_step_N: What a token takes outside its layers, and the predictor's token step, ahead of an event.
         layer_step_N: Its layer step, between an event's router and its experts.
         dense_N: What else an event computes, ahead of its router's choice.
     """

@@ -168,7 +168,7 @@ def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:
     return Times(
         transfer_VM=device.transfer_ms(bytes_VM),
         read_VM=device.read_ms(bytes_VM),
-        token_step_N=_token_step_N(events) * policy.token_step_ms * slowdown,
+        token_step_N=_token_step_N(events) * (policy.token_step_ms * slowdown + device.token_overhead_us / 1e3),
         layer_step_N=_layer_step_N(events) * policy.layer_step_ms * slowdown,
         dense_N=dense_N,
     )

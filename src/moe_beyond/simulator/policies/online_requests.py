@@ -15,15 +15,17 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.engine.online import Online, Request, Routing, Step
-from moe_beyond.simulator.jit import F32, I64
-from moe_beyond.simulator.policies.anticipate import local_rates
+from moe_beyond.simulator.jit import F32, I64, Bools
+from moe_beyond.simulator.policies.anticipate import Anticipate, local_rates
 from moe_beyond.simulator.policies.layer_passes import best
-from moe_beyond.simulator.policies.prefetch import most_probable
+from moe_beyond.simulator.policies.prefetch import Prefetch, most_probable
 from moe_beyond.simulator.schedule.events import members_of
 
 if TYPE_CHECKING:
     from moe_beyond.predictor.runtime import OnnxPredictor
     from moe_beyond.predictor.stream import Stream
+    from moe_beyond.simulator.engine.policy import Policy
+    from moe_beyond.traces.schema import TraceMetadata
 
 _NONE_LK = np.zeros((0, 0), np.int64)
 
@@ -66,6 +68,7 @@ class OnlinePrediction(Online):
         layers: Whether the layer step runs.
         popularity_M: float32; how often a token of the training prompts used each expert; None where eviction reads no
             prediction.
+        under: What another policy decides, over which this one prefetches.
         token_ms: Milliseconds that the predictor has taken so far.
     """
 
@@ -74,6 +77,7 @@ class OnlinePrediction(Online):
     threshold: float
     layers: bool
     popularity_M: F32 | None
+    under: Online = field(default_factory=Online)
     token_ms: float = 0.0
     _stream: Stream | None = None
     _previous_LK: npt.NDArray[np.integer] = field(default_factory=lambda: _NONE_LK)
@@ -81,24 +85,27 @@ class OnlinePrediction(Online):
 
     @override
     def begin(self, step: Step) -> tuple[F32 | None, list[Request]]:
+        scores_M, requests = self.under.begin(step)
         started = perf_counter()
         if step.starts_prompt:
             self._stream, self._previous_LK = self.predictor.stream(), _NONE_LK
             self._rate_M = np.zeros(0, np.float32) if self.popularity_M is None else self.popularity_M.copy()
         probabilities_LE: F32 | None = None
-        requests: list[Request] = []
         if step.decodes and self._stream is not None:
             previous_LK = self._previous_LK if self._previous_LK.size else None
             probabilities_LE = self._stream.step(step.tokens[0], previous_LK)
             layers_L = np.arange(self.predictor.num_layers)
-            requests = self._requests(step.first_event + layers_L, probabilities_LE, layers_L)
-        scores_M = None
+            requests += self._requests(step.first_event + layers_L, probabilities_LE, layers_L)
         if self.popularity_M is not None:
             # a prefill has no prediction: its experts are expected at their rate
             expected_M = self._rate_M if probabilities_LE is None else probabilities_LE.ravel()
             scores_M = np.concatenate([expected_M, self._rate_M])
         self.token_ms += 1e3 * (perf_counter() - started)
         return scores_M, requests
+
+    @override
+    def keep(self, routing: Routing) -> Bools | None:
+        return self.under.keep(routing)
 
     @override
     def routed(self, routing: Routing) -> list[Request]:
@@ -114,6 +121,7 @@ class OnlinePrediction(Online):
 
     @override
     def end(self, step: Step, experts_TLK: npt.NDArray[np.integer]) -> None:
+        self.under.end(step, experts_TLK)
         started = perf_counter()
         if not step.decodes and self._stream is not None:
             self._stream.prefill(step.tokens, experts_TLK)
@@ -134,6 +142,47 @@ class OnlinePrediction(Online):
             Request(int(target), experts_X[end - count : end])
             for target, end, count in zip(targets_Q, ends_Q, counts_Q, strict=True)
         ]
+
+
+def predicted(  # noqa: PLR0917 - what a plan holds
+    predictor: OnnxPredictor,
+    meta: TraceMetadata,
+    popularity_LE: F32 | None,
+    eviction: Policy | None,
+    width: int,
+    threshold: float,
+    *,
+    layers: bool,
+) -> tuple[Policy, Online]:
+    """A policy by a predictor's streams, and its decisions beside a running model.
+
+    Args:
+        predictor: Of this model.
+        meta: The model's shape.
+        popularity_LE: How often a token of the training prompts used each expert; for eviction by the predicted use.
+        eviction: Over which it prefetches; None: eviction by the predicted next use.
+        width: Experts prefetched at most for a layer; 0: none, the predictor only evicts.
+        threshold: Least probability of those.
+        layers: Whether the layer step runs too.
+
+    Raises:
+        InputError: The predictor is for another model, or `eviction` cannot decide beside a model.
+    """
+    predictor.require_model(meta)
+    name, none_TLE = predictor.name.replace(" ", "_"), np.zeros((0, meta.num_layers, meta.num_experts), np.float32)
+    under, popularity_M = Online(), None
+    if eviction is not None:
+        under = eviction.online(meta)
+    else:
+        if popularity_LE is None:
+            raise AssertionError("eviction by the predicted next use needs the training prompts' popularity")
+        popularity_M = np.ascontiguousarray(popularity_LE.ravel())
+        eviction = Anticipate(name, none_TLE, popularity_LE)
+    online = OnlinePrediction(predictor, width, threshold, layers, popularity_M, under)
+    if not width:
+        return eviction, online
+    layers_HTLE = none_TLE[None] if layers else None
+    return Prefetch(name, none_TLE, width, eviction, threshold, layers_HTLE), online
 
 
 def _rates_after(rate_M: F32, experts_TLK: npt.NDArray[np.integer], num_experts: int) -> F32:
