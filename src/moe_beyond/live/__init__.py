@@ -1,0 +1,1 @@
+"""Decoding a real model with its experts on a slow tier, under a policy."""
