@@ -3,6 +3,7 @@
 import multiprocessing
 import resource
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -60,26 +61,38 @@ def test_a_record_holds_the_parameters_that_from_pretrained_loads(architecture, 
 def test_packing_killed_at_any_moment_ends_with_the_same_bytes(source, packed, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.live.store_case"])
-    rng, folder, kills, partly = np.random.default_rng(4), tmp_path / "store", 0, 0
-    pack_slowly(source, folder)  # of what one takes, kills are drawn
-    shutil.rmtree(folder)
-    while kills < 20:
+    folder, work, rng = tmp_path / "store", tmp_path / ".store.packing", np.random.default_rng(4)
+
+    def run_for(seconds=None):
+        """Whether the process had to be killed."""
         process = context.Process(target=pack_slowly, args=(source, folder))
         process.start()
-        process.join(rng.uniform(0.03, 0.25))
-        if process.is_alive():
-            process.kill()
-            kills += 1
+        process.join(seconds)
+        alive = process.is_alive()
+        process.kill()
         process.join()
-        work = folder.with_name(".store.packing")
-        partly += (work / "store" / "experts.bin").exists()
-        if folder.exists() and not work.exists():
-            assert file_bytes(folder) == file_bytes(packed)
-            shutil.rmtree(folder)
+        return alive
+
+    def finished():
+        assert file_bytes(folder) == file_bytes(packed)
+        shutil.rmtree(folder)
+
+    run_for()  # starts the server of processes
+    finished()
+    start = time.monotonic()
+    run_for()
+    finished()
+    duration, kills, partly = time.monotonic() - start, 0, 0
+    while kills < 20:
+        killed = run_for(rng.uniform(0, duration))
+        kills += killed
+        partly += killed and (work / "store" / "experts.bin").exists()
+        if not killed:
+            finished()
     pack(source, folder)
     assert partly > 5
-    assert file_bytes(folder) == file_bytes(packed)
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    finished()
+    assert list(tmp_path.iterdir()) == []
 
 
 class StoppedError(Exception):
