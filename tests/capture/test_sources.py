@@ -61,6 +61,17 @@ def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch):
     refused(message, load, ModelSource("nobody/no-such-model"))
 
 
+def test_the_revision_of_a_hub_model_is_its_commit(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--some--model"
+    save_tiny_model(cached / "snapshots" / commit, "qwen3_moe")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert {load(ModelSource("some/model", revision)).revision for revision in (None, "main", commit)} == {commit}
+
+
 def test_the_revision_of_a_folder_names_its_weights_and_precision_is_a_choice(model, tmp_path):
     other = save_tiny_model(tmp_path / "other", "qwen3_moe")
     assert load(ModelSource(str(model))).revision != load(ModelSource(str(other))).revision

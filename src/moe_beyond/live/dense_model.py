@@ -1,12 +1,12 @@
 """A model from its files with all weights but those of its experts, which stay on the meta device.
 
-transformers does the loading, so dtypes, tied weights, buffers and conversions are those of `from_pretrained`. Only which
-tensors it is given differs, and that they are read one by one: a mapped file would count as memory.
+transformers does the loading, so dtypes, tied weights, buffers and conversions are those of `from_pretrained`. Only
+which tensors it is given differs, and that they are read one by one: a mapped file would count as memory.
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Mxfp4Config, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
+from transformers.utils.quantization_config import Mxfp4Config
 
 from moe_beyond.capture.discovery import MoELayer, moe_layers
 from moe_beyond.capture.models import LoadedModel, ModelSource, in_one_line, loading, revision
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PATCHING = threading.Lock()
-_SYNCHRONOUS = "HF_DEACTIVATE_ASYNC_LOAD"
+_LOADER = "_load_pretrained_model"
+"""The static method in which transformers fills a model on the meta device from its files."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,15 @@ class Checkpoint:
             )
         yield layer.experts
         layer.experts.to("meta")
+        _give_back_freed_memory()
 
 
 def load_without_experts(source: ModelSource) -> LoadedModel:
     """Load model and tokenizer as `capture.models.load` does, the parameters of experts modules on the meta device.
 
     Raises:
-        InputError: As for `load`; a model whose experts are no fused parameters, weights that are not in safetensors, or
-            quantised in a way that needs more packages; a device map of several devices.
+        InputError: As for `load`; a model whose experts are no fused parameters, weights that are not in safetensors,
+            or quantised other than in MXFP4; a device map of several devices.
     """
     if source.device_map.partition(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"device_map {source.device_map!r}: a model without its experts needs one device: cpu or cuda")
@@ -130,7 +133,7 @@ class _Files:
                     f"{path}: only safetensors can be read one tensor at a time; load the model once and write it anew "
                     "with save_pretrained"
                 )
-            file = safe_open(path, framework="pt", device="cpu", backend="pread")
+            file: Any = safe_open(path, framework="pt", device="cpu", backend="pread")
             self.tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         mapping = load_config.weight_mapping or []
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -146,8 +149,7 @@ class _Files:
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool]) -> Any:
         """Load the parameters whose names are wanted; returns what transformers says about it."""
         tensors = {key: tensor for key, tensor in self.tensors.items() if wanted(self.targets[key])}
-        with _one_tensor_at_a_time():
-            return convert_and_load_state_dict_in_model(model, tensors, self._load_config)[0]
+        return convert_and_load_state_dict_in_model(model, tensors, self._load_config)[0]
 
 
 def _from_pretrained(source: ModelSource, options: Mapping[str, Any], *, dense: bool) -> tuple[PreTrainedModel, _Files]:
@@ -180,18 +182,11 @@ def _from_pretrained(source: ModelSource, options: Mapping[str, Any], *, dense: 
     return model, opened[0]
 
 
-@contextmanager
-def _one_tensor_at_a_time() -> Iterator[None]:
-    """Let transformers read a tensor when it converts it; its threads read all first, and fragment the heap."""
-    before = os.environ.get(_SYNCHRONOUS)
-    os.environ[_SYNCHRONOUS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SYNCHRONOUS]
-        else:
-            os.environ[_SYNCHRONOUS] = before
+def _give_back_freed_memory() -> None:
+    """Return the free parts of the heap to the system: glibc splits the blocks of one layer, and the next takes new."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _dequantised(source: ModelSource, config: Any) -> dict[str, Any]:
@@ -202,8 +197,8 @@ def _dequantised(source: ModelSource, config: Any) -> dict[str, Any]:
     method = quantisation.get("quant_method", "a method without a name")
     if method != "mxfp4":
         raise InputError(
-            f"{source.location}: its weights are quantised with {method}, so its experts are no plain tensors; take the "
-            "model in full or half precision, or with mxfp4"
+            f"{source.location}: its weights are quantised with {method}, so its experts are no plain tensors; take "
+            "the model in full or half precision, or with mxfp4"
         )
     return {"quantization_config": Mxfp4Config(dequantize=True)}
 
@@ -213,13 +208,13 @@ def _instead_of_loading(load_some: Callable[..., Any]) -> Iterator[None]:
     """Let `load_some` fill the models that this thread loads, where transformers would load all their weights."""
     owner = threading.get_ident()
     with _PATCHING:
-        whole = PreTrainedModel._load_pretrained_model
+        whole = getattr(PreTrainedModel, _LOADER)
 
         def load(*args: Any, **options: Any) -> Any:
             return (load_some if threading.get_ident() == owner else whole)(*args, **options)
 
-        PreTrainedModel._load_pretrained_model = staticmethod(load)
+        setattr(PreTrainedModel, _LOADER, staticmethod(load))
         try:
             yield
         finally:
-            PreTrainedModel._load_pretrained_model = staticmethod(whole)
+            setattr(PreTrainedModel, _LOADER, staticmethod(whole))

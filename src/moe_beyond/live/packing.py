@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from xxhash import xxh3_128_hexdigest
 
 from moe_beyond.errors import InputError
+from moe_beyond.files import replacing
 from moe_beyond.live.dense_model import fused_layers, open_checkpoint
 from moe_beyond.live.store import MANIFEST, PAGE, RECORDS, Contents, Manifest, StoredParameter, read_manifest
 
@@ -55,7 +57,7 @@ def pack(source: ModelSource, folder: Path, *, progress: Progress | None = None)
     """
     checkpoint = open_checkpoint(source)
     contents = _contents(source.location, checkpoint.revision, checkpoint.layers)
-    _write(contents, checkpoint.layers, checkpoint.loaded_experts, folder, progress)
+    _Packing(contents, checkpoint.layers, checkpoint.loaded_experts, folder, progress).run()
 
 
 def pack_model(
@@ -63,7 +65,8 @@ def pack_model(
 ) -> None:
     """As `pack`, for a model that is in memory; `model_id` and `revision` name its weights."""
     layers = fused_layers(model)
-    _write(_contents(model_id, revision, layers), layers, lambda layer: nullcontext(layer.experts), folder, progress)
+    contents = _contents(model_id, revision, layers)
+    _Packing(contents, layers, lambda layer: nullcontext(layer.experts), folder, progress).run()
 
 
 def _contents(model_id: str, revision: str, layers: list[MoELayer]) -> Contents:
@@ -73,8 +76,8 @@ def _contents(model_id: str, revision: str, layers: list[MoELayer]) -> Contents:
     for name, parameter in layers[0].experts.named_parameters():
         if parameter.ndim == 0 or parameter.shape[0] != num_experts:
             raise InputError(
-                f"{model_id}: {layers[0].name}.{name} has shape {tuple(parameter.shape)}; expected {num_experts} experts "
-                "along its first axis"
+                f"{model_id}: {layers[0].name}.{name} has shape {tuple(parameter.shape)}; expected {num_experts} "
+                "experts along its first axis"
             )
         offset = -(-end // _ALIGNMENT) * _ALIGNMENT
         stored = StoredParameter(name=name, shape=tuple(parameter.shape[1:]), dtype=parameter.dtype, offset=offset)
@@ -107,35 +110,133 @@ def _require_layout(contents: Contents, layer: MoELayer, experts: nn.Module) -> 
         )
 
 
-def _write(
-    contents: Contents, layers: list[MoELayer], loaded: LoadedExperts, folder: Path, progress: Progress | None
-) -> None:
-    work = folder.absolute().with_name(f".{folder.absolute().name}.packing")
-    if _is_there(folder, contents) and not work.exists():
-        return
-    with _on_disk(folder, work, contents), _locked(work, folder):
-        # what another process may have packed meanwhile, or left when it was killed
-        if not _is_there(folder, contents):
-            digests = _resume(work, contents)
-            if shutil.disk_usage(work).free < _missing_bytes(work, contents):
-                raise _no_room(folder, work, contents)
-            _append_records(work, contents, layers, loaded, digests, progress)
-            _finish(work / "store", Manifest(contents=contents, digests=tuple(digests)).sealed(), folder)
-        shutil.rmtree(work)
+@dataclass(frozen=True)
+class _Packing:
+    contents: Contents
+    layers: list[MoELayer]
+    loaded: LoadedExperts
+    folder: Path
+    progress: Progress | None
 
+    @property
+    def work(self) -> Path:
+        folder = self.folder.absolute()
+        return folder.with_name(f".{folder.name}.packing")
 
-def _is_there(folder: Path, contents: Contents) -> bool:
-    """Whether the folder is a store of the same experts; one that holds anything else is refused."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if not (folder / MANIFEST).exists():
-        raise InputError(f"{folder}: holds other things than experts; give a new or empty folder")
-    found = read_manifest(folder).contents
-    if found.model_copy(update={"model_id": contents.model_id}) == contents:
-        return True
-    raise InputError(
-        f"{folder}: holds the experts of {_named(found)}, not of {_named(contents)}; delete it or give another folder"
-    )
+    @property
+    def records(self) -> Path:
+        return self.work / "store" / RECORDS
+
+    def run(self) -> None:
+        if self.is_done() and not self.work.exists():
+            return
+        with self.told_by_the_disk(), self.locked():
+            # what another process may have packed meanwhile, or left when it was killed
+            if not self.is_done():
+                digests = self.resume()
+                if shutil.disk_usage(self.work).free < self.missing_bytes():
+                    raise self.no_room()
+                self.append(digests)
+                self.finish(Manifest(contents=self.contents, digests=tuple(digests)).sealed())
+            shutil.rmtree(self.work)
+
+    def is_done(self) -> bool:
+        """Whether the folder is a store of the same experts; one that holds anything else is refused."""
+        folder, contents = self.folder, self.contents
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return False
+        if not (folder / MANIFEST).exists():
+            raise InputError(f"{folder}: holds other things than experts; give a new or empty folder")
+        found = read_manifest(folder).contents
+        if found.model_copy(update={"model_id": contents.model_id}) == contents:
+            return True
+        raise InputError(
+            f"{folder}: holds the experts of {_named(found)}, not of {_named(contents)}; delete it or give another "
+            "folder"
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.work / "lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise InputError(
+                f"{self.folder}: another process is packing into it; wait for it or give another folder"
+            ) from error
+
+    @contextmanager
+    def told_by_the_disk(self) -> Iterator[None]:
+        """Raise in one line what the file system refuses."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self.no_room() from error
+            raise InputError(f"{self.folder}: cannot be written ({error})") from error
+
+    def no_room(self) -> InputError:
+        return InputError(
+            f"{self.folder}: no room for the experts; {self.missing_bytes():,} bytes are still to be written and "
+            f"{shutil.disk_usage(self.work).free:,} are free: free some and pack again, which goes on where it stopped"
+        )
+
+    def missing_bytes(self) -> int:
+        written = self.records.stat().st_size if self.records.exists() else 0
+        return self.contents.total_bytes - written
+
+    def resume(self) -> list[str]:
+        """Digests of the records that an interrupted process left whole, from the first on; the rest is cut off."""
+        progress, header = self.work / "progress", self.contents.model_dump_json()
+        lines = progress.read_text(encoding="utf-8", errors="replace").splitlines() if progress.exists() else []
+        digests: list[str] = []
+        if lines[:1] == [header] and self.records.exists():
+            with self.records.open("rb") as file:
+                for digest in lines[1:]:
+                    if xxh3_128_hexdigest(file.read(self.contents.stride)) != digest:
+                        break
+                    digests.append(digest)
+        self.records.parent.mkdir(exist_ok=True)
+        with self.records.open("ab") as file:
+            file.truncate(len(digests) * self.contents.stride)
+        with replacing(progress) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in [header, *digests]), encoding="utf-8")
+        return digests
+
+    def append(self, digests: list[str]) -> None:
+        """Write the records that are still missing and append their digests to `digests`."""
+        contents, total = self.contents, self.contents.num_model_experts
+        record = torch.zeros(contents.stride, dtype=torch.uint8)
+        with self.records.open("ab") as file, (self.work / "progress").open("a", encoding="utf-8") as written:
+            for index, layer in enumerate(self.layers):
+                first = len(digests) - index * contents.num_experts
+                if first >= contents.num_experts:
+                    continue
+                with self.loaded(layer) as experts:
+                    _require_layout(contents, layer, experts)
+                    for expert in range(first, contents.num_experts):
+                        _fill(record, contents, experts, expert)
+                        digests.append(xxh3_128_hexdigest(record.numpy().data))
+                        file.write(record.numpy().data)
+                        file.flush()
+                        # a line whose record is damaged is found out, a record without a line is written again
+                        written.write(f"{digests[-1]}\n")
+                        written.flush()
+                        if self.progress is not None:
+                            self.progress(len(digests), total)
+            os.fsync(file.fileno())
+
+    def finish(self, manifest: Manifest) -> None:
+        """Give the store its manifest and then its name, each on the disk before the next."""
+        store = self.records.parent
+        with (store / MANIFEST).open("w", encoding="utf-8") as file:
+            file.write(manifest.model_dump_json(indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(store)
+        store.rename(self.folder)
+        _sync_folder(self.folder.absolute().parent)
 
 
 def _named(contents: Contents) -> str:
@@ -143,104 +244,11 @@ def _named(contents: Contents) -> str:
     return f"{contents.model_id} (revision {contents.revision}, {', '.join(dtypes)})"
 
 
-@contextmanager
-def _locked(work: Path, folder: Path) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(f"{folder}: another process is packing into it; wait for it or give another folder") from error
-
-
-@contextmanager
-def _on_disk(folder: Path, work: Path, contents: Contents) -> Iterator[None]:
-    """Raise in one line what the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _no_room(folder, work, contents) from error
-        raise InputError(f"{folder}: cannot be written ({error.strerror}: {error.filename})") from error
-
-
-def _no_room(folder: Path, work: Path, contents: Contents) -> InputError:
-    return InputError(
-        f"{folder}: no room for the experts; {_missing_bytes(work, contents):,} bytes are still to be written and "
-        f"{shutil.disk_usage(work).free:,} are free: free some and pack again, which goes on where it stopped"
-    )
-
-
-def _missing_bytes(work: Path, contents: Contents) -> int:
-    return contents.total_bytes - (work / "store" / RECORDS).stat().st_size
-
-
-def _resume(work: Path, contents: Contents) -> list[str]:
-    """Digests of the records that an interrupted process left whole, from the first on; all others are cut off."""
-    progress, records = work / "progress", work / "store" / RECORDS
-    lines = progress.read_text(encoding="utf-8", errors="replace").splitlines() if progress.exists() else []
-    digests: list[str] = []
-    if lines[:1] == [contents.model_dump_json()] and records.exists():
-        with records.open("rb") as file:
-            for digest in lines[1 : 1 + contents.num_model_experts]:
-                if xxh3_128_hexdigest(file.read(contents.stride)) != digest:
-                    break
-                digests.append(digest)
-    records.parent.mkdir(exist_ok=True)
-    with records.open("ab") as file:
-        file.truncate(len(digests) * contents.stride)
-    progress.write_text("".join(f"{line}\n" for line in [contents.model_dump_json(), *digests]), encoding="utf-8")
-    return digests
-
-
-def _append_records(
-    work: Path,
-    contents: Contents,
-    layers: list[MoELayer],
-    loaded: LoadedExperts,
-    digests: list[str],
-    progress: Progress | None,
-) -> None:
-    """Write the records that are still missing; their digests are appended to `digests`."""
-    total = contents.num_model_experts
-    record = torch.zeros(contents.stride, dtype=torch.uint8)
-    with (work / "store" / RECORDS).open("ab") as file, (work / "progress").open("a", encoding="utf-8") as written:
-        for index, layer in enumerate(layers):
-            first = len(digests) - index * contents.num_experts
-            if first >= contents.num_experts:
-                continue
-            with loaded(layer) as experts:
-                _require_layout(contents, layer, experts)
-                for expert in range(first, contents.num_experts):
-                    _fill(record, contents, experts, expert)
-                    data = record.numpy().data
-                    digests.append(xxh3_128_hexdigest(data))
-                    file.write(data)
-                    file.flush()
-                    # a line without its record would be found out, a record without its line be written anew
-                    written.write(f"{digests[-1]}\n")
-                    written.flush()
-                    if progress is not None:
-                        progress(len(digests), total)
-        os.fsync(file.fileno())
-
-
 def _fill(record: torch.Tensor, contents: Contents, experts: nn.Module, expert: int) -> None:
     for stored in contents.parameters:
         parameter = experts.get_parameter(stored.name).detach()
         data = parameter[expert : expert + 1].cpu().contiguous().view(torch.uint8).flatten()
         record[stored.offset : stored.offset + stored.nbytes] = data
-
-
-def _finish(store: Path, manifest: Manifest, folder: Path) -> None:
-    """Give a whole store its manifest and then its name, each on the disk before the next."""
-    with (store / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(store)
-    store.rename(folder)
-    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

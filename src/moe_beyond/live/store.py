@@ -3,10 +3,10 @@
 A store is a folder that `packing` writes:
 
 experts.bin     one record an expert; record `layer index * experts a layer + expert` starts at that many times `stride`
-manifest.json   whose experts, where each parameter lies in a record, digests; written last, so a store with it is whole
+manifest.json   whose experts, where each parameter lies in a record, digests; written last: a store with it is whole
 
-A record holds the expert's slice of each parameter of its experts module, in the module's order, each at a multiple of 64
-bytes, and zeros up to `stride`, a multiple of 4096.
+A record holds the expert's slice of each parameter of its experts module, in the module's order, each at a multiple of
+64 bytes, and zeros up to `stride`, a multiple of 4096.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _open_direct(path: Path) -> int | None:
         return None
     try:
         # some file systems open it and refuse to read
-        os.preadv(descriptor, [memoryview(aligned_buffer(PAGE).numpy())], 0)
+        os.preadv(descriptor, [aligned_buffer(PAGE).numpy().data], 0)
     except OSError as error:
         os.close(descriptor)
         if error.errno != errno.EINVAL:
