@@ -3,10 +3,10 @@
 `--json` prints one JSON document, errors are one line. Each command imports what it needs: `--help` stays quick.
 """
 
-from moe_beyond.cli import caches, predictors, registry, traces
+from moe_beyond.cli import caches, live, predictors, registry, traces
 from moe_beyond.cli.common import app
 
-__all__ = ["app", "caches", "main", "predictors", "registry", "traces"]
+__all__ = ["app", "caches", "live", "main", "predictors", "registry", "traces"]
 
 
 def main() -> None:

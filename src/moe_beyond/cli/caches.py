@@ -66,7 +66,7 @@ def replay(
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
 
     with one_line_errors():
-        size = _cache_size(capacity, budget_mib)
+        size = cache_size(capacity, budget_mib)
         where = None if device is None else load_device(device)
         routing = read_trace(trace)
         model, charge = _predictor(predictor, routing, allow_training_prompts)
@@ -120,7 +120,7 @@ def advise(
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
-        size, where = _cache_size(capacity, budget_mib), load_device(device)
+        size, where = cache_size(capacity, budget_mib), load_device(device)
         routing = read_trace(trace)
         model, charge = _predictor(predictor, routing, allow_training_prompts)
         settings = AdviceSettings(
@@ -172,7 +172,8 @@ def calibrate_device(
         show(result, as_json)
 
 
-def _cache_size(capacity: int | None, budget_mib: float | None) -> CacheSize:
+def cache_size(capacity: int | None, budget_mib: float | None) -> CacheSize:
+    """The size that two options name, of which just one must be given."""
     from moe_beyond.advisor.plans import CacheSize  # noqa: PLC0415
     from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 

@@ -173,4 +173,3 @@ def _quick_switches() -> Iterator[None]:
 def peak_memory_mib() -> float:
     """The most memory that this process has had, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-

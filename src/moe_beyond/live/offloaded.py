@@ -20,6 +20,7 @@ from moe_beyond.live.link import Link, Load, SlowTier
 from moe_beyond.live.next_gate import NextGate
 from moe_beyond.live.pool import NO_SLOT, ExpertPool, compute
 from moe_beyond.simulator.engine.online import Online, Request, Routing, Step
+from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.engine.stepped_cache import NOTHING, Routed, SteppedCache
 from moe_beyond.simulator.engine.usage import LATE, MISSED, PREFETCHED
 from moe_beyond.simulator.schedule.events import members_of
@@ -113,6 +114,11 @@ class OffloadedExperts:
         self._dense_s, self._experts_s = 0.0, 0.0
         self._step: Step | None = None
         self._began, self._event_began, self._before = 0.0, 0.0, (0.0, 0, 0.0)
+
+    @property
+    def slots_mib(self) -> float:
+        """MiB of the slots."""
+        return self._pool.bytes_SB.numel() / MIB
 
     def close(self) -> None:
         """End the loading; the experts modules compute with what lies in the slots."""

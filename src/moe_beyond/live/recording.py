@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from moe_beyond.devices.device import Device
+from moe_beyond.devices.device import MILLISECONDS, Device
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.simulator.engine.results import MIB
 
 if TYPE_CHECKING:
     from moe_beyond.live.offloaded import StepTime
+    from moe_beyond.simulator.engine.results import Replay
     from moe_beyond.traces.schema import TraceMetadata
 
 
@@ -65,6 +67,33 @@ def hit_rate(times: Sequence[StepTime]) -> float:
     return hits / (hits + misses) if hits + misses else 0.0
 
 
+def summary(times: Sequence[StepTime], counted: Replay) -> dict[str, float]:
+    """What decoding took, and what the prefill before it."""
+    rows = table(times)
+    mean = means(rows)
+    prefill = [time for time in times if not time.decodes]
+    prefill_ms = sum(time.wall_ms for time in prefill)
+    return {
+        "tokens_decoded": rows.height,
+        "tokens_per_second": MILLISECONDS / mean["wall_ms"],
+        "ms_per_token": mean["wall_ms"],
+        "stall_ms_per_token": mean["stall_ms"],
+        "predictor_ms_per_token": mean["predictor_ms"],
+        "hit_rate": hit_rate(decoded(times)),
+        "mib_per_token": mean["read_bytes"] / MIB,
+        "prefetches": counted.decode.prefetches,
+        "prefetches_useful": counted.decode.prefetches_useful,
+        "router_weight_given_up": counted.decode.mass_given_up,
+        "prefill_tokens_per_second": sum(time.tokens for time in prefill) * MILLISECONDS / prefill_ms,
+        "ms_to_first_token": prefill_ms / len(prefill),
+    }
+
+
+def means(rows: pl.DataFrame) -> dict[str, float]:
+    """Mean of each column of a table of times."""
+    return {name: float(rows[name].mean()) for name in rows.columns}  # type: ignore[arg-type] # all are numbers
+
+
 def measured_device(times: Sequence[StepTime], meta: TraceMetadata, record_bytes: int, gb_per_s: float) -> Device:
     """The device that a run on demand took place on: its parts, each measured apart.
 
@@ -75,7 +104,7 @@ def measured_device(times: Sequence[StepTime], meta: TraceMetadata, record_bytes
         gb_per_s: Bandwidth of the link, 10^9 bytes a second.
     """
     rows = table(times)
-    mean = {name: float(rows[name].mean()) for name in rows.columns}  # type: ignore[arg-type] # all are numbers
+    mean = means(rows)
     transfer_ms = record_bytes / gb_per_s / 1e6
     wait_ms = mean["stall_ms"] / mean["misses"] - transfer_ms if mean["misses"] else 0.0
     outside_ms = mean["compute_ms"] - mean["predictor_ms"] - mean["dense_ms"] - mean["experts_ms"]

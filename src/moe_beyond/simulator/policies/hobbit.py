@@ -23,8 +23,7 @@ from moe_beyond.simulator.engine.policy import (
     Prefetches,
 )
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, compiled
-from moe_beyond.simulator.policies.next_layer import NextLayerMap
-from moe_beyond.simulator.policies.online_requests import OnlineNextLayer
+from moe_beyond.simulator.policies.next_layer import NextLayerMap, OnlineNextLayer
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import TraceMetadata
 

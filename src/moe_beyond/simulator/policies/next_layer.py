@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.online import Online
+from moe_beyond.simulator.engine.online import Online, Request, Routing
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
 from moe_beyond.simulator.jit import F32, F64, I32, I64, compiled
 from moe_beyond.simulator.policies.arc import adaptive_replacement
 from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
 from moe_beyond.simulator.policies.on_demand import last_use
-from moe_beyond.simulator.policies.online_requests import OnlineNextLayer
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from moe_beyond.traces.schema import Trace, TraceMetadata
@@ -81,6 +80,33 @@ def _scores(members_A: I32, offsets_V: I64, layer_V: I32, from_D: I64, weights_L
         for access in range(offsets_V[visit], offsets_V[visit + 1]):
             scores_DE[row] += weights_LEE[layer_V[visit], members_A[access] % num_experts]
     return scores_DE
+
+
+class OnlineNextLayer(Online):
+    """Requests each next layer's best experts when a decoded token's router has chosen.
+
+    They are those of that layer's own router, run on what this layer's has read, where a model runs; where only a trace
+    is stepped, those of the fitted map that stands in for it.
+    """
+
+    def __init__(self, scores_M: F32 | None, weights_LEE: F32, width: int) -> None:
+        """`weights_LEE` as in `NextLayerMap`; `width` experts are requested."""
+        super().__init__(scores_M)
+        self._weights_LEE, self._width = weights_LEE, width
+
+    @override
+    def routed(self, routing: Routing) -> list[Request]:
+        layer, num_experts = routing.layer, self._weights_LEE.shape[1]
+        if not routing.decodes or layer == len(self._weights_LEE):
+            return []
+        if routing.next_gate is not None:
+            experts_W = routing.next_gate(layer + 1)[: self._width].astype(np.int64)
+        else:
+            scores_E = np.zeros(num_experts, np.float32)
+            for expert in routing.members_I:
+                scores_E += self._weights_LEE[layer, expert % num_experts]
+            experts_W = best(scores_E[None], min(self._width, num_experts))[0]
+        return [Request(routing.event + 1, experts_W + (layer + 1) * num_experts)]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Prefetch requests while a model runs: by the next layer's router, and by a predictor's two steps.
+"""Prefetch and eviction by a predictor's two steps while a model runs.
 
 Shape suffixes: T tokens of a step, L MoE layers, K experts per token, E routed experts in a layer, H layers ahead,
-M = L * E experts of the model, W experts of a request, I members of an event.
+M = L * E experts of the model, Q requests, X requested experts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing_extensions import override
 from moe_beyond.simulator.engine.online import Online, Request, Routing, Step
 from moe_beyond.simulator.jit import F32, I64, Bools
 from moe_beyond.simulator.policies.anticipate import Anticipate, local_rates
-from moe_beyond.simulator.policies.layer_passes import best
 from moe_beyond.simulator.policies.prefetch import Prefetch, most_probable
 from moe_beyond.simulator.schedule.events import members_of
 
@@ -28,33 +27,6 @@ if TYPE_CHECKING:
     from moe_beyond.traces.schema import TraceMetadata
 
 _NONE_LK = np.zeros((0, 0), np.int64)
-
-
-class OnlineNextLayer(Online):
-    """Requests each next layer's best experts when a decoded token's router has chosen.
-
-    They are those of that layer's own router, run on what this layer's has read, where a model runs; where only a trace
-    is stepped, those of the fitted map that stands in for it.
-    """
-
-    def __init__(self, scores_M: F32 | None, weights_LEE: F32, width: int) -> None:
-        """`weights_LEE` as in `next_layer.NextLayerMap`; `width` experts are requested."""
-        super().__init__(scores_M)
-        self._weights_LEE, self._width = weights_LEE, width
-
-    @override
-    def routed(self, routing: Routing) -> list[Request]:
-        layer, num_experts = routing.layer, self._weights_LEE.shape[1]
-        if not routing.decodes or layer == len(self._weights_LEE):
-            return []
-        if routing.next_gate is not None:
-            experts_W = routing.next_gate(layer + 1)[: self._width].astype(np.int64)
-        else:
-            scores_E = np.zeros(num_experts, np.float32)
-            for expert in routing.members_I:
-                scores_E += self._weights_LEE[layer, expert % num_experts]
-            experts_W = best(scores_E[None], min(self._width, num_experts))[0]
-        return [Request(routing.event + 1, experts_W + (layer + 1) * num_experts)]
 
 
 @dataclass
