@@ -18,8 +18,8 @@ _PIECE_MS = 1.0
 """How long a slowed link takes for a piece at most: a demand waits no longer for the link."""
 _PAGE = 4096
 _LARGEST_PIECE, _SMALLEST_PIECE = 2**20, 2**14
-_CATCH_UP_S = 2e-3
-"""A wait that ended late shortens the next by up to this much."""
+_AT_ONCE_S = 1e-4
+"""A piece that begins this soon after the last one makes up for a wait that ended late."""
 
 
 class SlowTier(Protocol):
@@ -78,7 +78,7 @@ class Link:
         self._bytes_per_s = None if gb_per_s is None else gb_per_s * 1e9
         piece = _LARGEST_PIECE if gb_per_s is None else gb_per_s * 1e6 * _PIECE_MS / lanes
         self._piece = int(min(max(piece, _SMALLEST_PIECE), _LARGEST_PIECE)) // _PAGE * _PAGE
-        self._free_at = 0.0
+        self._free_at, self._ended = 0.0, 0.0
         self._demanded: list[Load] = []
         self._loading: Load | None = None
         self._cancelled, self._closed = False, False
@@ -201,10 +201,11 @@ class Link:
             for part in parts:
                 part.result()
         if self._bytes_per_s is not None:
-            earliest = self._free_at if began - self._free_at < _CATCH_UP_S else began
+            earliest = self._free_at if began - self._ended < _AT_ONCE_S else began
             self._free_at = earliest + (end - start) / self._bytes_per_s
             _sleep_until(self._free_at)
-        self.busy_s += time.perf_counter() - began
+        self._ended = time.perf_counter()
+        self.busy_s += self._ended - began
         self.bytes_read += end - start
 
 
