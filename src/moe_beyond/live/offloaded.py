@@ -109,7 +109,7 @@ class OffloadedExperts:
         self._began, self._before = 0.0, (0.0, 0, 0.0)
 
     def close(self) -> None:
-        """End the loading; the experts modules compute with what lies in the slots."""
+        """End the loading; the experts modules have their own parameters again."""
         self._link.close()
         self._detach()
 

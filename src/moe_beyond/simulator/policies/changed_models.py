@@ -27,7 +27,8 @@ from moe_beyond.simulator.schedule.weight_shares import shares_TLK
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 _PRUNED = 0.25
-_LEXI_KEPT = 0.75
+LEXI_KEPT = 0.75
+"""Share of all uses that LExI leaves."""
 _TERNARY_BYTES = 0.25
 _TERNARY_LEVELS = 3
 _BITS_TRACED = 8
@@ -154,7 +155,7 @@ class Lexi(_OverLayerLru):
         meta = training.metadata
         shares_TLK = np.sort(training_shares_TLK(training, cls.name), axis=2)[..., ::-1]
         mean_LK = shares_TLK.mean(axis=0, dtype=np.float64)
-        dropped = meta.token_cycle - max(meta.num_layers, round(_LEXI_KEPT * meta.token_cycle))
+        dropped = meta.token_cycle - max(meta.num_layers, round(LEXI_KEPT * meta.token_cycle))
         # a layer's places fall in weight, so the lightest of all are the last of their layers
         lightest = np.argsort(mean_LK[:, 1:].ravel(), kind="stable")[:dropped]
         layers = lightest // max(1, meta.top_k - 1)
