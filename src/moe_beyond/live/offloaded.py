@@ -121,7 +121,7 @@ class OffloadedExperts:
         return self._pool.bytes_SB.numel() / MIB
 
     def close(self) -> None:
-        """End the loading; the experts modules compute with what lies in the slots."""
+        """End the loading; the experts modules have their own parameters again."""
         self._link.close()
         self._detach()
 

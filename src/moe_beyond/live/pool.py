@@ -9,8 +9,7 @@ P pairs of a token and one of its experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +64,16 @@ class ExpertPool:
         """The bytes of a slot, uint8 [bytes of a record], aligned for direct reads."""
         return self.bytes_SB[slot]
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The slots as an experts module's parameters by name, [slots, ...], without copying."""
+        num_slots, found = len(self.bytes_SB), {}
+        for parameter in self._parameters:
+            column = self.bytes_SB[:, parameter.offset : parameter.offset + parameter.nbytes]
+            # of a slot contiguous, from slot to slot a record apart
+            values = column.view(parameter.dtype).view(num_slots, *parameter.shape)
+            found[parameter.name] = nn.Parameter(values, requires_grad=False)
+        return found
+
     def attach(self, layers: Sequence[MoELayer], run: Callable[..., torch.Tensor]) -> Callable[[], None]:
         """Give all layers the slots for parameters, and let `run` stand before their experts.
 
@@ -75,30 +84,29 @@ class ExpertPool:
         Returns:
             What undoes it.
         """
-        num_slots = len(self.bytes_SB)
-        undo: list[Callable[[], None]] = []
-        for parameter in self._parameters:
-            column = self.bytes_SB[:, parameter.offset : parameter.offset + parameter.nbytes]
-            # of a slot contiguous, from slot to slot a record apart
-            slots = nn.Parameter(column.view(parameter.dtype).view(num_slots, *parameter.shape), requires_grad=False)
-            path, _, name = parameter.name.rpartition(".")
-            for layer in layers:
-                # what setattr does, without its look at the old value
-                held: Any = layer.experts.get_submodule(path)._parameters
-                undo.append(partial(held.__setitem__, name, held[name]))
-                held[name] = slots
+        slots = self.parameters()
+        own = [{name: layer.experts.get_parameter(name) for name in slots} for layer in layers]
+        counts = [getattr(layer.experts, "num_experts", None) for layer in layers]
         for index, layer in enumerate(layers):
             module: Any = layer.experts
-            undo.append(partial(setattr, module, "num_experts", module.num_experts))
-            undo.append(partial(module.__dict__.pop, "forward"))
-            module.num_experts = num_slots
+            _set_parameters(module, slots)
+            module.num_experts = len(self.bytes_SB)
             module.forward = _before(run, index, module.forward)
 
         def detach() -> None:
-            for step in undo:
-                step()
+            for layer, parameters, count in zip(layers, own, counts, strict=True):
+                module: Any = layer.experts
+                del module.__dict__["forward"]
+                _set_parameters(module, parameters)
+                module.num_experts = count
 
         return detach
+
+
+def _set_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        path, _, last = name.rpartition(".")
+        module.get_submodule(path)._parameters[last] = parameter
 
 
 def _before(run: Callable[..., torch.Tensor], index: int, forward: Callable[..., torch.Tensor]) -> Any:

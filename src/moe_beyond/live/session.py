@@ -5,8 +5,8 @@ Shape suffixes: M experts of the model, V precisions, T tokens, K experts per to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.live.next_gate import NextGate
 from moe_beyond.live.offloaded import OffloadedExperts
 from moe_beyond.live.pool import ExpertPool
-from moe_beyond.live.tiers import FileTier
+from moe_beyond.live.precisions import Copies, PrecisionTier, levels_of
 from moe_beyond.simulator.engine.stepped_cache import SteppedCache
 from moe_beyond.traces.schema import TraceMetadata
 
@@ -93,6 +93,7 @@ def offloaded(
     num_prompts: int,
     *,
     online: Online | None = None,
+    levels_V: Sequence[int] = (),
     lookahead: int = 2,
     lanes: int = 1,
     gb_per_s: float | None = None,
@@ -107,6 +108,7 @@ def offloaded(
         budget: How much the cache holds; slots for `top_k + SPARE_SLOTS` experts more are taken.
         num_prompts: Prompts that will run.
         online: The policy's decisions; None: `policy.online`.
+        levels_V: Levels of the copies at each precision; empty: as `precisions.levels_of` finds them.
         lookahead: For how many layers beyond the present one prefetches may start.
         lanes: Pieces of an expert read at once.
         gb_per_s: Slow the link down to so many 10^9 bytes a second.
@@ -118,19 +120,26 @@ def offloaded(
     """
     meta, layers = metadata_of(model, store), moe_layers(model)
     decisions = policy.online(meta) if online is None else online
-    cache = SteppedCache(policy, meta, budget, num_prompts, lookahead=lookahead)
-    if cache.capacity_experts < meta.top_k:
-        raise InputError(
-            f"budget: holds {cache.capacity_experts} experts, a token of {meta.model_id} uses {meta.top_k} in a layer; "
-            f"give at least {meta.top_k} experts"
+    with closing(Copies.open(store, levels_of(policy, decisions, store, levels_V))) as copies:
+        cache = SteppedCache(
+            policy,
+            meta,
+            budget,
+            num_prompts,
+            lookahead=lookahead,
+            bytes_share_M=decisions.bytes_share_M,
+            # what lies on the tier, not what the policy takes it to be
+            size_VM=copies.size_VM,
         )
-    slots = min(cache.most_residents, meta.num_model_experts) + meta.top_k + SPARE_SLOTS
-    pool = ExpertPool(store.parameters, store.stride, meta.num_model_experts, slots)
-    gate = NextGate.of(model, layers) if real_gate else None
-    experts = OffloadedExperts(
-        layers, pool, FileTier(store, pool), cache, decisions, lanes=lanes, gb_per_s=gb_per_s, gate=gate
-    )
-    try:
-        yield experts
-    finally:
-        experts.close()
+        if cache.capacity_experts < meta.top_k:
+            raise InputError(
+                f"budget: holds {cache.capacity_experts} experts, a token of {meta.model_id} uses {meta.top_k} in a "
+                f"layer; give at least {meta.top_k} experts"
+            )
+        slots = min(cache.most_residents, meta.num_model_experts) + meta.top_k + SPARE_SLOTS
+        pool = ExpertPool(store.parameters, store.stride, meta.num_model_experts, slots)
+        gate, tier = NextGate.of(model, layers) if real_gate else None, PrecisionTier(pool, copies)
+        with closing(
+            OffloadedExperts(layers, pool, tier, cache, decisions, lanes=lanes, gb_per_s=gb_per_s, gate=gate)
+        ) as experts:
+            yield experts

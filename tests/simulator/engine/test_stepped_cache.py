@@ -17,11 +17,15 @@ from tests.traces_of_chance import chance_trace
 ON_DEMAND = ["lru", "layer_lru", "lfu", "lfu_resident", "layer_lfu", "fifo", "lfru", "least_stale", "random"]
 OTHERS = ["static_popularity", "layer_lru_fitted", "mixtral_offloading", "fate", "drop_cold", "hobbit", "substitution"]
 
+CHANGED = ["seer_moe", "lexi", "mc", "mote"]
+
 
 def step_through(trace, policy, budget):
     """Counts of a stepped cache whose link takes no time, ahead of every event."""
     meta, online = trace.metadata, policy.online(trace.metadata)
-    cache = SteppedCache(policy, meta, budget, trace.num_prompts, lookahead=0)
+    cache = SteppedCache(
+        policy, meta, budget, trace.num_prompts, lookahead=0, bytes_share_M=online.bytes_share_M
+    )
     # a request counts from the moment before its event on, as where loading takes no time
     cache._lookahead = 0
     shares = shares_TLK(trace.weights_TLK)
@@ -59,7 +63,7 @@ def step_through(trace, policy, budget):
     return cache.result()
 
 
-@pytest.mark.parametrize("name", [*ON_DEMAND, *OTHERS])
+@pytest.mark.parametrize("name", [*ON_DEMAND, *OTHERS, *CHANGED])
 @pytest.mark.parametrize("capacity", [3, 9, 20])
 def test_a_stepped_cache_counts_what_a_replay_counts(name, capacity):
     trace = chance_trace(5, seed=capacity)

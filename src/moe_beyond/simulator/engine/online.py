@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.simulator.jit import F32, I32, Bools
+from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ class Online:
 
     token_ms = 0.0
     """Milliseconds that its predictor has taken so far."""
+    bytes_share_M: F64 | None = None
+    """Bytes of each expert as a share of the whole ones, as `ChangedDemand` has them; None: 1."""
+    levels_M: I64 | None = None
+    """Of how many levels each expert's weights are where it is loaded for real, 0 for all that they have; None: 0."""
 
     def __init__(self, scores_M: F32 | None = None) -> None:
         """A policy whose scores never change, or that has none."""

@@ -20,7 +20,7 @@ from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.policy_inputs import units_of
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.stepper import BEGIN, NOTHING
-from moe_beyond.simulator.engine.usage import LOST_SKIPPED, NUM_LOSSES, full_precision
+from moe_beyond.simulator.engine.usage import LOST_PRECISION, LOST_SKIPPED, NUM_LOSSES, full_precision
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.traces.schema import TraceMetadata
 
@@ -63,6 +63,7 @@ class SteppedCache:
         *,
         lookahead: int,
         bytes_share_M: F64 | None = None,
+        size_VM: F64 | None = None,
         overrun: bool = False,
     ) -> None:
         """An empty cache.
@@ -73,14 +74,17 @@ class SteppedCache:
             budget: How much the cache holds.
             num_prompts: Prompts that will run.
             lookahead: For how many layers beyond the present one prefetches may start.
-            bytes_share_M: Bytes of each expert as a share of the whole ones; None: 1.
+            bytes_share_M: Bytes of each expert as a share of the whole ones, as the policy says; None: 1. Below 1 its
+                weight counts as lost to low precision.
+            size_VM: What they are at each precision where they exist; None: as the policy says.
             overrun: As for `replay.replay`.
         """
         self._policy, self._meta, self._budget, self._overrun = policy, meta, budget, overrun
         self._lookahead = lookahead if policy.lookahead is None else policy.lookahead
         num_experts = meta.num_model_experts
         share_M = np.ones(num_experts) if bytes_share_M is None else bytes_share_M
-        size_VM = np.asarray(policy.precisions)[:, None] * share_M
+        size_VM = np.asarray(policy.precisions)[:, None] * share_M if size_VM is None else size_VM
+        self._is_low_M = None if bytes_share_M is None else share_M < 1
         whole_M = np.repeat(np.asarray(meta.expert_bytes, np.int64), meta.num_experts)
         self.bytes_VM: I64 = np.asarray(np.rint(whole_M * size_VM), np.int64)
         self._units_VM, budget_G = units_of(policy, meta, budget, size_VM)
@@ -211,6 +215,9 @@ class SteppedCache:
             self._counts_RC[self._row, [cache.ACCESSES, cache.SKIPPED]] += skipped
             self._weight_lost_RW[self._row, LOST_SKIPPED] += shares_I[~keep_I].sum() * self._num_tokens
             members_I, shares_I = members_I[keep_I], shares_I[keep_I]
+        if self._is_low_M is not None:
+            low = shares_I[self._is_low_M[members_I]].sum()
+            self._weight_lost_RW[self._row, LOST_PRECISION] += low * self._num_tokens
         demand, count = self._policy.demand, len(members_I)
         stepper.route(
             self._policy.rank,

@@ -4,17 +4,19 @@ All keep least recently used in each layer, so that what the change saves stands
 that they recover by fine-tuning is not in a trace. What they decide from was counted on the training split.
 
 Shape suffixes: V passes, A accesses, T tokens, L MoE layers, K experts per token, E routed experts in a layer,
-M = L * E experts of the model.
+M = L * E experts of the model, I members of an event.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from typing_extensions import override
 
 from moe_beyond.errors import InputError
+from moe_beyond.simulator.engine.online import Online, Routing
 from moe_beyond.simulator.engine.policy import ChangedDemand, Policy
 from moe_beyond.simulator.jit import F32, F64, I64, Bools
 from moe_beyond.simulator.policies.count_matrices import model_wide_TLK
@@ -22,11 +24,13 @@ from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.weight_shares import shares_TLK
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 _PRUNED = 0.25
-_LEXI_KEPT = 0.75
+LEXI_KEPT = 0.75
+"""Share of all uses that LExI leaves."""
 _TERNARY_BYTES = 0.25
+_TERNARY_LEVELS = 3
 _BITS_TRACED = 8
 _NEGLIGIBLE = 0.2
 
@@ -60,6 +64,31 @@ def place_A(events: Events, policy: str) -> I64:
     place = np.empty(len(order_A), np.int64)
     place[order_A] = np.arange(len(order_A)) - offsets_V[:-1][pass_A]
     return place
+
+
+class OnlineChange(Online):
+    """The same changes while a model runs: what an event keeps, and its experts' sizes."""
+
+    def __init__(
+        self,
+        keeps: Callable[[Routing], Bools | None] | None = None,
+        bytes_share_M: F64 | None = None,
+        levels_M: I64 | None = None,
+    ) -> None:
+        """`keeps` says which members of an event are used; sizes and levels as `Online` has them."""
+        super().__init__()
+        self._keeps, self.bytes_share_M, self.levels_M = keeps, bytes_share_M, levels_M
+
+    @override
+    def keep(self, routing: Routing) -> Bools | None:
+        return None if self._keeps is None else self._keeps(routing)
+
+
+def places_I(routing: Routing) -> I64:
+    """Place of each member by weight, as `place_A`; int64."""
+    place_I = np.empty(len(routing.shares_I), np.int64)
+    place_I[np.argsort(-routing.shares_I, kind="stable")] = np.arange(len(place_I))
+    return place_I
 
 
 class _OverLayerLru(Policy):
@@ -98,6 +127,10 @@ class SeerMoe(_OverLayerLru):
         keep_A = ~self.is_pruned_M[events.members_A] | (place_A(events, self.name) == 0)
         return ChangedDemand(keep_A, np.ones(len(self.is_pruned_M)))
 
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineChange(lambda routing: ~self.is_pruned_M[routing.members_I] | (places_I(routing) == 0))
+
 
 @dataclass(frozen=True)
 class Lexi(_OverLayerLru):
@@ -122,7 +155,7 @@ class Lexi(_OverLayerLru):
         meta = training.metadata
         shares_TLK = np.sort(training_shares_TLK(training, cls.name), axis=2)[..., ::-1]
         mean_LK = shares_TLK.mean(axis=0, dtype=np.float64)
-        dropped = meta.token_cycle - max(meta.num_layers, round(_LEXI_KEPT * meta.token_cycle))
+        dropped = meta.token_cycle - max(meta.num_layers, round(LEXI_KEPT * meta.token_cycle))
         # a layer's places fall in weight, so the lightest of all are the last of their layers
         lightest = np.argsort(mean_LK[:, 1:].ravel(), kind="stable")[:dropped]
         layers = lightest // max(1, meta.top_k - 1)
@@ -133,6 +166,12 @@ class Lexi(_OverLayerLru):
         layer_A = events.layer_N[events.event_A]
         keep_A = (place_A(events, self.name) < self.top_k_L[layer_A]) | ~events.is_decode_A
         return ChangedDemand(keep_A, np.ones(events.metadata.num_model_experts))
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineChange(
+            lambda routing: places_I(routing) < self.top_k_L[routing.layer] if routing.decodes else None
+        )
 
 
 class Mote(_OverLayerLru):
@@ -150,6 +189,11 @@ class Mote(_OverLayerLru):
         return ChangedDemand(
             np.ones(events.num_accesses, bool), np.full(events.metadata.num_model_experts, _TERNARY_BYTES)
         )
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        num_experts = meta.num_model_experts
+        return OnlineChange(None, np.full(num_experts, _TERNARY_BYTES), np.full(num_experts, _TERNARY_LEVELS))
 
 
 @dataclass(frozen=True)
@@ -187,3 +231,12 @@ class Mc(_OverLayerLru):
         shares_A, offsets_V = events.require_shares(self.name), LayerPasses.of(events).offsets_V
         first_A = np.repeat(np.maximum.reduceat(shares_A, offsets_V[:-1]), np.diff(offsets_V))
         return ChangedDemand((shares_A >= _NEGLIGIBLE * first_A) | ~events.is_decode_A, self.bytes_share_M)
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        bits_M = np.rint(_BITS_TRACED * self.bytes_share_M).astype(np.int64)
+
+        def keeps(routing: Routing) -> Bools | None:
+            return routing.shares_I >= _NEGLIGIBLE * routing.shares_I.max() if routing.decodes else None
+
+        return OnlineChange(keeps, self.bytes_share_M, 2**bits_M)

@@ -1,0 +1,26 @@
+"""Parameters of the live check: the section `verify` of params.yaml."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from moe_beyond.settings import Settings
+
+
+class VerifySettings(Settings):
+    """How much of the test prompts is decoded live, with experts on disk."""
+
+    prompts: int = Field(default=3, ge=1)
+    """Test prompts that each policy decodes on a link slowed down to the headline device's."""
+    tokens: int = Field(default=32, ge=2)
+    """Tokens of each that are decoded at most."""
+    quality_prompts: int = Field(default=8, ge=2)
+    """Test prompts on which lossy policies are compared with the full model."""
+    quality_tokens: int = Field(default=32, ge=3)
+    """Tokens of each that are compared at most."""
+    lossy: tuple[str, ...] = ("hobbit", "drop_cold")
+    """Lossy policies that are timed too; the quality of all of them is measured in any case."""
+    threads: int | None = Field(default=1, ge=1)
+    """That compute; null: torch's choice."""
+    lanes: int = Field(default=1, ge=1)
+    """Parts of an expert that are read at once."""
