@@ -42,7 +42,7 @@ class LiveCase:
 
     def trace(self):
         with RoutingRecorder(moe_layers(self.model)) as recorder:
-            captured = [part for prompt in self.prompts for part in route_batch(self.model, recorder, [prompt], SETTINGS, 3)]
+            captured = [route_batch(self.model, recorder, [prompt], SETTINGS, 3)[0] for prompt in self.prompts]
         return validate(trace_of(self.meta, captured), "tiny")
 
     def run(self, policy, capacity, online=None):

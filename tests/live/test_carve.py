@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_beyond.errors import InputError
-from moe_beyond.live.carve import carve
+from moe_beyond.live.carve import _grouped, carve
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
@@ -39,8 +39,6 @@ def test_with_all_experts_active_it_is_the_dense_model(kind):
 
 
 def test_shared_neurons_are_the_most_active_ones_and_groups_share_their_tokens():
-    from moe_beyond.live.carve import _grouped
-
     # neurons 0 and 1 are active for all tokens, the others in two groups for one half of them each
     active = np.zeros((8, 6), np.float32)
     active[:, :2] = active[:4, [2, 5]] = active[4:, [3, 4]] = 1

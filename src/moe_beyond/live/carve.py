@@ -45,7 +45,9 @@ class CarvedBlock(nn.Module):
         router: Gate and up projections of the experts' representatives, float [2 E, H], rows of length 1.
     """
 
-    def __init__(self, mlp: nn.Module, read_TH: torch.Tensor, routed: int, shared: int, top_k: int, active: int) -> None:
+    def __init__(
+        self, mlp: nn.Module, read_TH: torch.Tensor, *, routed: int, shared: int, top_k: int, active: int
+    ) -> None:
         """Carve `mlp`, which keeps only its shared neurons, by what it reads; the rest is as for `carve`."""
         super().__init__()
         gate_IH, up_IH, down_HI = (getattr(mlp, name).weight.detach() for name in _PROJECTIONS)
@@ -135,7 +137,8 @@ def carve(
             )
     read = _read_by(model, mlps, prompts)
     for path, mlp in mlps.items():
-        model.set_submodule(path, CarvedBlock(mlp, read[path], routed, shared, top_k, active).eval())
+        block = CarvedBlock(mlp, read[path], routed=routed, shared=shared, top_k=top_k, active=active)
+        model.set_submodule(path, block.eval())
 
 
 def _read_by(

@@ -28,25 +28,36 @@ if TYPE_CHECKING:
     from moe_beyond.simulator.jit import F32, I32
 
 
+_TOP_K = (torch.topk, torch.Tensor.topk)
+
+
 class _Chosen(Exception):  # noqa: N818 - no error: the block has chosen, and nothing more is wanted of it
     """Ends a block's forward where it calls its experts."""
 
 
-class _ChangedLogits(TorchFunctionMode):
-    """Changes what the linear map from hidden states to a value an expert gives; `found` counts such maps."""
+class _Overridden(TorchFunctionMode):
+    """Stands in for a step of a router: what its linear map gives (`change`), or what its top-k chooses (`ids_TK`).
 
-    def __init__(self, num_experts: int, change: Callable[[F32], F32]) -> None:
+    Routers are modules of many kinds, but these two steps are the same functions in all. `found` counts such steps.
+    """
+
+    def __init__(
+        self, num_experts: int, *, change: Callable[[F32], F32] | None = None, ids_TK: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.found = 0
-        self._num_experts, self._change = num_experts, change
+        self._num_experts, self._change, self._ids_TK = num_experts, change, ids_TK
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # routers are modules of many kinds; all of them apply their weights [E, H] so
-        if func is functional.linear and out.shape[-1] == self._num_experts:
+        if self._change is not None and func is functional.linear and out.shape[-1] == self._num_experts:
             self.found += 1
             logits_TE = out.float().cpu().numpy().reshape(-1, self._num_experts)
-            out = torch.from_numpy(self._change(logits_TE)).to(out).view(out.shape)
+            return torch.from_numpy(self._change(logits_TE)).to(out).view(out.shape)
+        # a top-k of groups has three axes
+        if self._ids_TK is not None and func in _TOP_K and args[0].shape[1:] == (self._num_experts,):
+            self.found += 1
+            return torch.return_types.topk((args[0].gather(-1, self._ids_TK), self._ids_TK))
         return out
 
 
@@ -60,7 +71,7 @@ class NextGate:
     def __init__(self, blocks: list[nn.Module], num_experts: int) -> None:
         """Ask the blocks that hold router and experts, one a MoE layer."""
         self.asks = False
-        self._blocks, self._num_experts = blocks, num_experts
+        self._blocks, self._num = blocks, num_experts
         self._chosen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
@@ -75,15 +86,23 @@ class NextGate:
         Args:
             hidden_TH: What it reads.
             layer: Index of the MoE layer.
-            change: Replaces its logits, float32 [T, E]; None: they stay.
+            change: Replaces its logits, float32 [T, E], while it chooses; the weights are those that it gives to the
+                chosen experts from its own logits. None: they stay.
 
         Raises:
-            InputError: Its block cannot be run by itself, or it is not plain which values are its logits.
+            InputError: Its block cannot be run by itself, or it is not plain where its logits or its top-k are.
         """
-        changed = None if change is None else _ChangedLogits(self._num_experts, change)
+        ids, weights = self._run(hidden_TH, layer, None if change is None else _Overridden(self._num, change=change))
+        if change is not None:
+            _, weights = self._run(hidden_TH, layer, _Overridden(self._num, ids_TK=ids.long()))
+        return Choice(ids.long().cpu().numpy(), weights.float().cpu().numpy())
+
+    def _run(
+        self, hidden_TH: torch.Tensor, layer: int, overridden: _Overridden | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.asks, self._chosen = True, None
         try:
-            with changed or nullcontext():
+            with overridden or nullcontext():
                 self._blocks[layer](hidden_TH[None])
         except _Chosen:
             pass
@@ -91,13 +110,12 @@ class NextGate:
             self.asks = False
         if self._chosen is None:
             raise InputError(f"MoE layer {layer}: its router cannot be asked apart from its layer; use another policy")
-        if changed is not None and changed.found != 1:
+        if overridden is not None and overridden.found != 1:
             raise InputError(
-                f"MoE layer {layer}: {changed.found} linear maps give a value for each of its {self._num_experts} "
-                "experts, so the router's logits cannot be told; use a policy that does not change them"
+                f"MoE layer {layer}: its router has no one linear map to its {self._num} experts and one top-k of them, so "
+                "its choice cannot be changed; use a policy that leaves it alone"
             )
-        ids, weights = self._chosen
-        return Choice(ids.long().cpu().numpy(), weights.float().cpu().numpy())
+        return self._chosen
 
     def experts(self, layer: int, hidden_TH: torch.Tensor) -> I32:
         """The experts that it chooses for one token, in falling order of weight, int32 [K]."""

@@ -47,10 +47,12 @@ class AskRouter(Protocol):
     """Runs the router of a layer (index) on what the present layer's has read."""
 
     def __call__(self, layer: int, change: Callable[[F32], F32] | None = None) -> Choice:
-        """Its own way of choosing, from its logits, float32 [T, E], as `change` returns them.
+        """What it chooses, its own way, from its logits, float32 [T, E], as `change` returns them.
+
+        The weights are those that it gives to these experts without the change.
 
         Raises:
-            InputError: It cannot be run apart from its layer, or its logits cannot be told from other values.
+            InputError: It cannot be run apart from its layer, or it chooses in a way that cannot be changed.
         """
 
 

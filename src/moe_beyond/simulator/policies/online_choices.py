@@ -45,7 +45,7 @@ class OnlineMoBile(Online):
 
 
 class OnlineCachePrior(Online):
-    """Raises the logits of what is resident, and of the best ones, and lets the router choose from these.
+    """Raises the logits of what is resident, and of the best ones, and lets the router choose by these.
 
     As it never sets scores, the policy's demand function, which stands in for this on traces, replaces nothing.
     """
@@ -77,8 +77,8 @@ class OnlineCachePrior(Online):
 class OnlinePreMoe(Online):
     """Runs a prompt on the subset of its pattern alone, once it is matched; until then the model is whole.
 
-    The router chooses among the subset: the logits of all others are minus infinity. Where no model runs, and where a
-    router chooses one of them nevertheless (its score may be a bias alone), it is skipped.
+    The router chooses among the subset: the logits of all others are minus infinity while it does. Where no model runs,
+    and where a router chooses one of them nevertheless (its score may be a bias alone), it is skipped.
 
     Attributes:
         policy: Holds the patterns.
@@ -141,8 +141,7 @@ class OnlinePreGated(Online):
     Attributes:
         num_layers: MoE layers.
         num_experts: Experts in each.
-        reweighs: Only the experts are guessed: their weights are what the layer's own router gives when it may choose
-            no others.
+        reweighs: Only the experts are guessed: their weights are what the layer's own router gives them.
     """
 
     num_layers: int
