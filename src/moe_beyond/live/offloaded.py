@@ -7,7 +7,7 @@ I members of an event, M experts of the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,8 @@ class OffloadedExperts:
             online: The policy's decisions.
             lanes: Pieces of an expert read at once.
             gb_per_s: As for `Link`.
-            gate: Asked by policies that guess the next layer's experts; None: they guess by a fitted map.
+            gate: Asked by policies that guess the next layer's experts or choose otherwise than their layer; None: the
+                former guess by a fitted map.
         """
         self.cache, self.times = cache, list[StepTime]()
         self.outcomes: list[np.ndarray[Any, Any]] = []
@@ -179,6 +180,15 @@ class OffloadedExperts:
         if self._gate is not None and self._gate.asks:
             self._gate.answer(ids_TK, weights_TK)
         routing = self._routing(layer, hidden_TH, ids_TK, weights_TK)
+        if routing.decodes:
+            first = layer * self._num_experts
+            with self._link.changed:
+                resident_E = self.cache.resident_M[first : first + self._num_experts]
+            choice = self._online.choose(routing, resident_E)
+            if choice is not None:
+                ids_TK = torch.from_numpy(choice.experts_TK).to(ids_TK)
+                weights_TK = torch.from_numpy(choice.weights_TK).to(weights_TK)
+                routing = self._routing(layer, hidden_TH, ids_TK, weights_TK)
         self._experts_LTK.append(np.asarray(routing.experts_TK, np.int64))
         keep_I = self._online.keep(routing)
         with self._link.changed:
@@ -224,8 +234,12 @@ class OffloadedExperts:
         step = self._step
         assert step is not None  # noqa: S101 - experts run in a step
         gate = self._gate
-        ask = None if gate is None or not step.decodes else partial(gate.experts, hidden_TH=hidden_TH)
-        return Routing(self.cache.event, layer, step.decodes, members_I, shares_I, experts_TK, ask)
+        routing = Routing(self.cache.event, layer, step.decodes, members_I, shares_I, experts_TK)
+        if gate is None or not step.decodes:
+            return routing
+        return replace(
+            routing, next_gate=partial(gate.experts, hidden_TH=hidden_TH), ask_router=partial(gate.choice, hidden_TH)
+        )
 
     def _compute(  # noqa: PLR0917 - an event's parts
         self,

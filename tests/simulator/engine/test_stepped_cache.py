@@ -15,7 +15,16 @@ from moe_beyond.simulator.schedule.weight_shares import shares_TLK
 from tests.traces_of_chance import chance_trace
 
 ON_DEMAND = ["lru", "layer_lru", "lfu", "lfu_resident", "layer_lfu", "fifo", "lfru", "least_stale", "random"]
-OTHERS = ["static_popularity", "layer_lru_fitted", "mixtral_offloading", "fate", "drop_cold", "hobbit", "substitution"]
+OTHERS = [
+    "static_popularity",
+    "layer_lru_fitted",
+    "mixtral_offloading",
+    "fate",
+    "drop_cold",
+    "hobbit",
+    "substitution",
+    "mobile",
+]
 
 CHANGED = ["seer_moe", "lexi", "mc", "mote"]
 

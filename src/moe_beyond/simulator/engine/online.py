@@ -1,17 +1,19 @@
 """What a policy decides while a model runs: what its arrays over a whole trace say, one event at a time.
 
-Shape suffixes: I members of an event, M experts of the model, W experts of a request.
+Shape suffixes: I members of an event, M experts of the model, W experts of a request, T tokens of a step, K experts per
+token, E experts in a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.errors import InputError
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 
 
@@ -34,6 +36,26 @@ class Step:
     tokens: tuple[str, ...]
 
 
+class Choice(NamedTuple):
+    """What a router gives: ids within its layer, int64 [T, K], and combine weights, float32 [T, K]."""
+
+    experts_TK: npt.NDArray[np.int64]
+    weights_TK: F32
+
+
+class AskRouter(Protocol):
+    """Runs the router of a layer (index) on what the present layer's has read."""
+
+    def __call__(self, layer: int, change: Callable[[F32], F32] | None = None) -> Choice:
+        """What it chooses, its own way, from its logits, float32 [T, E], as `change` returns them.
+
+        The weights are those that it gives to these experts without the change.
+
+        Raises:
+            InputError: It cannot be run apart from its layer, or it chooses in a way that cannot be changed.
+        """
+
+
 @dataclass(frozen=True)
 class Routing:
     """What a router chose in one event.
@@ -47,6 +69,7 @@ class Routing:
         experts_TK: int, ids within the layer that each of the step's tokens uses, in falling order of weight.
         next_gate: The experts, in falling order, that the router of a later layer (index) would choose for what this
             layer's router has read; None where a trace is stepped, which has no hidden states.
+        ask_router: Runs routers on it; None likewise.
     """
 
     event: int
@@ -56,6 +79,13 @@ class Routing:
     shares_I: F32
     experts_TK: npt.NDArray[np.integer]
     next_gate: Callable[[int], I32] | None = None
+    ask_router: AskRouter | None = None
+
+    def require_router(self, policy: str) -> AskRouter:
+        """`ask_router`; raises InputError where there is none."""
+        if self.ask_router is None:
+            raise InputError(f"policy {policy}: asks the model's routers; run it beside a model, with its real gates")
+        return self.ask_router
 
 
 class Request(NamedTuple):
@@ -85,6 +115,14 @@ class Online:
         The time of a predictor's token step passes in here.
         """
         return (self._scores_M if step.first_event == 0 else None), []
+
+    def choose(self, routing: Routing, resident_E: Bools) -> Choice | None:
+        """In a decode step, ahead of `keep`: what the layer computes with instead; None: what its router chose.
+
+        `routing` is the router's own; the others then get that of this choice. `resident_E` says which of the layer's
+        experts have a place in the cache.
+        """
+        return None
 
     def keep(self, routing: Routing) -> Bools | None:
         """Which of the members it uses; None: all."""

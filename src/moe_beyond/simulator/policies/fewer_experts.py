@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import FULL, LAYER, SCORE, SKIP, WEIGHT_SUM, ChangedDemand, Policy
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, Bools, compiled
 from moe_beyond.simulator.policies.changed_models import place_A, training_shares_TLK
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.policies.on_demand import last_use
+from moe_beyond.simulator.policies.online_choices import OnlineCachePrior, OnlineMoBile
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 _COLD = 0.5
 _ALWAYS_KEPT = 2
@@ -122,6 +124,10 @@ class CachePrior(Policy):
         mean_SL = (np.cumsum(range_SL, axis=0) - range_SL) / seen_S1
         return np.repeat(mean_SL, events.metadata.num_experts, axis=1).astype(np.float32)
 
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineCachePrior(meta.num_layers, _PRIOR, _ALWAYS_KEPT)
+
 
 @dataclass(frozen=True)
 class MoBile(Policy):
@@ -166,3 +172,7 @@ class MoBile(Policy):
         halved_S = passes.is_decode_S & (first_S > self.upper_half_share)
         halved_A = halved_S[passes.step_V[pass_A]] & (passes.layer_V[pass_A] > 0)
         return ChangedDemand(upper_A | ~halved_A, np.ones(events.metadata.num_model_experts))
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlineMoBile(self.upper_half_share)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import numpy as np
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.policies.on_demand import last_use
+from moe_beyond.simulator.policies.online_choices import OnlinePreGated
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from moe_beyond.traces.schema import TraceMetadata
@@ -43,3 +45,7 @@ class PreGated(Policy):
         experts_X = events.members_A[starts_X + np.arange(counts_Q.sum())]
         known_Q, target_Q = when_routed(passes.last_V[from_Q]), passes.first_V[from_Q + 1]
         return Prefetches.from_requests(events, known_Q, target_Q, counts_Q, experts_X)
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        return OnlinePreGated(meta.num_layers, meta.num_experts)

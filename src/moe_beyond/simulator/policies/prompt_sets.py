@@ -1,7 +1,8 @@
 """Expert sets chosen for a whole prompt, from training prompts that resemble it or those before it.
 
-Both publications load their set and then run on it alone. Here, where no output may change, an expert of the set is
-loaded at its first use and stays, and any other is loaded when it is used and not kept.
+Both publications load their set and then run on it alone. In a replay, where no output may change, an expert of the set
+is loaded at its first use and stays, and any other is loaded when it is used and not kept. Beside a model, PreMoe runs
+on its set alone.
 
 Shape suffixes: P prompts of the replay, G prompts or patterns of the training split, S steps, L MoE layers,
 M = L * E experts of the model.
@@ -16,17 +17,21 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import SCORE, Policy
 from moe_beyond.simulator.jit import F32, F64
 from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM
 from moe_beyond.simulator.policies.on_demand import by_feature
+from moe_beyond.simulator.policies.online_choices import OnlinePreMoe
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.traces.schema import Trace
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 _NEIGHBOURS = 10
 _KEPT_PROMPTS = 4
 _PATTERNS = 16
 _OPENING_STEPS = 8
+_SUBSET = 0.5
+"""Part of each layer's experts that a subset holds: as where the publication loses little."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,17 @@ class PreMoe(Policy):
             matched = min(end, start + (_OPENING_STEPS if events.is_decode_S[start] else 1))
             opening = slice(events.offsets_N[event_S[start]], events.offsets_N[event_S[matched]])
             counts_M = np.bincount(events.members_A[opening], minlength=meta.num_model_experts)
-            scores_SM[matched:end] = self.patterns_GM[_cosines(self.patterns_GM, counts_M).argmax()]
+            scores_SM[matched:end] = self.nearest_M(counts_M)
         return scores_SM
+
+    def nearest_M(self, counts_M: npt.NDArray[Any]) -> F32:
+        """The pattern that resembles a prompt's counts most, float32."""
+        return np.asarray(self.patterns_GM[_cosines(self.patterns_GM, counts_M).argmax()])
+
+    @override
+    def online(self, meta: TraceMetadata) -> Online:
+        kept = max(meta.top_k, int(_SUBSET * meta.num_experts))
+        return OnlinePreMoe(self, meta.num_layers, kept, _OPENING_STEPS)
 
 
 def _cosines(rows_GM: F32, counts_M: npt.NDArray[Any]) -> F64:

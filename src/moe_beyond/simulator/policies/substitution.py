@@ -2,7 +2,7 @@
 """Importance-driven substitution (SMoE, arXiv 2508.18983): a similar resident expert replaces a missing one. Lossy.
 
 Shape suffixes: I members of an event, F features, M = L * E experts of the model, L MoE layers, E routed experts in a
-layer, T tokens.
+layer, T tokens, N nearest experts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _LOW = 1.0
 class Substitution(Policy):
     """Missing experts of low weight are replaced by resident ones of like function (SMoE, arXiv 2508.18983), lossy.
 
-    Functional likeness needs the experts' outputs, which a trace does not hold. Here it is conditional usage: two
-    experts of a layer are alike where the experts that their tokens used one layer below are. Where none of an expert's
+    Functional likeness needs the experts' outputs, which a trace does not hold; `live.likeness` measures it on a model.
+    `fit` takes conditional usage: two experts of a layer are alike where the experts that their tokens used one layer
+    below are. Where none of an expert's
     eight nearest is free, it is loaded. Eviction by the sum of router weights. Which weights count as low is not in the
     public text: below an equal share.
 
@@ -48,17 +49,22 @@ class Substitution(Policy):
     def fit(cls, training: Trace, neighbours: int = 8) -> Substitution:
         """Count, on the training split, which experts of the layer below (of the first: above) go with each expert."""
         meta = training.metadata
-        nearest_ME = np.empty((meta.num_model_experts, min(neighbours, meta.num_experts - 1)), np.int32)
+        likeness_LEE = np.empty((meta.num_layers, meta.num_experts, meta.num_experts))
         for layer in range(meta.num_layers):
             beside = layer - 1 if layer else min(1, meta.num_layers - 1)
             usage_EE = _used_together(training, layer, beside)
             usage_EE /= np.maximum(np.linalg.norm(usage_EE, axis=1, keepdims=True), 1e-9)
-            likeness_EE = usage_EE @ usage_EE.T
-            np.fill_diagonal(likeness_EE, -1)
-            base = layer * meta.num_experts
-            order_EE = np.argsort(-likeness_EE, axis=1, kind="stable")[:, : nearest_ME.shape[1]]
-            nearest_ME[base : base + meta.num_experts] = base + order_EE
-        return cls(nearest_ME)
+            likeness_LEE[layer] = usage_EE @ usage_EE.T
+        return cls.of_likeness(likeness_LEE, neighbours)
+
+    @classmethod
+    def of_likeness(cls, likeness_LEE: F64, neighbours: int = 8) -> Substitution:
+        """The nearest by a likeness of each two experts of a layer, [L, E, E]: the larger, the more alike."""
+        num_layers, num_experts, _ = likeness_LEE.shape
+        others_LEE = np.where(np.eye(num_experts, dtype=bool), -np.inf, likeness_LEE)
+        order_LEN = np.argsort(-others_LEE, axis=2, kind="stable")[..., : min(neighbours, num_experts - 1)]
+        nearest_LEN = order_LEN + num_experts * np.arange(num_layers)[:, None, None]
+        return cls(nearest_LEN.reshape(num_layers * num_experts, -1).astype(np.int32))
 
     @property
     @override
