@@ -8,6 +8,7 @@ from moe_beyond.assess.settings import AssessSettings
 from moe_beyond.capture.reference.settings import ReferenceSettings
 from moe_beyond.capture.settings import ExtractSettings, TracesSettings
 from moe_beyond.data.settings import SplitSettings
+from moe_beyond.live.settings import VerifySettings
 from moe_beyond.network.settings import ExportSettings
 from moe_beyond.numerics import Numerics
 from moe_beyond.registry.settings import PublishSettings
@@ -32,6 +33,7 @@ class Params(Settings):
     train: TrainSettings = TrainSettings()
     export: ExportSettings = ExportSettings()
     simulate: SimulateSettings = SimulateSettings()
+    verify: VerifySettings = VerifySettings()
     report: ReportSettings = ReportSettings()
     publish: PublishSettings = PublishSettings()
 

@@ -14,7 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe_beyond.errors import InputError
 
-STAGES = ("reference", "extract", "assess", "split", "tune", "train", "export", "simulate", "report", "publish")
+STAGES = (
+    "reference",
+    "extract",
+    "assess",
+    "split",
+    "tune",
+    "train",
+    "export",
+    "simulate",
+    "verify",
+    "report",
+    "publish",
+)
 """One word each for a stage of dvc.yaml, its script, its section of params.yaml and its folder under reports/."""
 
 

@@ -18,7 +18,7 @@ def transformers_job(source: TransformersSource, settings: ExtractSettings, seed
     """How to trace a hub model or a local folder."""
     files = [source.prompts, *([source.held_out_prompts] if source.held_out_prompts else [])]
     return CaptureJob(
-        model=_model(source),
+        model=model_of(source),
         model_id=source.model,
         source=f"captured with transformers over the prompts of {', '.join(files)}",
         licence="that of the prompts and of the model",
@@ -42,7 +42,7 @@ def transformers_prompts(source: TransformersSource, settings: ExtractSettings, 
             raise InputError(
                 f"{source.held_out_prompts}: id {min(common)!r} also stands in {source.prompts}; make ids distinct"
             )
-    tokenizer = load(_model(source)).tokenizer
+    tokenizer = load(model_of(source)).tokenizer
     return [
         prompt
         for part, held_out in texts
@@ -50,5 +50,6 @@ def transformers_prompts(source: TransformersSource, settings: ExtractSettings, 
     ]
 
 
-def _model(source: TransformersSource) -> ModelSource:
+def model_of(source: TransformersSource) -> ModelSource:
+    """What the parameters of a source say about the model."""
     return ModelSource(source.model, source.revision, source.trust_remote_code, source.device_map, source.dtype)

@@ -86,9 +86,11 @@ def _lost_K(model: PreTrainedModel, store: ExpertStore, index: int, seed: int) -
 
     handle = layer.experts.register_forward_pre_hook(on_experts, with_kwargs=True)
     try:
-        ids_TK, weights_TK = by_falling_weight(*gate.choice(index, hidden_TH))
+        chosen = gate.choice(hidden_TH, index)
     finally:
         handle.remove()
+    ids_TK, weights_TK = by_falling_weight(torch.from_numpy(chosen.experts_TK), torch.from_numpy(chosen.weights_TK))
+    ids_TK, weights_TK = ids_TK.to(model.device), weights_TK.to(model.device, model.dtype)
     pool = ExpertPool(store.parameters, store.stride, store.num_experts, store.num_experts)
     for expert in range(store.num_experts):
         record, number = pool.record(expert).numpy().data, index * store.num_experts + expert

@@ -86,7 +86,7 @@ class TokenQuality:
         return cls(divergence_N.numpy(), agrees_N.numpy(), *(loss.numpy() for loss in losses))
 
 
-def measure(  # noqa: PLR0913 - the run's parts
+def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     store: ExpertStore,

@@ -15,7 +15,9 @@ class VerifySettings(Settings):
     tokens: int = Field(default=32, ge=2)
     """Tokens of each that are decoded at most."""
     quality_prompts: int = Field(default=8, ge=2)
-    """Test prompts on which lossy policies are compared with the full model."""
+    """Test prompts whose text lossy policies read beside the full model."""
+    quality_prefill: int = Field(default=8, ge=1)
+    """Tokens of each text that are read at once, ahead of those that are compared."""
     quality_tokens: int = Field(default=32, ge=3)
     """Tokens of each that are compared at most."""
     lossy: tuple[str, ...] = ("hobbit", "drop_cold")

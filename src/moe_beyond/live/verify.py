@@ -5,8 +5,9 @@ Shape suffixes: T tokens, A accesses, N events, P prompts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,11 @@ from moe_beyond.live.session import offloaded
 from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.timing import timed_run, timed_sweep
 from moe_beyond.simulator.engine.usage import LATE, PREFETCHED
+from moe_beyond.simulator.policies.anticipate import Anticipate
+from moe_beyond.simulator.policies.catalogue import build
 from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.online_prediction import predicted
+from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
 
 if TYPE_CHECKING:
@@ -31,9 +36,16 @@ if TYPE_CHECKING:
     from moe_beyond.devices.device import Device
     from moe_beyond.live.offloaded import OffloadedExperts
     from moe_beyond.live.store import ExpertStore
+    from moe_beyond.predictor.runtime import OnnxPredictor
     from moe_beyond.simulator.engine.online import Online
     from moe_beyond.simulator.engine.policy import Policy
-    from moe_beyond.traces.schema import Trace
+    from moe_beyond.simulator.policies.predictions import Predictions
+    from moe_beyond.simulator.policies.settings import PolicySettings
+    from moe_beyond.traces.schema import Trace, TraceMetadata
+
+
+_LEAST_TEXT = 8
+"""Tokens of a text beyond its prefill that are worth comparing."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,8 @@ class Check:
     levels_V: tuple[int, ...] = ()
 
 
-def texts_of(trace: Trace, num_prompts: int, num_tokens: int) -> list[list[int]]:
-    """Token ids of a trace's first prompts, each with at most so many decoded tokens.
+def texts_of(trace: Trace) -> tuple[list[EncodedPrompt], list[list[int]]]:
+    """A trace's prompts, and the token ids of each with what was decoded after it.
 
     Raises:
         InputError: The trace has no token ids, or a prompt of which nothing was decoded.
@@ -62,14 +74,34 @@ def texts_of(trace: Trace, num_prompts: int, num_tokens: int) -> list[list[int]]
             f"{trace.metadata.model_id}: the trace holds no token ids, so it cannot be decoded again; set "
             "extract.privacy to text or ids"
         )
-    texts = []
-    for prompt in range(min(num_prompts, trace.num_prompts)):
-        start, end = trace.prompt_offsets[prompt : prompt + 2].tolist()
-        prefill = int(trace.num_prefill_P[prompt])
-        if end - start <= prefill:
-            raise InputError(f"prompt {trace.prompt_ids[prompt]}: nothing was decoded; set extract.decode_tokens")
-        texts.append(trace.token_ids_T[start : min(end, start + prefill + num_tokens)].tolist())
-    return texts
+    prompts, texts = [], []
+    for prompt, (start, end) in enumerate(itertools.pairwise(trace.prompt_offsets.tolist())):
+        prefill, name = int(trace.num_prefill_P[prompt]), trace.prompt_ids[prompt]
+        if not 0 < prefill < end - start:
+            raise InputError(f"prompt {name}: has no prefill or no decoded token; set extract.decode_tokens above 0")
+        ids = trace.token_ids_T[start:end].tolist()
+        texts.append(ids)
+        prompts.append(EncodedPrompt(name, trace.domains[prompt], held_out=True, token_ids=tuple(ids[:prefill])))
+    return prompts, texts
+
+
+def held_out_texts(trace: Trace, num_texts: int, prefill: int, num_tokens: int) -> list[EncodedPrompt]:
+    """The prompts' own text, not what a model wrote after it: of the first ones that are long enough.
+
+    Args:
+        trace: Of test prompts, with token ids.
+        num_texts: How many.
+        prefill: Tokens of each that are read first.
+        num_tokens: Tokens after them, at most.
+
+    Raises:
+        InputError: As `texts_of`; or no prompt is long enough.
+    """
+    prompts, _ = texts_of(trace)
+    enough = [prompt for prompt in prompts if len(prompt.token_ids) >= prefill + _LEAST_TEXT][:num_texts]
+    if not enough:
+        raise InputError(f"verify.quality_prefill: no test prompt has {prefill + _LEAST_TEXT} tokens; set it lower")
+    return [replace(prompt, token_ids=prompt.token_ids[: prefill + num_tokens]) for prompt in enough]
 
 
 def check(
@@ -109,13 +141,7 @@ def check(
     Raises:
         InputError: As `texts_of`, `session.offloaded` and `decoding.decode`.
     """
-    given = texts_of(trace, trace.num_prompts, trace.num_tokens)
-    starts = [
-        EncodedPrompt(name, domain, held_out=True, token_ids=tuple(text[:prefill]))
-        for name, domain, text, prefill in zip(
-            trace.prompt_ids, trace.domains, given, trace.num_prefill_P.tolist(), strict=True
-        )
-    ]
+    starts, given = texts_of(trace)
 
     def run(experts: OffloadedExperts | None) -> list[Decoded]:
         return decode(model, tokenizer, starts, experts, ExtractSettings(), seed=0, given=given, keep_logits=True)
@@ -176,10 +202,94 @@ def _differ(
     if prepared.prefetches.num_requests:
         return None
     outcome_A, offsets_N = timed_run(prepared, budget, device, workload).outcome_A, prepared.events.offsets_N
-    hits_N = np.array([_hits(outcome_A[first:end]) for first, end in zip(offsets_N[:-1], offsets_N[1:], strict=True)])
+    hits_N = np.array([_hits(outcome_A[first:end]) for first, end in itertools.pairwise(offsets_N)])
     return int((hits_N != np.array([_hits(outcome_I) for outcome_I in experts.outcomes])).sum())
 
 
 def _hits(outcome_I: Any) -> int:
     assert not (outcome_I == LATE).any()  # noqa: S101 - nothing is prefetched
     return int((outcome_I <= PREFETCHED).sum())
+
+
+def replayed(table: pl.DataFrame, split: str, device: str, capacity_experts: int) -> pl.DataFrame:
+    """Rows of the replay's table `on_device` for one place, the fastest first."""
+    place = (pl.col("split") == split) & (pl.col("device") == device) & (pl.col("capacity_experts") == capacity_experts)
+    return table.filter(place).sort("ms_per_token", "policy")
+
+
+def best_that_runs(rows: pl.DataFrame, training: Trace, settings: PolicySettings) -> Policy | None:
+    """The fastest lossless policy of the replay without a predictor that can run beside a model, or None.
+
+    Args:
+        rows: As `replayed` gives them.
+        training: The training split.
+        settings: Of published policies.
+    """
+    names = rows.filter(~pl.col("lossy") & ~pl.col("bound") & pl.col("predictor").is_null())["policy"]
+    for name in names:
+        policy = build(name, training, settings)
+        try:
+            policy.online(training.metadata)
+        except InputError:
+            continue
+        return policy
+    return None
+
+
+def ours(
+    predictions: Predictions, predictor: OnnxPredictor, name: str, width: int, threshold: float
+) -> tuple[Policy, Online]:
+    """The way of using the predictor that bears a name in the replay's tables, replayed and beside a model.
+
+    Raises:
+        AssertionError: No way of using it bears the name.
+    """
+    for policy in predictions.policies(width, threshold):
+        if policy.name == name:
+            evicts = policy if isinstance(policy, Anticipate) else getattr(policy, "eviction", None)
+            _, online = predicted(
+                predictor,
+                predictions.trace.metadata,
+                predictions.popularity_LE,
+                None if isinstance(evicts, Anticipate) else evicts,
+                width if isinstance(policy, Prefetch) else 0,
+                threshold,
+                layers=isinstance(policy, Prefetch) and policy.layers_HTLE is not None,
+            )
+            return policy, online
+    raise AssertionError(f"{name}: no way of using the predictor")
+
+
+def on_device(
+    quality: pl.DataFrame, meta: TraceMetadata, device: Device, workload: Workload, stride: int
+) -> pl.DataFrame:
+    """Add `device_ms_per_token`: on a device, where what was loaded live is loaded on demand, nothing overlapped.
+
+    Args:
+        quality: As `quality.measure` gives it.
+        meta: The model's shape.
+        device: Link and processor.
+        workload: What there is to move and to compute.
+        stride: Bytes that a whole expert moves in the live run.
+    """
+    layers = np.arange(meta.num_layers, dtype=np.int32)
+    dense_N, experts_N = workload.compute_ms(layers, np.full(meta.num_layers, meta.top_k), device)
+    whole_ms = float(device.transfer_ms(workload.expert_bytes_L.astype(np.float64)).mean())
+    loads = pl.col("mib_per_token") * MIB / stride
+    return quality.with_columns((float((dense_N + experts_N).sum()) + loads * whole_ms).alias("device_ms_per_token"))
+
+
+def metrics(measured: pl.DataFrame, own: str | None) -> dict[str, dict[str, float]]:
+    """The numbers that decide: whether the simulator is right about events and outputs, and how far about time."""
+    lossless = measured.filter(~pl.col("lossy"))
+    found: dict[str, Any] = {
+        "events_that_differ": lossless["events_that_differ"].sum(),
+        "events_compared": lossless.filter(pl.col("events_that_differ").is_not_null())["events"].sum(),
+        "greatest_logit_difference": lossless["greatest_logit_difference"].max(),
+    }
+    if own is not None:
+        row = measured.row(by_predicate=pl.col("policy") == own, named=True)
+        for name in ("ms_per_token", "hit_rate"):
+            found |= {name: row[name], f"modelled_{name}": row[f"modelled_{name}"]}
+        found["time_error"] = row["modelled_ms_per_token"] / row["ms_per_token"] - 1
+    return {name: {"value": float(value)} for name, value in found.items()}

@@ -162,6 +162,15 @@ class Trace:
         tokens = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.arange(0)])
         return self._take(prompts, tokens, ends - starts, self.num_prefill_P[prompts])
 
+    def beginning(self, num_prompts: int, decoded: int) -> Trace:
+        """The first prompts, of each its prefill and at most so many decoded tokens, as a trace of its own."""
+        prompts = np.arange(min(num_prompts, self.num_prompts))
+        prefill_P = self.num_prefill_P[prompts]
+        lengths = np.minimum(np.diff(self.prompt_offsets)[prompts], prefill_P.astype(np.int64) + decoded)
+        tokens = np.repeat(self.prompt_offsets[prompts], lengths) + np.arange(lengths.sum())
+        tokens -= np.repeat(offsets_of(lengths)[:-1], lengths)
+        return self._take(prompts, tokens, lengths, prefill_P)
+
     def decode_only(self) -> Trace:
         """The decoded tokens alone, of the prompts that have any."""
         decoded = np.diff(self.prompt_offsets) - self.num_prefill_P.astype(np.int64)

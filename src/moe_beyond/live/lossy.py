@@ -1,0 +1,92 @@
+"""The published policies that change what a model computes, fitted for a running model: its own experts and routers.
+
+Where a publication measures the model itself, so does the fit here; the stand-ins of the replay, which has a trace
+alone, are left to the replay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moe_beyond.capture.prompts import EncodedPrompt
+from moe_beyond.live.likeness import measured_substitution
+from moe_beyond.live.perturbation import fit_lexi
+from moe_beyond.live.quality import Case
+from moe_beyond.simulator.policies.catalogue import build
+from moe_beyond.simulator.policies.changed_models import Lexi
+from moe_beyond.simulator.policies.hobbit import Hobbit
+from moe_beyond.simulator.policies.on_demand import LayerLru
+from moe_beyond.simulator.policies.substitution import Substitution
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from moe_beyond.live.store import ExpertStore
+    from moe_beyond.simulator.policies.settings import PolicySettings
+    from moe_beyond.traces.schema import Trace
+
+LOSSY = (
+    "hobbit",
+    "mobile",
+    "substitution",
+    "cache_prior",
+    "drop_cold",
+    "seer_moe",
+    "lexi",
+    "mc",
+    "mote",
+    "pre_moe",
+    "pre_gated",
+)
+_INT4 = 16
+_READ_TOKENS = 256
+
+
+def lossy_case(
+    name: str, model: PreTrainedModel, store: ExpertStore, training: Trace, *, settings: PolicySettings, seed: int
+) -> Case:
+    """One of LOSSY, or `hobbit_int4`: HOBBIT with 4 bits at low precision, where it takes a quarter of the bytes.
+
+    Args:
+        name: Its name.
+        model: Its experts in memory.
+        store: Its experts.
+        training: Trace of the training split, with token ids and weights.
+        settings: Of published policies.
+        seed: Of random inputs.
+
+    Raises:
+        InputError: The trace lacks what the policy learns from, or the model cannot be measured.
+    """
+    if name == Substitution.name:
+        return Case(measured_substitution(model, _prompts(training), _READ_TOKENS))
+    if name == Lexi.name:
+        return Case(fit_lexi(model, store, seed=seed))
+    if name == f"{Hobbit.name}_int4":
+        return Case(build(Hobbit.name, training, settings), levels_V=(0, _INT4), name=name)
+    return Case(build(name, training, settings))
+
+
+def all_cases(
+    model: PreTrainedModel, store: ExpertStore, training: Trace, *, settings: PolicySettings, seed: int
+) -> list[Case]:
+    """A lossless policy to compare with, and all lossy ones."""
+    names = (*LOSSY[:1], f"{Hobbit.name}_int4", *LOSSY[1:])
+    return [
+        Case(LayerLru()),
+        *(lossy_case(name, model, store, training, settings=settings, seed=seed) for name in names),
+    ]
+
+
+def _prompts(training: Trace) -> Sequence[EncodedPrompt]:
+    ids_T, offsets = training.token_ids_T, training.prompt_offsets.tolist()
+    if ids_T is None:
+        return []
+    return [
+        EncodedPrompt(name, domain, held_out=False, token_ids=tuple(ids_T[start:end].tolist()))
+        for name, domain, start, end in zip(
+            training.prompt_ids, training.domains, offsets[:-1], offsets[1:], strict=True
+        )
+    ]
