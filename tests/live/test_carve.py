@@ -14,13 +14,15 @@ from tests.capture.tiny_models import tiny_model
 from tests.live.offloaded_case import LiveCase, live_prompts
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "pad_token_id": 0}
-SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "eos_token_id": 1}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 1}
 
 
 def dense(kind="llama", **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE | changes)).eval()
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, initializer_range=0.2, **SHAPE | changes)
+        ).eval()
 
 
 def carved(top_k, kind="llama"):

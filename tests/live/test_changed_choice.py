@@ -6,10 +6,11 @@ import torch
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.live.decoding import decode
 from moe_beyond.live.likeness import measured_substitution
-from moe_beyond.simulator.policies.fewer_experts import CachePrior
+from moe_beyond.simulator.policies.fewer_experts import CachePrior, MoBile
 from moe_beyond.simulator.policies.online_choices import OnlineCachePrior
 from moe_beyond.simulator.policies.pre_gated import PreGated
 from moe_beyond.simulator.policies.prompt_sets import PreMoe
+from moe_beyond.simulator.policies.substitution import Substitution
 from tests.capture.tiny_models import tiny_model
 from tests.live.offloaded_case import SETTINGS, LiveCase, live_prompts
 
@@ -28,35 +29,69 @@ def spied(online):
     return online, members
 
 
-def pre_gated_by_hand(model):
-    """OLMoE whose later layers compute with what their gate gives for the hidden states of the layer before."""
-    layers, guess = moe_layers(model), []
-    gates = [model.get_submodule(layer.name.rpartition(".")[0]).gate for layer in layers]
+def decoded_by_hand(case, change):
+    """What the model decodes whose decode steps compute with `change(layer index, hidden, ids, weights)`."""
+    model = case.make()
 
     def wrapped(index, forward):
-        def run(hidden, ids, weights):
-            if len(hidden) == 1:
-                if index:
-                    weights, ids = guess[0]
-                guess[:] = [gates[index + 1](hidden)[1:]] if index + 1 < len(layers) else []
-            return forward(hidden, ids, weights)
+        return lambda hidden, ids, weights: forward(
+            hidden, *(change(index, hidden, ids, weights) if len(hidden) == 1 else (ids, weights))
+        )
 
-        return run
-
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(moe_layers(model)):
         layer.experts.forward = wrapped(index, layer.experts.forward)
-    return model
+    options = {"seed": 3, "keep_logits": True, "given": case.given}
+    return decode(model, case.tokenizer, case.prompts, None, SETTINGS, **options)
+
+
+def assert_changed_alike(case, live, want):
+    for a, b in zip(want, live, strict=True):
+        assert torch.allclose(torch.stack(a.logits_TV), torch.stack(b.logits_TV), atol=1e-5)
+    assert case.difference(live) > 1e-2
 
 
 def test_pre_gated_is_the_model_with_its_gates_a_layer_earlier(tmp_path):
     case = LiveCase(lambda: tiny_model("olmoe"), tmp_path)
+    gates = [case.model.get_submodule(layer.name.rpartition(".")[0]).gate for layer in moe_layers(case.model)]
+    guess = []
+
+    def earlier(index, hidden, ids, weights):
+        weights, ids = guess[0] if index else (weights, ids)
+        guess[:] = [gate(hidden)[1:] for gate in gates[index + 1 : index + 2]]
+        return ids, weights
+
     live, counted = case.run(PreGated(), 12)
-    changed, options = pre_gated_by_hand(case.make()), {"seed": 3, "keep_logits": True, "given": case.given}
-    want = decode(changed, case.tokenizer, case.prompts, None, SETTINGS, **options)
-    for a, b in zip(want, live, strict=True):
-        assert torch.allclose(torch.stack(a.logits_TV), torch.stack(b.logits_TV), atol=1e-5)
-    assert case.difference(live) > 1e-2
+    assert_changed_alike(case, live, decoded_by_hand(case, earlier))
     assert counted.decode.prefetches > 0
+
+
+def test_mobile_computes_the_heavier_half(tmp_path):
+    case = LiveCase(lambda: tiny_model("olmoe"), tmp_path)
+
+    def halved(index, _hidden, ids, weights):
+        lightest = weights == weights.min(dim=1, keepdim=True).values
+        return ids, weights.masked_fill(lightest, 0) if index else weights
+
+    live, counted = case.run(MoBile(upper_half_share=0), case.meta.num_model_experts)
+    assert_changed_alike(case, live, decoded_by_hand(case, halved))
+    # of three experts two are kept, from the second layer on
+    assert counted.decode.skipped == counted.decode.tokens * (case.meta.num_layers - 1)
+
+
+def test_a_replacement_of_equal_outputs_changes_nothing(tmp_path):
+    def twins():
+        model = tiny_model("olmoe")
+        for layer in moe_layers(model):
+            for parameter in layer.experts.parameters():
+                parameter.data[1::2] = parameter.data[::2]
+        return model
+
+    case = LiveCase(twins, tmp_path)
+    nearest_alone = measured_substitution(case.model, live_prompts()).nearest_ME[:, :1]
+    assert nearest_alone.ravel().tolist() == [expert ^ 1 for expert in range(case.meta.num_model_experts)]
+    live, counted = case.run(Substitution(nearest_alone), 12)
+    assert counted.decode.substituted > 0
+    assert case.difference(live) < 1e-5
 
 
 def test_cache_prior_uses_residents_and_without_a_prior_changes_nothing(tmp_path):
@@ -81,13 +116,3 @@ def test_pre_moe_computes_its_subset_alone(tmp_path):
     allowed = {layer * 8 + expert for layer, experts in enumerate(subset.tolist()) for expert in experts}
     assert {expert for event in members for expert in event.tolist()} <= allowed
     assert case.difference(decoded) > 1e-3
-
-
-def test_experts_of_equal_outputs_are_most_alike():
-    model = tiny_model("mixtral")
-    for layer in moe_layers(model):
-        for parameter in layer.experts.parameters():
-            parameter.data[5] = parameter.data[2]
-    nearest = measured_substitution(model, live_prompts()).nearest_ME.reshape(3, 8, 7)
-    assert (nearest[:, 2, 0] == [5, 13, 21]).all()
-    assert (nearest[:, 5, 0] == [2, 10, 18]).all()

@@ -75,7 +75,8 @@ class CarvedBlock(nn.Module):
             kept = linear.weight.detach().index_select(axis, torch.from_numpy(always).to(linear.weight.device))
             linear.weight = nn.Parameter(kept, requires_grad=False)
             linear.out_features, linear.in_features = kept.shape
-        self.experts, self.shared_experts = experts, mlp
+        self.experts: Any = experts
+        self.shared_experts: Any = mlp
 
     def _activation(self, values: torch.Tensor) -> torch.Tensor:
         function: Any = self.act_fn
@@ -88,8 +89,8 @@ class CarvedBlock(nn.Module):
         gate_TE, up_TE = functional.linear(hidden_TH, self.router).chunk(2, dim=1)
         ids_TK = (self._activation(gate_TE) * up_TE).abs().topk(self.top_k, dim=1).indices
         routed_TH = self.experts(hidden_TH, ids_TK, torch.ones_like(ids_TK, dtype=hidden_TH.dtype))
-        shared: torch.Tensor = self.shared_experts(hidden_states)
-        return shared + routed_TH.view_as(hidden_states)
+        out: torch.Tensor = self.shared_experts(hidden_states) + routed_TH.view_as(hidden_states)
+        return out
 
 
 def carve(

@@ -1,6 +1,7 @@
 """Which experts of a layer are alike, measured: how far their outputs for the same hidden states lie apart.
 
-Shape suffixes: T tokens, L MoE layers, H hidden size, E experts in a layer, P prompts.
+Shape suffixes: T tokens, L MoE layers, H hidden size, E experts in a layer, P prompts, O = T * H values that
+an expert gives.
 """
 
 from __future__ import annotations
@@ -57,5 +58,6 @@ def measured_substitution(model: PreTrainedModel, prompts: Sequence[EncodedPromp
                 layer.experts(hidden_TH, torch.full_like(ones_T1, expert, dtype=torch.long), ones_T1).double().flatten()
                 for expert in range(layer.num_experts)
             ]
-            likeness_LEE[index] = -torch.cdist(*[torch.stack(outputs)] * 2).cpu().numpy()
+            outputs_EO = torch.stack(outputs)
+            likeness_LEE[index] = -torch.cdist(outputs_EO, outputs_EO).cpu().numpy()
     return Substitution.of_likeness(likeness_LEE)

@@ -112,8 +112,8 @@ class NextGate:
             raise InputError(f"MoE layer {layer}: its router cannot be asked apart from its layer; use another policy")
         if overridden is not None and overridden.found != 1:
             raise InputError(
-                f"MoE layer {layer}: its router has no one linear map to its {self._num} experts and one top-k of them, so "
-                "its choice cannot be changed; use a policy that leaves it alone"
+                f"MoE layer {layer}: its router has not one linear map to {self._num} experts and one top-k, so its "
+                "choice cannot be changed; use a policy that leaves it alone"
             )
         return self._chosen
 

@@ -10,10 +10,8 @@ from moe_beyond.simulator.policies.prompt_sets import PreMoe
 
 
 def routing(layer, ask_router=None, members=(0, 1), decodes=True, experts=4):
-    ids = np.array([[member % experts for member in members]])
-    return Routing(
-        layer, layer, decodes, np.array(members, np.int32), np.full(2, 0.5, np.float32), ids, None, ask_router
-    )
+    ids, shares = np.array([[member % experts for member in members]]), np.full(2, 0.5, np.float32)
+    return Routing(layer, layer, decodes, np.array(members, np.int32), shares, ids, ask_router=ask_router)
 
 
 class Router:

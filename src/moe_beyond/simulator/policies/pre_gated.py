@@ -23,7 +23,8 @@ class PreGated(Policy):
 
     The experts of the trace's next layer are prefetched exactly, as the changed model could; it is assumed to use the
     same experts as the traced one. Nothing is kept for reuse: two layers' experts are all it holds, so every
-    expert of every token is moved. The first layer is loaded on demand.
+    expert of every token is moved. The first layer is loaded on demand. Beside a model nothing is
+    fine-tuned or assumed.
     """
 
     name = "pre_gated"
