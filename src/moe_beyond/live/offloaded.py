@@ -191,7 +191,9 @@ class OffloadedExperts:
             self._used.clear()
             self.cache.end_event()
             self._tidy()
-            self._link.changed.notify_all()
+            # each wake-up of the link takes time from the model
+            if self.cache.has_requests:
+                self._link.changed.notify_all()
         return out_TH
 
     def _routing(self, layer: int, hidden_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> Routing:
@@ -217,10 +219,11 @@ class OffloadedExperts:
         waiting: list[tuple[int, int]],
     ) -> torch.Tensor:
         """The experts' outputs; an event that uses more experts than there are slots computes in parts."""
-        with self._link.changed:
-            for request in self._requests:
-                self.cache.request(*request)
-            self._link.changed.notify_all()
+        if self._requests:
+            with self._link.changed:
+                for request in self._requests:
+                    self.cache.request(*request)
+                self._link.changed.notify_all()
         out_TH: torch.Tensor | None = None
         done: set[int] = set()
         while True:
