@@ -82,7 +82,9 @@ def test_the_params_of_a_stage_are_the_sections_that_it_reads(stage):
     declared = {param.split(".")[0] for param in read_stage(ROOT / "dvc.yaml", stage).params} - {"reports/tune/best"}
     assert declared - {"numerics"} == read
     # which kernels compute decides the last digits of whatever uses torch, numpy or ONNX
-    assert ("numerics" in declared) == (stage in {"reference", "extract", "tune", "train", "export", "simulate"})
+    assert ("numerics" in declared) == (
+        stage in {"reference", "extract", "tune", "train", "export", "simulate", "verify"}
+    )
 
 
 def test_the_search_reads_the_rules_of_replay_and_nothing_else_of_simulate():
@@ -114,8 +116,8 @@ def test_one_file_of_metrics_is_compared_between_revisions():
 def test_what_chooses_sees_no_prompts_of_reported_figures():
     for stage in ("tune", "train"):
         assert not [dep for dep in DVC[stage]["deps"] if re.search(r"test|gate|^data/splits$", dep)]
-    for stage in ("export", "simulate", "report"):
-        assert not [dep for dep in DVC[stage]["deps"] if "gate" in dep]
+    for stage in ("export", "simulate", "verify", "report"):
+        assert not [dep for dep in DVC[stage]["deps"] if dep.startswith("data/splits/gate")]
     assert "SPLITS" not in (ROOT / "stages/tune.py").read_text() + (ROOT / "stages/train.py").read_text()
 
 

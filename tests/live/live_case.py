@@ -10,7 +10,7 @@ from moe_beyond.capture.generation import route_batch
 from moe_beyond.capture.hooks import RoutingRecorder
 from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.settings import ExtractSettings
-from moe_beyond.live.decoding import decode
+from moe_beyond.live.decoding import Decoded, decode
 from moe_beyond.live.packing import pack_model
 from moe_beyond.live.session import metadata_of, offloaded
 from moe_beyond.live.store import ExpertStore
@@ -40,7 +40,7 @@ class LiveCase:
     kernels: str
     store: ExpertStore
     trace: Trace
-    decoded: list
+    decoded: list[Decoded]
 
     @classmethod
     def of(cls, name, folder, kernels="grouped_mm"):

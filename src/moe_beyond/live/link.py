@@ -159,9 +159,10 @@ class Link:
                 self._carry(load, piece)
             self._tier.finish(load.expert, load.precision, load.slot)
             with self.changed:
-                if self._demanded:
-                    del self._demanded[0]
-                self.changed.notify_all()
+                # close may have cleared it
+                del self._demanded[:1]
+                if not self._demanded:
+                    self.changed.notify_all()
 
     def _load_prefetch(self) -> None:
         load = self._loading

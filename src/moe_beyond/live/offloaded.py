@@ -219,7 +219,9 @@ class OffloadedExperts:
             self._used.clear()
             self.cache.end_event()
             self._tidy()
-            self._link.changed.notify_all()
+            # each wake-up of the link takes time from the model
+            if self.cache.has_requests:
+                self._link.changed.notify_all()
         self._event_began = perf_counter()
         self._experts_s += self._event_began - there - (self._stall_s - stall_s)
         return out_TH
@@ -251,10 +253,11 @@ class OffloadedExperts:
         waiting: list[tuple[int, int]],
     ) -> torch.Tensor:
         """The experts' outputs; an event that uses more experts than there are slots computes in parts."""
-        with self._link.changed:
-            for request in self._requests:
-                self.cache.request(*request)
-            self._link.changed.notify_all()
+        if self._requests:
+            with self._link.changed:
+                for request in self._requests:
+                    self.cache.request(*request)
+                self._link.changed.notify_all()
         out_TH: torch.Tensor | None = None
         done: set[int] = set()
         while True:

@@ -95,8 +95,10 @@ class Copies:
     @property
     def size_VM(self) -> F64:
         """Bytes that a load reads as a share of the whole record's, float64."""
-        stride = {levels: copies.stride for levels, copies in self.stores.items()}
-        return np.vectorize(lambda levels: stride.get(levels, self.store.stride) / self.store.stride)(self.levels_VM)
+        size_VM = np.ones(self.levels_VM.shape)
+        for levels, copies in self.stores.items():
+            size_VM[self.levels_VM == levels] = copies.stride / self.store.stride
+        return size_VM
 
     def close(self) -> None:
         """Close the copies, not the store."""
@@ -167,8 +169,8 @@ def _write_copies(store: ExpertStore, levels: int, revision: str, folder: Path) 
     )
     if contents.stride > store.stride:
         raise InputError(
-            f"{store.folder}: a copy with {levels} levels takes {contents.stride} bytes, the expert itself {store.stride}; "
-            "take fewer levels"
+            f"{store.folder}: a copy with {levels} levels takes {contents.stride} bytes, the expert itself "
+            f"{store.stride}; take fewer levels"
         )
     record_N, packed_N = aligned_buffer(store.stride), torch.zeros(contents.stride, dtype=torch.uint8)
     digests = []

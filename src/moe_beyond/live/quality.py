@@ -1,8 +1,8 @@
 """What lossy policies do to a model's output: each decoded token's distribution beside the full model's, on given text.
 
 Both read the same text token by token, so that one's mistakes do not change what it reads next. Per token: the
-Kullback-Leibler divergence D(full || policy) in nats, whether both put the same token first, and -ln p of the text's next
-token. A prefill is not counted, nor is the text's last token, which nothing follows.
+Kullback-Leibler divergence D(full || policy) in nats, whether both put the same token first, and -ln p of the text's
+next token. A prefill is not counted, nor is the text's last token, which nothing follows.
 
 Shape suffixes: P texts, T counted tokens of all texts, N counted tokens of one, V vocabulary, B resamples.
 """
@@ -113,8 +113,8 @@ def measure(
 
     Returns:
         A row a case: `policy`; each with the ends of its 95 % interval by text (`_low`, `_high`) `kl` and `kl_p99` in
-        nats, `top1_agreement`, `perplexity`, `perplexity_full`, `hit_rate`, `mib_per_token` as read, `misses_per_token`,
-        `weight_given_up` and `ms_per_token`. All of decode steps.
+        nats, `top1_agreement`, `perplexity`, `perplexity_full`, `hit_rate`, `mib_per_token` as read,
+        `misses_per_token`, `weight_given_up` as the policy says and `ms_per_token`. All of decode steps.
 
     Raises:
         InputError: A text of fewer than three tokens beyond the prefill; as `session.offloaded` and `decode`.
@@ -122,8 +122,8 @@ def measure(
     for text in texts:
         if len(text.token_ids) < num_prefill + 3:
             raise InputError(
-                f"text {text.prompt_id}: {len(text.token_ids)} tokens; give at least {num_prefill + 3}, three more than "
-                "the prefill"
+                f"text {text.prompt_id}: {len(text.token_ids)} tokens; give at least {num_prefill + 3}, three more "
+                "than the prefill"
             )
     starts = [EncodedPrompt(text.prompt_id, text.domain, text.held_out, text.token_ids[:num_prefill]) for text in texts]
     given, meta = [text.token_ids for text in texts], metadata_of(model, store)
@@ -162,7 +162,7 @@ def _row(found: list[TokenQuality], times: Sequence[StepTime], weight_P: F64, re
     of_text = np.array([time.prompt for time in decoded])
 
     def sums_P(values: Sequence[float]) -> F64:
-        return np.bincount(of_text, values, len(found))
+        return np.asarray(np.bincount(of_text, np.asarray(values), len(found)), np.float64)
 
     def a_token(values: Sequence[float]) -> Interval:
         return resamples.ratio(Ratio(sums_P(values), steps_P))
@@ -170,7 +170,7 @@ def _row(found: list[TokenQuality], times: Sequence[StepTime], weight_P: F64, re
     def mean(part: str) -> Ratio:
         return Ratio(np.array([getattr(tokens, part).sum() for tokens in found]), counted_P)
 
-    steps_P = sums_P(np.ones(len(decoded)))
+    steps_P = sums_P([1.0] * len(decoded))
     hits_P, misses_P = sums_P([time.hits for time in decoded]), sums_P([time.misses for time in decoded])
     figures = {
         "kl": resamples.ratio(mean("divergence")),

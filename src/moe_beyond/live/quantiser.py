@@ -2,8 +2,8 @@
 
 Of n levels that lie a step s apart, a weight becomes the nearest of (i - (n - 1) / 2) s, 0 <= i < n. So 2^b levels are
 symmetric about zero and take b bits, and 3 are the -1, 0 and 1 of ternary weights (MoTE) and take two. Up to 64 weights
-in a row share a step, a float16. From 16 levels on it spans the largest of them; fewer levels take the step of the least
-squared error among parts of that. Parameters of one axis, the biases, stay as they are.
+in a row share a step, a float16. From 16 levels on it spans the largest of them; fewer levels take the step of the
+least squared error among parts of that. Parameters of one axis, the biases, stay as they are.
 
 Shape suffixes: R rows of a parameter, G groups in a row, W weights in a group, N bytes.
 """

@@ -1,214 +1,121 @@
-"""The simulator held to a running model: the same prompts decoded live under a policy, and replayed.
-
-Shape suffixes: T tokens, A accesses, N events, P prompts.
-"""
+"""The verify stage: which policies are decoded live, on which prompts and link, and the tables of it."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from moe_beyond.capture.prompts import EncodedPrompt
-from moe_beyond.capture.settings import ExtractSettings
+from moe_beyond.data.splitting import SPLITS, TEST
+from moe_beyond.devices.device import load_device
 from moe_beyond.devices.workload import MIB, Workload
 from moe_beyond.errors import InputError
-from moe_beyond.live.decoding import Decoded, decode
-from moe_beyond.live.recording import decoded, hit_rate, means, measured_device, table
-from moe_beyond.live.session import offloaded
-from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
-from moe_beyond.simulator.engine.timing import timed_run, timed_sweep
-from moe_beyond.simulator.engine.usage import LATE, PREFETCHED
+from moe_beyond.live.check import Check, check, held_out_texts, metrics
+from moe_beyond.live.lossy import all_cases, lossy_case
+from moe_beyond.live.quality import measure
+from moe_beyond.predictor.baselines import Popularity
+from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.policies.anticipate import Anticipate
 from moe_beyond.simulator.policies.catalogue import build
-from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.online_prediction import predicted
+from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import events_of
+from moe_beyond.simulator.study.case import capacity_experts
+from moe_beyond.traces import store as traces
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+    from moe_beyond.capture.models import LoadedModel
     from moe_beyond.devices.device import Device
-    from moe_beyond.live.offloaded import OffloadedExperts
+    from moe_beyond.live.settings import VerifySettings
     from moe_beyond.live.store import ExpertStore
-    from moe_beyond.predictor.runtime import OnnxPredictor
     from moe_beyond.simulator.engine.online import Online
     from moe_beyond.simulator.engine.policy import Policy
-    from moe_beyond.simulator.policies.predictions import Predictions
     from moe_beyond.simulator.policies.settings import PolicySettings
+    from moe_beyond.simulator.study.settings import SimulateSettings
     from moe_beyond.traces.schema import Trace, TraceMetadata
 
-
-_LEAST_TEXT = 8
-"""Tokens of a text beyond its prefill that are worth comparing."""
+_SPLITS = Path("data/splits")
 
 
-@dataclass(frozen=True)
-class Check:
-    """A policy to run and to replay.
-
-    Attributes:
-        policy: As it is replayed, with what is charged for its predictor.
-        online: Its decisions beside the model; None: `policy.online`.
-        levels_V: As for `session.offloaded`.
-    """
-
-    policy: Policy
-    online: Online | None = None
-    levels_V: tuple[int, ...] = ()
-
-
-def texts_of(trace: Trace) -> tuple[list[EncodedPrompt], list[list[int]]]:
-    """A trace's prompts, and the token ids of each with what was decoded after it.
-
-    Raises:
-        InputError: The trace has no token ids, or a prompt of which nothing was decoded.
-    """
-    if trace.token_ids_T is None:
-        raise InputError(
-            f"{trace.metadata.model_id}: the trace holds no token ids, so it cannot be decoded again; set "
-            "extract.privacy to text or ids"
-        )
-    prompts, texts = [], []
-    for prompt, (start, end) in enumerate(itertools.pairwise(trace.prompt_offsets.tolist())):
-        prefill, name = int(trace.num_prefill_P[prompt]), trace.prompt_ids[prompt]
-        if not 0 < prefill < end - start:
-            raise InputError(f"prompt {name}: has no prefill or no decoded token; set extract.decode_tokens above 0")
-        ids = trace.token_ids_T[start:end].tolist()
-        texts.append(ids)
-        prompts.append(EncodedPrompt(name, trace.domains[prompt], held_out=True, token_ids=tuple(ids[:prefill])))
-    return prompts, texts
-
-
-def held_out_texts(trace: Trace, num_texts: int, prefill: int, num_tokens: int) -> list[EncodedPrompt]:
-    """The prompts' own text, not what a model wrote after it: of the first ones that are long enough.
-
-    Args:
-        trace: Of test prompts, with token ids.
-        num_texts: How many.
-        prefill: Tokens of each that are read first.
-        num_tokens: Tokens after them, at most.
-
-    Raises:
-        InputError: As `texts_of`; or no prompt is long enough.
-    """
-    prompts, _ = texts_of(trace)
-    enough = [prompt for prompt in prompts if len(prompt.token_ids) >= prefill + _LEAST_TEXT][:num_texts]
-    if not enough:
-        raise InputError(f"verify.quality_prefill: no test prompt has {prefill + _LEAST_TEXT} tokens; set it lower")
-    return [replace(prompt, token_ids=prompt.token_ids[: prefill + num_tokens]) for prompt in enough]
-
-
-def check(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    store: ExpertStore,
-    trace: Trace,
-    checks: Sequence[Check],
+def verify(
+    root: Path,
+    loaded: LoadedModel,
+    experts: ExpertStore,
+    settings: SimulateSettings,
+    live: VerifySettings,
     *,
-    capacity_experts: int,
-    lookahead: int,
-    gb_per_s: float,
-    lanes: int = 1,
-) -> pl.DataFrame:
-    """Decode a trace's tokens again under each policy, on a slowed link, and replay the trace on what was measured.
-
-    The replay's device is measured over a run of LRU: its parts, but no time of the policy in question. So no row but
-    LRU's is fitted to itself.
+    seed: int,
+) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, float]]]:
+    """Decode prompts of the last test split: LRU, the best policy without the predictor, ours, and lossy ones.
 
     Args:
-        model: In evaluation mode, its experts loaded: the full model's logits are compared with.
-        tokenizer: Its own.
-        store: Its experts.
-        trace: Captured from it, with token ids; of prompts that nothing was fitted on.
-        checks: Policies.
-        capacity_experts: Experts that the cache holds.
-        lookahead: For how many layers beyond the present one prefetches may start.
-        gb_per_s: What the link is slowed down to, 10^9 bytes a second.
-        lanes: Parts of an expert that are read at once.
+        root: The project's root, with splits, predictor and the tables of the simulate stage.
+        loaded: The model that was traced, its experts in memory.
+        experts: Their store.
+        settings: Rules, headline device and capacity of the replay.
+        live: How much is decoded.
+        seed: Of fits and intervals.
 
     Returns:
-        A row a policy: `policy, title, lossy`; measured over decoded tokens `ms_per_token, stall_ms_per_token,
-        predictor_ms_per_token, hit_rate, mib_per_token`; the replay's `modelled_ms_per_token, modelled_hit_rate,
-        modelled_mib_per_token`; `events`, and `events_that_differ`: those whose hits are not the replay's (null where
-        prefetches make hits a matter of time); `greatest_logit_difference` from the full model.
+        The tables `measured` (see `check`), `quality` (see `quality.measure`, with `device_ms_per_token`) and `link`,
+        and the metrics.
 
     Raises:
-        InputError: As `texts_of`, `session.offloaded` and `decoding.decode`.
+        InputError: As `check`, `quality.measure`, and the fits of policies.
     """
-    starts, given = texts_of(trace)
+    published = settings.published_policies.of_seed(seed)
+    training = traces.open_working(root / _SPLITS / "train")
+    split = [name for name in SPLITS if name.startswith(TEST) and traces.has_working(root / _SPLITS / name)][-1]
+    test = traces.open_working(root / _SPLITS / split)
+    meta = test.metadata
+    device = load_device(settings.headline_device or settings.devices[0])
+    capacity = capacity_experts(meta, settings.headline_capacity)
+    workload = Workload.of(meta, settings.lookahead_layers, expert_mib=settings.timed_expert_mib)
+    # an expert takes as long as it does on the device
+    gb_per_s = experts.stride / float(device.transfer_ms(float(workload.expert_bytes_L.max()))) / 1e6
 
-    def run(experts: OffloadedExperts | None) -> list[Decoded]:
-        return decode(model, tokenizer, starts, experts, ExtractSettings(), seed=0, given=given, keep_logits=True)
-
-    full, meta, rows = run(None), trace.metadata, []
-    device: Device | None = None
-    for one in [Check(Lru()), *checks]:
-        budget = one.policy.budget(meta, capacity_experts)
-        with offloaded(
-            model,
-            store,
-            one.policy,
-            budget,
-            len(starts),
-            online=one.online,
-            levels_V=one.levels_V,
-            lookahead=lookahead,
-            lanes=lanes,
-            gb_per_s=gb_per_s,
-        ) as experts:
-            live = run(experts)
-        if device is None:
-            device = measured_device(experts.times, meta, store.stride, gb_per_s)
-        events = events_of(trace)
-        prepared = prepare(events, one.policy, keep_warm=True)
-        workload = Workload.of(meta, lookahead, expert_mib=store.stride / MIB, dense_bytes=0)
-        modelled = timed_sweep(prepared, [budget], [device], workload)[0]
-        measured, times = means(table(experts.times)), decoded(experts.times)
-        lossy = one.policy.is_lossy(events)
-        row: dict[str, Any] = {
-            "policy": one.policy.name,
-            "title": one.policy.title,
-            "lossy": lossy,
-            "ms_per_token": measured["wall_ms"],
-            "stall_ms_per_token": measured["stall_ms"],
-            "predictor_ms_per_token": measured["predictor_ms"],
-            "hit_rate": hit_rate(times),
-            "mib_per_token": measured["read_bytes"] / MIB,
-            "modelled_ms_per_token": modelled.ms_per_token,
-            "modelled_hit_rate": modelled.hits.value,
-            "modelled_mib_per_token": modelled.moved.value,
-            "events": events.num_events,
-            "events_that_differ": _differ(experts, prepared, budget, device, workload),
-            "greatest_logit_difference": max(
-                float((mine - theirs).abs().max())
-                for ours, whole in zip(live, full, strict=True)
-                for mine, theirs in zip(ours.logits_TV, whole.logits_TV, strict=True)
-            ),
-        }
-        rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _differ(
-    experts: OffloadedExperts, prepared: Prepared, budget: Any, device: Device, workload: Workload
-) -> int | None:
-    """Events whose hits are not those of the replay; None where hits depend on what was loaded in time."""
-    if prepared.prefetches.num_requests:
-        return None
-    outcome_A, offsets_N = timed_run(prepared, budget, device, workload).outcome_A, prepared.events.offsets_N
-    hits_N = np.array([_hits(outcome_A[first:end]) for first, end in itertools.pairwise(offsets_N)])
-    return int((hits_N != np.array([_hits(outcome_I) for outcome_I in experts.outcomes])).sum())
-
-
-def _hits(outcome_I: Any) -> int:
-    assert not (outcome_I == LATE).any()  # noqa: S101 - nothing is prefetched
-    return int((outcome_I <= PREFETCHED).sum())
+    rows = replayed(pl.read_parquet(root / "reports/simulate/tables/on_device.parquet"), split, device.name, capacity)
+    trace = test.beginning(live.prompts, live.tokens)
+    predictor = OnnxPredictor(root / "models/predictor")
+    charge, popularity_LE = predictor.charge, Popularity.fit(training).popularity_LE
+    predictions = Predictions(
+        predictor, trace, events_of(trace), charge.token_step_ms, charge.layer_step_ms, popularity_LE
+    )
+    checks, best = [], best_that_runs(rows, training, published)
+    checks += [] if best is None else [Check(best)]
+    chosen = rows.filter("ours")["policy"].to_list()
+    width = prefetch_width(meta, 1, settings.prefetch_width)
+    checks += [Check(*ours(predictions, predictor, name, width, settings.prefetch_threshold)) for name in chosen]
+    for name in live.lossy:
+        case = lossy_case(name, loaded.model, experts, training, settings=published, seed=seed)
+        checks.append(Check(case.policy, case.online, case.levels_V))
+    measured = check(
+        loaded.model,
+        loaded.tokenizer,
+        experts,
+        trace,
+        checks,
+        capacity_experts=capacity,
+        lookahead=settings.lookahead_layers,
+        gb_per_s=gb_per_s,
+        lanes=live.lanes,
+    )
+    quality = measure(
+        loaded.model,
+        loaded.tokenizer,
+        experts,
+        all_cases(loaded.model, experts, training, settings=published, seed=seed),
+        held_out_texts(test, live.quality_prompts, live.quality_prefill, live.quality_tokens),
+        num_prefill=live.quality_prefill,
+        capacity_experts=capacity,
+        seed=seed,
+    )
+    quality = on_device(quality, meta, device, workload, experts.stride)
+    link = pl.DataFrame({"device": [device.name], "gb_per_s": [gb_per_s], "split": [split], "capacity": [capacity]})
+    return {"measured": measured, "quality": quality, "link": link}, metrics(measured, chosen[0] if chosen else None)
 
 
 def replayed(table: pl.DataFrame, split: str, device: str, capacity_experts: int) -> pl.DataFrame:
@@ -277,19 +184,3 @@ def on_device(
     whole_ms = float(device.transfer_ms(workload.expert_bytes_L.astype(np.float64)).mean())
     loads = pl.col("mib_per_token") * MIB / stride
     return quality.with_columns((float((dense_N + experts_N).sum()) + loads * whole_ms).alias("device_ms_per_token"))
-
-
-def metrics(measured: pl.DataFrame, own: str | None) -> dict[str, dict[str, float]]:
-    """The numbers that decide: whether the simulator is right about events and outputs, and how far about time."""
-    lossless = measured.filter(~pl.col("lossy"))
-    found: dict[str, Any] = {
-        "events_that_differ": lossless["events_that_differ"].sum(),
-        "events_compared": lossless.filter(pl.col("events_that_differ").is_not_null())["events"].sum(),
-        "greatest_logit_difference": lossless["greatest_logit_difference"].max(),
-    }
-    if own is not None:
-        row = measured.row(by_predicate=pl.col("policy") == own, named=True)
-        for name in ("ms_per_token", "hit_rate"):
-            found |= {name: row[name], f"modelled_{name}": row[f"modelled_{name}"]}
-        found["time_error"] = row["modelled_ms_per_token"] / row["ms_per_token"] - 1
-    return {name: {"value": float(value)} for name, value in found.items()}

@@ -32,9 +32,7 @@ CHANGED = ["seer_moe", "lexi", "mc", "mote"]
 def step_through(trace, policy, budget):
     """Counts of a stepped cache whose link takes no time, ahead of every event."""
     meta, online = trace.metadata, policy.online(trace.metadata)
-    cache = SteppedCache(
-        policy, meta, budget, trace.num_prompts, lookahead=0, bytes_share_M=online.bytes_share_M
-    )
+    cache = SteppedCache(policy, meta, budget, trace.num_prompts, lookahead=0, bytes_share_M=online.bytes_share_M)
     # a request counts from the moment before its event on, as where loading takes no time
     cache._lookahead = 0
     shares = shares_TLK(trace.weights_TLK)

@@ -125,6 +125,11 @@ class SteppedCache:
         return int(self._link[stepper.LOADING])
 
     @property
+    def has_requests(self) -> bool:
+        """Whether anything may be requested for this event or a later one."""
+        return bool(self._link[stepper.FARTHEST] >= self.event)
+
+    @property
     def resident_M(self) -> Bools:
         """True for experts that have a place in the cache, also those whose prefetch is under way."""
         return np.asarray(self._experts[cache.PLACE] != cache.ABSENT)
@@ -174,6 +179,8 @@ class SteppedCache:
 
     def start_prefetch(self) -> int:
         """The link is free: the expert that it loads next, which now has its place, or NOTHING."""
+        if not self.has_requests:
+            return NOTHING
         # as in a replay: until its router has chosen, the layer has not run
         layer = self.layer if self._routed else self.layer - 1
         return int(
