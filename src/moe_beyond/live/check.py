@@ -139,7 +139,7 @@ def check(
     def run(experts: OffloadedExperts | None) -> list[Decoded]:
         return decode(model, tokenizer, starts, experts, ExtractSettings(), seed=0, given=given, keep_logits=True)
 
-    full, meta, rows = run(None), trace.metadata, []
+    full, meta, events, rows = run(None), trace.metadata, events_of(trace), []
     device: Device | None = None
     for one in [Check(Lru()), *checks]:
         budget = one.policy.budget(meta, capacity_experts)
@@ -154,11 +154,12 @@ def check(
             lookahead=lookahead,
             lanes=lanes,
             gb_per_s=gb_per_s,
+            # where outputs are the model's own, the very requests of the replay
+            real_gate=one.policy.is_lossy(events),
         ) as experts:
             live = run(experts)
         if device is None:
             device = measured_device(experts.times, meta, store.stride, gb_per_s)
-        events = events_of(trace)
         prepared = prepare(events, one.policy, keep_warm=True)
         workload = Workload.of(meta, lookahead, expert_mib=store.stride / MIB, dense_bytes=0)
         modelled = timed_sweep(prepared, [budget], [device], workload)[0]
