@@ -94,22 +94,29 @@ def test_a_policy_of_two_precisions_reads_both(case):
         levels_of(Hobbit(gate), Online(), case.store, (INT8,))
 
 
-def test_a_pruned_expert_computes_only_where_it_is_the_heaviest(case):
+def test_a_pruned_expert_never_computes_for_a_decoded_token(case):
     policy, seen = SeerMoe(np.arange(24) % 2 == 0), []
 
     def watch(experts):
         route = experts.cache.route
 
         def watched(members_I, shares_I, keep_I):
-            seen.append((members_I[shares_I.argmax()], route(members_I, shares_I, keep_I)))
-            return seen[-1][1]
+            routed = route(members_I, shares_I, keep_I)
+            # of a prefill the heaviest one stays in any case
+            seen.append((decoding(), members_I[shares_I.argmax()], routed.computes_I))
+            return routed
+
+        def decoding():
+            return experts._step.decodes
 
         experts.cache.route = watched
 
     run(case, policy, watch=watch)
-    computed = [set(routed.computes_I.tolist()) - {-1, int(heaviest)} for heaviest, routed in seen]
-    assert any(computed)
-    assert not any(policy.is_pruned_M[list(others)].any() for others in computed)
+    decoded = np.concatenate([computes_I for decodes, _, computes_I in seen if decodes])
+    assert len(decoded) == 2 * sum(decodes for decodes, *_ in seen), "each token has as many experts as ever"
+    assert not policy.is_pruned_M[decoded].any()
+    for _, heaviest, computes_I in seen:
+        assert not policy.is_pruned_M[computes_I[computes_I != heaviest]].any()
 
 
 def test_a_damaged_copy_and_copies_of_other_experts_are_named(case, tmp_path):

@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.capture.hooks import by_falling_weight
-from moe_beyond.live.next_gate import NextGate
 from moe_beyond.live.pool import ExpertPool
+from moe_beyond.live.session import called_with
 from moe_beyond.simulator.policies.changed_models import LEXI_KEPT, Lexi
 
 if TYPE_CHECKING:
@@ -74,23 +74,12 @@ def least_loss(lost_LK: F64, total: int) -> I64:
 @torch.inference_mode()
 def _lost_K(model: PreTrainedModel, store: ExpertStore, index: int, seed: int) -> F64:
     """What a layer (index) loses with 1 to K experts, float64."""
-    layers = moe_layers(model)
-    layer, gate = layers[index], NextGate.of(model, layers)
+    layer = moe_layers(model)[index]
+    block = model.get_submodule(layer.name.rpartition(".")[0])
     draw = torch.Generator().manual_seed(seed)
     hidden_TH = torch.randn(_INPUTS, model.config.get_text_config().hidden_size, generator=draw)
     hidden_TH = hidden_TH.to(model.device, model.dtype)
-
-    def on_experts(_module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        _, ids_TK, weights_TK, *_ = [*args, *kwargs.values()]
-        gate.answer(ids_TK, weights_TK)
-
-    handle = layer.experts.register_forward_pre_hook(on_experts, with_kwargs=True)
-    try:
-        chosen = gate.choice(hidden_TH, index)
-    finally:
-        handle.remove()
-    ids_TK, weights_TK = by_falling_weight(torch.from_numpy(chosen.experts_TK), torch.from_numpy(chosen.weights_TK))
-    ids_TK, weights_TK = ids_TK.to(model.device), weights_TK.to(model.device, model.dtype)
+    ids_TK, weights_TK = by_falling_weight(*called_with(lambda: block(hidden_TH[None]), layer.experts))
     pool = ExpertPool(store.parameters, store.stride, store.num_experts, store.num_experts)
     for expert in range(store.num_experts):
         record, number = pool.record(expert).numpy().data, index * store.num_experts + expert

@@ -5,7 +5,7 @@ Shape suffixes: M experts of the model, V precisions, T tokens, K experts per to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ and for one that is given up while the link still writes it."""
 
 
 class _Probed(Exception):  # noqa: N818 - no error: the first experts module has been called
-    """Ends a forward at the first experts module."""
+    """Ends a forward at an experts module; holds ids and weights."""
 
 
 def metadata_of(model: PreTrainedModel, store: ExpertStore) -> TraceMetadata:
@@ -50,38 +50,40 @@ def metadata_of(model: PreTrainedModel, store: ExpertStore) -> TraceMetadata:
             f"{store.folder}: holds {store.num_experts} experts of layers {list(store.layer_numbers)}, the model has "
             f"{layers[0].num_experts} in {list(numbers)}; pack the model that you run"
         )
+    first_11 = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     return TraceMetadata(
         model_id=store.model_id,
         model_revision=store.revision,
         layer_numbers=numbers,
         num_experts=store.num_experts,
-        top_k=_top_k(model),
+        # configs name it in many ways
+        top_k=called_with(lambda: model(input_ids=first_11, use_cache=False), layers[0].experts)[0].shape[-1],
         expert_bytes=(sum(parameter.nbytes for parameter in store.parameters),) * len(layers),
         source="a running model",
         licence="that of the prompts and of the model",
     )
 
 
-def _top_k(model: PreTrainedModel) -> int:
-    """Experts that the routers choose, found by asking the first: configs name it in many ways."""
-    found = 0
+def called_with(run: Callable[[], Any], experts: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert ids and combine weights [T, K] with which `run` calls an experts module, which then does not run.
+
+    Raises:
+        InputError: It does not call it.
+    """
 
     def on_experts(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal found
-        ids = [*args, *kwargs.values()][1]
-        found = int(ids.shape[-1])
-        raise _Probed
+        raise _Probed([*args, *kwargs.values()][1:3])
 
-    first = moe_layers(model)[0]
-    handle = first.experts.register_forward_pre_hook(on_experts, with_kwargs=True)
+    handle = experts.register_forward_pre_hook(on_experts, with_kwargs=True)
     try:
         with torch.inference_mode():
-            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
-    except _Probed:
-        pass
+            run()
+    except _Probed as probed:
+        ids_TK, weights_TK = probed.args[0]
+        return ids_TK, weights_TK
     finally:
         handle.remove()
-    return found
+    raise InputError(f"{type(experts).__name__}: is not called by its layer; this model cannot be served from a store")
 
 
 @contextmanager

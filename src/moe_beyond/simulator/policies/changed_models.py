@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import override
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.engine.online import Online, Routing
+from moe_beyond.simulator.engine.online import Choice, Online, Routing
 from moe_beyond.simulator.engine.policy import ChangedDemand, Policy
 from moe_beyond.simulator.jit import F32, F64, I64, Bools
 from moe_beyond.simulator.policies.count_matrices import model_wide_TLK
@@ -84,6 +84,27 @@ class OnlineChange(Online):
         return None if self._keeps is None else self._keeps(routing)
 
 
+class OnlineSeerMoe(OnlineChange):
+    """Where a model runs, a decoded token's router chooses among what is left: the others' logits are minus infinity.
+
+    A batched prefill skips the pruned experts, as a replay does, and so does a decoded token where only a trace is
+    stepped.
+    """
+
+    def __init__(self, is_pruned_M: Bools) -> None:
+        """True for the pruned experts."""
+        super().__init__(lambda routing: ~is_pruned_M[routing.members_I] | (places_I(routing) == 0))
+        self._is_pruned_M = is_pruned_M
+
+    @override
+    def choose(self, routing: Routing, resident_E: Bools) -> Choice | None:
+        if routing.ask_router is None:
+            return None
+        first = routing.layer * len(resident_E)
+        pruned_E = self._is_pruned_M[first : first + len(resident_E)]
+        return routing.ask_router(routing.layer, lambda logits_TE: np.where(pruned_E, np.float32(-np.inf), logits_TE))
+
+
 def places_I(routing: Routing) -> I64:
     """Place of each member by weight, as `place_A`; int64."""
     place_I = np.empty(len(routing.shares_I), np.int64)
@@ -129,7 +150,7 @@ class SeerMoe(_OverLayerLru):
 
     @override
     def online(self, meta: TraceMetadata) -> Online:
-        return OnlineChange(lambda routing: ~self.is_pruned_M[routing.members_I] | (places_I(routing) == 0))
+        return OnlineSeerMoe(self.is_pruned_M)
 
 
 @dataclass(frozen=True)
