@@ -303,6 +303,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                 # what has not begun is too late: the event loads it itself
                 requests[HEAD, layer] = requests[END, layer]
                 at = (end, step, layer, row)
+                admissions = groups[cache.ADMISSIONS, 0]
                 actions = actions_I[: end - start]
                 actions[:] = FULL
                 if decides_N[event]:
@@ -348,6 +349,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                         stamp = cache.NONE_PROTECTED
                         cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
                     _drop(experts, link)
+                    cache.discount_unkept(features, experts, counts_RC, members_A[start:end], admissions, at[3])
                 # demand loads first; what the predictor needs beyond that is the prefetches'
                 time_ms = layer_step_ms_N[event] - wait_ms
             else:
