@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
@@ -160,6 +161,21 @@ def test_only_the_reference_model_is_timed_at_another_size():
     assert SETTINGS.of_source("import").timed_expert_mib is None
 
 
+def test_overrun_reaches_every_replay_and_the_bound_allows_for_it():
+    settings = SETTINGS.model_copy(update={"overrun": True, "policies": ("lru", "layer_lru", "belady_forced")})
+    split = replayed(drawn(1), settings, [Charged(PartlyRight(0.5), 0.3, 0.05)])
+    policy = LayerLru()
+    for slots in (4, 12):
+        plain, overrun = (
+            replay(split.case.events, policy, policy.budget(split.metadata, slots), overrun=on).total
+            for on in (False, True)
+        )
+        assert split.at(slots)["layer_lru"].total == overrun != plain
+    for place, bound in split.bounds.items():
+        for timed in split.timed_at(place).values():
+            assert timed.ms_per_token >= bound.ms_per_token
+
+
 @pytest.mark.parametrize("keep_warm", [True, False])
 def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
     lossless = tuple(name for name in PUBLISHED if name != "drop_cold")
@@ -168,10 +184,10 @@ def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
     together = replayed(drawn(1), settings, predictors, training=drawn(3), validation=drawn(4))
     alone = replays[0].at(12)
     assert list(together.at(12)) == [name for name in alone if name not in ("drop_cold", *RIVALS)]
-    for name, replay in together.at(12).items():
-        assert replay.total.tokens == alone[name].total.tokens
-        assert replay.decode.accesses < alone[name].decode.accesses
-        assert replay.total.accesses == replay.accesses_P.sum()
+    for name, together_at in together.at(12).items():
+        assert together_at.total.tokens == alone[name].total.tokens
+        assert together_at.decode.accesses < alone[name].decode.accesses
+        assert together_at.total.accesses == together_at.accesses_P.sum()
     for place, bound in together.bounds.items():
         timed = together.timed_at(place)
         assert min(timed[name].ms_per_token for name in timed if name != "pre_gated") >= bound.ms_per_token

@@ -274,7 +274,7 @@ def _bounds(case: Case) -> dict[Place, TimeBound]:
         return {}
     curve = belady_curve(events, keep_warm=case.settings.keep_warm, largest=case.slots[-1])
     return {
-        (device.name, slots): time_bound(events, curve, slots, device, case.workload)
+        (device.name, slots): time_bound(events, curve, slots, device, case.workload, overrun=case.settings.overrun)
         for device in case.devices
         for slots in case.timed_slots
     }
