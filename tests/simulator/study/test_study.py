@@ -98,16 +98,28 @@ def test_processes_give_the_same_tables_as_one():
 
 
 @pytest.mark.parametrize(("devices", "prefill"), [((), (2, 0)), (SETTINGS.devices, (9, 9))], ids=["devices", "tokens"])
-def test_without_devices_or_decoded_tokens_nothing_is_timed_and_tables_keep_their_columns(devices, prefill):
+def test_without_devices_or_decoded_tokens_nothing_is_timed_and_tables_keep_their_columns(devices, prefill, capsys):
     trace = make_trace(1, num_layers=3, num_experts=8, lengths=(9, 9), prefill=prefill)
     split = replayed(trace, SMALL.model_copy(update={"devices": devices}), [Charged(PartlyRight(0.5), 0.3, 0.05)])
     tables = all_tables([split], 7)
+    assert ("simulate.prefill: token_by_token" in capsys.readouterr().err) == bool(devices)
+    assert tables["unlimited_link"]["decode_hit_rate"].null_count() == bool(devices) * len(tables["unlimited_link"])
     of_a_prompt = () if devices else ("timeline", "costliest_misses")
     for name in ("on_device", "pays", "by_bandwidth", "by_width", "ablation", *of_a_prompt):
         assert tables[name].is_empty(), name
         assert len(tables[name].columns) > 5
     assert len(tables["unlimited_link"]) == len(PUBLISHED) + len(OURS)
     assert devices or split.chosen == split.bounds == {}
+
+
+def test_one_prompt_has_no_intervals_but_the_same_columns():
+    trace = drawn(1).select(np.arange(1))
+    one, three = (
+        all_tables([replayed(part, SMALL, [Charged(PartlyRight(0.5), 0.3)])], 7) for part in (trace, drawn(1))
+    )
+    for name in ("on_device", "unlimited_link"):
+        assert one[name].schema == three[name].schema
+        assert one[name]["hit_rate_low"].null_count() == len(one[name]) > 0 == three[name]["hit_rate_low"].null_count()
 
 
 def test_policies_that_the_traces_do_not_allow_are_named_with_the_reason():
