@@ -65,7 +65,12 @@ from moe_beyond.training.size import Size
 
 SEED = 7
 VOCABULARY = 512
-SHARED = {"vocab_size": VOCABULARY, "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512}
+SHARED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 SHARED |= {"eos_token_id": None, "pad_token_id": 0, "intermediate_size": 256, "tie_word_embeddings": False}
 SMALL = SHARED | {"hidden_size": 512, "moe_intermediate_size": 768, "num_hidden_layers": 8}
 SMALL |= {"num_experts": 16, "num_local_experts": 16, "num_experts_per_tok": 2, "head_dim": 64}
@@ -160,7 +165,7 @@ def memory(folder: Path) -> bool:
     )
     speed = allowed_ms / found["ms_per_token"]
     print(f"live_speed_of_what_link_and_compute_allow {speed:.4g} >={SPEED:g}")
-    return speed >= SPEED
+    return bool(speed >= SPEED)
 
 
 def decode_limited(folder: Path) -> dict[str, float]:
@@ -217,7 +222,8 @@ def write_large(folder: Path) -> None:
     with torch.device("meta"):
         structure: Any = AutoModelForCausalLM.from_config(config)
     draw = torch.Generator().manual_seed(SEED)
-    weights, index = {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    index: dict[str, str] = {}
     for name, parameter in structure.named_parameters():
         if ".experts." not in name:
             value = torch.ones(parameter.shape) if parameter.ndim == 1 else torch.empty(parameter.shape)
@@ -283,7 +289,15 @@ def predictor_of(training: Trace, folder: Path) -> OnnxPredictor:
     order = np.arange(training.num_prompts)
     splits = {"train": training.select(order[last:]), "validation": training.select(order[:last])}
     settings = TrainSettings(epochs=6, embedding_width=32, layer_width=32, layer_hidden=16, window=32)
-    done = fit(*splits.values(), Size(64, 1, 2), settings, epochs=6, seed=SEED, scratch=folder / "scratch")
+    done = fit(
+        splits["train"],
+        splits["validation"],
+        Size(64, 1, 2),
+        settings,
+        epochs=6,
+        seed=SEED,
+        scratch=folder / "scratch",
+    )
     save_checkpoint(done.checkpoint, folder / "checkpoint")
     export_predictor(load_checkpoint(folder / "checkpoint"), folder / "predictor", splits, ExportSettings())
     return OnnxPredictor(folder / "predictor")

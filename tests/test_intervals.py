@@ -26,9 +26,12 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_one_prompt_gives_no_width():
-    interval = Resamples.draw(1, 100, seed=0).ratio(Ratio(np.array([3]), np.array([10])))
-    assert (interval.low, interval.value, interval.high) == (0.3, 0.3, 0.3)
+@pytest.mark.parametrize("accesses", [[10], [10, 0]])
+def test_one_prompt_gives_no_interval(accesses):
+    interval = Resamples.draw(len(accesses), 100, seed=0).ratio(Ratio(np.array(accesses) * 0.3, np.array(accesses)))
+    assert (interval.low, interval.value, interval.high) == (None, pytest.approx(0.3), None)
+    assert not interval.below(1)
+    assert not interval.above(0)
 
 
 def test_a_ratio_of_any_two_sums_has_its_interval_and_nothing_over_nothing_is_0():

@@ -22,13 +22,21 @@ Amounts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval; without ends where fewer than two prompts count: they say nothing of a spread."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
-    def columns(self, name: str) -> dict[str, float]:
+    def below(self, limit: float) -> bool:
+        """Whether all of it lies below a limit."""
+        return self.high is not None and self.high < limit
+
+    def above(self, limit: float) -> bool:
+        """Whether all of it lies above a limit."""
+        return self.low is not None and self.low > limit
+
+    def columns(self, name: str) -> dict[str, float | None]:
         """As columns of a table, see `interval_columns`."""
         return dict(zip(interval_columns(name), (self.value, self.low, self.high), strict=True))
 
@@ -61,6 +69,11 @@ class Ratio:
         """Whether any prompt counts."""
         return bool(self.denominator_P.sum() > 0)
 
+    @property
+    def spreads(self) -> bool:
+        """Whether at least two prompts count, so that resampling them says something."""
+        return bool((self.denominator_P > 0).sum() > 1)
+
 
 @dataclass(frozen=True)
 class Resamples:
@@ -80,7 +93,7 @@ class Resamples:
 
     def ratio(self, ratio: Ratio) -> Interval:
         """The ratio over all prompts with its interval; resamples in which no prompt counts are ignored."""
-        return interval(ratio.value, self.ratios_B(ratio))
+        return self.of(lambda value: value, ratio)
 
     def difference(self, a: Ratio, b: Ratio) -> Interval:
         """By how much `a` exceeds `b` on the same prompts."""
@@ -88,7 +101,9 @@ class Resamples:
 
     def of(self, figure: Callable[..., Any], *ratios: Ratio) -> Interval:
         """A figure computed from ratios of the same prompts; `figure` takes their values, or arrays of them."""
-        return interval(float(figure(*(one.value for one in ratios))), figure(*map(self.ratios_B, ratios)))
+        value = float(figure(*(one.value for one in ratios)))
+        values_B = figure(*map(self.ratios_B, ratios))
+        return interval(value, values_B) if all(one.spreads for one in ratios) else Interval(value, None, None)
 
     def ratios_B(self, ratio: Ratio) -> npt.NDArray[np.float64]:
         """The ratio in each resample, float64 [B]; not a number where no prompt counts."""
@@ -98,8 +113,8 @@ class Resamples:
 
 
 def interval(value: float, values_B: npt.NDArray[np.float64]) -> Interval:
-    """The value with the percentile interval of its resamples; the value itself where none of them counts."""
+    """The value with the percentile interval of its resamples; without ends where none of them counts."""
     if np.isnan(values_B).all():
-        return Interval(value, value, value)
+        return Interval(value, None, None)
     low, high = np.nanquantile(values_B, [_TAIL, 1 - _TAIL])
     return Interval(value, float(low), float(high))

@@ -174,6 +174,16 @@ def test_a_runner_up_that_is_no_slower_is_said(advice, interval, note):
     assert note in notes
 
 
+def test_plans_keep_their_budget_unless_told_otherwise(advice):
+    assert not any("are held" in note for note in document(advice, 5.0)["notes"])
+    overrun = advise(TRACE, replace(SETTINGS, overrun=True))
+    split = next(one for one in overrun.tried if one.plan == Plan("layer_lru", "even"))
+    plain = next(one for one in advice.tried if one.plan == split.plan)
+    assert split.timed.replay.total.hits > plain.timed.replay.total.hits
+    assert overrun.best.ms_per_token >= overrun.bound.ms_per_token
+    assert document(overrun, 5.0)["settings"]["overrun"]
+
+
 def test_the_document_is_json_and_adds_up(advice):
     found = json.loads(json.dumps(document(advice, 5.0), allow_nan=False))
     best = found["best"]

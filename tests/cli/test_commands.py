@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from moe_beyond.cli import app
 from moe_beyond.devices.device import load_device
+from moe_beyond.devices.workload import ASSUMED_DENSE
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
@@ -89,9 +90,13 @@ def test_score_gives_recall_and_the_papers_hit_rates(trace_file, exported):
 
 def test_replay_counts_what_the_library_does(trace_file):
     words = ("replay", trace_file, "--policy", "layer_lru", "--capacity", 12)
-    found, trace = printed(*words), store.read_parquet(trace_file)
-    plain = replay(events_of(trace), LayerLru(), Budget.slots(trace.metadata, 12, per_layer=True)).total
-    assert (found["hits"], found["misses"], found["accesses"]) == (plain.hits, plain.misses, plain.accesses)
+    trace = store.read_parquet(trace_file)
+    # what engines do is the default: what an event has just used is kept
+    for options, overrun in (((), True), (("--no-overrun",), False)):
+        found, events = printed(*words, *options), events_of(trace)
+        plain = replay(events, LayerLru(), Budget.slots(trace.metadata, 12, per_layer=True), overrun=overrun).total
+        assert (found["hits"], found["misses"], found["accesses"]) == (plain.hits, plain.misses, plain.accesses)
+        assert (found["held_at_most_experts"] > 12) == overrun == any("were held" in note for note in found["notes"])
     assert found["split_over_layers"] == "even"
     rate = "hit_rate_unlimited_link"
     assert found[f"{rate}_low"] <= found[rate] <= found[f"{rate}_high"]
@@ -113,6 +118,25 @@ def slow(tmp_path):
     text = "about: slow\nlink_gb_per_s: 0.001\nsetup_us: 0\nlanes: 1\nmemory_gb_per_s: 60\nlayer_overhead_us: 60\n"
     (tmp_path / "mine.yaml").write_text(text)
     return tmp_path / "mine.yaml"
+
+
+def test_where_nothing_is_decoded_nothing_is_timed(trace_file, tmp_path):
+    trace = store.read_parquet(trace_file)
+    alone = replace(trace, num_prefill_P=np.diff(trace.prompt_offsets).astype(np.int32)).select(np.arange(1))
+    store.write_parquet(alone, tmp_path / "prefill.parquet")
+    words = ("replay", tmp_path / "prefill.parquet", *LRU, "--device", "laptop_nvme")
+    found = printed(*words)
+    for name in ("ms_per_token", "tokens_per_second", "stall_ms_per_token", "hit_rate", "mib_per_token"):
+        assert found["time"][name] is None
+    assert found["decode_hit_rate_unlimited_link"] is None
+    assert "--prefill token_by_token" in found["notes"][0]
+    assert any(line.startswith("- Nothing was decoded") for line in run(*words).stdout.splitlines())
+    decoded = printed(*words, "--prefill", "token_by_token")
+    assert decoded["time"]["ms_per_token"] > 0
+    # of one prompt no interval is known
+    rate = "hit_rate_unlimited_link"
+    assert (decoded[f"{rate}_low"], decoded[f"{rate}_high"]) == (None, None)
+    assert decoded[rate] > 0
 
 
 def test_modes_change_what_is_counted(trace_file):
@@ -153,6 +177,7 @@ def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
         assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
     # two hit rates: with any link in time, and on the device
     time = ahead.pop("time")
+    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE]
     assert ahead == unlimited
     assert time["prefetches_late"] > 0
     assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]
@@ -214,5 +239,13 @@ def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):
     assert found["median_error_on_second_half"] < 0.01
     time = printed("replay", trace_file, *LRU, "--device", device)["time"]
     assert (time["device"], time["tokens_per_second"]) == ("mine", pytest.approx(1000 / time["ms_per_token"]))
+    # the dense parts that it was told of are those of the replay
+    assert (time["dense_mib"], time["dense_size_from"]) == (pytest.approx(100, abs=0.01), "device")
+    assert printed("replay", trace_file, *LRU, "--device", device, "--dense-mib", 50)["time"][
+        "dense_mib"
+    ] == pytest.approx(50)
+    by_trace = printed("calibrate-device", recorded, device, "--trace", trace_file, "--dense-mib", 30)
+    assert (by_trace["resident_mib"], by_trace["dense_size_from"]) == (pytest.approx(30, abs=0.01), "given")
+    assert error_of("calibrate-device", recorded, device).endswith("give either --trace or --resident-mib")
     message = f"{text}: a device file ends in .yaml"
     assert error_of("calibrate-device", recorded, text, "--resident-mib", 100) == message

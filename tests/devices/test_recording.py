@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -6,8 +8,15 @@ from hypothesis import strategies as st
 
 from moe_beyond.devices.calibrate import calibrate, fit_token_time
 from moe_beyond.devices.device import dump_device, known_devices, load_device
+from moe_beyond.devices.workload import Workload, dense_size
 from moe_beyond.errors import InputError
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.engine.timing import timed_replay
+from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.schedule.events import events_of
 from tests.phone_traces import shared
+from tests.simulator.strategies import make_trace
 
 
 def record(path, *, link_gb_per_s=2.0, computing_ms=50.0, tokens=60, noise_ms=0.0):
@@ -38,6 +47,40 @@ def test_a_recorded_device_is_found_again(tmp_path):
     assert fitted.median_error < 0.001
     noisy = calibrate(record(tmp_path / "noisy.csv", noise_ms=80.0), 10**9, "mine")
     assert noisy.median_error > 0.02
+
+
+@pytest.mark.parametrize(("noise_ms", "pause_ms"), [(0.0, 0.0), (1.0, 300.0)])
+def test_a_device_fitted_to_a_run_replays_it_within_its_stated_error(tmp_path, noise_ms, pause_ms):
+    trace = make_trace(3, num_layers=3, num_experts=12, lengths=(204,), prefill=(4,), expert_bytes=(20_000_000,) * 3)
+    meta = trace.metadata.model_copy(update={"dense_bytes": (300_000_000, 0, 200_000_000)})
+    events, workload, budget = events_of(replace(trace, metadata=meta)), Workload.of(meta, 2), Budget.slots(meta, 14)
+    assert workload.resident_bytes(meta.top_k) == 500_000_000 + 6 * 20_000_000
+    misses_S = np.bincount(events.step_N, replay(events, Lru(), budget).misses_N)[1:]
+    draw = np.random.default_rng(0)
+    wall_S = 40 + misses_S * 20_000_000 / 1e9 * 500 + draw.normal(0, noise_ms, 200)
+    wall_S[::25] += pause_ms
+    recorded = tmp_path / "run.csv"
+    pl.DataFrame({"read_bytes": misses_S.astype(int) * 20_000_000, "wall_ms": wall_S}).write_csv(recorded)
+    device = calibrate(recorded, workload.resident_bytes(meta.top_k), "mine").device
+    timed = timed_replay(events, Lru(), budget, device, workload)
+    assert timed.ms_per_token == pytest.approx(wall_S.mean(), rel=device.fit_error + 1e-3)
+    assert dense_size(meta, None, device) == (None, "trace")
+    # a trace that does not say how large dense parts are: the device knows what a token read
+    assert dense_size(trace.metadata, None, device) == (pytest.approx(500_000_000, abs=600), "device")
+    assert dense_size(trace.metadata, None, load_device("phone_ufs")) == (None, "assumed")
+    assert dense_size(meta, 7, device) == (7, "given")
+
+
+def test_a_large_error_is_said_with_its_cause(tmp_path):
+    path = record(tmp_path / "run.csv")
+    table = pl.read_csv(path)
+    slow = table.with_columns(wall_ms=pl.col("wall_ms") * pl.when(pl.col("step") < 30).then(1).otherwise(2))
+    slow.write_csv(path)
+    notes = calibrate(path, 10**9, "mine").notes
+    assert "mean time is" in notes[0]
+    assert "heat, paging or other programs" in notes[0]
+    slow.with_columns(majflt=pl.lit(900)).write_csv(path)
+    assert "900 major page faults a token" in calibrate(path, 10**9, "mine").notes[0]
 
 
 def test_a_written_device_reads_as_it_was(tmp_path):
@@ -80,14 +123,17 @@ def test_files_that_are_not_there_are_refused(tmp_path):
         ({"read_bytes": [1] * 30}, "column 'wall_ms'"),
         ({"read_bytes": ["x"] * 30, "wall_ms": [1.0] * 30}, "column 'read_bytes'"),
         ({"read_bytes": [1, 2, 3], "wall_ms": [1.0, 2.0, 3.0]}, "3 tokens; record at least 20"),
-        ({"read_bytes": [5] * 30, "wall_ms": [1.0] * 30}, "all missing the same"),
+        ({"read_bytes": [0] * 30, "wall_ms": [1.0] * 30}, "no token reads anything .* page faults"),
+        ({"read_bytes": [0] * 15 + [5] * 15, "wall_ms": [1.0] * 30}, "of the first half no token reads anything"),
+        ({"read_bytes": [10**9, 10**9 + 4096] * 15, "wall_ms": [1.0] * 30}, "no token reads more or less than 954 MiB"),
         ({"read_bytes": list(range(10**8, 31 * 10**8, 10**8)), "wall_ms": list(range(60, 30, -1))}, "no longer"),
     ],
 )
 def test_a_recording_that_tells_nothing_is_refused(tmp_path, table, message):
     pl.DataFrame(table).write_csv(tmp_path / "run.csv")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         calibrate(tmp_path / "run.csv", 10**9, "mine")
+    assert str(error.value).startswith(str(tmp_path / "run.csv"))
 
 
 def test_the_phones_own_recording_is_one():

@@ -77,6 +77,8 @@ def test_a_phones_turns_become_prompts_and_its_skipped_last_layer_adds_nothing(t
     meta = trace.metadata
     assert (meta.model_id, meta.layer_numbers, meta.num_experts, meta.top_k) == ("Toy-Q4", (1, 2), 4, 2)
     assert (meta.expert_bytes, trace.num_prefill_P.tolist()) == ((100, 200), [2, 2])
+    # the layer without experts is read with the one after it
+    assert meta.dense_bytes == (18, 9)
     assert (trace.prompt_ids, trace.prompt_offsets.tolist()) == (("toy/turn_0", "toy/turn_1"), [0, 3, 6])
     assert trace.experts_TLK[:3, 0].tolist() == [[3, 0], [1, 2], [0, 1]]
     assert trace.experts_TLK[:2, 1].tolist() == [[2, 3], [2, 3]]

@@ -42,6 +42,7 @@ NO_SHAPE = [
     ({"layer_numbers": (1, 1)}, "must rise"),
     ({"expert_bytes": (1,)}, "one number for each MoE layer"),
     ({"expert_bytes": (1, 0)}, "should be greater than 0"),
+    ({"dense_bytes": (1,)}, "dense_bytes needs one number for each MoE layer"),
     ({"top_k": 9}, "exceeds num_experts"),
 ]
 
@@ -51,6 +52,13 @@ def test_metadata_must_be_a_model_s_shape(changes, message):
     good = random_trace([2], experts=8).metadata.model_dump()
     with pytest.raises(ValidationError, match=message):
         TraceMetadata.model_validate(good | changes)
+
+
+def test_dense_bytes_are_written_where_they_are_known():
+    plain = random_trace([2], experts=8).metadata
+    assert "dense_bytes" not in plain.model_dump()
+    dense = plain.model_copy(update={"dense_bytes": (5,) * plain.num_layers})
+    assert TraceMetadata.model_validate_json(dense.model_dump_json()) == dense
 
 
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), data=st.data())

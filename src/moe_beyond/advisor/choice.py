@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_beyond.advisor.plans import ANTICIPATE, CacheSize, Fetch, Plan, TrainingData
 from moe_beyond.devices.device import Device
-from moe_beyond.devices.workload import Workload
+from moe_beyond.devices.workload import Workload, dense_size
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Interval, Resamples
 from moe_beyond.predictor.base import LayerPredictor
@@ -54,7 +54,9 @@ class AdviceSettings:
         layer_step_ms: And for its layer step, after every router but a token's last.
         lookahead: For how many layers beyond the present one prefetches may be under way.
         batch: Prompts that run at once.
-        dense_bytes: All resident weights beside the experts; None: assumed to be as large as a token's experts.
+        dense_bytes: All resident weights beside the experts; None: as traced, else assumed to be as large as a token's
+            experts.
+        overrun: Whether caches keep what an event has just used, even above their size.
         lossy: Whether plans may change the model's outputs.
         max_tokens: About how many tokens are replayed: every n-th prompt is taken where there are more.
         samples: Resamples behind intervals.
@@ -68,6 +70,7 @@ class AdviceSettings:
     lookahead: int = 2
     batch: int = 1
     dense_bytes: int | None = None
+    overrun: bool = False
     lossy: bool = False
     max_tokens: int = 12_000
     samples: int = 1000
@@ -171,7 +174,8 @@ class Advisor:
         step = min(step, trace.num_prompts // LEAST_PROMPTS)
         kept = np.arange(0, trace.num_prompts, step)
         self.settings, self.predictor, self.meta = settings, predictor, trace.metadata
-        self.workload = Workload.of(self.meta, settings.lookahead, dense_bytes=settings.dense_bytes)
+        dense_bytes, _ = dense_size(self.meta, settings.dense_bytes, settings.device)
+        self.workload = Workload.of(self.meta, settings.lookahead, dense_bytes=dense_bytes)
         self.not_tried: dict[str, str] = {}
         # neighbours are often of one domain: every part gets some of each
         self.fit, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
@@ -193,7 +197,8 @@ class Advisor:
         slots = min(settings.size.budget(self.meta).capacity_experts, self.meta.num_model_experts)
         # no plan that prefetches nothing during prefills decodes a token faster, on average
         events = self.confirm.events
-        bound = time_bound(events, belady_curve(events, largest=slots), slots, settings.device, self.workload)
+        curve = belady_curve(events, largest=slots)
+        bound = time_bound(events, curve, slots, settings.device, self.workload, overrun=settings.overrun)
         larger = self._larger_sizes()
         more = self._measure_sizes(best.plan, data, self.confirm, larger) if larger else []
         return Advice(
@@ -280,7 +285,8 @@ class Advisor:
         policy = data.policy(plan, part.predictions)
         budgets = [data.budget(plan, policy, self.meta, size) for size in sizes]
         prepared = prepare(part.events, policy, keep_warm=True)
-        timed = timed_sweep(prepared, budgets, [self.settings.device], self.workload)
+        overrun = self.settings.overrun
+        timed = timed_sweep(prepared, budgets, [self.settings.device], self.workload, overrun=overrun)
         return [
             Measured(plan, budget, one, policy.needs_another_router) for budget, one in zip(budgets, timed, strict=True)
         ]

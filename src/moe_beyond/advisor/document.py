@@ -13,6 +13,7 @@ from rich.table import Table
 from moe_beyond.advisor.choice import Advice, Measured
 from moe_beyond.advisor.one_replay import decoding
 from moe_beyond.devices.device import MILLISECONDS
+from moe_beyond.devices.workload import ASSUMED_DENSE, dense_size
 from moe_beyond.simulator.engine.results import MIB
 
 GIB = 2**30
@@ -61,6 +62,7 @@ def document(advice: Advice, target_tokens_per_second: float) -> dict[str, Any]:
             "layer_step_ms": settings.layer_step_ms * settings.device.predictor_slowdown,
             "lookahead_layers": settings.lookahead,
             "batch": settings.batch,
+            "overrun": settings.overrun,
             "lossy": settings.lossy,
             "target_tokens_per_second": target_tokens_per_second,
             "seed": settings.seed,
@@ -106,7 +108,7 @@ def _memory(advice: Advice) -> dict[str, Any]:
         "capacity_experts": advice.capacity_experts,
         "capacity_fraction": advice.capacity_experts / meta.num_model_experts,
         "dense_mib": advice.dense_bytes / MIB,
-        "dense_is_assumed": settings.dense_bytes is None,
+        "dense_size_from": dense_size(meta, settings.dense_bytes, settings.device)[1],
         "needed_gib": needed,
         "device_gib": device_gib,
         "fits": None if device_gib is None else needed <= device_gib,
@@ -137,14 +139,15 @@ def _slots(advice: Advice) -> list[int] | None:
 
 def _notes(advice: Advice) -> list[str]:
     best, ahead = advice.best, advice.ahead
-    indistinguishable = ahead.low <= 0 <= ahead.high
+    events, slots = best.timed.events, best.budget.capacity_experts
+    held = best.budget.held_at_most(events.members_A, events.offsets_N, overrun=advice.settings.overrun)
+    indistinguishable = not (ahead.below(0) or ahead.above(0))
     notes = {
         "The trace holds prefill alone; it was replayed as if it was decoded.": advice.prefill == "token_by_token",
-        "The runner-up is faster on the prompts that confirm: take it, or record more to choose on.": ahead.high < 0,
+        "The runner-up is faster on the prompts that confirm: take it, or record more to choose on.": ahead.below(0),
         "These prompts do not separate the best plan from the runner-up: take the simpler one.": indistinguishable,
-        "Dense parts are assumed to be as large as a token's experts; give their size with --dense-mib.": (
-            advice.settings.dense_bytes is None
-        ),
+        ASSUMED_DENSE: _memory(advice)["dense_size_from"] == "assumed",
+        f"Up to {held} experts are held, the cache is for {slots}: what an event has just used is kept.": held > slots,
         "The best plan needs a model that was trained to choose its experts a layer earlier.": (
             best.needs_another_router
         ),
@@ -164,7 +167,7 @@ def print_advice(found: dict[str, Any]) -> None:
     colour = _COLOURS[verdict["answer"]]
     title = f"{found['model']} on {found['device']}"
     console.print(Panel(f"[bold {colour}]{verdict['answer']}[/]: {verdict['reason']}", title=title, expand=False))
-    assumed = " (assumed)" if memory["dense_is_assumed"] else ""
+    assumed = " (assumed)" if memory["dense_size_from"] == "assumed" else ""
     has = "" if memory["device_gib"] is None else f", the device has {memory['device_gib']:g}"
     console.print(
         f"Cache {memory['cache_mib']:.0f} MiB = {memory['capacity_experts']} experts "

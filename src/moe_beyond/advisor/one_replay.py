@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_beyond.advisor.plans import CacheSize, Fetch, Split, TrainingData, parse_plan
-from moe_beyond.devices.device import Device
-from moe_beyond.devices.workload import Workload
+from moe_beyond.devices.device import LARGE_ERROR, Device
+from moe_beyond.devices.workload import ASSUMED_DENSE, MIB, Workload, dense_size
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Resamples
 from moe_beyond.predictor.base import LayerPredictor
@@ -43,6 +43,8 @@ class Setup:
         token_step_ms: Charged for the predictor's token step on one thread, before the device's slowdown.
         layer_step_ms: And for its layer step.
         lookahead: For how many layers beyond the present one prefetches may be under way.
+        dense_bytes: All weights that a token reads beside the experts; None: as traced, else assumed.
+        overrun: Whether the cache keeps what an event has just used, even above its size, as for `replay.replay`.
         samples: Resamples of prompts behind the interval.
     """
 
@@ -60,6 +62,8 @@ class Setup:
     token_step_ms: float = 0.0
     layer_step_ms: float = 0.0
     lookahead: int = 2
+    dense_bytes: int | None = None
+    overrun: bool = True
     samples: int = 1000
 
 
@@ -101,18 +105,21 @@ def replay_one(
         plan = replace(plan, split="fitted" if isinstance(policy, LayerLruFitted) else "even")
     budget = data.budget(plan, policy, meta, setup.size)
     prepared = prepare(events, policy, keep_warm=setup.keep_warm)
-    counted = sweep_prepared(prepared, [budget])[0]
-    total = counted.total
+    counted = sweep_prepared(prepared, [budget], overrun=setup.overrun)[0]
+    total, decode = counted.total, counted.decode
+    held = budget.held_at_most(prepared.events.members_A, prepared.events.offsets_N, overrun=setup.overrun)
     document = {
         "policy": policy.name,
         "model": meta.model_id,
         "split_over_layers": plan.split,
         "prefetch": plan.row()["prefetch"],
         "capacity_experts": budget.capacity_experts,
+        "held_at_most_experts": held,
         "capacity_fraction": budget.capacity_experts / meta.num_model_experts,
         "budget_mib": setup.size.row()["budget_mib"],
         "batch": setup.batch,
         "prefill": setup.prefill,
+        "overrun": setup.overrun,
         "cache_between_prompts": "kept" if setup.keep_warm else "emptied",
         "judged": "access by access (sequential, for comparison with older papers only)"
         if setup.sequential
@@ -123,14 +130,15 @@ def replay_one(
         **Resamples.draw(events.num_prompts, setup.samples, setup.seed)
         .ratio(counted.hit_ratio)
         .columns("hit_rate_unlimited_link"),
-        "decode_hit_rate_unlimited_link": counted.decode.hit_rate,
+        "decode_hit_rate_unlimited_link": decode.hit_rate if decode.accesses else None,
         "mib_per_token": total.mib_per_token,
         **{name: getattr(total, name) for name in _COUNTED},
         "router_weight_given_up": total.mass_given_up,
     }
     if setup.device is not None:
-        workload = Workload.of(meta, setup.lookahead)
-        timed = timed_sweep(prepared, [budget], [setup.device], workload)[0]
+        dense_bytes, source = dense_size(meta, setup.dense_bytes, setup.device)
+        workload = Workload.of(meta, setup.lookahead, dense_bytes=dense_bytes)
+        timed = timed_sweep(prepared, [budget], [setup.device], workload, overrun=setup.overrun)[0]
         document["time"] = {
             "device": timed.device.name,
             **decoding(timed),
@@ -138,12 +146,40 @@ def replay_one(
             "layer_step_ms_charged": timed.layer_step_ms,
             "prefetches": timed.replay.total.prefetches,
             "prefetches_late": timed.late_prefetches,
+            "dense_mib": int(workload.dense_bytes_L.sum()) / MIB,
+            "dense_size_from": source,
+            "resident_mib": workload.resident_bytes(meta.top_k) / MIB,
+            "resident_mib_of_device": setup.device.resident_mib,
+            "device_error": setup.device.fit_error,
         }
+    document["notes"] = _notes(document)
     return document
 
 
-def decoding(timed: TimedReplay) -> dict[str, float]:
-    """What decoding takes on a device, for JSON."""
+def _notes(document: dict[str, Any]) -> list[str]:
+    time = document.get("time", {})
+    error, held, slots = time.get("device_error"), document["held_at_most_experts"], document["capacity_experts"]
+    fitted, resident = time.get("resident_mib_of_device"), time.get("resident_mib", 0.0)
+    notes = {
+        "Nothing was decoded, so no hit rate of decoding and no time is known: the trace holds prefill alone; "
+        "--prefill token_by_token replays it as if it was decoded.": document["decode_hit_rate_unlimited_link"] is None,
+        f"Up to {held} experts were held, the cache is for {slots}: what an event has just used is kept. With "
+        "--no-overrun the cache keeps its size.": held > slots,
+        ASSUMED_DENSE: time.get("dense_size_from") == "assumed",
+        f"The device was fitted to tokens that read {fitted or 0:.0f} MiB of resident weights, these read "
+        f"{resident:.0f}: if it is the same model, correct --dense-mib.": fitted is not None
+        and abs(fitted - resident) > 1,
+        f"The device's fit was {error or 0:.0%} off on tokens that it had not seen: so may this time be.": (
+            (error or 0) > LARGE_ERROR
+        ),
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def decoding(timed: TimedReplay) -> dict[str, float | None]:
+    """What decoding takes on a device, for JSON; None where nothing was decoded."""
+    if not timed.time.counts:
+        return dict.fromkeys(("ms_per_token", "tokens_per_second", "stall_ms_per_token", "hit_rate", "mib_per_token"))
     return {
         "ms_per_token": timed.ms_per_token,
         "tokens_per_second": timed.tokens_per_second,

@@ -133,9 +133,11 @@ def cards_table(cards: list[dict[str, Any]]) -> pl.DataFrame:
 def hit_curves(trace: Trace, settings: AssessSettings) -> Curves:
     """Hit rates at every capacity, every token replayed as a decoded one, the cache kept from prompt to prompt.
 
-    LRU and Belady replay every n-th prompt, so that about `max_curve_tokens` tokens are enough for any trace.
+    Of every n-th prompt, so that about `max_curve_tokens` tokens are enough for any trace; of all curves the same ones,
+    so that Belady's is a bound of the others.
     """
-    events = events_of(every_nth_prompt(trace, settings.max_curve_tokens), "token_by_token")
+    trace = every_nth_prompt(trace, settings.max_curve_tokens)
+    events = events_of(trace, "token_by_token")
     return {
         "lru": lru_curve(events).hit_rate_D,
         "static_popularity": static_popularity_curve(trace),

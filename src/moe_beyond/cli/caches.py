@@ -34,6 +34,13 @@ DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
 Lookahead = Annotated[int, typer.Option(min=0, help="Layers ahead for which prefetches may be under way.")]
+DenseMib = Annotated[
+    float | None,
+    typer.Option(min=0, help="MiB of all weights beside the experts; by default as traced, else an assumption."),
+]
+Overrun = Annotated[
+    bool, typer.Option("--overrun/--no-overrun", help="Keep what an event has just used, even above the cache's size.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the intervals and of fitted policies.")]
 
 
@@ -58,6 +65,8 @@ def replay(
     ] = False,
     allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
+    dense_mib: DenseMib = None,
+    overrun: Overrun = True,
     seed: Seed = DEFAULT_SEED,
     as_json: AsJson = False,
 ) -> None:
@@ -84,6 +93,8 @@ def replay(
             token_step_ms=charge.token_step_ms,
             layer_step_ms=charge.layer_step_ms,
             lookahead=lookahead,
+            dense_bytes=_bytes(dense_mib),
+            overrun=overrun,
             samples=RESAMPLES,
             seed=seed,
         )
@@ -98,12 +109,11 @@ def advise(
     capacity: Capacity = None,
     budget_mib: BudgetMib = None,
     predictor: PredictorPath = None,
-    dense_mib: Annotated[
-        float | None, typer.Option(min=0, help="MiB of all weights beside the experts; by default an assumption.")
-    ] = None,
+    dense_mib: DenseMib = None,
     target: Annotated[float, typer.Option(min=0, help="Tokens a second below which it is not worth it.")] = 5.0,
     lossy: Annotated[bool, typer.Option("--lossy", help="Allow policies that change the model's outputs.")] = False,
     batch: Batch = 1,
+    overrun: Overrun = False,
     allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
     max_tokens: Annotated[int, typer.Option(min=100, help="About how many tokens are replayed.")] = 12_000,
@@ -117,7 +127,6 @@ def advise(
     from moe_beyond.advisor.choice import advise as recommend  # noqa: PLC0415
     from moe_beyond.advisor.document import document, print_advice  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
-    from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
         size, where = cache_size(capacity, budget_mib), load_device(device)
@@ -130,7 +139,8 @@ def advise(
             layer_step_ms=charge.layer_step_ms,
             lookahead=lookahead,
             batch=batch,
-            dense_bytes=None if dense_mib is None else round(dense_mib * MIB),
+            dense_bytes=_bytes(dense_mib),
+            overrun=overrun,
             lossy=lossy,
             max_tokens=max_tokens,
             samples=RESAMPLES,
@@ -148,28 +158,49 @@ def advise(
 def calibrate_device(
     recording: Annotated[Path, typer.Argument(help="CSV of decoded tokens with columns read_bytes and wall_ms.")],
     out: Annotated[Path, typer.Argument(help="Device file to write, ending in .yaml.")],
-    resident_mib: Annotated[float, typer.Option(min=0.001, help="MiB of resident weights that a token reads.")],
+    *,
+    resident_mib: Annotated[
+        float | None, typer.Option(min=0.001, help="MiB of resident weights that a token reads, experts too.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace of the model, instead: it says how much that is.")] = None,
+    dense_mib: DenseMib = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a device to a recording of the engine that will run on it."""
     from moe_beyond.devices.calibrate import calibrate  # noqa: PLC0415
     from moe_beyond.devices.device import dump_device  # noqa: PLC0415
+    from moe_beyond.devices.workload import ASSUMED_DENSE, Workload, dense_size  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
-    from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
 
     with one_line_errors():
         if out.suffix not in (".yaml", ".yml"):
             raise InputError(f"{out}: a device file ends in .yaml")
-        fitted = calibrate(recording, round(resident_mib * MIB), out.stem)
+        resident_bytes, source = _bytes(resident_mib), "given"
+        if (resident_bytes is None) == (trace is None):
+            raise InputError("what does a token read in fast memory? give either --trace or --resident-mib")
+        if trace is not None:
+            meta = read_trace(trace).metadata
+            dense_bytes, source = dense_size(meta, _bytes(dense_mib), None)
+            resident_bytes = Workload.of(meta, 0, dense_bytes=dense_bytes).resident_bytes(meta.top_k)
+        fitted = calibrate(recording, resident_bytes or 0, out.stem)
         with replacing(out) as temporary:
             temporary.write_text(dump_device(fitted.device), encoding="utf-8")
         result = {
             "device": str(out),
-            **fitted.device.model_dump(include={"link_gb_per_s", "memory_gb_per_s"}),
+            **fitted.device.model_dump(include={"link_gb_per_s", "memory_gb_per_s", "resident_mib"}),
+            "dense_size_from": source,
             "tokens": fitted.tokens,
+            "mean_error_on_second_half": fitted.device.fit_error,
             "median_error_on_second_half": fitted.median_error,
+            "notes": [*fitted.notes, *([ASSUMED_DENSE] if source == "assumed" else [])],
         }
         show(result, as_json)
+
+
+def _bytes(mib: float | None) -> int | None:
+    from moe_beyond.simulator.engine.results import MIB  # noqa: PLC0415
+
+    return None if mib is None else round(mib * MIB)
 
 
 def cache_size(capacity: int | None, budget_mib: float | None) -> CacheSize:

@@ -43,15 +43,17 @@ def one_line_errors() -> Iterator[None]:
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """Print a document: as JSON, or as a table of its leaves."""
+    """Print a document: as JSON, or as a table of its leaves and its `notes`, a line each."""
     if as_json:
         print(json.dumps(result, indent=2))  # noqa: T201 - the command's output
         return
     table = Table(show_header=False, box=None)
-    for key, value in flatten(result).items():
+    for key, value in flatten({key: value for key, value in result.items() if key != "notes"}).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         table.add_row(key, shown)
     Console().print(table)
+    for note in result.get("notes", []):
+        Console().print(f"- {note}", highlight=False, soft_wrap=True)
 
 
 def read_trace(path: Path) -> Trace:

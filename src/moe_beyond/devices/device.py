@@ -15,6 +15,8 @@ from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
 
 MILLISECONDS = 1e3
+LARGE_ERROR = 0.1
+"""A fit's error from which on something beside loading and computing decides."""
 Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 
 
@@ -43,6 +45,10 @@ class Device(Settings):
     predictor_slowdown: float = Field(default=1.0, gt=0)
     """How many times longer the predictor takes on this device's processor than on the one that export timed it on."""
     predictor_slowdown_source: str = "assumed: as fast as the processor that export timed the predictor on"
+    fit_error: float | None = Field(default=None, ge=0)
+    """Of a device fitted to a recording: by which share a fit to its first half missed the mean time of the second."""
+    resident_mib: float | None = Field(default=None, gt=0)
+    """Of such a device: MiB of resident weights that a token of the recording read, experts and dense parts."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Fast memory for weights, of which the cache is a part; null where it is not known."""
 

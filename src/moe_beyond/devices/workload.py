@@ -43,14 +43,16 @@ class Workload:
             meta: The model's shape.
             lookahead: As the attribute.
             expert_mib: MiB of every expert; None: as traced.
-            dense_bytes: Of all layers together; None: a layer's dense weights are assumed to be as large as the k
-                experts that a token uses in it.
+            dense_bytes: Of all layers together; None: as traced, and where the trace does not say, a layer's dense
+                weights are assumed to be as large as the k experts that a token uses in it.
         """
         sizes = meta.expert_bytes if expert_mib is None else (round(expert_mib * MIB),) * meta.num_layers
         expert_bytes_L = np.asarray(sizes, np.int64)
         dense_bytes_L = expert_bytes_L * meta.top_k
         if dense_bytes is not None:
             dense_bytes_L = np.full(meta.num_layers, dense_bytes // meta.num_layers, np.int64)
+        elif meta.dense_bytes is not None:
+            dense_bytes_L = np.asarray(meta.dense_bytes, np.int64)
         return cls(expert_bytes_L, dense_bytes_L, lookahead)
 
     def compute_ms(
@@ -70,3 +72,26 @@ class Workload:
     def least_transfer_ms(self, loads: int, device: Device) -> float:
         """Milliseconds that so many loads keep the link busy at least: each counts as the smallest expert, no setup."""
         return loads * int(self.expert_bytes_L.min()) / (device.link_gb_per_s * 1e9) * MILLISECONDS
+
+    def resident_bytes(self, top_k: int) -> int:
+        """Bytes of fast memory that a decoded token reads: dense parts of all layers, and k experts in each."""
+        return int((self.dense_bytes_L + top_k * self.expert_bytes_L).sum())
+
+
+def dense_size(meta: TraceMetadata, given: int | None, device: Device | None) -> tuple[int | None, str]:
+    """The argument `dense_bytes` of `Workload.of`, and where it comes from: `given`, `trace`, `device` or `assumed`.
+
+    A device that was fitted to a recording knows what a token read there: what its experts leave of that is dense.
+    """
+    if given is not None:
+        return given, "given"
+    if meta.dense_bytes is not None:
+        return None, "trace"
+    if device is not None and device.resident_mib is not None:
+        rest = round(device.resident_mib * MIB) - meta.top_k * sum(meta.expert_bytes)
+        if rest >= 0:
+            return rest, "device"
+    return None, "assumed"
+
+
+ASSUMED_DENSE = "Dense parts are assumed to be as large as a token's experts; give their size with --dense-mib."

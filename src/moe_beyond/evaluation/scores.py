@@ -104,4 +104,5 @@ def quality_rows(trace: Trace, hits_TL: npt.NDArray[np.uint8], resamples: int, s
                     "recall_high": recall.high,
                 }
             )
-    return pl.DataFrame(rows)
+    # without an interval all of them are null, which has no type of its own
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("recall_low", "recall_high"), pl.Float64))

@@ -27,13 +27,13 @@ class Check:
 
     Attributes:
         rule: In words, with its limit.
-        value: What was measured.
+        value: What was measured; None where one prompt shows no interval.
         limit: What it was compared with.
         passed: Whether it holds.
     """
 
     rule: str
-    value: float
+    value: float | None
     limit: float
     passed: bool
 
@@ -82,12 +82,12 @@ def judge(challenger: Score, champion: Score | None, settings: PublishSettings, 
         return Verdict("refused", (_failed(latency), "there is no champion still"), (latency,))
     gain = improvement(challenger, champion, settings, seed)
     rule = f"{settings.metric} improves by more than {settings.margin:.2%}, lower end of the 95 % interval"
-    better = Check(rule, gain.low, settings.margin, gain.low > settings.margin)
+    better = Check(rule, gain.low, settings.margin, gain.above(settings.margin))
     checks = (better, _worst_domain(challenger, champion, settings), latency)
     mine, theirs = (score.pooled(settings.metric).value for score in (challenger, champion))
     measured = (
         f"{settings.metric}: challenger {mine:.4g}, champion {theirs:.4g}, improvement {gain.value:+.2%} "
-        f"(95 % interval {gain.low:+.2%} to {gain.high:+.2%}, paired by prompt)"
+        f"({_spread(gain)})"
     )
     failed = [_failed(check) for check in checks if not check.passed]
     return Verdict("refused" if failed else "promoted", (measured, *failed), checks, gain)
@@ -155,5 +155,12 @@ def _latency(score: Score) -> dict[str, float]:
     return {"token_step_ms": score.latency.token_step_ms, "layer_step_ms": score.latency.layer_step_ms}
 
 
+def _spread(gain: Interval) -> str:
+    if gain.low is None or gain.high is None:
+        return "one prompt, no interval"
+    return f"95 % interval {gain.low:+.2%} to {gain.high:+.2%}, paired by prompt"
+
+
 def _failed(check: Check) -> str:
-    return f"fails: {check.rule} (found {check.value:.4g}, limit {check.limit:.4g})"
+    found = "no interval, of one prompt" if check.value is None else f"{check.value:.4g}"
+    return f"fails: {check.rule} (found {found}, limit {check.limit:.4g})"

@@ -106,7 +106,8 @@ def score(
         threshold = simulate.prefetch_threshold
         policy = predictions.prefetch(Lru(), width, threshold, layers=predictions.has_layer_step)
         budget = Budget.slots(trace.metadata, capacity_experts(trace.metadata, settings.capacity))
-        timed = timed_replay(case.events, policy, budget, device, case.workload, keep_warm=simulate.keep_warm)
+        rules = {"keep_warm": simulate.keep_warm, "overrun": simulate.overrun}
+        timed = timed_replay(case.events, policy, budget, device, case.workload, **rules)
         token_TLE, layers_HTLE = predictions.probabilities_TLE, predictions.layer_probabilities_HTLE
         measured[split] = {
             "ms_per_token": timed.time,

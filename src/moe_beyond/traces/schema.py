@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from moe_beyond.errors import InputError
 
@@ -39,6 +39,8 @@ class TraceMetadata(BaseModel):
     top_k: int = Field(ge=1)
     expert_bytes: tuple[PositiveInt, ...]
     """Bytes that one expert of each MoE layer occupies in the precision that was traced; one number a layer."""
+    dense_bytes: tuple[NonNegativeInt, ...] | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Bytes that every token reads in each MoE layer beside the experts, one number a layer; None: not known."""
     decoding: Decoding = "unknown"
     """How decode tokens were chosen; `teacher-forced` where a given text was replayed."""
     source: str
@@ -50,6 +52,8 @@ class TraceMetadata(BaseModel):
             raise ValueError("layer_numbers must rise without repetition")
         if len(self.expert_bytes) != len(self.layer_numbers):
             raise ValueError("expert_bytes needs one number for each MoE layer")
+        if self.dense_bytes is not None and len(self.dense_bytes) != len(self.layer_numbers):
+            raise ValueError("dense_bytes needs one number for each MoE layer")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})")
         return self

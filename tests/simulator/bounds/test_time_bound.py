@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.devices.workload import Workload
-from moe_beyond.simulator.bounds.belady import Belady
+from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.bounds.hit_curves import belady_curve
 from moe_beyond.simulator.bounds.time_bound import time_bound
-from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.timing import timed_replay
-from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import DEVICES, capacities_of, make_trace, members, prefetching, traces
 
@@ -34,8 +33,8 @@ def least_loads(events, slots):
     return min(best.values())
 
 
-def bound_of(events, slots, device, workload):
-    return time_bound(events, belady_curve(events), slots, device, workload)
+def bound_of(events, slots, device, workload, *, overrun=False):
+    return time_bound(events, belady_curve(events), slots, device, workload, overrun=overrun)
 
 
 @given(data=st.data(), device=DEVICES, prefill=st.booleans(), sizes=st.booleans())
@@ -59,16 +58,17 @@ def test_it_is_the_larger_of_computing_and_the_fewest_loads(data, device, prefil
         assert (np.array(found) <= np.array(expected) * (1 + 1e-9)).all(), "a bound is never above what can be reached"
 
 
-@given(data=st.data(), device=DEVICES, lookahead=st.integers(0, 3), seed=st.integers(0, 99))
-def test_no_lossless_policy_decodes_a_token_faster(data, device, lookahead, seed):
+@given(data=st.data(), device=DEVICES, lookahead=st.integers(0, 3), seed=st.integers(0, 99), overrun=st.booleans())
+def test_no_lossless_policy_decodes_a_token_faster(data, device, lookahead, seed, overrun):
     trace, layer_step_ms = data.draw(traces()), data.draw(st.sampled_from([0.0, 0.3, 40.0]))
     events, slots = events_of(trace), data.draw(capacities_of(trace))
     if not events.is_decode_S.any():
         return
     workload = Workload.of(trace.metadata, lookahead)
-    bound = bound_of(events, slots, device, workload)
+    bound = bound_of(events, slots, device, workload, overrun=overrun)
     prefetches = [prefetching(trace, seed), replace(prefetching(trace, seed, layers=True), layer_step_ms=layer_step_ms)]
-    for policy in (Lru(), Belady(), *prefetches):
-        timed = timed_replay(events, policy, Budget.slots(trace.metadata, slots), device, workload)
+    for policy in (Lru(), LayerLru(), Belady(), BeladyForced(), *prefetches):
+        budget = policy.budget(trace.metadata, slots)
+        timed = timed_replay(events, policy, budget, device, workload, overrun=overrun)
         assert timed.ms_per_token >= bound.ms_per_token * (1 - 1e-9)
         assert timed.hits.value <= bound.hit_rate + 1e-9 or timed.replay.total.prefetches

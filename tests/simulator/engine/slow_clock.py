@@ -42,7 +42,8 @@ prefetch that is under way or has not begun is dropped. These are no evictions.
 
 **Counting.** An access is a hit; a prefetched hit, if it is the first use of a prefetched expert; late, if its prefetch
 is under way; or a miss. A prefetch is counted, with its bytes, in the event in which it begins, and there as useful or
-useless once that is known; at the end of the trace, what was never used was useless.
+useless once that is known; at the end of the trace, what was never used was useless. An expert that an event loads and
+does not keep, because it is evicted to keep the budget right after the accesses, is no eviction.
 """
 
 from __future__ import annotations
@@ -184,6 +185,7 @@ class _Replay:
         self.named: dict[int, set[int]] = {}  # by event: the experts that its request names
         self.without_space: set[int] = set()  # events whose requests wait until the next event
         self.own: set[int] = set()
+        self.loaded: set[int] = set()  # by the event's own accesses, until the budget is kept
         self.event = 0
         self.routed = -1
         self.accesses = 0
@@ -270,6 +272,7 @@ class _Replay:
                 loading_ms += self.transfer_ms[expert]
                 self.records[self.event].demand_bytes += self.bytes_of[expert]
                 self.admit(expert)
+                self.loaded.add(expert)
             self.use(expert)
         self.own = set(self.members[self.event])
         return loading_ms
@@ -344,6 +347,7 @@ class _Replay:
             self.make_space(group, budget, self.own_unless_bypassed() | self.named_for(self.event + 1))
             if not self.case.overrun:
                 self.make_space(group, budget, set())
+        self.loaded.clear()
 
     def make_space_for(self, expert: int) -> bool:
         group = self.group_of[expert]
@@ -373,7 +377,7 @@ class _Replay:
 
     def evict(self, expert: int) -> None:
         self.resident.discard(expert)
-        self.records[self.event].evictions += 1
+        self.records[self.event].evictions += expert not in self.loaded
         if expert in self.begun_in:
             self.records[self.event].wasted += 1
             self.records[self.begun_in.pop(expert)].useless += 1

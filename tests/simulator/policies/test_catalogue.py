@@ -79,9 +79,8 @@ def test_a_replay_counts_every_access_once_the_same_each_time_and_moves_no_less_
     assert total.accesses == events.num_accesses
     assert total.hits + total.misses + total.skipped + total.substituted == total.accesses
     assert total.misses == first.misses_N.sum()
-    if keep_warm and name not in SEVERAL_SIZES:
-        # what was loaded and not evicted is there; at low precision more may be, and emptying evicts none
-        assert total.loads - total.evictions <= capacity
+    # nothing is evicted that was not kept first
+    assert total.evictions <= total.loads
     assert (first.counts_PFC[..., HITS] <= first.counts_PFC[..., ACCESSES]).all()
     assert total.bytes_moved <= total.loads * max(trace.metadata.expert_bytes)
     if is_lossy(policy, events):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, SCORE, USES
-from moe_beyond.simulator.policies.count_matrices import finished_PM, replayed_PM
+from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, USES
+from moe_beyond.simulator.policies.count_matrices import finished_PM, replayed_PM, uses_A
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
-from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches, share_by_uses
+from moe_beyond.simulator.policies.moe_infinity import MoeInfinity, MoeInfinityOneCluster, matches
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal
@@ -33,7 +33,7 @@ def winners(policy, events):
     passes, meta = LayerPasses.of(events), events.metadata
     ever_GM = np.concatenate([policy.stored_GM, replayed_PM(events)])
     by_pass, num_stored = (passes.offsets_V, passes.step_V, passes.layer_V, passes.prompt_S), len(policy.stored_GM)
-    return ever_GM, matches(events.members_A, *by_pass, ever_GM, num_stored, meta.num_layers)
+    return ever_GM, matches(events.members_A, uses_A(events), *by_pass, ever_GM, num_stored, meta.num_layers)
 
 
 @given(seed=st.integers(0, 999))
@@ -49,15 +49,30 @@ def test_every_match_is_the_best_of_a_slow_search(seed):
         if step and events.prompt_S[step] != events.prompt_S[step - 1]:
             place = int(np.argmin(wins))
             stored[place], wins[place] = 4 + int(events.prompt_S[step - 1]), 0
-        before = (events.prompt_S == events.prompt_S[step]) & (np.arange(events.num_steps) < step)
-        mine = np.isin(np.repeat(events.step_N, np.diff(events.offsets_N)), np.nonzero(before)[0])
-        counts = np.bincount(events.members_A[mine], minlength=18).reshape(3, -1)
+        # every token of the prompt so far, those of its prefill too
+        start = trace.prompt_offsets[events.prompt_S[step]]
+        token = events.token_S[step] if events.is_decode_S[step] else start
+        counts = np.zeros((3, 6))
+        for experts_LK in trace.experts_TLK[start:token]:
+            for layer in range(3):
+                counts[layer, experts_LK[layer]] += 1
         # a store wins at the last layers first: the order of wins within a step does not matter
         for layer in range(2):
             similarity = slow_similarities(ever_GM[stored].reshape(4, 3, 6), counts, layer)
             found = stored.index(winner_SL[step, layer])
             assert similarity[found] == pytest.approx(similarity.max(), abs=1e-6)
             wins[found] += 1
+    # the score of what is enqueued: (share + 1e-8) * (1 - (j - l) / (L + 1)), as many as the router chooses
+    requests = policy.prefetches(events)
+    for known, target, (a, b) in zip(
+        requests.known_Q.tolist(), requests.target_Q.tolist(), pairwise(requests.offsets_Q), strict=True
+    ):
+        (step, routed), layer = divmod(known // 2, 3), target % 3
+        row = ever_GM[winner_SL[step, routed]].reshape(3, 6)[layer].astype(np.float64)
+        scores = (row / row.sum() + 1e-8) * (1 - (layer - routed) / 4)
+        named = np.argsort(-scores, kind="stable")[:2]
+        assert requests.experts_X[a:b].tolist() == (named + 6 * layer).tolist()
+        assert requests.priorities_X[a:b].tolist() == pytest.approx(scores[named].tolist(), rel=1e-5)
 
 
 def two_kinds():
@@ -77,19 +92,27 @@ def test_moe_infinity():
     assert named[second : second + 2] == [[6, 7], [10, 11]]
     # half of the counts each, and 1 - (j - l) / (L + 1)
     assert requests.priorities_X[: 2 * 2].tolist() == pytest.approx([0.5 * 3 / 4] * 2 + [0.5 * 2 / 4] * 2)
-    # shares of the prompt so far, as known ahead of each token
-    shares_SM = policy.scores_SM(events)
-    assert shares_SM[0].sum() == 0
-    np.testing.assert_allclose(shares_SM[2], np.tile([0, 0, 0.5, 0.5], 3))
 
 
-def test_what_is_used_seldom_and_far_away_is_evicted_first():
+@given(seed=st.integers(0, 999))
+def test_the_eviction_is_the_public_engines_of_the_fewest_visits_ever(seed):
+    draw = np.random.default_rng(seed)
     features = np.zeros((NUM_FEATURES, 6))
-    features[LAYER], features[SCORE], features[USES] = [0, 0, 1, 1, 2, 2], 0.5, [2, 1, 2, 2, 4, 0]
-    share_by_uses(features, np.arange(6, dtype=np.int32), 9, 3, 0)
-    # layer 0 has just run: three layers until its next use
-    expected = [(1 - 3 / 4) * 1, (1 - 3 / 4) * 0.5, (1 - 1 / 4) * 1, (1 - 1 / 4) * 1, (1 - 2 / 4) * 2, 0]
-    assert features[RANKS, :6].tolist() == pytest.approx(expected, abs=1e-6)
+    features[LAYER], features[USES] = [0, 0, 1, 1, 2, 2], draw.integers(0, 9, 6)
+    MoeInfinity.rank(features, np.arange(6, dtype=np.int32), 9, 3, 0)
+    visits, fewest = features[USES].tolist(), None
+    # its dispatcher's loop: the first of the fewest
+    for expert, count in enumerate(visits):
+        fewest = expert if fewest is None or count < visits[fewest] else fewest
+    assert int(features[RANKS, :6].argmin()) == fewest
+
+
+def test_a_prefill_counts_every_token_in_the_store_and_under_way_alike():
+    trace = make_trace(3, num_layers=3, num_experts=6, lengths=(7, 5), prefill=(5, 2))
+    for batch in (1, 2):
+        counts_PM = replayed_PM(events_of(trace, batch=batch))
+        np.testing.assert_array_equal(counts_PM.sum(axis=0), finished_PM(trace).sum(axis=0))
+    np.testing.assert_array_equal(replayed_PM(events_of(trace)), finished_PM(trace))
 
 
 def test_a_finished_prompt_replaces_the_matrix_that_won_least():

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.policies.on_demand import Lru
+from moe_beyond.simulator.engine.replay import replay
+from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
@@ -97,16 +98,28 @@ def test_processes_give_the_same_tables_as_one():
 
 
 @pytest.mark.parametrize(("devices", "prefill"), [((), (2, 0)), (SETTINGS.devices, (9, 9))], ids=["devices", "tokens"])
-def test_without_devices_or_decoded_tokens_nothing_is_timed_and_tables_keep_their_columns(devices, prefill):
+def test_without_devices_or_decoded_tokens_nothing_is_timed_and_tables_keep_their_columns(devices, prefill, capsys):
     trace = make_trace(1, num_layers=3, num_experts=8, lengths=(9, 9), prefill=prefill)
     split = replayed(trace, SMALL.model_copy(update={"devices": devices}), [Charged(PartlyRight(0.5), 0.3, 0.05)])
     tables = all_tables([split], 7)
+    assert ("simulate.prefill: token_by_token" in capsys.readouterr().err) == bool(devices)
+    assert tables["unlimited_link"]["decode_hit_rate"].null_count() == bool(devices) * len(tables["unlimited_link"])
     of_a_prompt = () if devices else ("timeline", "costliest_misses")
     for name in ("on_device", "pays", "by_bandwidth", "by_width", "ablation", *of_a_prompt):
         assert tables[name].is_empty(), name
         assert len(tables[name].columns) > 5
     assert len(tables["unlimited_link"]) == len(PUBLISHED) + len(OURS)
     assert devices or split.chosen == split.bounds == {}
+
+
+def test_one_prompt_has_no_intervals_but_the_same_columns():
+    trace = drawn(1).select(np.arange(1))
+    one, three = (
+        all_tables([replayed(part, SMALL, [Charged(PartlyRight(0.5), 0.3)])], 7) for part in (trace, drawn(1))
+    )
+    for name in ("on_device", "unlimited_link"):
+        assert one[name].schema == three[name].schema
+        assert one[name]["hit_rate_low"].null_count() == len(one[name]) > 0 == three[name]["hit_rate_low"].null_count()
 
 
 def test_policies_that_the_traces_do_not_allow_are_named_with_the_reason():
@@ -160,6 +173,21 @@ def test_only_the_reference_model_is_timed_at_another_size():
     assert SETTINGS.of_source("import").timed_expert_mib is None
 
 
+def test_overrun_reaches_every_replay_and_the_bound_allows_for_it():
+    settings = SETTINGS.model_copy(update={"overrun": True, "policies": ("lru", "layer_lru", "belady_forced")})
+    split = replayed(drawn(1), settings, [Charged(PartlyRight(0.5), 0.3, 0.05)])
+    policy = LayerLru()
+    for slots in (4, 12):
+        plain, overrun = (
+            replay(split.case.events, policy, policy.budget(split.metadata, slots), overrun=on).total
+            for on in (False, True)
+        )
+        assert split.at(slots)["layer_lru"].total == overrun != plain
+    for place, bound in split.bounds.items():
+        for timed in split.timed_at(place).values():
+            assert timed.ms_per_token >= bound.ms_per_token
+
+
 @pytest.mark.parametrize("keep_warm", [True, False])
 def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
     lossless = tuple(name for name in PUBLISHED if name != "drop_cold")
@@ -168,10 +196,10 @@ def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
     together = replayed(drawn(1), settings, predictors, training=drawn(3), validation=drawn(4))
     alone = replays[0].at(12)
     assert list(together.at(12)) == [name for name in alone if name not in ("drop_cold", *RIVALS)]
-    for name, replay in together.at(12).items():
-        assert replay.total.tokens == alone[name].total.tokens
-        assert replay.decode.accesses < alone[name].decode.accesses
-        assert replay.total.accesses == replay.accesses_P.sum()
+    for name, together_at in together.at(12).items():
+        assert together_at.total.tokens == alone[name].total.tokens
+        assert together_at.decode.accesses < alone[name].decode.accesses
+        assert together_at.total.accesses == together_at.accesses_P.sum()
     for place, bound in together.bounds.items():
         timed = together.timed_at(place)
         assert min(timed[name].ms_per_token for name in timed if name != "pre_gated") >= bound.ms_per_token

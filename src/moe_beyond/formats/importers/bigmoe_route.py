@@ -123,11 +123,12 @@ def _read_metadata(data: bytes, where: str) -> TraceMetadata:
             raise InputError(f"{where}: no comment line with {pattern!r}; expected the header of a route_trace v1")
         return found.group(1)
 
-    sizes = {
-        int(layer): int(size)
-        for layer, size in re.findall(r"^# layer=([0-9]{1,6}) expert_bytes=([0-9]{1,15})\b", comments, re.MULTILINE)
-        if int(size) > 0  # a dense layer has no experts
-    }
+    lines = re.findall(
+        r"^# layer=([0-9]{1,6}) expert_bytes=([0-9]{1,15})\b(?: dense_bytes=([0-9]{1,15})\b)?", comments, re.MULTILINE
+    )
+    # a dense layer has no experts
+    sizes = {int(layer): int(size) for layer, size, _ in lines if int(size) > 0}
+    dense = {int(layer): int(size) for layer, _, size in lines if size}
     if not sizes:
         raise InputError(
             f"{where}: no comment line with '# layer=... expert_bytes=...'; expected one for each MoE layer"
@@ -141,6 +142,17 @@ def _read_metadata(data: bytes, where: str) -> TraceMetadata:
         num_experts=num_experts,
         top_k=top_k,
         expert_bytes=tuple(sizes[layer] for layer in sorted(sizes)),
+        dense_bytes=_dense_bytes(sorted(sizes), dense),
         source="BigMoeOnEdge route trace (https://github.com/Helldez/BigMoeOnEdge, docs/bench-data)",
         licence="Apache-2.0",
     )
+
+
+def _dense_bytes(layers: list[int], dense: dict[int, int]) -> tuple[int, ...] | None:
+    """By MoE layer; a layer without experts counts with the next one that has some, or with the last."""
+    if dense.keys() < set(layers):
+        return None
+    summed = dict.fromkeys(layers, 0)
+    for layer, size in dense.items():
+        summed[next((moe for moe in layers if moe >= layer), layers[-1])] += size
+    return tuple(summed.values())

@@ -143,7 +143,7 @@ def measure(
     if prefetch:
         width = prefetch_width(trace.metadata, 1, simulate.prefetch_width)
         policy = Predictions(predictor, trace, events).prefetch(Lru(), width, simulate.prefetch_threshold)
-    total = replay(events, policy, budget, keep_warm=simulate.keep_warm).total
+    total = replay(events, policy, budget, keep_warm=simulate.keep_warm, overrun=simulate.overrun).total
     bound = replay(events, Belady(), budget, keep_warm=simulate.keep_warm).total
     return Measures(
         source=f"{predictor.name}, {'prefetch' if prefetch else 'on demand'} over LRU",

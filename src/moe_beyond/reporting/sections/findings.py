@@ -23,8 +23,10 @@ def findings(run: Run) -> list[Block]:
     return [Text("", sentences, texts()["headings"][tone], tone) for tone, sentences in by_tone.items() if sentences]
 
 
-def _tone(low: float, high: float) -> str:
-    """Of a difference that is good below zero."""
+def _tone(low: float | None, high: float | None) -> str:
+    """Of a difference that is good below zero; without an interval it is open."""
+    if low is None or high is None:
+        return "open"
     return "good" if high < 0 else "bad" if low > 0 else "open"
 
 
@@ -66,8 +68,10 @@ def _prefetches(run: Run) -> Iterator[Finding]:
         yield "open", f"{below}: LRU cannot hit, and a lead means little."
 
 
-def _apart(one: Row, other: Row, column: str) -> tuple[float, float]:
-    """The least and the greatest difference of two numbers by their intervals."""
+def _apart(one: Row, other: Row, column: str) -> tuple[float | None, float | None]:
+    """The least and the greatest difference of two numbers by their intervals, where they have some."""
+    if None in (one[f"{column}_low"], other[f"{column}_low"]):
+        return None, None
     return one[f"{column}_low"] - other[f"{column}_high"], one[f"{column}_high"] - other[f"{column}_low"]
 
 
@@ -92,5 +96,10 @@ def _paper(run: Run) -> Iterator[Finding]:
     """Ours against the published predictions in the paper's own replay."""
     for row in run.tables["paper_replay"].filter(split=run.split, cache=PAPER_LRU).iter_rows(named=True):
         said = f"{points(row['difference_hit_rate'])} of hit rate against the published predictions"
-        tone = _tone(-row["difference_hit_rate_high"], -row["difference_hit_rate_low"])
+        tone = _tone(
+            *(
+                None if row[end] is None else -row[end]
+                for end in ("difference_hit_rate_high", "difference_hit_rate_low")
+            )
+        )
         yield tone, f"The paper's replay, {number(row['capacity_experts'])} experts: {said}."

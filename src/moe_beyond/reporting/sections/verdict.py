@@ -43,10 +43,10 @@ def headline(contest: Contest) -> str:
     if ours is None:
         return f"{place}: no use of the predictor was timed"
     ms = f"{place}: {number(ours['ms_per_token'])} ms a token with our predictor"
-    if ours["against_lru_ms_high"] >= 0:
+    if _decided(ours, "against_lru_ms") != "faster":
         return f"{ms}, no faster than LRU"
     won = f"{ms}, {number(-ours['against_lru_ms'])} ms less than LRU"
-    if ours["against_best_ms_high"] >= 0:
+    if _decided(ours, "against_best_ms") != "faster":
         return f"{won}, but no less than the best policy without it"
     return f"{won} and {number(-ours['against_best_ms'])} ms less than the best policy without it"
 
@@ -90,6 +90,7 @@ def _differences(ours: dict[str, Any], best: str) -> Table:
 
 def _decided(row: Row, column: str) -> str:
     """What a paired difference in time means: its 95 % interval lies on one side of zero, or decides nothing."""
-    if row[f"{column}_high"] < 0:
-        return "faster"
-    return "slower" if row[f"{column}_low"] > 0 else "undecided"
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    if low is None or high is None:
+        return "undecided"
+    return "faster" if high < 0 else "slower" if low > 0 else "undecided"

@@ -72,6 +72,7 @@ def _only(events: Events, layer: int) -> Events:
         step_N=events.step_N[of_layer_N],
         shares_A=None,
         owner_A=None,
+        trace=None,
     )
 
 

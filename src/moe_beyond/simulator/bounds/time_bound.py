@@ -30,7 +30,9 @@ class TimeBound:
     mib_per_token: float
 
 
-def time_bound(events: Events, curve: Curve, slots: int, device: Device, workload: Workload) -> TimeBound:
+def time_bound(
+    events: Events, curve: Curve, slots: int, device: Device, workload: Workload, *, overrun: bool = False
+) -> TimeBound:
     """The clairvoyant bound, from Belady's MIN with bypass (Belady 1966): max(computing, bytes / bandwidth).
 
     Experts of several sizes each count as the smallest one, so that it stays a bound.
@@ -41,6 +43,9 @@ def time_bound(events: Events, curve: Curve, slots: int, device: Device, workloa
         slots: Experts that the cache holds.
         device: Link and processor.
         workload: What there is to move and to compute.
+        overrun: Whether caches may keep above their budget what an event has used until the next event of their group.
+            Where each layer has a group of its own, the layer's next event may find all of that: then it counts as
+            moved for nothing, so that it stays a bound.
     """
     tokens = int(events.prompt_tokens_PF[:, 1].sum())
     decode_N = events.is_decode_S[events.step_N]
@@ -49,6 +54,12 @@ def time_bound(events: Events, curve: Curve, slots: int, device: Device, workloa
     slots = min(slots, len(curve.hits_D) - 1)
     # what prefills load may serve decoding too
     loads = max(0, events.num_accesses - int(curve.hits_D[slots]) - int(curve.accesses_F[0]))
+    if overrun:
+        # the event of the same layer one step earlier lies as many events back as there are layers
+        meta = events.metadata
+        use_A = events.event_A * meta.num_model_experts + events.members_A
+        again_A = np.isin(use_A[events.is_decode_A] - meta.num_layers * meta.num_model_experts, use_A)
+        loads = max(0, loads - int(again_A.sum()))
     decode_accesses = int(curve.accesses_F[1])
     smallest_mib = int(workload.expert_bytes_L.min()) / 2**20
     return TimeBound(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.simulator.jit import F64, I64
+from moe_beyond.simulator.jit import F64, I32, I64
 from moe_beyond.traces.schema import TraceMetadata
 
 
@@ -34,6 +34,22 @@ class Budget:
     def capacity_experts(self) -> int:
         """Experts that fit; of a budget in bytes, how many of the smallest."""
         return int(self.budget_G.sum() // self.units_M.min())
+
+    def held_at_most(self, members_A: I32, offsets_N: I64, *, overrun: bool) -> int:
+        """Experts that a cache may hold after an event, in the measure of `capacity_experts`.
+
+        Args:
+            members_A: Experts of all events, one event after another, each of one group.
+            offsets_N: Where the experts of each event begin and end, int64 [N+1].
+            overrun: Whether an event's experts stay until the next event of their group even above its budget. Groups
+                do so side by side.
+        """
+        if not overrun:
+            return self.capacity_experts
+        first_N = offsets_N[:-1][np.diff(offsets_N) > 0]
+        most_G = self.budget_G.copy()
+        np.maximum.at(most_G, self.group_M[members_A[first_N]], np.add.reduceat(self.units_M[members_A], first_N))
+        return int(most_G.sum() // self.units_M.min())
 
     @classmethod
     def slots(cls, meta: TraceMetadata, capacity_experts: int, *, per_layer: bool = False) -> Self:

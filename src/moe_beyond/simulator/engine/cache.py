@@ -189,6 +189,23 @@ def make_space(
 
 
 @compiled()
+def discount_unkept(features: F64, experts: I64, counts_RC: I64, members: I32, admissions: int, row: int) -> None:
+    """Take back evictions of what an event loaded and did not keep: no resident was evicted.
+
+    Args:
+        features: As everywhere here.
+        experts: As everywhere here.
+        counts_RC: As everywhere here.
+        members: The event's experts.
+        admissions: Admissions before the event's first access.
+        row: Row of counts in which the evictions were counted.
+    """
+    for expert in members:
+        if experts[PLACE, expert] == ABSENT and features[ADMITTED, expert] > admissions:
+            counts_RC[row, EVICTIONS] -= 1
+
+
+@compiled()
 def _goes_before(features: F64, expert: int, other: int) -> bool:
     """Of two experts of equal rank: the less recently used, and of two that have not been used yet the lower id."""
     mine, theirs = features[LAST_USE, expert], features[LAST_USE, other]

@@ -260,7 +260,7 @@ def route(
         members, actions = members_A[start:end], actions_I[:num_members]
         demand(features, experts[cache.PRECISION], members, shares_A[start:end], step, layer, actions)
         resolve(experts, members, actions, busy_M, event, len(bytes_VM))
-    weighs, stamp = len(shares_A) > 0, 2 * event + 1
+    weighs, stamp, admissions = len(shares_A) > 0, 2 * event + 1, groups[cache.ADMISSIONS, 0]
     for i in range(num_members):
         access = start + i
         expert = members_A[access]
@@ -298,3 +298,4 @@ def route(
                 rank, features, experts, groups, residents, counts_RC, group, limit, cache.NONE_PROTECTED, at
             )
         _drop(experts, link)
+        cache.discount_unkept(features, experts, counts_RC, members_A[start:end], admissions, row)

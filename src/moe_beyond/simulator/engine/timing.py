@@ -122,7 +122,14 @@ class TimedReplay:
 
 
 def timed_replay(
-    events: Events, policy: Policy, budget: Budget, device: Device, workload: Workload, *, keep_warm: bool = True
+    events: Events,
+    policy: Policy,
+    budget: Budget,
+    device: Device,
+    workload: Workload,
+    *,
+    keep_warm: bool = True,
+    overrun: bool = False,
 ) -> TimedReplay:
     """Replay a trace with a clock.
 
@@ -133,17 +140,24 @@ def timed_replay(
         device: Link and processor.
         workload: What there is to move and to compute.
         keep_warm: Keep the cache from one prompt to the next.
+        overrun: As for `replay.replay`.
     """
-    return timed_sweep(prepare(events, policy, keep_warm=keep_warm), [budget], [device], workload)[0]
+    prepared = prepare(events, policy, keep_warm=keep_warm)
+    return timed_sweep(prepared, [budget], [device], workload, overrun=overrun)[0]
 
 
 def timed_sweep(
-    prepared: Prepared, budgets: Sequence[Budget], devices: Sequence[Device], workload: Workload
+    prepared: Prepared,
+    budgets: Sequence[Budget],
+    devices: Sequence[Device],
+    workload: Workload,
+    *,
+    overrun: bool = False,
 ) -> list[TimedReplay]:
     """Replay a prepared policy on each device and at each budget, devices first."""
 
     def one(device: Device, budget: Budget) -> TimedReplay:
-        done = timed_run(prepared, budget, device, workload)
+        done = timed_run(prepared, budget, device, workload, overrun=overrun)
         events = prepared.events
         late_R = np.bincount(events.row_A[done.outcome_A == LATE], minlength=2 * events.num_prompts)
         return _timed(prepared, device, workload, done.replay, done.time_N, done.stall_N, late_R.reshape(-1, 2))
@@ -152,11 +166,11 @@ def timed_sweep(
     return in_threads(one, [device for device, _ in pairs], [budget for _, budget in pairs])
 
 
-def timed_run(prepared: Prepared, budget: Budget, device: Device, workload: Workload) -> Run:
+def timed_run(prepared: Prepared, budget: Budget, device: Device, workload: Workload, *, overrun: bool = False) -> Run:
     """One replay with a clock, event by event."""
     lookahead = workload.lookahead if prepared.policy.lookahead is None else prepared.policy.lookahead
     prefetches = prepared.prefetches.within(prepared.events, lookahead)
-    return run(prepared, prefetches, budget, times_of(prepared, device, workload))
+    return run(prepared, prefetches, budget, times_of(prepared, device, workload), overrun=overrun)
 
 
 def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:

@@ -131,7 +131,7 @@ def replay(
         at = (offsets_N[event], step, layer - 1, row)
         _prefetch(rank, features, experts, groups, residents, counts_RC, ahead, 2 * event, at)
         # nothing is evicted before the event has ended, so every access is judged on what was there at its start
-        stamp = 2 * event + 1
+        stamp, admissions = 2 * event + 1, groups[cache.ADMISSIONS, 0]
         for access in range(offsets_N[event], offsets_N[event + 1]):
             expert = members_A[access]
             if len(row_A):
@@ -153,5 +153,7 @@ def replay(
             cache.make_space(
                 rank, features, experts, groups, residents, counts_RC, group, limit, cache.NONE_PROTECTED, at
             )
+        members = members_A[offsets_N[event] : offsets_N[event + 1]]
+        cache.discount_unkept(features, experts, counts_RC, members, admissions, at[3])
     cache.count_useless(experts, counts_RC)
     return counts_RC, misses_N

@@ -32,13 +32,26 @@ def finished_PM(trace: Trace) -> F32:
 
 
 def replayed_PM(events: Events) -> F32:
-    """Accesses of each expert in each prompt of a replay, float32 [P, M]; a batched prefill counts its union once."""
-    lengths_N = np.diff(events.offsets_N)
-    prompt_A = np.repeat(events.prompt_S[events.step_N], lengths_N).astype(np.int64)
+    """Uses of each expert in each prompt of a replay, counting tokens as `finished_PM` does: float32 [P, M]."""
+    prompt_A = np.repeat(events.prompt_S[events.step_N], np.diff(events.offsets_N)).astype(np.int64)
     num_prompts, num_experts = int(events.prompt_S[-1]) + 1, events.metadata.num_model_experts
     flat_A = prompt_A * num_experts + events.members_A
-    counts = np.bincount(flat_A, minlength=num_prompts * num_experts)
+    counts = np.bincount(flat_A, uses_A(events), num_prompts * num_experts)
     return counts.reshape(num_prompts, num_experts).astype(np.float32)
+
+
+def uses_A(events: Events) -> I64:
+    """How many tokens of its step use the expert of each access, int64: more than one in a batched prefill."""
+    trace, tokens_I, offsets_S = events.routed()
+    return _uses(
+        model_wide_TLK(trace),
+        tokens_I,
+        offsets_S,
+        events.members_A,
+        events.offsets_N,
+        events.step_N,
+        events.metadata.num_model_experts,
+    )
 
 
 def by_layer_share(counts_RM: F32, num_layers: int) -> F32:
@@ -49,25 +62,25 @@ def by_layer_share(counts_RM: F32, num_layers: int) -> F32:
 
 
 @compiled()
-def shares_so_far(
-    members_A: I32, offsets_N: I64, step_N: I32, prompt_S: I32, num_layers: int, num_model_experts: int
-) -> F32:
-    """The prompt's counts as shares of their layer's sum, as known ahead of each step: float32 [S, M]."""
-    shares_SM = np.zeros((len(prompt_S), num_model_experts), np.float32)
-    num_experts = num_model_experts // num_layers
-    counts_M, sums_L = np.zeros(num_model_experts, np.float32), np.zeros(num_layers, np.float32)
+def _uses(
+    experts_TLK: I32,
+    tokens_I: I64,
+    offsets_S: I64,
+    members_A: I32,
+    offsets_N: I64,
+    step_N: I32,
+    num_model_experts: int,
+) -> I64:
+    uses_A, counts_M = np.empty(len(members_A), np.int64), np.zeros(num_model_experts, np.int64)
     event = 0
-    for step in range(len(prompt_S)):
-        if step > 0 and prompt_S[step] != prompt_S[step - 1]:
-            counts_M[:] = 0
-            sums_L[:] = 0
-        for layer in range(num_layers):
-            if sums_L[layer] > 0:
-                for expert in range(layer * num_experts, (layer + 1) * num_experts):
-                    shares_SM[step, expert] = counts_M[expert] / sums_L[layer]
+    for step in range(len(offsets_S) - 1):
+        counts_M[:] = 0
+        for token in tokens_I[offsets_S[step] : offsets_S[step + 1]]:
+            for layer in range(experts_TLK.shape[1]):
+                for slot in range(experts_TLK.shape[2]):
+                    counts_M[experts_TLK[token, layer, slot]] += 1
         while event < len(step_N) and step_N[event] == step:
             for access in range(offsets_N[event], offsets_N[event + 1]):
-                counts_M[members_A[access]] += 1
-                sums_L[members_A[access] // num_experts] += 1
+                uses_A[access] = counts_M[members_A[access]]
             event += 1
-    return shares_SM
+    return uses_A

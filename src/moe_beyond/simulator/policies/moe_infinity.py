@@ -17,11 +17,11 @@ import numpy as np
 from typing_extensions import override
 
 from moe_beyond.predictor.baselines import OneClusterMoeInfinity
-from moe_beyond.simulator.engine.policy import LAYER, RANKS, SCORE, USES, Policy, Prefetches
-from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
-from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM, shares_so_far
+from moe_beyond.simulator.engine.policy import Policy, Prefetches
+from moe_beyond.simulator.jit import F32, I32, I64, compiled
+from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM, uses_A
 from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
-from moe_beyond.simulator.policies.on_demand import last_use
+from moe_beyond.simulator.policies.on_demand import Lfu, last_use
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from moe_beyond.traces.schema import Trace
@@ -31,21 +31,12 @@ ALL_LAYERS = 2**31
 """A lookahead that no model reaches: prefetches may start for any layer above."""
 
 
-@compiled(RANK)
-def share_by_uses(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
-    """Rank by decay * share of the prompt's counts * uses; the layers until an expert's next use make the decay."""
-    num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
-    for place, expert in enumerate(residents):
-        ahead = features_FM[LAYER, expert] - layer
-        if ahead <= 0:
-            ahead += num_layers
-        share = features_FM[SCORE, expert] + 1e-8
-        features_FM[RANKS, place] = (1 - ahead / (num_layers + 1)) * share * features_FM[USES, expert]
-
-
 @dataclass(frozen=True)
 class MoeInfinity(Policy):
-    """The full method (MoE-Infinity, arXiv 2401.14361): match, prefetch for all layers above, evict by the counts.
+    """The full method (MoE-Infinity, arXiv 2401.14361): match, prefetch for all layers above, evict the least used.
+
+    Eviction is that of its shipped engine, the fewest visits ever; the product of share, frequency and decay that its
+    Python describes is never constructed there.
 
     A finished request replaces the stored matrix that won the fewest matches. For each layer as many experts are
     requested as the router chooses; a request that still holds is not repeated, so it keeps its first priority.
@@ -58,7 +49,7 @@ class MoeInfinity(Policy):
     name = "moe_infinity"
     title = "MoE-Infinity"
     lookahead = ALL_LAYERS
-    rank = staticmethod(share_by_uses)
+    rank = staticmethod(Lfu.rank)
 
     @classmethod
     def fit(cls, training: Trace, num_matrices: int = 1000) -> MoeInfinity:
@@ -68,18 +59,12 @@ class MoeInfinity(Policy):
         return cls(counts_PM[chosen])
 
     @override
-    def scores_SM(self, events: Events) -> F32:
-        meta = events.metadata
-        return shares_so_far(
-            events.members_A, events.offsets_N, events.step_N, events.prompt_S, meta.num_layers, meta.num_model_experts
-        )
-
-    @override
     def prefetches(self, events: Events) -> Prefetches:
         meta, passes = events.metadata, LayerPasses.of(events)
         ever_GM = np.concatenate([self.stored_GM, replayed_PM(events)])
         winner_SL = matches(
             events.members_A,
+            uses_A(events),
             passes.offsets_V,
             passes.step_V,
             passes.layer_V,
@@ -122,6 +107,7 @@ def _request_above(events: Events, passes: LayerPasses, winner_SL: I32, shares_G
 @compiled()
 def matches(
     members_A: I32,
+    uses_A: I64,
     offsets_V: I64,
     step_V: I32,
     layer_V: I32,
@@ -164,10 +150,10 @@ def matches(
         while visit < len(step_V) and step_V[visit] == step:
             layer = layer_V[visit]
             for access in range(offsets_V[visit], offsets_V[visit + 1]):
-                expert = members_A[access]
-                dots_LN[layer] += unit_MN[expert]
-                squares_L[layer] += 2 * counts_M[expert] + 1
-                counts_M[expert] += 1
+                expert, uses = members_A[access], np.float32(uses_A[access])
+                dots_LN[layer] += uses * unit_MN[expert]
+                squares_L[layer] += uses * (2 * counts_M[expert] + uses)
+                counts_M[expert] += uses
             visit += 1
     return winner_SL
 

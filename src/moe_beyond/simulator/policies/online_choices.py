@@ -128,8 +128,7 @@ class OnlinePreMoe(Online):
             self._missing_steps -= 1
             num_experts = len(self._counts_M) // self.num_layers
             used_TLK = experts_TLK + num_experts * np.arange(self.num_layers)[:, None]
-            # a batched prefill counts its union once
-            self._counts_M[np.unique(used_TLK)] += 1
+            np.add.at(self._counts_M, used_TLK.ravel(), 1)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing_extensions import override
 from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import SCORE, Policy
 from moe_beyond.simulator.jit import F32, F64
-from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM
+from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM, uses_A
 from moe_beyond.simulator.policies.on_demand import by_feature
 from moe_beyond.simulator.policies.online_choices import OnlinePreMoe
 from moe_beyond.simulator.schedule.events import Events
@@ -106,11 +106,12 @@ class PreMoe(Policy):
         meta, prompt_S = events.metadata, events.prompt_S
         scores_SM = np.broadcast_to(self.popularity_M, (events.num_steps, meta.num_model_experts)).copy()
         starts = np.nonzero(np.concatenate([[True], prompt_S[1:] != prompt_S[:-1]]))[0]
+        all_uses_A = uses_A(events)
         event_S = np.searchsorted(events.step_N, np.arange(events.num_steps + 1))
         for start, end in zip(starts, [*starts[1:], events.num_steps], strict=True):
             matched = min(end, start + (_OPENING_STEPS if events.is_decode_S[start] else 1))
             opening = slice(events.offsets_N[event_S[start]], events.offsets_N[event_S[matched]])
-            counts_M = np.bincount(events.members_A[opening], minlength=meta.num_model_experts)
+            counts_M = np.bincount(events.members_A[opening], all_uses_A[opening], meta.num_model_experts)
             scores_SM[matched:end] = self.nearest_M(counts_M)
         return scores_SM
 

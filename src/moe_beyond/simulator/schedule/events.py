@@ -51,6 +51,8 @@ class Events:
         shares_A: float32, each access's share of its event's router weight; None where the trace has no weights.
         schedule: The tokens of each step, where several prompts run at once.
         owner_A: int32, the prompt that each access counts for, where several prompts run at once.
+        trace: The trace, of which events know less: which tokens of a prefill used an expert. None for events that were
+            not made from one.
     """
 
     metadata: TraceMetadata
@@ -64,6 +66,7 @@ class Events:
     shares_A: F32 | None = None
     schedule: Schedule | None = None
     owner_A: I32 | None = None
+    trace: Trace | None = None
 
     @property
     def num_events(self) -> int:
@@ -111,6 +114,19 @@ class Events:
         if self.schedule is not None:
             return np.diff(self.schedule.offsets_S)
         return np.where(self.is_decode_S, 1, self.prompt_tokens_PF[self.prompt_S, 0])
+
+    def routed(self) -> tuple[Trace, I64, I64]:
+        """The trace, and the tokens of every step: step s routes `tokens_I[offsets_S[s]:offsets_S[s + 1]]` of it.
+
+        Raises:
+            ValueError: The events were not made from a trace.
+        """
+        if self.trace is None:
+            raise ValueError("these events were not made from a trace, and know nothing of single tokens")
+        if self.schedule is not None:
+            return self.trace, self.schedule.tokens_I, self.schedule.offsets_S
+        offsets_S = np.concatenate([[0], np.cumsum(self.num_tokens_S)]).astype(np.int64)
+        return self.trace, np.arange(self.trace.num_tokens), offsets_S
 
     @property
     def row_N(self) -> I64:
@@ -236,6 +252,7 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
         token_S=np.where(schedule.is_decode_S, first_S, -1),
         prompt_tokens_PF=np.stack([batched_P, lengths_P - batched_P], axis=1),
         shares_A=shares_of(trace, schedule, members_A, offsets_N),
+        trace=trace,
     )
     if batch == 1:
         return single

@@ -98,7 +98,7 @@ def replay_policy(index: int, case: Case, policy: Policy, links: bool) -> tuple[
         if case.settings.policies is not None:
             raise
         return index, PolicyReplays(facts_of(policy), not_replayed=str(error))
-    counted = sweep_prepared(prepared, _budgets(case, policy, case.slots))
+    counted = sweep_prepared(prepared, _budgets(case, policy, case.slots), overrun=case.settings.overrun)
     by_slots = {replay.capacity_experts: replay for replay in counted}
     facts = facts_of(policy, counted)
     on_demand = not (facts.prefetches or facts.lossy)
@@ -117,7 +117,7 @@ def clocked(
     if on_demand:
         return [time_on_demand(prepared, replay, device, case.workload) for device in devices for replay in replays]
     budgets = _budgets(case, prepared.policy, [replay.capacity_experts for replay in replays])
-    return timed_sweep(prepared, budgets, devices, case.workload)
+    return timed_sweep(prepared, budgets, devices, case.workload, overrun=case.settings.overrun)
 
 
 def _budgets(case: Case, policy: Policy, slots: Sequence[int]) -> list[Budget]:

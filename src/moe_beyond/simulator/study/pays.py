@@ -144,7 +144,8 @@ class _Replays:
         if key not in self._recalls:
             lru, own = self.prepared(Lru()), self.prepared(policy)
             budget = Lru().budget(self.split.metadata, slots)
-            outcome_A = run(lru, lru.prefetches, budget, Times.none(lru)).outcome_A
+            overrun = self.split.case.settings.overrun
+            outcome_A = run(lru, lru.prefetches, budget, Times.none(lru), overrun=overrun).outcome_A
             missed_A = (outcome_A >= MISSED) & own.events.is_decode_A
             self._recalls[key] = float(_requested_A(own)[missed_A].mean()) if missed_A.any() else None
         return self._recalls[key]
@@ -167,7 +168,8 @@ class _Contest:
         if width is not None and width != policy.width:
             policy = replace(policy, width=width)
         budget = policy.budget(case.events.metadata, self.place[1])
-        return timed_sweep(self.replays.prepared(policy), [budget], devices, case.workload)
+        overrun = case.settings.overrun
+        return timed_sweep(self.replays.prepared(policy), [budget], devices, case.workload, overrun=overrun)
 
 
 def _contest(replays: _Replays, place: Place) -> _Contest | None:
@@ -194,7 +196,7 @@ def _row(contest: _Contest, draws: Resamples) -> dict[str, Any]:
     replay, lru = own.replay, split.timed_at(contest.place)[Lru.name]
     saved = lru.replay.decode.demand_bytes - replay.decode.demand_bytes
     prefetches, in_time = replay.total.prefetches, replay.total.prefetches_useful - own.late_prefetches
-    pays = difference.high < 0
+    pays = difference.below(0)
     pays_from = None if pays else _pays_from(contest, draws)
     return {
         "split": split.split,
@@ -229,7 +231,7 @@ def _pays_from(contest: _Contest, draws: Resamples) -> float | None:
         # on demand a token's loads come one after another: their time shrinks with the bandwidth, their setups do not
         saved_ms_P = loaded_mb_P * (1 / own.device.link_gb_per_s - 1 / link)
         rival_ms_P = np.asarray(rival.time.numerator_P - saved_ms_P, np.float64)
-        if draws.difference(faster.time, Ratio(rival_ms_P, rival.tokens_P)).high < 0:
+        if draws.difference(faster.time, Ratio(rival_ms_P, rival.tokens_P)).below(0):
             return link
     return None
 

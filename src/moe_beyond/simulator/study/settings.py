@@ -43,6 +43,10 @@ class SimulateSettings(ReplaySettings):
     """Sizes of the cache as shares of all routed experts of the model, rising."""
     headline_capacity: float = Field(default=0.1, gt=0, le=1)
     """The capacity whose numbers stand in metrics.json; one of `capacities`."""
+    overrun: bool = False
+    """Keep what an event has just used until the next event of its cache, even above the budget, as engines do that
+    never evict what their batch has touched. Off, because all are compared at the same memory: a cache that is split
+    over layers may hold a whole prompt's experts so, whatever its budget. Bounds allow for it."""
     devices: tuple[str, ...] = ("phone_ufs", "laptop_nvme", "gpu_pcie4")
     """Devices that every policy is timed on, names of files under devices/profiles; empty: no times."""
     timed_capacities: tuple[float, ...] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.errors import InputError
@@ -178,6 +179,10 @@ def replay_splits(
         policies = (*itertools.islice(done, count), *not_replayed)
         ablated = tuple(Ablated(added, next(done)) for added, _ in ablation)
         results.append(SplitReplays(name, trace, case, policies, _bounds(case), ablated, tuple(predictions), chosen))
+        if not results[-1].decoded_P.any():
+            Console(stderr=True, soft_wrap=True).print(
+                f"{name}: nothing is decoded, so nothing is timed; simulate.prefill: token_by_token decodes all of it"
+            )
     return results
 
 
@@ -274,7 +279,7 @@ def _bounds(case: Case) -> dict[Place, TimeBound]:
         return {}
     curve = belady_curve(events, keep_warm=case.settings.keep_warm, largest=case.slots[-1])
     return {
-        (device.name, slots): time_bound(events, curve, slots, device, case.workload)
+        (device.name, slots): time_bound(events, curve, slots, device, case.workload, overrun=case.settings.overrun)
         for device in case.devices
         for slots in case.timed_slots
     }

@@ -108,13 +108,15 @@ def unlimited_link_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFr
                 "capacity_experts": replay.capacity_experts,
                 "capacity_fraction": replay.capacity_experts / split.metadata.num_model_experts,
                 **draws.ratio(replay.hit_ratio).columns("hit_rate"),
-                "decode_hit_rate": replay.decode.hit_rate,
+                "decode_hit_rate": replay.decode.hit_rate if replay.decode.accesses else None,
                 **{name: getattr(replay.total, name) for name in _COUNTED},
             }
             for policy in split.policies
             for replay in policy.replays
         ]
-    return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"predictor": pl.String})
+    # a column of nulls alone has no type of its own
+    types = dict.fromkeys((*interval_columns("hit_rate"), "decode_hit_rate"), pl.Float64)
+    return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"predictor": pl.String, **types})
 
 
 def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:

@@ -177,7 +177,7 @@ def record(
     """
     prepared = prepare(case.events, policy, keep_warm=case.settings.keep_warm)
     budget = policy.budget(trace.metadata, case.headline_slots)
-    done = timed_run(prepared, budget, device, case.workload)
+    done = timed_run(prepared, budget, device, case.workload, overrun=case.settings.overrun)
     wanted = prepared.events
     event_A = wanted.event_A
     token_A = wanted.token_S[wanted.step_N[event_A]]
