@@ -1,8 +1,10 @@
 """Bytes of one expert under each method of quantisation, counted by hand."""
 
+import json
+
 import pytest
 
-from moe_beyond.formats.importers.model_config import ShapeOverride
+from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from tests.formats.test_model_config import shape_of
 from tests.traces.refusals import refused
 
@@ -79,6 +81,26 @@ def test_precisions_two_projections_and_biases():
     assert sizes({"quant_method": "fp8", "weight_block_size": [128, 128]}, expert_dtype="fp4") == {
         bits(4, group=32, scale=8)
     }
+
+
+APART = [
+    (
+        "hf_quant_config.json",
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}},
+        METHODS[10][1],
+    ),
+    ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": False}, METHODS[12][1]),
+    ("quant_config.json", {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, METHODS[16][1]),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "expected"), APART)
+def test_a_quantisation_that_lies_beside_the_config_counts(tmp_path, name, fields, expected):
+    files = {name: json.dumps(fields), "config.json": json.dumps(CONFIG | {"dtype": "bfloat16"}), "a.npz": "x"}
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    for source in (tmp_path, tmp_path / "a.npz"):
+        assert set(shape_beside(source, NONE)[0].expert_bytes) == {expected}
 
 
 def test_gguf_types_and_mixes_are_those_of_a_phone():

@@ -32,7 +32,11 @@ LOST = [
     (lost(5, 1), "all 80 tokens have 5 for every expert: a placeholder"),
     (lost([5, 3], 2), "all 80 tokens have the same experts in every layer, as an engine's warm-up or profile pass"),
     (lost([5, 3], 2, 40), "the first 40 tokens have the same experts"),
-    (lost(0, 2, 3), r"position 0, layer 1: an expert is listed twice in \[0, 0\].* its routing is lost"),
+    (lost(0, 2, 3), "position 0: zeros for experts: the engine's buffer was never filled"),
+    (
+        changed(routed(2), np.s_[3, 1], 0),
+        r"position 3, layer 2: an expert is listed twice in \[0, 0\].* routing is lost",
+    ),
     (changed(routed(3), np.s_[:, :, 1], EXPERTS), "slot 1 of 3 never changes, in no layer and for no token"),
     (changed(routed(1), np.s_[:, 2], 0), "layer 3: every token has experts .0.: a dense layer's empty place"),
 ]
@@ -48,6 +52,12 @@ def test_a_placeholder_that_is_a_valid_id_is_found_in_a_single_token():
     trace_of(experts_TLK, [20], 256)
     experts_TLK[7] = 255
     refused("prompt 'p1', position 2: 255 for every expert: a placeholder", trace_of, experts_TLK, [5, 15], 256)
+
+
+def test_a_prefix_from_the_engines_cache_is_found_in_a_top_1_model():
+    experts_TLK = routed(1)
+    experts_TLK[10:15] = 0
+    refused("prompt 'p1', position 0: zeros for experts", trace_of, experts_TLK, [10, 70], EXPERTS)
 
 
 def test_one_lost_prompt_among_others_is_named():

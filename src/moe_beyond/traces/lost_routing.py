@@ -17,7 +17,7 @@ from moe_beyond.errors import InputError
 if TYPE_CHECKING:
     from moe_beyond.traces.schema import Trace
 
-_SURE_BITS = 64
+_SURE_BITS, _ONE_EXPERT_BITS = 64, 48
 # a run of one token's repetitions can be routed alike in the middle of a text, but a text does not begin with one
 _LEADING_TOKENS = 16
 _LAYER_TOKENS = 64
@@ -47,7 +47,7 @@ def refuse_lost_routing(trace: Trace, where: str) -> None:
             continue  # one token over and over, which a router sends the same way
         which = f"all {lengths[prompt]}" if alike_P[prompt] == lengths[prompt] else f"the first {alike_P[prompt]}"
         raise InputError(f"{where}: prompt {trace.prompt_ids[prompt]!r}: {which} tokens have {_what(row)}; {_FIX}")
-    _refuse_one_expert(trace, flat_T, where)
+    _refuse_one_expert(trace, flat_T, differs_T, where)
     _refuse_constants(trace, where)
 
 
@@ -59,13 +59,16 @@ def _what(row: npt.NDArray[np.integer[Any]]) -> str:
     return f"{row[0]} for every expert: a placeholder of routing that the engine lost"
 
 
-def _refuse_one_expert(trace: Trace, flat_T: npt.NDArray[np.integer[Any]], where: str) -> None:
-    """A token of a top-1 model with the same expert in each of many layers."""
-    if (flat_T.shape[1] - 1) * math.log2(trace.metadata.num_experts) < _SURE_BITS / 2:
-        return
+def _refuse_one_expert(
+    trace: Trace, flat_T: npt.NDArray[np.integer[Any]], differs_T: npt.NDArray[np.bool_], where: str
+) -> None:
+    """Tokens in a row with one expert for all layers and slots: in many layers one token is enough."""
     same_T = (flat_T == flat_T[:, :1]).all(axis=1)
-    if same_T.any():
-        token = int(np.argmax(same_T))
+    run_T = np.cumsum(differs_T)
+    places_T = np.bincount(run_T)[run_T] * flat_T.shape[1]
+    lost_T = same_T & ((places_T - 1) * math.log2(trace.metadata.num_experts) >= _ONE_EXPERT_BITS)
+    if lost_T.any():
+        token = int(np.argmax(lost_T))
         prompt = int(np.searchsorted(trace.prompt_offsets, token, side="right")) - 1
         position = token - int(trace.prompt_offsets[prompt])
         raise InputError(

@@ -1,6 +1,5 @@
 """Policies that look at past uses alone, and bounds, by sequences that can be followed by hand: 1 a miss, 0 a hit."""
 
-
 import numpy as np
 import pytest
 

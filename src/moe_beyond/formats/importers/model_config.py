@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.expert_bytes import from_config, sized
@@ -14,6 +14,8 @@ from moe_beyond.formats.importers.sources import is_single_file, locate, members
 from moe_beyond.traces.schema import TraceMetadata
 
 NAME = "config.json"
+# where quantisers wrote what `quantization_config` says today, and their method
+APART = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 _FIX = "copy the model's there: the format does not say how many experts the model has"
 
 
@@ -64,17 +66,31 @@ def shape_beside(source: Path, override: ShapeOverride) -> tuple[TraceMetadata, 
         beside = source.parent / NAME
         if not beside.is_file():
             raise InputError(f"{source}: no {NAME} beside it; {_FIX}")
-        return read_shape(beside.read_bytes(), str(beside), override)
+        apart = {name: (source.parent / name).read_bytes() for name in APART if (source.parent / name).is_file()}
+        return read_shape(beside.read_bytes(), str(beside), override, apart)
+    # `quantize_config.json` of older quantisers ends alike
     found = {name: stream.read() for name, stream in members(source, NAME, fix=_FIX)}
-    name = min(found, key=lambda candidate: (candidate.count("/"), candidate))
-    return read_shape(found[name], locate(source, name), override)
+    configs = [name for name in found if PurePosixPath(name).name == NAME]
+    if not configs:
+        raise InputError(f"{source}: holds no file named {NAME}; {_FIX}")
+    name = min(configs, key=lambda candidate: (candidate.count("/"), candidate))
+    folder = PurePosixPath(name).parent
+    apart = {other: found[str(folder / other)] for other in APART if str(folder / other) in found}
+    return read_shape(found[name], locate(source, name), override, apart)
 
 
-def read_shape(data: bytes, where: str, override: ShapeOverride = NONE) -> tuple[TraceMetadata, int]:
-    """Parse a config.json; as `shape_beside`."""
+def read_shape(
+    data: bytes, where: str, override: ShapeOverride = NONE, apart: dict[str, bytes] | None = None
+) -> tuple[TraceMetadata, int]:
+    """Parse a config.json and the files of `APART` beside it; as `shape_beside`."""
     config = read_json(data, where)
     if not isinstance(config, dict):
         raise InputError(f"{where}: expected an object, found {type(config).__name__}")
+    for name, content in (apart or {}).items():
+        fields = read_json(content, f"{where}, {name}")
+        fields = fields.get("quantization", fields) if isinstance(fields, dict) else {}
+        if "quantization_config" not in text_config(config):
+            config = {**config, "quantization_config": {"quant_method": APART[name], **fields}}
     named, text = override.layers(), text_config(config)
     top_k = integer(text, TOP_K, where)
     structure = structure_of(config, named, where)
