@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_beyond.traces import schema
+from moe_beyond.traces.schema import RoutedPrompt, validate
 from tests.traces.random_traces import random_experts, trace_of
 from tests.traces.refusals import refused
 
@@ -30,8 +32,8 @@ LOST = [
     (lost(0, 1), "all 80 tokens have zeros for experts: the engine's buffer was never filled"),
     (lost(0, 2), "all 80 tokens have zeros for experts"),
     (lost(5, 1), "all 80 tokens have 5 for every expert: a placeholder"),
-    (lost([5, 3], 2), "all 80 tokens have the same experts in every layer, as an engine's warm-up or profile pass"),
-    (lost([5, 3], 2, 40), "the first 40 tokens have the same experts"),
+    (lost([5, 3], 2), "all 80 tokens have one and the same routing, as an engine's warm-up or profile pass"),
+    (lost([5, 3], 2, 40), "the first 40 tokens have one and the same routing"),
     (lost(0, 2, 3), "position 0: zeros for experts: the engine's buffer was never filled"),
     (
         changed(routed(2), np.s_[3, 1], 0),
@@ -63,13 +65,15 @@ def test_a_prefix_from_the_engines_cache_is_found_in_a_top_1_model():
 def test_one_lost_prompt_among_others_is_named():
     experts_TLK = routed(2)
     experts_TLK[30:60] = 1, 2
-    refused("prompt 'p1': all 30 tokens have the same", trace_of, experts_TLK, [30, 30, 20], EXPERTS)
+    refused("prompt 'p1': all 30 tokens have one and the same", trace_of, experts_TLK, [30, 30, 20], EXPERTS)
 
 
 def test_what_a_router_may_do_is_let_through():
     run, popular, whole = routed(2), routed(1), np.broadcast_to(np.arange(EXPERTS), (TOKENS, LAYERS, EXPERTS))
     run[20:60] = run[20]  # a text that repeats one token
     trace_of(run, [TOKENS], EXPERTS)
+    same = RoutedPrompt("p", "d", TOKENS, lost([5, 3], 2), token_ids_T=np.full(TOKENS, 7))
+    validate(schema.trace_of(trace_of(run, [TOKENS], EXPERTS).metadata, [same]), "one token over and over")
     popular[:60, 1] = 3  # a favourite expert
     trace_of(popular, [TOKENS], EXPERTS)
     trace_of(whole, [TOKENS], EXPERTS)  # every expert, always

@@ -53,7 +53,7 @@ def refuse_lost_routing(trace: Trace, where: str) -> None:
 
 def _what(row: npt.NDArray[np.integer[Any]]) -> str:
     if (row != row[0]).any():
-        return "the same experts in every layer, as an engine's warm-up or profile pass has"
+        return "one and the same routing, as an engine's warm-up or profile pass has"
     if row[0] == 0:
         return "zeros for experts: the engine's buffer was never filled"
     return f"{row[0]} for every expert: a placeholder of routing that the engine lost"
@@ -79,6 +79,8 @@ def _refuse_one_expert(
 def _refuse_constants(trace: Trace, where: str) -> None:
     """A slot that never changes in any layer, a layer that never changes."""
     meta, experts_TLK = trace.metadata, trace.experts_TLK
+    if trace.token_ids_T is not None and (trace.token_ids_T == trace.token_ids_T[0]).all():
+        return  # one token over and over
     constant_LK = (experts_TLK == experts_TLK[:1]).all(axis=0)
     slots = np.flatnonzero(constant_LK.all(axis=0) & (experts_TLK[0] == experts_TLK[0, 0]).all(axis=0))
     if len(slots) and (trace.num_tokens - 1) * meta.num_layers * math.log2(meta.num_experts / meta.top_k) >= _SURE_BITS:

@@ -129,9 +129,9 @@ def _batch(
     at = start * rows_of_table // len(layer_A)
     counts = [int((layer_A[start:end] == layer).sum()) for layer in shape.layer_numbers]
     tokens, rest = divmod(counts[0], shape.top_k)
-    if rest == 0 and counts[0] % shape.num_experts == 0 and shape.num_experts > 2 * shape.top_k:
-        every_E = np.sort(expert_A[start : start + counts[0]].reshape(-1, shape.num_experts), axis=1)
-        if counts[0] and (every_E == np.arange(shape.num_experts)).all() and at == 0:
+    if start == 0 and end % shape.num_experts == 0 and shape.num_experts > shape.top_k:
+        every_E = np.sort(expert_A[:end].reshape(-1, shape.num_experts), axis=1)
+        if (every_E == np.arange(shape.num_experts)).all():
             raise InputError(f"{table.at(at)}: each token of the batch that begins here has all experts, {_WARM_UP}")
     whole = all(count == counts[0] for count in counts[:-1]) and counts[-1] in (0, shape.top_k, counts[0])
     if tokens == 0 or not whole:

@@ -20,6 +20,7 @@ from moe_beyond.formats.importers.layer_keys import integer, layers_by_keys
 if TYPE_CHECKING:
     from moe_beyond.capture.discovery import MoELayer
 
+log = logging.getLogger(__name__)
 MAX_LAYERS = 1000
 # the names that model families gave to one thing
 NUM_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -67,7 +68,7 @@ def structure_of(config: dict[str, Any], layers: Sequence[int] | None, where: st
     if num_layers > MAX_LAYERS:
         raise InputError(f"{where}: {num_layers} layers, expected at most {MAX_LAYERS}")
     num_experts = integer(text, NUM_EXPERTS, where)
-    completed, found = _by_transformers(config)
+    completed, found = _by_transformers(config, where)
     if found is not None:
         experts = found.experts
         if layers is not None:
@@ -98,7 +99,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _by_transformers(config: dict[str, Any]) -> tuple[dict[str, Any], Structure | None]:
+def _by_transformers(config: dict[str, Any], where: str) -> tuple[dict[str, Any], Structure | None]:
     """What transformers adds to the config, and the structure of the model that it builds; none if it builds none."""
     # only now: torch and transformers take seconds
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
@@ -124,7 +125,14 @@ def _by_transformers(config: dict[str, Any]) -> tuple[dict[str, Any], Structure 
         *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
         *(ValueError, StrictDataclassError),
     ) as error:
-        del error  # the keys decide
+        reason = (str(error).strip().splitlines() or [""])[0]
+        log.warning(
+            "%s: transformers builds no %s of it (%s: %.80s); its keys decide",
+            where,
+            kind,
+            type(error).__name__,
+            reason,
+        )
     return completed, None
 
 
@@ -132,15 +140,15 @@ def _by_transformers(config: dict[str, Any]) -> tuple[dict[str, Any], Structure 
 def _meta_device() -> Iterator[None]:
     """Parameters without memory, and no word from transformers about what it thinks of a config."""
     import torch  # noqa: PLC0415
-    from transformers.utils import logging as words  # noqa: PLC0415
+    from transformers.utils import logging as its_logging  # noqa: PLC0415
 
-    level = words.get_verbosity()
-    words.set_verbosity(logging.CRITICAL)
+    level = its_logging.get_verbosity()
+    its_logging.set_verbosity(logging.CRITICAL)
     try:
         with torch.device("meta"):
             yield
     finally:
-        words.set_verbosity(level)
+        its_logging.set_verbosity(level)
 
 
 def _look_at(model: Any, num_layers: int) -> Structure:
