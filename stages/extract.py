@@ -41,12 +41,13 @@ def from_transformers(params: Params, root: Path, output: Path) -> dict[str, Any
 
 def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
     source, privacy = params.traces.imported, params.extract.privacy
+    shape = importers.ShapeOverride(source.moe_layers, source.expert_size)
     parts = [("train", source.train, False), ("held-out", source.held_out, True)]
     with replacing(output) as temporary:
         temporary.mkdir()
         for name, path, held_out in parts:
             if path is not None:
-                trace = importers.read(source.format, root / path, held_out=held_out, privacy=privacy)
+                trace = importers.read(source.format, root / path, held_out=held_out, privacy=privacy, shape=shape)
                 store.write_parquet(trace, temporary / f"{name}.parquet")
         # read as one: both must be of one model, with distinct prompts
         whole = store.read_parquet(temporary)

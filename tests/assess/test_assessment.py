@@ -24,7 +24,8 @@ def test_routing_at_random_is_not_worth_offloading_and_routing_that_lasts_is():
     assessment = assess(random_trace([500, 500, 500], layers=4, experts=16, top_k=2), SETTINGS)
     assert (assessment.card["verdict"], assessment.metrics()["verdict_level"]) == ("do not", 0)
     choices = np.repeat(np.random.default_rng(0).integers(0, 16, (60, 4, 1)), 25, axis=0)
-    card = assess(trace_of(choices, [500, 500, 500], 16), SETTINGS).card
+    # prompts that begin between two changes
+    card = assess(trace_of(np.roll(choices, 10, axis=0), [500, 500, 500], 16), SETTINGS).card
     assert card["verdict"] == "go"
     assert card["shares"]["temporal_locality"] > 0.5
 

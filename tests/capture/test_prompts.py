@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +34,11 @@ BROKEN = [
     ("", "some.jsonl: no prompts"),
     ('{"prompt": "one"}\n{"prompt": \n', "some.jsonl: line 2: not JSON"),
     ('{"prompt": 5}\n', "some.jsonl: line 1: prompt: Input should be a valid string"),
-    ('["one"]\n', "some.jsonl: line 1: the line"),
+    ("5\n", "some.jsonl: line 1: the line"),
+    ('{"prompt": " "}\n', "some.jsonl: line 1: prompt is blank; remove it"),
+    ('{"text": "one"}\n', r"line 1: no 'prompt' among \['text'\]; name one as prompt_field"),
+    ('{"prompt": "one"}\nplain\n', "line 2: not JSON .* as other lines or the file's name say"),
+    ('{"prompt":\n"one"}\n{"prompt":\n"two"}\n', "line 1: not JSON"),
     ('{"prompt": "one", "id": "a"}\n{"prompt": "two", "id": "a"}\n', "line 2: id 'a' already stands in line 1"),
 ]
 
@@ -49,7 +54,53 @@ def test_a_file_that_is_missing_or_not_utf8_is_refused(tmp_path):
     refused("byte 4 is not UTF-8", read_prompts, tmp_path / "some.txt")
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1))
+SAME = [
+    ("a.json", '[{"prompt": "the, cat"}, {"prompt": "sat"}]'),
+    ("a.txt", '["the, cat", "sat"]'),
+    ("a.ndjson", '{"prompt": "the, cat"}\n{"prompt": "sat"}\n'),
+    ("a.txt", '{"prompt": "the, cat"}\n\n{"prompt": "sat"}\n'),
+    ("a.csv", 'prompt,n\n"the, cat",1\nsat,2\n'),
+    ("a.tsv", "n\tprompt\n1\tthe, cat\n2\tsat\n"),
+    ("a.dat", "the, cat\nsat\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), SAME)
+def test_a_file_is_what_it_holds_whatever_its_name(tmp_path, name, text):
+    prompts = read_prompts(write(tmp_path, name, text))
+    assert [prompt.prompt for prompt in prompts] == ["the, cat", "sat"]
+    assert {prompt.domain for prompt in prompts} == {"a"}
+    assert len({prompt.id for prompt in prompts}) == 2
+
+
+def test_parquet_and_another_field(tmp_path):
+    table = pl.DataFrame({"question": ["one", "two"], "id": [7, 8], "domain": ["d", None], "tags": [["a"], ["b"]]})
+    table.write_parquet(tmp_path / "some.bin")
+    found = read_prompts(tmp_path / "some.bin", "question")
+    assert found == [Prompt(prompt="one", id="7", domain="d"), Prompt(prompt="two", id="8", domain="some")]
+    refused("no column 'prompt' among .*; name one as prompt_field", read_prompts, tmp_path / "some.bin")
+    refused("row 1: tags: Input should be a valid string", read_prompts, tmp_path / "some.bin", "tags")
+    (tmp_path / "some.bin").write_bytes(b"PAR1")
+    refused("some.bin: not a readable Parquet file", read_prompts, tmp_path / "some.bin")
+
+
+NOT_TEXT = [
+    ("a.txt", 'plain\n{"prompt": "one"}\n', "line 1: not JSON"),
+    ("a.txt", '{"prompt":\n"one"}\n{"prompt":\n"two"}\n', "JSON over several lines"),
+    ("a.json", '{"data": [{"prompt": "one"}]}', r"line 1: no 'prompt' among \['data'\]"),
+    ("a.json", '[{"prompt": "one"}, 5]', "element 2: the line"),
+    ("a.csv", "question\none\n", "no column 'prompt' in the header 'question'; name one as prompt_field"),
+    ("a.csv", "prompt,id\none\ntwo,1,2\n", "not a readable CSV file"),
+    ("a.csv", "prompt,prompt\none,two\n", "column 'prompt' is there twice"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), NOT_TEXT)
+def test_what_is_no_text_is_never_taken_as_text(tmp_path, name, text, message):
+    refused(message, read_prompts, write(tmp_path, name, text))
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1))
 def test_any_text_survives_json_lines(tmp_path_factory, texts):
     lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
     path = write(tmp_path_factory.mktemp("p"), "some.jsonl", "\n".join(lines))

@@ -94,6 +94,7 @@ def batch(experts_TLK, *, last_alone=False):
 
 
 _PAPER, SEQUENCES = experts(3, PAPER), [experts(2, PAPER), experts(3, PAPER, 1)]
+IDS = {"prompt_token_ids": [1, 2], "token_ids": [3, 4, 5]}
 SOURCES = {
     "moe-beyond-csv": {
         "formatted/prompt_1_data_formatted.csv": routed(_PAPER, TOKENS[1:4]),
@@ -102,7 +103,7 @@ SOURCES = {
     "esft": {f"law/expert_weights_{layer + 1}.txt": scores(SEQUENCES, layer) for layer in range(26)},
     "gpt-oss-fingerprint": {"x.json": json.dumps(fingerprint()).encode()},
     "bigmoe-route": {"toy.route.csv": (ROUTE_HEAD + ROUTE).encode()},
-    "vllm-npz": {"a.npz": arrays(routed_experts=experts(4, SMALL), prompt_token_ids=[1, 2])} | BESIDE,
+    "vllm-npz": {"a.npz": arrays(routed_experts=experts(4, SMALL), **IDS)} | BESIDE,
     "llamacpp-csv": {"a.csv": (batch(experts(3, SMALL)) + batch(experts(1, SMALL, 1))).encode()} | BESIDE,
 }
 

@@ -78,6 +78,7 @@ BROKEN = {
         (sub("2,0,", "2,"), "row 5: 3 fields, expected 4"),
         (rows(4, 7), "layer 2 is missing"),
         (rows(1, 99), "no rows of data"),
+        (sub(",Activated Expert IDs", ",Token"), "row 1: column 'Token' is there twice"),
         (lambda _: "", "the file is empty"),
         (lambda _: "\udcff\udcfe", "byte 0 is not UTF-8"),
         (lambda _: 'Layer ID,Batch Number,Token,Activated Expert IDs\n1,0,"x,"[1]"\n', "row 2: "),
@@ -104,6 +105,10 @@ BROKEN = {
         (layer_7(selected_experts=[1, 2, 3, 32]), "token_4, layer_7: selected_experts"),
         (layer_7(selected_experts=[1, 2, 3, 3]), "position 1, layer 7: an expert is listed"),
         (layer_7(selected_probs=[0.5, 0.5, 0, -1]), "token_4, layer_7: selected_probs"),
+        (
+            sub('"selected_experts": ', '"selected_experts": [1], "selected_experts": '),
+            "key 'selected_experts' is given twice",
+        ),
         (lambda text: text[:-300], r"x\.json: not valid JSON"),
     ],
     # toy.route.csv
@@ -121,6 +126,12 @@ BROKEN = {
         (sub("0,0,0,1,1,0,0.25,0,100\n", ""), "step 0, layer 1: no row for slot 1"),
         (sub("\n0,1,2,", "\n0,1,4,", 9), "turn 0: step 2 is missing"),
         (sub(",slot,", ",place,"), "row 6: column 'slot' is missing"),
+        (
+            lambda text: (
+                text.replace("\n0,1,2,", "\n0,1,3,").replace("\n0,0,1,", "\n0,0,2,").replace("\n0,0,0,", "\n0,0,1,")
+            ),
+            "step 0 is missing",
+        ),
     ],
     # a.csv
     "llamacpp-csv": [
@@ -152,8 +163,11 @@ BROKEN_ARRAYS = [
     ({"routed_experts": VALID.astype(float)}, "float64 in C order, expected integers"),
     ({"routed_experts": np.asfortranarray(VALID)}, "Fortran order, expected integers"),
     ({"routed_experts": VALID[:0], "prompt_token_ids": np.zeros(0, int)}, "routing of no tokens"),
-    ({"routed_experts": VALID, "prompt_token_ids": [1, 2, 3, 4]}, "seems to hold the response alone"),
-    ({"routed_experts": VALID, "prompt_token_ids": [1], "token_ids": [1]}, "token ids of shape .* for 3"),
+    ({"routed_experts": VALID, "prompt_token_ids": [1, 2]}, "of prompt and response or of the response alone"),
+    ({"routed_experts": VALID, "prompt_token_ids": [1, 2, 3, 4]}, "of prompt and response or of the response alone"),
+    ({"routed_experts": VALID, "prompt_token_ids": [1], "token_ids": [1]}, "2 token ids for 3 routed tokens"),
+    ({"routed_experts": VALID, "prompt_token_ids": [[1, 2]]}, r"prompt_token_ids of shape \(1, 2\)"),
+    ({"logical_count": VALID}, "'logical_count' holds counts, how often each expert was chosen: no trace"),
 ]
 
 
@@ -168,6 +182,7 @@ ONE_LAYER = {"config.json": json.dumps(CONFIG | {"num_hidden_layers": 2}).encode
 MISFITS = [
     ("esft", {path: ESFT[path] for path in ESFT if "_4." not in path}, r"expert_weights_4\.txt is missing"),
     ("esft", ESFT | {"law/notes.txt": b"x"}, "unexpected name"),
+    ("esft", ESFT | {"law/expert_weights_01.txt": ESFT["law/expert_weights_1.txt"]}, "a second file for layer 1"),
     ("moe-beyond-csv", {"predicted/p_predicted.csv": GAP}, "row 3: position 2 breaks the count"),
     ("moe-beyond-csv", {path: BOTH[path] for path in BOTH if "predicted" in path}, "add the folder formatted/"),
     ("llamacpp-csv", SOURCES["llamacpp-csv"] | ONE_LAYER, "a model with one MoE layer"),

@@ -7,7 +7,7 @@ import pytest
 
 from moe_beyond.formats import importers
 from tests.formats import cases
-from tests.formats.cases import BESIDE, PAPER, SMALL, SOURCES, TOKENS, arrays, batch, experts, predicted, read, routed
+from tests.formats.cases import BESIDE, PAPER, SMALL, SOURCES, TOKENS, arrays, experts, predicted, read, routed
 from tests.phone_traces import shared
 from tests.traces.refusals import refused
 
@@ -100,21 +100,44 @@ def test_vllms_prompt_and_response_apart(tmp_path):
 
 def test_vllms_one_array_with_places_for_dense_layers(tmp_path):
     padded = np.concatenate([np.zeros((4, 1, 2), np.int32), experts(4, SMALL)], axis=1)
-    read("vllm-npz", tmp_path, {"a.npz": arrays(routed_experts=padded, prompt_token_ids=[1, 2, 3])} | BESIDE)
+    named = {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5]}
+    read("vllm-npz", tmp_path, {"a.npz": arrays(routed_experts=padded, **named)} | BESIDE)
     trace = importers.read("vllm-npz", tmp_path / "a.npz")
     np.testing.assert_array_equal(trace.experts_TLK, experts(4, SMALL))
-    assert (trace.num_prefill_P.tolist(), trace.token_ids_T) == ([3], None)
+    assert (trace.num_prefill_P.tolist(), trace.token_ids_T.tolist()) == ([3], [1, 2, 3, 4])
+    # a layer that the config calls dense is routed: not dropped without a word
+    padded[1, 0] = 7, 3
+    named["routed_experts"] = padded
+    refused(
+        "layer 0 is routed, config.json says that it has no", read, "vllm-npz", tmp_path, {"a.npz": arrays(**named)}
+    )
+    shape = importers.ShapeOverride(moe_layers="0-1,3", expert_size="Q4_K")
+    whole = {"routed_experts": experts(4, SMALL)} | {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5]}
+    trace = read("vllm-npz", tmp_path, {"a.npz": arrays(**whole)}, shape=shape)
+    assert (trace.metadata.layer_numbers, trace.metadata.expert_bytes) == ((0, 1, 3), (3 * 144,) * 3)
 
 
-@pytest.mark.parametrize("header", ["layer,expert\n", ""])
-def test_llamacpps_batches_become_prefill_and_decode(tmp_path, header):
-    ids = experts(7, SMALL)
-    rows = batch(ids[:3], last_alone=True) + batch(ids[3:5]) + batch(ids[5:6]) + batch(ids[6:])
-    trace = read("llamacpp-csv", tmp_path, {"moe_trace.csv": (header + rows).encode()} | BESIDE)
-    assert trace.num_prefill_P.tolist() == [5]
-    # a last layer for the last token alone adds nothing
-    ids[:3, 2] = ids[2, 2]
-    np.testing.assert_array_equal(trace.experts_TLK, ids)
+# routed tokens of a request with 5 ids in the prompt and 8 in the answer, the last of which no engine routes
+SPANS = [(12, 0, 5), (13, 0, 5), (7, 5, 0), (8, 4, 1), (10, 2, 3)]
+
+
+@pytest.mark.parametrize(("routed_tokens", "start", "prefill"), SPANS)
+def test_an_answers_routing_alone_is_split_by_the_token_ids(tmp_path, routed_tokens, start, prefill):
+    ids = {"prompt_token_ids": np.arange(5), "token_ids": np.arange(5, 13)}
+    data = arrays(routed_experts=experts(routed_tokens, SMALL), **ids)
+    trace = read("vllm-npz", tmp_path, {"a.npz": data} | BESIDE)
+    assert trace.num_prefill_P.tolist() == [prefill]
+    assert trace.token_ids_T.tolist() == list(range(start, start + routed_tokens))
+
+
+def test_a_prompts_routing_alone_is_prefill(tmp_path):
+    data = arrays(routed_experts=experts(4, SMALL), prompt_token_ids=np.arange(4))
+    assert read("vllm-npz", tmp_path, {"a.npz": data} | BESIDE).num_prefill_P.tolist() == [4]
+
+
+def test_formats_that_say_the_models_shape_take_no_other(tmp_path):
+    shape = importers.ShapeOverride(expert_size="Q4_K")
+    refused("leave --moe-layers and --expert-size out", read, "esft", tmp_path, SOURCES["esft"], shape=shape)
 
 
 SLOW = [

@@ -44,14 +44,18 @@ class MoELayer:
     expert_bytes: int
 
 
-def moe_layers(model: PreTrainedModel) -> list[MoELayer]:
+def moe_layers(model: PreTrainedModel, *, readable: bool = True) -> list[MoELayer]:
     """The model's MoE layers in rising order.
 
+    Args:
+        model: Also without weights, on the meta device.
+        readable: Only those whose routing a hook can read; else also those whose shape alone can be seen.
+
     Raises:
-        InputError: The model has none that can be read, or layers of unequal numbers of experts.
+        InputError: The model has none, or layers of unequal numbers of experts.
     """
     name = getattr(model.config, "name_or_path", "") or type(model).__name__
-    layers = _fused(model) or _listed(model)
+    layers = _fused(model) or _listed(model) or ([] if readable else _stacked(model))
     if not layers:
         kind = getattr(model.config, "model_type", type(model).__name__)
         raise InputError(
@@ -87,6 +91,15 @@ def _listed(model: PreTrainedModel) -> list[MoELayer]:
         if isinstance(experts, nn.ModuleList) and isinstance(router, nn.Module):
             layers.append(_layer(f"{name}.experts", experts, router, len(experts)))
     return layers
+
+
+def _stacked(model: PreTrainedModel) -> list[MoELayer]:
+    """Layers whose module `experts` holds the projections of all of them in one tensor each."""
+    return [
+        _layer(name, module, None, module.down_proj.shape[0])
+        for name, module in model.named_modules()
+        if name.endswith(".experts") and isinstance(getattr(module, "down_proj", None), nn.Parameter)
+    ]
 
 
 def _layer(name: str, experts: nn.Module, router: nn.Module | None, num_experts: int) -> MoELayer:

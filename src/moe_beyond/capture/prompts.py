@@ -1,12 +1,14 @@
-"""Prompts to trace: read from JSON Lines or text files, made into token ids, padded into batches."""
+"""Prompts to trace: read from files, made into token ids, padded into batches."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn.utils.rnn import pad_sequence
@@ -16,14 +18,16 @@ from moe_beyond.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PARQUET = b"PAR1"
+
 
 class Prompt(BaseModel):
-    """A text to trace; a line of a prompt file."""
+    """A text to trace."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     prompt: str = Field(min_length=1)
-    id: str = ""
+    id: Annotated[str, Field(coerce_numbers_to_str=True)] = ""
     domain: str = ""
 
 
@@ -52,50 +56,125 @@ class PaddedBatch:
     mask_BC: torch.Tensor
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read `.jsonl` (an object a line: `prompt`, optional `id` and `domain`) or text (a prompt a line).
+def read_prompts(path: Path, field: str = "prompt") -> list[Prompt]:
+    """Read a file of prompts, whatever its ending: what it holds says what it is.
 
-    Blank lines are skipped. A missing id becomes `<file>:<line>`, a missing domain the file's name.
+    JSON Lines or a JSON array (of objects or strings), CSV with a header (also with tabs or semicolons), Parquet, or
+    text, a prompt a line. Blank lines of text are skipped. A missing id becomes `<file>:<line>` (in an array and a
+    table, the number of the row), a missing domain the file's name.
+
+    Args:
+        path: The file, UTF-8 unless Parquet.
+        field: Key or column that holds the prompt; `id` and `domain` may stand beside it.
 
     Raises:
-        InputError: No such file, no prompt in it, a line that breaks the format (named), an id given twice.
+        InputError: No such file, no prompt in it, a line or row that breaks the format (named), an id given twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = "" if data.startswith(_PARQUET) else data.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such prompt file; give JSON Lines or a text file with a prompt a line") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    prompts, seen = [], dict[str, int]()
-    # not splitlines(): JSON may hold U+2028 inside a string
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        prompt = _parse(line.rstrip("\r"), path, number)
+    table = _table_rows(data, text, field, path)
+    entries = _json_entries(text, path) if table is None else table
+    prompts, seen = [], dict[str, str]()
+    for place, fields in entries:
+        prompt = _parse({field: fields} if isinstance(fields, str) else fields, field, path, place)
         if prompt.id in seen:
-            raise InputError(f"{path}: line {number}: id {prompt.id!r} already stands in line {seen[prompt.id]}")
-        seen[prompt.id] = number
+            raise InputError(f"{path}: {place}: id {prompt.id!r} already stands in {seen[prompt.id]}")
+        seen[prompt.id] = place
         prompts.append(prompt)
     if not prompts:
         raise InputError(f"{path}: no prompts in it; expected at least one")
     return prompts
 
 
-def _parse(line: str, path: Path, number: int) -> Prompt:
-    fields: Any = {"prompt": line.strip()}
-    if path.suffix == ".jsonl":
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: line {number}: not JSON ({error.msg}, column {error.colno})") from error
+def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[str, Any]] | None:
+    """Rows of Parquet or CSV, an object each; None if the file is neither."""
+    is_parquet = data.startswith(_PARQUET)
+    first = text.partition("\n")[0].strip()
+    header = {separator: [cell.strip(' "') for cell in first.split(separator)] for separator in ",\t;"}
+    separator = next((mark for mark, names in header.items() if field in names), None)
+    if not is_parquet and separator is None:
+        if path.suffix in (".csv", ".tsv"):
+            raise InputError(f"{path}: no column {field!r} in the header {first!r:.80}; name one as prompt_field")
+        return None
+    if separator is not None and header[separator].count(field) > 1:
+        raise InputError(f"{path}: column {field!r} is there twice; remove one of them")
+    try:
+        # text stays text: an id of digits, a prompt of none
+        table = (
+            pl.read_parquet(BytesIO(data))
+            if separator is None
+            else pl.read_csv(text.encode(), separator=separator, infer_schema=False)
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable {'CSV' if separator else 'Parquet'} file ({reason})") from error
+    if field not in table.columns:
+        raise InputError(f"{path}: no column {field!r} among {table.columns}; name one as prompt_field")
+    kept = table.select(name for name in (field, "id", "domain") if name in table.columns)
+    return [(f"row {number}", row) for number, row in enumerate(kept.to_dicts(), 1)]
+
+
+def _json_entries(text: str, path: Path) -> list[tuple[str, Any]]:
+    """Elements of a JSON array, or values of lines: JSON in all of them, or text in all."""
+    whole = _json(text)
+    if isinstance(whole, list):
+        return [(f"element {number}", value) for number, value in enumerate(whole, 1)]
+    if isinstance(whole, dict):
+        return [("line 1", whole)]
+    # not splitlines(): JSON may hold U+2028 inside a string
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    values = [_json(line) for _, line in lines]
+    if all(isinstance(value, ValueError) for value in values) and path.suffix not in (".json", ".jsonl", ".ndjson"):
+        if _begins_with_json(text):
+            raise InputError(f"{path}: JSON over several lines; write an array of it, or a line a prompt")
+        return [(f"line {number}", line) for number, line in lines]
+    for (number, line), value in zip(lines, values, strict=True):
+        if isinstance(value, ValueError):
+            raise InputError(
+                f"{path}: line {number}: not JSON ({value}), as other lines or the file's name say; found {line!r:.60}"
+            )
+    return [(f"line {number}", value) for (number, _), value in zip(lines, values, strict=True)]
+
+
+def _begins_with_json(text: str) -> bool:
+    try:
+        return isinstance(json.JSONDecoder().raw_decode(text.lstrip())[0], dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json(text: str) -> Any:
+    """The value that the text is in JSON, or why it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        return ValueError(f"{error.msg}, column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return ValueError(str(error).partition(";")[0])
+
+
+def _parse(fields: Any, field: str, path: Path, place: str) -> Prompt:
+    expected = f'{{"{field}": "...", "id": "...", "domain": "..."}}'
+    if isinstance(fields, dict):
+        if field not in fields:
+            raise InputError(f"{path}: {place}: no {field!r} among {list(fields)!r:.80}; name one as prompt_field")
+        fields = {name: fields[name] for name in ("id", "domain") if fields.get(name) is not None} | {
+            "prompt": fields[field]
+        }
     try:
         prompt = Prompt.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "the line"
-        raise InputError(
-            f'{path}: line {number}: {name}: {first["msg"]}; expected {{"prompt": "...", "id": "...", "domain": "..."}}'
-        ) from error
+        name = ".".join(map(str, first["loc"])).replace("prompt", field) or "the line"
+        raise InputError(f"{path}: {place}: {name}: {first['msg']}; expected {expected}") from error
+    if not prompt.prompt.strip():
+        raise InputError(f"{path}: {place}: {field} is blank; remove it")
+    number = place.rsplit(maxsplit=1)[-1]
     return prompt.model_copy(update={"id": prompt.id or f"{path.name}:{number}", "domain": prompt.domain or path.stem})
 
 

@@ -20,7 +20,9 @@ class TransformersSource(Settings):
     device_map: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     prompts: str = "data/raw/prompts.jsonl"
-    """JSON Lines with `prompt` and, optionally, `id` and `domain`; or a text file with a prompt a line."""
+    """JSON Lines, a JSON array, CSV or Parquet, with `id` and `domain` if you like; or text with a prompt a line."""
+    prompt_field: str = Field(default="prompt", min_length=1)
+    """Key or column of those files that holds the prompt."""
     held_out_prompts: str | None = None
     """Prompts of another domain, kept for testing only; the same formats."""
 
@@ -33,6 +35,10 @@ class ImportSource(Settings):
     """Folder or archive whose prompts are split into train, validation and test."""
     held_out: str | None = "data/raw/webglm"
     """Folder or archive of another domain, kept for testing only."""
+    moe_layers: str | None = None
+    """Layers with experts, such as `1-47` or `1,3,5`, instead of the config.json's (`vllm-npz`, `llamacpp-csv`)."""
+    expert_size: str | None = None
+    """Bytes of one expert, or the GGUF type of its tensors, such as `Q4_K`, instead of the config.json's; as above."""
 
 
 class TracesSettings(Settings):

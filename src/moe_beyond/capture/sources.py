@@ -34,9 +34,9 @@ def transformers_prompts(source: TransformersSource, settings: ExtractSettings, 
         InputError: A file is missing, empty or broken, or an id stands in both.
     """
     # files first: they are quick to check, a model is slow to load
-    texts = [(read_prompts(root / source.prompts), False)]
+    texts = [(read_prompts(root / source.prompts, source.prompt_field), False)]
     if source.held_out_prompts:
-        texts.append((read_prompts(root / source.held_out_prompts), True))
+        texts.append((read_prompts(root / source.held_out_prompts, source.prompt_field), True))
         common = {prompt.id for prompt in texts[0][0]} & {prompt.id for prompt in texts[1][0]}
         if common:
             raise InputError(

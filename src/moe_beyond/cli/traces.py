@@ -28,6 +28,14 @@ def import_traces(
         Literal["text", "ids", "routing"],
         typer.Option(help="Keep token texts and ids, ids, or neither."),
     ] = "text",
+    moe_layers: Annotated[
+        str | None,
+        typer.Option(help="Layers with experts, such as 1-47 or 1,3,5, instead of what config.json says."),
+    ] = None,
+    expert_size: Annotated[
+        str | None,
+        typer.Option(help="Bytes of one expert, or the GGUF type of its tensors (Q4_K), instead of config.json's."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read published traces, check them, and write them as Parquet."""
@@ -35,7 +43,9 @@ def import_traces(
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
 
     with one_line_errors():
-        store.write_parquet(importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy), out)
+        shape = importers.ShapeOverride(moe_layers, expert_size)
+        trace = importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy, shape=shape)
+        store.write_parquet(trace, out)
         show(describe_path(out), as_json)
 
 

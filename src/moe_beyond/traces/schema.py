@@ -10,13 +10,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from moe_beyond.errors import InputError
+from moe_beyond.traces.lost_routing import refuse_lost_routing
 
 SCHEMA_VERSION = 1
 """Version of the published form; a reader refuses a newer one."""
@@ -37,7 +38,7 @@ class TraceMetadata(BaseModel):
     """Numbers of the MoE layers in the model, rising; dense layers are not listed."""
     num_experts: int = Field(ge=2, le=65536)
     top_k: int = Field(ge=1)
-    expert_bytes: tuple[PositiveInt, ...]
+    expert_bytes: tuple[Annotated[int, Field(gt=0, le=2**40)], ...]
     """Bytes that one expert of each MoE layer occupies in the precision that was traced; one number a layer."""
     dense_bytes: tuple[NonNegativeInt, ...] | None = Field(default=None, exclude_if=lambda given: given is None)
     """Bytes that every token reads in each MoE layer beside the experts, one number a layer; None: not known."""
@@ -327,6 +328,9 @@ def _check_prompts(trace: Trace, where: str) -> None:
     if len(set(trace.prompt_ids)) != trace.num_prompts:
         name = next(name for name in trace.prompt_ids if trace.prompt_ids.count(name) > 1)
         raise InputError(f"{where}: prompt {name!r} stands there twice; give every prompt its own prompt_id")
+    for name in trace.prompt_ids:
+        if "\0" in name:
+            raise InputError(f"{where}: prompt {name!r} has a zero byte in its name; give it another prompt_id")
     lengths = np.diff(trace.prompt_offsets)
     if (lengths <= 0).any():
         name = trace.prompt_ids[int(np.argmax(lengths <= 0))]
@@ -350,12 +354,15 @@ def _check_experts(trace: Trace, where: str) -> None:
                 f"{where}: {locate(trace, token, layer)}: expert id {column[token, layer, slot]} in {field} is out of "
                 f"range, the model has experts 0 to {num_experts - 1}"
             )
+    refuse_lost_routing(trace, where)
     repeated_TL = _has_repetition_TL(trace.experts_TLK)
     if repeated_TL.any():
         token, layer = (int(i[0]) for i in np.nonzero(repeated_TL))
+        experts_K = trace.experts_TLK[token, layer]
+        empty = len(set(experts_K.tolist())) == 1
         raise InputError(
-            f"{where}: {locate(trace, token, layer)}: an expert is listed twice in "
-            f"{trace.experts_TLK[token, layer].tolist()}; a router chooses distinct experts"
+            f"{where}: {locate(trace, token, layer)}: an expert is listed twice in {experts_K.tolist()}; a router "
+            f"chooses distinct experts{': here the engine filled nothing in, its routing is lost' if empty else ''}"
         )
 
 

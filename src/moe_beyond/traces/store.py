@@ -153,6 +153,9 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _to_trace(table: pa.Table, path: Path) -> Trace:
     meta = _parse_metadata(table.schema.metadata or {}, path)
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} is there twice; write the file again")
     columns, ids = ArrowColumns(table, str(path)), expert_dtype(meta.num_experts)
     width = meta.num_layers * meta.top_k
     experts, num_ids_P = columns.integer_lists("experts", ids)
@@ -202,7 +205,7 @@ def _parse_metadata(metadata: dict[bytes, bytes], path: Path) -> TraceMetadata:
     try:
         raw = json.loads(metadata[METADATA_KEY])
         version = raw.get("schema_version")
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise InputError(f"{path}: the {METADATA_KEY.decode()!r} metadata are damaged; write the file again") from error
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version!r}; this release reads 1 to {SCHEMA_VERSION}, upgrade it")

@@ -1,7 +1,5 @@
 """Policies that look at past uses alone, and bounds, by sequences that can be followed by hand: 1 a miss, 0 a hit."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -57,7 +55,7 @@ def test_layer_lru_fitted():
 
 def test_random():
     uniform = np.random.default_rng(0).integers(0, 20, (4000, 1, 1)).astype(np.uint8)
-    trace = replace(literal([0] * 4000, num_experts=20), experts_TLK=uniform)
+    trace = literal(uniform, num_experts=20)
     first = misses(on_demand.Random(0), trace, 10)
     assert first == misses(on_demand.Random(0), trace, 10)
     assert first != misses(on_demand.Random(1), trace, 10)

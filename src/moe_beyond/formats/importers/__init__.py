@@ -11,16 +11,22 @@ import numpy as np
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers import bigmoe_route, esft, gpt_oss_fingerprint, llamacpp_csv, moe_beyond_csv, vllm_npz
+from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.traces.schema import Trace, validate
 
-FORMATS: dict[str, Callable[[Path, str | None], Trace]] = {
+# these say the model's shape themselves; the others read it from a config.json
+_COMPLETE: dict[str, Callable[[Path, str | None], Trace]] = {
     "moe-beyond-csv": moe_beyond_csv.read,
     "esft": esft.read,
     "gpt-oss-fingerprint": gpt_oss_fingerprint.read,
     "bigmoe-route": bigmoe_route.read,
+}
+_WITH_CONFIG: dict[str, Callable[[Path, str | None, ShapeOverride], Trace]] = {
     "vllm-npz": vllm_npz.read,
     "llamacpp-csv": llamacpp_csv.read,
 }
+__all__ = ["FORMATS", "ShapeOverride", "read"]
+FORMATS = (*_COMPLETE, *_WITH_CONFIG)
 
 
 def read(
@@ -30,6 +36,7 @@ def read(
     domain: str | None = None,
     held_out: bool = False,
     privacy: Literal["text", "ids", "routing"] = "text",
+    shape: ShapeOverride = NONE,
 ) -> Trace:
     """Read a published trace set.
 
@@ -39,13 +46,21 @@ def read(
         domain: Name of the data set; by default the one of the format or the source's name.
         held_out: Keep all of these prompts for testing only.
         privacy: `ids` drops token strings, `routing` drops token ids too.
+        shape: What is said of the model where its config.json cannot say it.
 
     Raises:
         InputError: An unknown format, or the first rule of the format or the schema that is broken.
     """
-    if format not in FORMATS:
+    if format in _WITH_CONFIG:
+        trace = _WITH_CONFIG[format](source, domain, shape)
+    elif format not in _COMPLETE:
         raise InputError(f"unknown trace format {format!r}; expected one of {', '.join(FORMATS)}")
-    trace = FORMATS[format](source, domain)
+    elif shape:
+        raise InputError(
+            f"format {format} says the model's layers and bytes itself; leave --moe-layers and --expert-size out"
+        )
+    else:
+        trace = _COMPLETE[format](source, domain)
     trace = replace(trace, held_out_P=np.full(trace.num_prompts, held_out, np.bool_))
     if privacy != "text":
         trace = replace(trace, token_texts=None)

@@ -79,6 +79,10 @@ def _read_file(stream: IO[bytes], name: str, where: str, domain: str | None) -> 
     if gaps.any():
         turn, step = divmod(int(keys_T[int(np.argmax(gaps))]), _STEPS)
         raise InputError(f"{where}: turn {turn}: step {step + 1} is missing; a turn's steps must be consecutive")
+    if keys_T[0] % _STEPS:
+        raise InputError(
+            f"{where}: turn {turn_T[0]}: step 0 is missing; the trace must begin with the prompt's first token"
+        )
     prompts = []
     starts = np.unique(turn_T, return_index=True)[1]
     for start, end in itertools.pairwise([*starts.tolist(), len(keys_T)]):

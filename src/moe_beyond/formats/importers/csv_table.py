@@ -75,6 +75,8 @@ class CsvTable:
                 raise InputError(
                     f"{where}: row {first_row - 1}: column {name!r} is missing, found {header}; check the format"
                 )
+            if header.count(name) > 1:
+                raise InputError(f"{where}: row {first_row - 1}: column {name!r} is there twice; remove one of them")
         if not rows:
             raise InputError(f"{where}: no rows of data; remove the file")
         for number, cells in enumerate(rows, start=first_row):

@@ -38,6 +38,8 @@ def read(source: Path, domain: str | None) -> Trace:
         match = re.fullmatch(r"expert_weights_([0-9]{1,4})\.txt", path.name)
         if match is None:
             raise InputError(f"{where}: unexpected name; expected expert_weights_<layer>.txt and nothing else")
+        if int(match[1]) in tasks[str(path.parent)]:
+            raise InputError(f"{where}: a second file for layer {int(match[1])}; remove one of them")
         tasks[str(path.parent)][int(match[1])] = _read_layer(stream.read(), where)
     prompts = []
     for folder in sorted(tasks, key=natural_order):

@@ -2,7 +2,7 @@
 
 `full_text` lists the strings of prompt and response; `router_data` has an object a generated token that was fed back,
 `{"token_<position>": {"layer_<n>": {"selected_experts": [4 ids], "selected_probs": [4 weights]}}}`. The prompt's own
-tokens were not recorded, so a trace holds decode tokens alone. Files are read as streams, a prompt in memory at a time.
+tokens were not recorded, so a trace holds decode tokens alone.
 
 The files say nothing about the model; it is gpt-oss-20b with its own MXFP4 experts. Shape suffixes as in `schema`.
 """
@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import ijson
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.sources import natural_order, read_each
+from moe_beyond.formats.importers.sources import natural_order, read_each, read_json
 from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 24, 32, 4
@@ -48,11 +47,9 @@ def read(source: Path, domain: str | None) -> Trace:
 
 
 def _read_prompt(domain: str | None, stream: IO[bytes], name: str, where: str) -> RoutedPrompt:
-    try:
-        fields: dict[str, Any] = dict(ijson.kvitems(stream, "", use_float=True))
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "incomplete"
-        raise InputError(f"{where}: not valid JSON ({reason}); fetch it again") from error
+    fields = read_json(stream.read(), where)
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: expected an object, found {type(fields).__name__}")
     for key in ("full_text", "router_data"):
         if not isinstance(fields.get(key), list) or not fields[key]:
             raise InputError(f"{where}: {key!r} is missing or no list with elements; check the format")

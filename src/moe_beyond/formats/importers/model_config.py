@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.sources import is_single_file, locate, members
+from moe_beyond.formats.importers.expert_bytes import from_config, sized
+from moe_beyond.formats.importers.layer_keys import integer
+from moe_beyond.formats.importers.moe_structure import TOP_K, structure_of, text_config
+from moe_beyond.formats.importers.sources import is_single_file, locate, members, read_json
 from moe_beyond.traces.schema import TraceMetadata
 
 NAME = "config.json"
+# where quantisers wrote what `quantization_config` says today, and their method
+APART = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 _FIX = "copy the model's there: the format does not say how many experts the model has"
 
-# the names that model families gave to one thing
-_NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "experts_per_token")
-_WIDTH = ("moe_intermediate_size", "intermediate_size")
-_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-_QUANTISED_BITS = {"fp8": 8.0, "mxfp4": 4.25}
+
+@dataclass(frozen=True)
+class ShapeOverride:
+    """What a person says of a model where its config.json is wrong or cannot say it.
+
+    Attributes:
+        moe_layers: Numbers of the layers with experts, such as `1-47` or `1,3,5`.
+        expert_size: Bytes of one expert, or the GGUF type of its tensors.
+    """
+
+    moe_layers: str | None = None
+    expert_size: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != ShapeOverride()
+
+    def layers(self) -> list[int] | None:
+        """The numbers that `moe_layers` names, rising. Raises InputError if it names none."""
+        if self.moe_layers is None:
+            return None
+        found: set[int] = set()
+        for part in self.moe_layers.split(","):
+            ends = re.fullmatch(r"\s*([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?\s*", part)
+            if ends is None:
+                raise InputError(
+                    f"moe layers {self.moe_layers!r:.60}: expected numbers and ranges such as 1-47 or 1,3,5"
+                )
+            found |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+        return sorted(found)
 
 
-def shape_beside(source: Path) -> tuple[TraceMetadata, int]:
+NONE = ShapeOverride()
+
+
+def shape_beside(source: Path, override: ShapeOverride) -> tuple[TraceMetadata, int]:
     """Read the config.json in a folder or archive, or beside a single file.
 
     Returns:
@@ -36,70 +66,54 @@ def shape_beside(source: Path) -> tuple[TraceMetadata, int]:
         beside = source.parent / NAME
         if not beside.is_file():
             raise InputError(f"{source}: no {NAME} beside it; {_FIX}")
-        return read_shape(beside.read_bytes(), str(beside))
+        apart = {name: (source.parent / name).read_bytes() for name in APART if (source.parent / name).is_file()}
+        return read_shape(beside.read_bytes(), str(beside), override, apart)
+    # `quantize_config.json` of older quantisers ends alike
     found = {name: stream.read() for name, stream in members(source, NAME, fix=_FIX)}
-    name = min(found, key=lambda candidate: (candidate.count("/"), candidate))
-    return read_shape(found[name], locate(source, name))
+    configs = [name for name in found if PurePosixPath(name).name == NAME]
+    if not configs:
+        raise InputError(f"{source}: holds no file named {NAME}; {_FIX}")
+    name = min(configs, key=lambda candidate: (candidate.count("/"), candidate))
+    folder = PurePosixPath(name).parent
+    apart = {other: found[str(folder / other)] for other in APART if str(folder / other) in found}
+    return read_shape(found[name], locate(source, name), override, apart)
 
 
-def read_shape(data: bytes, where: str) -> tuple[TraceMetadata, int]:
-    """Parse a config.json; as `shape_beside`."""
-    try:
-        config = json.loads(data.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({str(error).splitlines()[0]}); copy the model's again") from error
-    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
-        config = {**config, **config["text_config"]}  # models with vision keep the language model's part there
+def read_shape(
+    data: bytes, where: str, override: ShapeOverride = NONE, apart: dict[str, bytes] | None = None
+) -> tuple[TraceMetadata, int]:
+    """Parse a config.json and the files of `APART` beside it; as `shape_beside`."""
+    config = read_json(data, where)
     if not isinstance(config, dict):
         raise InputError(f"{where}: expected an object, found {type(config).__name__}")
-    num_layers = _integer(config, ("num_hidden_layers",), where)
-    moe_layers = tuple(layer for layer in range(min(num_layers, 10_000)) if _has_experts(config, layer, where))
-    num_experts, top_k = _integer(config, _NUM_EXPERTS, where), _integer(config, _TOP_K, where)
-    if not moe_layers or not 2 <= num_experts <= 65536 or top_k > num_experts:
+    for name, content in (apart or {}).items():
+        fields = read_json(content, f"{where}, {name}")
+        fields = fields.get("quantization", fields) if isinstance(fields, dict) else {}
+        if "quantization_config" not in text_config(config):
+            config = {**config, "quantization_config": {"quant_method": APART[name], **fields}}
+    named, text = override.layers(), text_config(config)
+    top_k = integer(text, TOP_K, where)
+    structure = structure_of(config, named, where)
+    layers = [expert.layer for expert in structure.experts]
+    if not layers or not 2 <= structure.num_experts <= 65536 or top_k > structure.num_experts:
         raise InputError(
-            f"{where}: {len(moe_layers)} layers with {num_experts} experts, top-{top_k}: not a mixture of experts"
+            f"{where}: {len(layers)} layers with {structure.num_experts} experts, top-{top_k}: not a mixture of experts"
         )
-    weights = 3 * _integer(config, ("hidden_size",), where) * _integer(config, _WIDTH, where)
+    if layers[-1] >= structure.num_layers:
+        raise InputError(f"{where}: layer {layers[-1]} of {structure.num_layers}; they count from 0")
+    sizes = [
+        sized(override.expert_size, expert, structure.num_layers)
+        if override.expert_size
+        else from_config(text, expert, structure.num_layers, where)
+        for expert in structure.experts
+    ]
     metadata = TraceMetadata(
         model_id=str(config.get("_name_or_path") or config.get("model_type") or "unknown"),
-        layer_numbers=moe_layers,
-        num_experts=num_experts,
+        layer_numbers=tuple(layers),
+        num_experts=structure.num_experts,
         top_k=top_k,
-        # three projections in the precision that the config names
-        expert_bytes=(max(1, int(weights * _bits(config) // 8)),) * len(moe_layers),
+        expert_bytes=tuple(sizes),
         source="",
         licence="none stated",
     )
-    return metadata, num_layers
-
-
-def _integer(config: dict[str, Any], names: Sequence[str], where: str) -> int:
-    for name in names:
-        value = config.get(name)
-        if type(value) is int and 0 < value < 2**31:
-            return value
-        if value is not None:
-            raise InputError(f"{where}: {name} is {value!r:.40}, expected a positive whole number")
-    raise InputError(f"{where}: none of {', '.join(names)}; expected the config.json of a mixture of experts")
-
-
-def _has_experts(config: dict[str, Any], layer: int, where: str) -> bool:
-    """Whether a layer has experts, by the rules of the DeepSeek and Qwen families; others have them everywhere."""
-    dense = config.get("mlp_only_layers")
-    if isinstance(dense, list) and layer in dense:
-        return False
-    if config.get("first_k_dense_replace") is not None:
-        first = 0 if config["first_k_dense_replace"] == 0 else _integer(config, ("first_k_dense_replace",), where)
-        every = _integer(config, ("moe_layer_freq",), where) if config.get("moe_layer_freq") is not None else 1
-        return layer >= first and layer % every == 0
-    step = _integer(config, ("decoder_sparse_step",), where) if config.get("decoder_sparse_step") is not None else 1
-    return (layer + 1) % step == 0
-
-
-def _bits(config: dict[str, Any]) -> float:
-    quantised = config.get("quantization_config")
-    if isinstance(quantised, dict):
-        bits = quantised.get("bits", _QUANTISED_BITS.get(str(quantised.get("quant_method"))))
-        if isinstance(bits, int | float) and 0 < bits <= 32:
-            return float(bits)
-    return _BITS.get(str(config.get("dtype") or config.get("torch_dtype")), 16)
+    return metadata, structure.num_layers

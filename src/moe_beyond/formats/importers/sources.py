@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import re
 import tarfile
@@ -11,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from moe_beyond.errors import InputError
 
@@ -21,6 +22,16 @@ _ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", "
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 # tarfile and zipfile also stumble over damaged headers: an ord() of nothing, an empty name, a place before the start
 _DAMAGED_HEADER = (*_DAMAGED, RuntimeError, ValueError, IndexError, TypeError)
+# what columns and arrays are called that hold how often each expert was chosen
+COUNTS = ("count", "counts", "logical_count", "expert_counts", "num_tokens", "frequency", "hits")
+
+
+def counts_are_no_trace(where: str, name: str) -> str:
+    """The message for a file of counts."""
+    return (
+        f"{where}: {name!r} holds counts, how often each expert was chosen: no trace, the order of the tokens is lost; "
+        "record which experts each token was routed to"
+    )
 
 
 def name_of(source: Path) -> str:
@@ -69,6 +80,26 @@ def decode_utf8(data: bytes, where: str) -> str:
         raise InputError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
 
 
+def read_json(data: bytes, where: str) -> Any:
+    """A JSON document. Raises InputError if it is none, or gives a key twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"{where}: key {twice!r:.60} is given twice in one object; remove one of them")
+        return fields
+
+    try:
+        return json.loads(decode_utf8(data, where), object_pairs_hook=once)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        reason = str(error).splitlines()[0].partition(";")[0]
+        raise InputError(f"{where}: not valid JSON ({reason}); fetch it again") from error
+
+
 def members(source: Path, suffix: str, fix: str = "check the path and the format") -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
 
@@ -80,14 +111,16 @@ def members(source: Path, suffix: str, fix: str = "check the path and the format
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give the published folder, archive or file")
-    found = False
+    found = set[str]()
     try:
         for name, stream in _walk(source):
             # hidden folders hold editors' copies, `.ipynb_checkpoints` in the paper's repository for one
             hidden = any(part.startswith(".") for part in PurePosixPath(name).parts if part != ".")
             if name.endswith((suffix, suffix + ".gz")) and not hidden:
-                found = True
                 where = locate(source, name)
+                if name in found:
+                    raise InputError(f"{where}: the archive holds this file twice; pack it again")
+                found.add(name)
                 plain = gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
                 with stream, io.BufferedReader(_Guarded(plain, where)) as readable:
                     if not readable.peek(1):

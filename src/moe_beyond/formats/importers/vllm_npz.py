@@ -4,8 +4,9 @@ Arrays of a file, as the engines name them:
 
 - `routed_experts` [tokens, layers, top_k]: of prompt and response together, or of the response alone beside
 - `prompt_routed_experts` [tokens, layers, top_k], where the engine returns both apart;
-- `prompt_token_ids` and `token_ids`, both optional, the ids of prompt and response. An engine never routes the last
-  token that it sampled, so there may be one id more than routed tokens.
+- `prompt_token_ids` and `token_ids`, the ids of prompt and response. An engine never routes the last token that it
+  sampled, and may leave out tokens of the front (SGLang's `routed_experts_start_len`, a prefix from its cache), so that
+  the routing is that of positions start to N - 2 of N. With both arrays this is certain; without, a file is refused.
 
 The model's `config.json` lies in the same folder. Engines give layers without experts a place that is all zeros in some
 versions and none in others; both are understood. Shape suffixes as in `schema`.
@@ -26,21 +27,22 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.model_config import shape_beside
-from moe_beyond.formats.importers.sources import name_of, read_each
+from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
+from moe_beyond.formats.importers.sources import COUNTS, counts_are_no_trace, name_of, read_each
 from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
+_NAME_THEM = "name the layers with experts by --moe-layers"
 _Arrays = dict[str, npt.NDArray[np.int64]]
 
 
-def read(source: Path, domain: str | None) -> Trace:
+def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Trace:
     """Read the `.npz` files of a folder or archive, or one file with the config beside it.
 
     Raises:
         InputError: A rule of the format is broken; names file and array.
     """
-    shape, num_layers = shape_beside(source)
+    shape, num_layers = shape_beside(source, override)
     origin = {"source": "routed_experts returned by vLLM or SGLang", "decoding": "sampled"}
     read_file = partial(_request, domain=domain or name_of(source), shape=shape, num_layers=num_layers)
     return trace_of(shape.model_copy(update=origin), read_each(source, ".npz", read_file))
@@ -63,42 +65,52 @@ def _request(
         token, layer, _ = (int(i[0]) for i in np.nonzero((ids_TLK < 0) | (ids_TLK >= shape.num_experts)))
         raise InputError(
             f"{where}: token {token}, layer {shape.layer_numbers[layer]}: experts {ids_TLK[token, layer].tolist()}, "
-            f"the model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost: turn KV offloading off"
+            f"the model has 0 to {shape.num_experts - 1}; -1 is routing that the engine lost "
+            "(255 or 65535 in unsigned integers): turn prefix caching and KV offloading off"
         )
+    start, num_prefill = _span(arrays, len(ids_TLK), where)
     return RoutedPrompt(
         prompt_id=f"{domain}/{PurePosixPath(name).with_suffix('')}",
         domain=domain,
-        num_prefill=_num_prefill(arrays, len(ids_TLK), where),
+        num_prefill=num_prefill,
         experts_TLK=ids_TLK,
-        token_ids_T=_token_ids(arrays, len(ids_TLK), where),
+        token_ids_T=_token_ids(arrays, start, len(ids_TLK), where),
     )
 
 
-def _num_prefill(arrays: _Arrays, num_tokens: int, where: str) -> int:
-    if "prompt_routed_experts" in arrays:
-        return len(arrays["prompt_routed_experts"])
-    if "prompt_token_ids" not in arrays:
+def _span(arrays: _Arrays, num_tokens: int, where: str) -> tuple[int, int]:
+    """Position of the first routed token in prompt and response, and how many of the routed tokens were prefill."""
+    apart = arrays.get("prompt_routed_experts")
+    prompt, answer = arrays.get("prompt_token_ids"), arrays.get("token_ids")
+    if apart is not None:
+        return 0 if prompt is None else max(0, len(prompt) - len(apart)), len(apart)
+    if prompt is None:
         raise InputError(
             f"{where}: neither prompt_routed_experts nor prompt_token_ids; one must give the prompt's length"
         )
-    length = arrays["prompt_token_ids"].size
-    if length > num_tokens:
+    if answer is None:
+        if num_tokens == len(prompt):
+            return 0, num_tokens
         raise InputError(
-            f"{where}: {num_tokens} routed tokens for a prompt of {length}; routed_experts seems to hold the response "
-            "alone, save prompt_routed_experts too"
+            f"{where}: {num_tokens} routed tokens, {len(prompt)} prompt_token_ids and no token_ids: is this the "
+            "routing of prompt and response or of the response alone? Save token_ids, or prompt_routed_experts, too"
         )
-    return length
+    total = len(prompt) + len(answer)
+    if num_tokens > total:
+        raise InputError(f"{where}: {total} token ids for {num_tokens} routed tokens; expected as many or one more")
+    start = max(0, total - 1 - num_tokens)
+    return start, max(0, len(prompt) - start)
 
 
-def _token_ids(arrays: _Arrays, num_tokens: int, where: str) -> npt.NDArray[np.int64] | None:
+def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.NDArray[np.int64] | None:
     if "prompt_token_ids" not in arrays or "token_ids" not in arrays:
         return None
-    ids = np.concatenate([arrays["prompt_token_ids"], arrays["token_ids"]])
-    if ids.ndim != 1 or len(ids) - num_tokens not in (0, 1) or not ((ids >= 0) & (ids < 2**31)).all():
+    ids = np.concatenate([arrays["prompt_token_ids"], arrays["token_ids"]])[start : start + num_tokens]
+    if len(ids) != num_tokens or not ((ids >= 0) & (ids < 2**31)).all():
         raise InputError(
-            f"{where}: token ids of shape {ids.shape} for {num_tokens} routed tokens; expected as many or one more"
+            f"{where}: {len(ids)} token ids for {num_tokens} routed tokens, expected as many from 0 to 2**31"
         )
-    return ids[:num_tokens]
+    return ids
 
 
 def _moe_layers(
@@ -108,16 +120,27 @@ def _moe_layers(
     if ids_TLK.shape[1] == len(shape.layer_numbers):
         return ids_TLK
     if ids_TLK.shape[1] == num_layers:
+        dense = np.setdiff1d(np.arange(num_layers), shape.layer_numbers)
+        routed = dense[(ids_TLK[:, dense] != ids_TLK[:1, dense, :1]).any(axis=(0, 2))]
+        if len(routed):
+            raise InputError(
+                f"{where}: layer {routed[0]} is routed, config.json says that it has no experts; {_NAME_THEM}"
+            )
         return ids_TLK[:, list(shape.layer_numbers)]
     raise InputError(
         f"{where}: {ids_TLK.shape[1]} layers, config.json has {num_layers} of which {len(shape.layer_numbers)} have "
-        "experts; expected one of these numbers"
+        f"experts; expected one of these numbers, or {_NAME_THEM}"
     )
 
 
 def _load(data: bytes, where: str) -> _Arrays:
     """The known arrays of an .npz, without trusting the sizes that it claims and without unpickling anything."""
     arrays = {name: _load_array(content, f"{where}: {name}") for name, content in _unzip(data, where).items()}
+    for name in ("prompt_token_ids", "token_ids"):
+        if name in arrays and arrays[name].ndim != 1:
+            raise InputError(
+                f"{where}: {name} of shape {arrays[name].shape}, expected the ids of one request, one a token"
+            )
     if "routed_experts" not in arrays:
         raise InputError(f"{where}: no array 'routed_experts'; save what the engine returned with numpy.savez")
     return arrays
@@ -126,7 +149,15 @@ def _load(data: bytes, where: str) -> _Arrays:
 def _unzip(data: bytes, where: str) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            return {name: archive.read(f"{name}.npy") for name in _NAMES if f"{name}.npy" in archive.namelist()}
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            for name in names:
+                if name in COUNTS:
+                    raise InputError(counts_are_no_trace(where, name))
+                if names.count(name) > 1:
+                    raise InputError(f"{where}: array {name!r} is there twice; save the file again")
+            return {name: archive.read(f"{name}.npy") for name in _NAMES if name in names}
+    except InputError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
@@ -143,7 +174,7 @@ def _load_array(data: bytes, where: str) -> npt.NDArray[np.int64]:
         if read_header is None:
             raise ValueError(f"format version {version}")
         shape, fortran_order, dtype = read_header(stream)
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
         raise InputError(f"{where}: not a NumPy array ({str(error).splitlines()[0]}); save it again") from error
     if dtype.kind not in "iu" or fortran_order:
         raise InputError(
