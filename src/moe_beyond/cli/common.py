@@ -7,16 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from moe_beyond.errors import InputError
-from moe_beyond.settings import flatten
-from moe_beyond.traces import store
-from moe_beyond.traces.schema import Trace
+
+if TYPE_CHECKING:
+    from moe_beyond.traces.schema import Trace
 
 app = typer.Typer(
     help="Which experts of a Mixture-of-Experts model come next, and what is that worth?",
@@ -47,6 +45,11 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))  # noqa: T201 - the command's output
         return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from moe_beyond.settings import flatten  # noqa: PLC0415
+
     table = Table(show_header=False, box=None)
     for key, value in flatten(result).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -60,4 +63,6 @@ def read_trace(path: Path) -> Trace:
     Raises:
         InputError: There is none, or it is damaged.
     """
+    from moe_beyond.traces import store  # noqa: PLC0415
+
     return store.open_working(path) if store.has_working(path) else store.read_parquet(path)

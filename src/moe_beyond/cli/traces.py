@@ -8,17 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from moe_beyond.cli.common import AsJson, TracePath, app, one_line_errors, read_trace, show
-from moe_beyond.formats.export import FORMATS as EXPORT_FORMATS
-from moe_beyond.formats.importers import FORMATS as IMPORT_FORMATS
-from moe_beyond.params import Params
-from moe_beyond.traces import store
 
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")]
 
 
 @app.command("import")
 def import_traces(
-    format: Annotated[str, typer.Argument(help=f"One of {', '.join(IMPORT_FORMATS)}.")],  # noqa: A002
+    format: Annotated[str, typer.Argument(help="gpt-oss-fingerprint, moe-beyond-csv, ...; a wrong name lists them all.")],  # noqa: A002
     source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     *,
@@ -33,6 +29,7 @@ def import_traces(
     """Read published traces, check them, and write them as Parquet."""
     from moe_beyond.formats import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
+    from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
         store.write_parquet(importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy), out)
@@ -41,7 +38,7 @@ def import_traces(
 
 @app.command("export")
 def export_traces(
-    format: Annotated[str, typer.Argument(help=f"One of {', '.join(EXPORT_FORMATS)}.")],  # noqa: A002
+    format: Annotated[str, typer.Argument(help="hub, moe-beyond-csv or parquet.")],  # noqa: A002
     trace: TracePath,
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
 ) -> None:
@@ -65,6 +62,7 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
 def assess(trace: TracePath, as_json: AsJson = False) -> None:
     """Assess from a trace alone whether offloading the model's experts pays."""
     from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.params import Params  # noqa: PLC0415
 
     with one_line_errors():
         card = judge(read_trace(trace), Params().assess).card
