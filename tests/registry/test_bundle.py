@@ -40,8 +40,12 @@ def test_names_newer_layouts_and_other_shapes_are_said_in_words(tmp_path):
     assert registered_name(PublishSettings(), "org/Some Model:v1") == "moe-beyond.org-Some-Model-v1.laptop_nvme"
     assert registered_name(PublishSettings(name="mine"), "org/model") == "mine"
     (tmp_path / "bundle.json").write_text('{"bundle_version": 99}')
-    with pytest.raises(InputError, match="bundle version 99, this release reads up to"):
+    with pytest.raises(InputError, match=r"bundle version 99, this release reads up to .*; upgrade moe-beyond$"):
         read_manifest(tmp_path)
+    for damaged in ("{", "[]", "{}", '{"bundle_version": "new"}'):
+        (tmp_path / "bundle.json").write_text(damaged)
+        with pytest.raises(InputError, match="damaged, no bundle version in it"):
+            read_manifest(tmp_path)
     with pytest.raises(InputError, match="this is no bundle"):
         read_manifest(tmp_path / "elsewhere")
     meta = chance_trace().metadata

@@ -8,7 +8,7 @@ Shape suffix: P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -154,7 +154,13 @@ class _Part:
 class Advisor:
     """Tries plans on parts of one trace."""
 
-    def __init__(self, trace: Trace, settings: AdviceSettings, predictor: LayerPredictor | None = None) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        settings: AdviceSettings,
+        predictor: LayerPredictor | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Divide the prompts.
 
         Raises:
@@ -164,7 +170,7 @@ class Advisor:
         trace, self.prefill = _decoded(trace)
         if trace.num_prompts < LEAST_PROMPTS:
             raise InputError(
-                f"trace: {trace.num_prompts} prompts with decoded tokens; {LEAST_PROMPTS} are the least to choose on "
+                f"{trace.num_prompts} prompts with decoded tokens; {LEAST_PROMPTS} are the least to choose on "
                 "one half and to confirm on the other; record more"
             )
         step = max(1, -(-trace.num_tokens // settings.max_tokens))
@@ -173,6 +179,7 @@ class Advisor:
         self.settings, self.predictor, self.meta = settings, predictor, trace.metadata
         self.workload = Workload.of(self.meta, settings.lookahead, dense_bytes=settings.dense_bytes)
         self.not_tried: dict[str, str] = {}
+        self.tell, self.plans_timed = tell, 0
         # neighbours are often of one domain: every part gets some of each
         self.fit, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
         self.half = trace.select(kept[0::2])
@@ -281,6 +288,8 @@ class Advisor:
         budgets = [data.budget(plan, policy, self.meta, size) for size in sizes]
         prepared = prepare(part.events, policy, keep_warm=True)
         timed = timed_sweep(prepared, budgets, [self.settings.device], self.workload)
+        self.plans_timed += 1
+        self.tell(f"{self.plans_timed} plans timed, {plan.policy} the last")
         return [
             Measured(plan, budget, one, policy.needs_another_router) for budget, one in zip(budgets, timed, strict=True)
         ]
@@ -309,15 +318,21 @@ def _kind(plan: Plan) -> tuple[str, bool]:
     return plan.policy, plan.fetch is not None
 
 
-def advise(trace: Trace, settings: AdviceSettings, predictor: LayerPredictor | None = None) -> Advice:
+def advise(
+    trace: Trace,
+    settings: AdviceSettings,
+    predictor: LayerPredictor | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Advice:
     """Which plan decodes a token in the least time.
 
     Args:
         trace: Prompts that the predictor was not fitted to.
         settings: Device, memory and rules.
         predictor: What may drive prefetches and evictions; None: plans without one.
+        tell: Gets, after each plan, how many were timed.
 
     Raises:
         InputError: Too few prompts, a cache that holds no expert, or a predictor of another model.
     """
-    return Advisor(trace, settings, predictor).advise()
+    return Advisor(trace, settings, predictor, tell).advise()

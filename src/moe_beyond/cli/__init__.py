@@ -5,10 +5,12 @@
 
 from moe_beyond.cli import caches, predictors, registry, traces
 from moe_beyond.cli.common import app
+from moe_beyond.cli.progress import shown
 
 __all__ = ["app", "caches", "main", "predictors", "registry", "traces"]
 
 
 def main() -> None:
     """Entry point of the `moe-beyond` command."""
-    app()
+    with shown():
+        app()

@@ -16,13 +16,19 @@ from moe_beyond.errors import InputError
 if TYPE_CHECKING:
     from moe_beyond.traces.schema import Trace
 
+
+def named(path: Path) -> Path:
+    """`.`, `..` and the like as a path that has a name: messages and data sets are called by it."""
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 app = typer.Typer(
     help="Which experts of a Mixture-of-Experts model come next, and what is that worth?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace.")]
+TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace", callback=named)]
 AllowTrainingPrompts = Annotated[
     bool,
     typer.Option("--allow-training-prompts", help="Go on though the predictor's training data holds these prompts."),
@@ -46,11 +52,11 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result, indent=2))  # noqa: T201 - the command's output
         return
     from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
 
     from moe_beyond.settings import flatten  # noqa: PLC0415
 
-    table = Table(show_header=False, box=None)
+    table = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False, box=None)
     for key, value in flatten(result).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         table.add_row(key, shown)

@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import AsJson, TracePath, app, one_line_errors, read_trace, show
+from moe_beyond.cli.common import AsJson, TracePath, app, named, one_line_errors, read_trace, show
+from moe_beyond.errors import naming
 
-ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")]
+ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
 
 
 @app.command("import")
 def import_traces(
-    format: Annotated[str, typer.Argument(help="gpt-oss-fingerprint, moe-beyond-csv, ...; a wrong name lists them all.")],  # noqa: A002
-    source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.")],
+    format: Annotated[str, typer.Argument(help="moe-beyond-csv, ...; a wrong name lists them all.")],  # noqa: A002
+    source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.", callback=named)],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     *,
     domain: Annotated[str | None, typer.Option(help="Name of the data set; by default the source's.")] = None,
@@ -46,7 +47,9 @@ def export_traces(
     from moe_beyond.formats.export import export  # noqa: PLC0415
 
     with one_line_errors():
-        export(format, read_trace(trace), out)
+        routing = read_trace(trace)
+        with naming(trace):
+            export(format, routing, out)
 
 
 @app.command()
@@ -65,5 +68,7 @@ def assess(trace: TracePath, as_json: AsJson = False) -> None:
     from moe_beyond.params import Params  # noqa: PLC0415
 
     with one_line_errors():
-        card = judge(read_trace(trace), Params().assess).card
+        routing = read_trace(trace)
+        with naming(trace):
+            card = judge(routing, Params().assess).card
         show(card, as_json)

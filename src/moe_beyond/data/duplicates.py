@@ -90,7 +90,7 @@ def group_prompts(trace: Trace, settings: SplitSettings) -> npt.NDArray[np.int64
     Two prompts are joined if they are identical, if their prefills are, if they share their first
     `shared_prefix_tokens` tokens, or if the Jaccard index of their shingles reaches `near_duplicate_jaccard`.
     """
-    # here, as `MinHash` below: whoever only looks for seen prompts, as the deployed predictor does, needs neither library
+    # here, as `MinHash` below: the deployed predictor, which only looks for prompts that it saw, needs neither library
     from scipy.sparse import coo_array  # noqa: PLC0415
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.devices.device import Device
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.errors import InputError, naming, reason_of
 
 COLUMNS = ("read_bytes", "wall_ms")
 LEAST_TOKENS = 20
@@ -54,7 +54,7 @@ def fit_token_time(missed_bytes_S: npt.NDArray[np.int64], wall_ms_S: npt.NDArray
         InputError: Fewer than three steps, or all of them missed the same.
     """
     if len(np.unique(missed_bytes_S)) < 2 or len(wall_ms_S) < 3:
-        raise InputError(f"recording: {len(wall_ms_S)} steps, all missing the same; record more tokens")
+        raise InputError(f"{len(wall_ms_S)} steps, all missing the same; record more tokens")
     columns = np.stack([np.ones(len(wall_ms_S)), missed_bytes_S / 1e9], axis=1)
     weights_S = np.ones(len(wall_ms_S))
     for _ in range(_ROUNDS):
@@ -106,7 +106,8 @@ def calibrate(recording: Path, resident_bytes: int, name: str) -> Calibration:
         raise InputError(f"{recording}: {table.height} tokens; record at least {LEAST_TOKENS}")
     read_S, wall_S = table["read_bytes"].cast(pl.Int64).to_numpy(), table["wall_ms"].cast(pl.Float64).to_numpy()
     half = table.height // 2
-    first, fitted = fit_token_time(read_S[:half], wall_S[:half]), fit_token_time(read_S, wall_S)
+    with naming(recording):
+        first, fitted = fit_token_time(read_S[:half], wall_S[:half]), fit_token_time(read_S, wall_S)
     if fitted.ms_per_gb <= 0 or fitted.computing_ms <= 0:
         raise InputError(
             f"{recording}: reading more takes no longer ({fitted.ms_per_gb:.3g} ms a GB after "

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit, types
+from numba.core import event
 from numba.extending import intrinsic
 
 I32 = npt.NDArray[np.int32]
@@ -24,6 +26,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 RANK = types.void(types.float64[:, ::1], types.int32[::1], types.int64, types.int64, types.int64)
 _INTS = types.int64[::1]
 DEMAND = types.void(types.float64[:, ::1], _INTS, types.int32[::1], types.float32[::1], types.int64, types.int64, _INTS)
+
+
+class _SaidOnce(event.Listener):
+    """Says why the first replay of a checkout takes longer; what is compiled lies beside the source from then on."""
+
+    said = False
+
+    def on_start(self, event: object) -> None:
+        if not self.said:
+            self.said = True
+            logging.getLogger(__name__).warning("compiling the replay for this processor, once: up to half a minute")
+
+    def on_end(self, event: object) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _SaidOnce())
 
 
 def compiled(signature: Any = None) -> Callable[[Function], Function]:

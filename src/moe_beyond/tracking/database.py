@@ -70,7 +70,8 @@ def bring_artifacts_home(database: Path) -> None:
     here = artifacts_beside(database)
     with closing(sqlite3.connect(database, timeout=_BUSY_S)) as opened, opened:
         found = opened.execute(
-            "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ? AND artifact_location != ?",
+            "SELECT DISTINCT artifact_location FROM experiments "
+            "WHERE artifact_location LIKE ? AND artifact_location != ?",
             (f"file:%/{ARTIFACTS}", here.as_uri()),
         )
         for (former,) in found.fetchall():
