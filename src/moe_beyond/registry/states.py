@@ -14,7 +14,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.registry.registry import Registry
 from moe_beyond.settings import flatten
 from moe_beyond.tracking.client import connected
@@ -80,9 +80,11 @@ def revision(root: Path, name: str, defaults: dict[str, Any]) -> State:
     """
     try:
         repository = git.Repo(root, search_parent_directories=True)
+        experiments = _experiments(repository, name)
     except git.InvalidGitRepositoryError as error:
         raise InputError(f"{name}: {root} is no git repository; name MLflow runs or aliases instead") from error
-    experiments = _experiments(repository, name)
+    except git.GitCommandError as error:  # such as a repository of another user
+        raise InputError(f"{root}: git does not read it ({reason_of(error.stderr)})") from error
     if len(experiments) > 1:
         commits = ", ".join(repository.commit(ref).hexsha[:7] for ref in experiments)
         raise InputError(f"{name}: {len(experiments)} experiments have this name; give the commit of one: {commits}")
