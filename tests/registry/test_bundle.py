@@ -20,7 +20,13 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
     assert read_manifest(tmp_path / "bundle") == manifest
     assert (manifest["tokens"]["letter_buckets"], manifest["digests"]) == (64, {"data/traces": "abc.dir"})
     card = (tmp_path / "bundle/README.md").read_text()
-    for words in ("chance", "| test_in_domain | 80.0% | 70.0% | 20.0% |", "changes that were not committed", "**go**"):
+    for words in (
+        "chance",
+        "| test_in_domain | 80.0% | 70.0% | 20.0% |",
+        "onnxruntime 1.18 or later",
+        "changes that were not committed",
+        "**go**",
+    ):
         assert words in card
     advice = json.loads((tmp_path / "bundle/advice.json").read_text())
     # a row a split and policy at the nearest capacity, the fastest first; no bound

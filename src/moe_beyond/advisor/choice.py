@@ -258,6 +258,7 @@ class Advisor:
         for name in catalogue.known():
             if name == LayerLruFitted.name:
                 continue  # LRU with a fitted split, which is tried of every policy of single layers
+            self.tell(f"{self.plans_timed} plans timed, {name} is fitted")
             try:
                 policy = data.fitted(name)
             except InputError as error:

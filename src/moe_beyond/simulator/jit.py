@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 from numba.core import event
+from numba.core.caching import NullCache
 from numba.extending import intrinsic
 
 I32 = npt.NDArray[np.int32]
@@ -29,16 +30,16 @@ DEMAND = types.void(types.float64[:, ::1], _INTS, types.int32[::1], types.float3
 
 
 class _SaidOnce(event.Listener):
-    """Says why the first replay of a checkout takes longer; what is compiled lies beside the source from then on."""
+    """Says why the first replay of a checkout takes longer: of what is cached beside the source, a part is missing."""
 
     said = False
 
-    def on_start(self, event: object) -> None:
-        if not self.said:
+    def on_start(self, event: event.Event) -> None:
+        if not self.said and not isinstance(event.data["dispatcher"]._cache, NullCache):
             self.said = True
             logging.getLogger(__name__).warning("compiling the replay for this processor, once: up to half a minute")
 
-    def on_end(self, event: object) -> None:
+    def on_end(self, event: event.Event) -> None:
         """Nothing to say."""
 
 
