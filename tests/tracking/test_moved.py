@@ -98,7 +98,7 @@ def test_addresses_that_are_not_ours_stay(checkout, monkeypatch):
 def test_a_folder_of_artifacts_that_cannot_be_made_is_one_line(checkout, monkeypatch, caplog):
     shutil.rmtree(checkout / "mlartifacts")
     (checkout / "mlartifacts").write_text("in the way")
-    with pytest.raises(MlflowMissingError, match=r"mlflow.db: MLflow cannot use it: .*File exists: .*/mlartifacts'$"):
+    with pytest.raises(MlflowMissingError, match=r"cannot use this database: .*/mlartifacts'; mend that, or "):
         connected(checkout).__enter__()
     (checkout / "data/traces/a.txt").write_text("another")
     run_split(checkout)
@@ -129,3 +129,6 @@ def test_a_database_of_another_mlflow_is_one_whole_line(checkout, monkeypatch, c
     run_split(old)
     assert f"mlflow db upgrade {uri}" in warnings(caplog)[-1]
     assert warnings(caplog)[-1].endswith("to log it again: moe-beyond resend")
+    records(old)[0].unlink()
+    CliRunner().invoke(app, ["resend"])
+    assert warnings(caplog)[-1].startswith(f"{uri}: its schema 451aebb31d03 is of another")

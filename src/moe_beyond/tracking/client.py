@@ -139,7 +139,8 @@ def connected(root: Path) -> Iterator[Mlflow]:
         fix = "start it (make ui on this machine), or correct or unset the variable"
         shown = f"MLFLOW_TRACKING_URI: {without_secrets(uri)} failed ({_reason(error, uri)}); {fix}"
         if local_database(uri) is not None:
-            shown = f"{without_secrets(uri)}: MLflow cannot use it: {_reason(error, uri)}"
+            fix = "mend that, or set MLFLOW_TRACKING_URI to another one"
+            shown = f"{without_secrets(uri)}: MLflow cannot use this database: {_reason(error, uri)}; {fix}"
         raise MlflowMissingError(shown) from error
 
 
@@ -253,6 +254,8 @@ def send(root: Path) -> Sent:
             reason = f"{without_secrets(uri)}: {_reason(error, uri)}"
             left = {path: (record.name, reason) for path, record in records.items() if path.exists()}
             sent.missing = left | sent.missing
+            if not records:
+                log.warning("%s", reason)
     return sent
 
 
