@@ -10,13 +10,17 @@ TORCH_INDEX ?=
 # read from the lock file, so that the version has one home
 TORCH := $(shell grep -E '^torch==' requirements.lock)
 UV := $(shell grep -E '^uv==' requirements.lock)
+# programs of an environment name the place where it was made: after a move, and in a copy, it is made anew
+HERE := $(realpath $(VENV))/bin/
+MADE_HERE := $(shell test -x $(VENV)/bin/python && head -n 3 $(VENV)/bin/pip 2>/dev/null | grep -F '$(HERE)')
+OLDEST := build/oldest-runtime
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow smoke lint format docs bench golden ui servers servers-stop retrain rollback lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow test-oldest smoke lint format docs bench golden ui servers servers-stop retrain rollback lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -46,6 +50,13 @@ test-slow: $(VENV)/.ok  ## Every test, the end-to-end ones too
 	pytest -m "not slow"
 	pytest -p no:randomly -m slow
 
+# numpy below 2, and nothing else of the project's environment
+test-oldest: $(VENV)/.ok  ## The exported predictor in the oldest onnxruntime that it promises to run in
+	python -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -q --disable-pip-version-check pydantic 'numpy<2' \
+		"onnxruntime==$$(sed -n 's/^LEAST_ONNXRUNTIME = "\(.*\)"/\1/p' src/moe_beyond/predictor/graph_file.py).*"
+	OLDEST_PYTHON=$(abspath $(OLDEST))/bin/python pytest tests/predictor/test_oldest_runtime.py
+
 smoke: $(VENV)/.ok  ## The whole pipeline with tiny parameters, in a temporary clone of the last commit
 	pytest -p no:randomly -m slow tests/test_end_to_end.py
 
@@ -69,6 +80,7 @@ golden: $(VENV)/.ok  ## Every figure published beside the TRACES, recomputed: NA
 	python -m benchmarks.golden $(TRACES)
 
 ui: $(VENV)/.ok  ## MLflow's pages on this machine's runs
+	-@moe-beyond resend
 	@echo 'http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning'
 	mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
@@ -94,9 +106,12 @@ clean:  ## Remove the environment and interrupted work; data, models, reports an
 	rm -rf $(VENV) .scratch build
 
 # torch first and alone, by pip: without a choice of index, its resolver would look at every package's index; the rest by uv
+ifeq ($(MADE_HERE),)
+.PHONY: $(VENV)/.ok
+endif
 $(VENV)/.ok: requirements.lock pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -c 'import sys; sys.exit("Python 3.11 is needed, found " + sys.version) if sys.version_info[:2] != (3, 11) else None'
+	@$(or $(PYTHON),python3.11) -c 'import sys; sys.exit("error: Python 3.11 is needed, found " + sys.version.split()[0] + "; install it, or name it: make PYTHON=/path/to/python3.11") if sys.version_info[:2] != (3, 11) else None'
+	$(if $(MADE_HERE),,$(PYTHON) -m venv --clear $(VENV))
 	$(VENV)/bin/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) $(TORCH) -c requirements.lock
 	$(VENV)/bin/pip install -q --disable-pip-version-check $(UV)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -r requirements.lock

@@ -1,8 +1,8 @@
 """Writes what can be derived: docs/parameters.md, docs/figures/*.json, and from these the README's blocks of figures.
 
 `make docs` runs it after `make repro`, `make deepseek`, `make gpt-oss`. The JSON files are committed. A test writes the
-README's blocks from them again, and compares the default's with the digests in dvc.lock: a figure in the README cannot
-change without its run.
+README's blocks from them again, and compares the default's with the committed metrics: a figure in the README cannot
+change without its run. `outs` are the digests that dvc.lock had after that run.
 """
 
 from __future__ import annotations

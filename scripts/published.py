@@ -46,7 +46,8 @@ def run_in_clone(name: str, params: dict[str, Any]) -> None:
     clone = ROOT / "build" / name
     if not clone.exists():
         run("git", "clone", "-q", str(ROOT), str(clone), where=ROOT)
-    run("git", "fetch", "-q", "origin", "HEAD", where=clone)
+    # by its path: after a move, and in a copy, `origin` is where this checkout was
+    run("git", "fetch", "-q", str(ROOT), "HEAD", where=clone)
     run("git", "checkout", "-qf", "FETCH_HEAD", where=clone)
     run("dvc", "cache", "dir", "--local", "-q", str(ROOT / ".dvc" / "cache"), where=clone)
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import grimp
@@ -106,6 +107,12 @@ def test_a_stage_writes_its_tables_metrics_and_receipt_and_dvcs_run_cache_takes_
     assert ("write_tables" in text) == (f"reports/{stage}/tables" in outs)
     # DVC leaves a stage out of its run cache, without a word, where an out, metrics and plots apart, is not cached
     assert all(isinstance(out, str) for out in outs)
+
+
+def test_a_lock_in_git_promises_nothing_that_a_clone_cannot_fetch():
+    """DVC ends an experiment in a fresh clone with an error where the lock names a folder that is nowhere."""
+    held = subprocess.run(["git", "ls-files", "dvc.lock"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not held.stdout or "[remote " in (ROOT / ".dvc/config").read_text(), "commit it with a remote of its outs"
 
 
 def test_one_file_of_metrics_is_compared_between_revisions():

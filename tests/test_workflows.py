@@ -1,10 +1,12 @@
 """Workflows are what their schema and a security linter allow, and their steps are those of the Makefile."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -37,3 +39,47 @@ def test_ci_retrains_by_the_same_command_as_a_person(workflow):
     assert "\t.ci/retrain" in (ROOT / "Makefile").read_text()
     for script in (".ci/retrain", ".ci/comment", ".ci/run"):
         run("bash", "-n", script)
+
+
+def test_ci_runs_the_predictor_in_the_oldest_onnxruntime_too():
+    assert "make test-oldest" in (ROOT / ".ci/run").read_text()
+    steps = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
+    assert ".ci/run" in [step.get("run") for step in steps]
+
+
+def planned(folder):
+    done = subprocess.run(["make", "-n", "repro"], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_an_environment_that_was_moved_or_copied_is_made_anew(tmp_path):
+    """Its programs would run the code of the checkout that it came from."""
+    first, new = tmp_path / "the first", "-m venv --clear .venv"
+    (first / ".venv/bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, first)
+    assert new in planned(first)
+    (first / ".venv/bin/python").symlink_to(sys.executable)
+    # as pip is where the path holds a blank
+    (first / ".venv/bin/pip").write_text(f"#!/bin/sh\n'exec' '{first}/.venv/bin/python' \"$0\"\n")
+    (first / ".venv/.ok").touch()
+    assert planned(first).startswith("dvc repro")
+    shutil.copytree(first, tmp_path / "copy", symlinks=True)
+    assert new in planned(tmp_path / "copy")
+    assert planned(first).startswith("dvc repro")
+    first.rename(tmp_path / "moved")
+    assert new in planned(tmp_path / "moved")
+
+
+def test_another_python_is_refused_before_an_environment_is_made(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    other = tmp_path / "python3.12"
+    pretend = "import sys; sys.version, sys.version_info = '3.12.1 (main)', (3, 12); exec(sys.argv[2])"
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$@"\n')
+    other.chmod(0o755)
+    command = ["make", ".venv/.ok", f"PYTHON={other}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: Python 3.11 is needed, found 3.12.1; install it, or name it: make PYTHON=")
+    assert not (tmp_path / ".venv").exists()

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
+from moe_beyond.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @contextmanager
@@ -21,8 +24,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place, on an exception it is removed.
 
     The caller creates a file or a directory at the temporary path. What stood at `path` before stays until then.
+
+    Raises:
+        InputError: The folder that `path` lies in cannot be made, or not be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _remove_orphans(path)
     own = f".{path.name}.{socket.gethostname()}.{os.getpid()}"
     temporary = path.with_name(f"{own}.tmp")
@@ -40,6 +46,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to write into, and those above it.
+
+    Raises:
+        InputError: It cannot be made, or it is there and another user's.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: this folder cannot be made ({error.strerror}); choose another place") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: no permission to write into this folder; choose another place, or change its owner")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,7 +120,7 @@ def scratch_folder(root: Path, stage: str, key: str) -> Iterator[Path]:
         key: Fingerprint of the inputs; work of another fingerprint is stale and removed, so that it never mixes in.
     """
     home = root / ".scratch" / stage
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     for stale in home.iterdir():
         if stale.name != key:
             shutil.rmtree(stale)

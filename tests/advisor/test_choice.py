@@ -133,7 +133,7 @@ def test_a_trace_of_prefill_alone_is_replayed_token_by_token():
 
 
 def test_too_few_prompts_and_too_little_memory_are_refused():
-    with pytest.raises(InputError, match="trace: 7 prompts with decoded tokens; 8 are the least"):
+    with pytest.raises(InputError, match=r"^7 prompts with decoded tokens; 8 are the least"):
         advise(TRACE.select(np.arange(7)), SETTINGS)
     with pytest.raises(InputError, match="the largest expert of toy has 4000000"):
         advise(TRACE, replace(SETTINGS, size=CacheSize(3_999_999, in_bytes=True)))
@@ -195,3 +195,10 @@ def test_the_document_is_json_and_adds_up(advice):
     assert len(found["tried"]) == len(advice.tried)
     if best["split"] != "shared":
         assert sum(best["slots_per_layer"]) == 14
+
+
+def test_each_plan_is_told_of_as_it_is_timed():
+    told: list[str] = []
+    found = advise(TRACE, replace(SETTINGS, samples=100), tell=told.append)
+    assert len([words for words in told if words.endswith(" the last")]) >= len(found.tried)
+    assert "0 plans timed, lru is fitted" in told

@@ -75,6 +75,32 @@ def test_an_error_is_one_line_with_status_one(tmp_path):
     assert "unknown" in error_of("import", "unknown", tmp_path, tmp_path / "out")
 
 
+def test_messages_name_the_file_that_they_speak_of(tmp_path, monkeypatch):
+    few, bare, flat = (tmp_path / name for name in ("few.parquet", "bare.parquet", "flat.csv"))
+    store.write_parquet(chance_trace(3), few)
+    store.write_parquet(replace(chance_trace(3), token_texts=None, token_ids_T=None), bare)
+    assert error_of("advise", few, "--device", "laptop_nvme", "--capacity", 10).startswith(f"{few}: 3 prompts with ")
+    assert error_of("export", "moe-beyond-csv", bare, tmp_path / "out").startswith(f"{bare}: the trace has neither")
+    flat.write_text("read_bytes,wall_ms\n" + "5,1.5\n" * 40)
+    found = error_of("calibrate-device", flat, tmp_path / "mine.yaml", "--resident-mib", 1)
+    assert found.startswith(f"{flat}: ")
+    other = chance_trace(12)
+    other = replace(other, metadata=other.metadata.model_copy(update={"layer_numbers": (4, 5, 6)}))
+    store.write_parquet(other, tmp_path / "other.parquet")
+    words = ("replay", few, "--policy", "static_popularity", "--capacity", 10, "--train", tmp_path / "other.parquet")
+    assert error_of(*words).startswith(f"{tmp_path}/other.parquet: layer_numbers is (4, 5, 6)")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for command in (("describe", "."), ("replay", ".", *LRU), ("import", "moe-beyond-csv", ".", tmp_path / "out")):
+        assert error_of(*command).startswith(f"{tmp_path}/empty: ")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(trace_file, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    found = error_of("export", "hub", trace_file, tmp_path / "file/sub/set")
+    assert found == f"{tmp_path}/file/sub: this folder cannot be made (Not a directory); choose another place"
+
+
 def test_score_gives_recall_and_the_papers_hit_rates(trace_file, exported):
     scored = printed("score", trace_file, "--predictor", exported[0])
     horizons = {"token", *(f"{h + 1}_ahead" for h in range(OnnxPredictor(exported[0]).horizon))}

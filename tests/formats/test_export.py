@@ -46,6 +46,24 @@ def test_a_hub_dataset_has_splits_shards_and_a_card_whose_example_works(tmp_path
     np.testing.assert_array_equal(names["first"], trace.experts_TLK[:5])
 
 
+def test_a_hub_dataset_names_no_place_on_this_machine(tmp_path):
+    trace = full_trace([5])
+    for given, shown in (
+        ("prompts of /home/alice/my data/a.jsonl, ../b.jsonl", "prompts of a.jsonl, b.jsonl"),
+        ("~/models/mixtral/", "mixtral"),
+        ("/srv/models/mixtral", "mixtral"),
+        ("file:///home/alice/a.csv", "a.csv"),
+        (r"C:\Users\alice\a.csv", "a.csv"),
+        ("https://github.com/org/name, docs/data", "https://github.com/org/name, docs/data"),
+        ("mistralai/Mixtral-8x7B", "mistralai/Mixtral-8x7B"),
+    ):
+        local = replace(trace, metadata=trace.metadata.model_copy(update={"source": given, "model_id": given}))
+        export("hub", local, tmp_path / "set")
+        meta = store.read_parquet(tmp_path / "set").metadata
+        assert (meta.source, meta.model_id) == (shown, shown)
+        assert "alice" not in (tmp_path / "set/README.md").read_text()
+
+
 def test_a_long_trace_becomes_several_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("moe_beyond.formats.export._SHARD_TOKENS", 10)
     trace = random_trace([4] * 10)

@@ -115,11 +115,33 @@ def bare(path):
     onnx.save(model, path)
 
 
+def of(ir=10, opset=20, operator=None):
+    """Written by another release of ONNX."""
+
+    def change(path):
+        model = onnx.load(path)
+        model.ir_version, model.opset_import[0].version = ir, opset
+        if operator:
+            model.graph.node[0].op_type = operator
+        path.write_bytes(model.SerializeToString())
+
+    return change
+
+
+TOO_NEW = r"token_step\.onnx: too new for onnxruntime \S+ \({}.*\); install a newer one: .* needs 1\.18 or later$"
 NO_PREDICTOR = [
+    ("token_step", of(ir=99), TOO_NEW.format("Unsupported model IR version: 99, max supported ")),
+    ("token_step", of(opset=99), TOO_NEW.format("Opset 99 is under development ")),
+    (
+        "token_step",
+        of(operator="FromTheFuture"),
+        r"not an ONNX file that onnxruntime \S+ can open \(.*FromTheFuture",
+    ),
+    ("token_step", lambda path: describe(path, {"step": "token_step"}), "metadata are damaged"),
     ("token_step", Path.unlink, "run the export stage first"),
     ("token_step", lambda path: path.write_bytes(b"no protobuf"), "not an ONNX file"),
     ("token_step", bare, "no 'moe_beyond' metadata"),
-    ("token_step", redescribed(format_version=99), "newer than this release"),
+    ("token_step", redescribed(format_version=99), "version 99 is newer than this release, .*; upgrade moe-beyond$"),
     ("token_step", redescribed(format_version=1), "of an older release"),
     ("layer_step", redescribed(fit="another"), r"from another fit than token_step\.onnx"),
     ("layer_step", lambda path: shutil.copy(path.parent / graph_file("token_step"), path), "expected the layer_step"),

@@ -20,7 +20,13 @@ def test_a_bundle_holds_all_that_belongs_to_a_predictor(tmp_path, exported):
     assert read_manifest(tmp_path / "bundle") == manifest
     assert (manifest["tokens"]["letter_buckets"], manifest["digests"]) == (64, {"data/traces": "abc.dir"})
     card = (tmp_path / "bundle/README.md").read_text()
-    for words in ("chance", "| test_in_domain | 80.0% | 70.0% | 20.0% |", "changes that were not committed", "**go**"):
+    for words in (
+        "chance",
+        "| test_in_domain | 80.0% | 70.0% | 20.0% |",
+        "onnxruntime 1.18 or later",
+        "changes that were not committed",
+        "**go**",
+    ):
         assert words in card
     advice = json.loads((tmp_path / "bundle/advice.json").read_text())
     # a row a split and policy at the nearest capacity, the fastest first; no bound
@@ -40,8 +46,12 @@ def test_names_newer_layouts_and_other_shapes_are_said_in_words(tmp_path):
     assert registered_name(PublishSettings(), "org/Some Model:v1") == "moe-beyond.org-Some-Model-v1.laptop_nvme"
     assert registered_name(PublishSettings(name="mine"), "org/model") == "mine"
     (tmp_path / "bundle.json").write_text('{"bundle_version": 99}')
-    with pytest.raises(InputError, match="bundle version 99, this release reads up to"):
+    with pytest.raises(InputError, match=r"bundle version 99, this release reads up to .*; upgrade moe-beyond$"):
         read_manifest(tmp_path)
+    for damaged in ("{", "[]", "{}", '{"bundle_version": "new"}'):
+        (tmp_path / "bundle.json").write_text(damaged)
+        with pytest.raises(InputError, match="damaged, no bundle version in it"):
+            read_manifest(tmp_path)
     with pytest.raises(InputError, match="this is no bundle"):
         read_manifest(tmp_path / "elsewhere")
     meta = chance_trace().metadata

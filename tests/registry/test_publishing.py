@@ -22,6 +22,7 @@ from moe_beyond.registry.publishing import Gate, publish
 from moe_beyond.registry.registry import Registry
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.tracking.client import connected
 from moe_beyond.tracking.pipeline import log_pipeline
 from tests.registry.bundles import small_bundle, small_project
 from tests.traces_of_chance import chance_trace
@@ -64,13 +65,14 @@ def aliases(project):
     return {alias: str(to.get_model_version_by_alias(NAME, alias).version) for alias in ("champion", "challenger")}
 
 
-def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(project, exported):
+def test_first_wins_worse_is_refused_better_takes_over_and_rollback_restores(project, exported, caplog):
     spoil(project / "models/predictor", 0.5)
     first = run_publish(project)
     assert (first["outcome"], first["champion_before"], first["champion"]) == ("first", None, "1")
     spoil(project / "models/predictor", 1.0)
     worse = run_publish(project)
     assert worse["outcome"] == "refused"
+    assert warnings(caplog)[-1] == f"gate: refused: {'; '.join(worse['reasons'])}"
     assert any(reason.startswith("fails: recall_at_k improves by more than") for reason in worse["reasons"])
     assert aliases(project) == {"champion": "1", "challenger": "2"}
     shutil.copytree(exported[0], project / "models/predictor", dirs_exist_ok=True)
@@ -173,7 +175,27 @@ def test_a_champion_loads_without_torch_and_predicts_as_the_runtime_does(project
         model.unwrap_python_model().predict(None, rows.assign(tokens=[["a", "b", "c"]]))
 
 
-def test_a_champion_of_another_shape_stays_with_the_reason(project):
+def test_after_a_move_the_champion_is_found_and_a_challenger_is_judged(project, tmp_path, monkeypatch):
+    run_publish(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    moved = tmp_path.with_name(f"{tmp_path.name} moved")
+    shutil.move(project, moved)
+    project.write_text("in the way")
+    monkeypatch.chdir(moved)
+    spoil(moved / "models/predictor", 1.0)
+    verdict = run_publish(moved)
+    assert (verdict["outcome"], verdict["champion"], verdict["challenger"]) == ("refused", "1", "2")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for version in ("1", "2"):
+        found = client(moved).get_model_version(NAME, version)
+        model = client(moved).get_logged_model(found.source.removeprefix("models:/"))
+        assert model.artifact_location.startswith((moved / "mlartifacts").as_uri())
+        with connected(moved) as connection:
+            folder = Registry(connection.client, NAME).bundle_of(found)
+        assert (folder / "predictor/token_step.onnx").is_file()
+
+
+def test_a_champion_of_another_shape_stays_with_the_reason(project, caplog):
     run_publish(project)
     stored = next((project / "mlartifacts").rglob("bundle/bundle.json"))
     manifest = json.loads(stored.read_text())
@@ -183,6 +205,8 @@ def test_a_champion_of_another_shape_stays_with_the_reason(project):
         other = run_publish(project)
         assert other["outcome"] == "incomparable"
         assert words in other["reasons"][0]
+        assert warnings(caplog)[-1].startswith("gate: incomparable: ")
+        assert words in warnings(caplog)[-1]
     stored.unlink()
     assert "this is no bundle" in run_publish(project)["reasons"][0]
     assert aliases(project) == {"champion": "1", "challenger": "2"}

@@ -61,6 +61,25 @@ def test_a_revision_is_read_from_git_and_the_workspace_from_files(repository):
     assert differing_params([before, now]) == [("seed", ("7", "8"))]
 
 
+def test_an_experiment_of_dvc_is_found_by_its_name(repository):
+    def keep(name, baseline):
+        """As DVC keeps one: a commit under a ref of its baseline."""
+        stashed = subprocess.run(["git", "stash", "create"], cwd=repository, check=True, capture_output=True, text=True)
+        ref = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}"
+        subprocess.run(["git", "update-ref", ref, stashed.stdout.strip()], cwd=repository, check=True)
+
+    identity = {"user.name": "t", "user.email": "t@example.invalid"}
+    for key, value in identity.items():
+        subprocess.run(["git", "config", key, value], cwd=repository, check=True)
+    keep("tidal-pods", "a" * 40)
+    before, experiment = find_states(repository, ["main", "tidal-pods"], DEFAULTS)
+    assert differing_params([before, experiment]) == [("seed", ("7", "8"))]
+    assert experiment.numbers["token_step_ms"] == {"value": 0.3}
+    keep("tidal-pods", "b" * 40)
+    with pytest.raises(InputError, match="2 experiments have this name; give the commit of one: "):
+        find_states(repository, ["main", "tidal-pods"], DEFAULTS)
+
+
 def test_a_state_in_mlflow_is_read_from_the_pipelines_run(project):
     metrics = (("ms_per_token", 8.0, 0), ("ms_per_token/low", 7.5, 0), ("ms_per_token_by_capacity/ours", 3.0, 5))
     for stage in ("pipeline", "drift"):

@@ -8,7 +8,7 @@ Shape suffix: P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -157,7 +157,13 @@ class _Part:
 class Advisor:
     """Tries plans on parts of one trace."""
 
-    def __init__(self, trace: Trace, settings: AdviceSettings, predictor: LayerPredictor | None = None) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        settings: AdviceSettings,
+        predictor: LayerPredictor | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Divide the prompts.
 
         Raises:
@@ -167,7 +173,7 @@ class Advisor:
         trace, self.prefill = _decoded(trace)
         if trace.num_prompts < LEAST_PROMPTS:
             raise InputError(
-                f"trace: {trace.num_prompts} prompts with decoded tokens; {LEAST_PROMPTS} are the least to choose on "
+                f"{trace.num_prompts} prompts with decoded tokens; {LEAST_PROMPTS} are the least to choose on "
                 "one half and to confirm on the other; record more"
             )
         step = max(1, -(-trace.num_tokens // settings.max_tokens))
@@ -177,6 +183,7 @@ class Advisor:
         dense_bytes, _ = dense_size(self.meta, settings.dense_bytes, settings.device)
         self.workload = Workload.of(self.meta, settings.lookahead, dense_bytes=dense_bytes)
         self.not_tried: dict[str, str] = {}
+        self.tell, self.plans_timed = tell, 0
         # neighbours are often of one domain: every part gets some of each
         self.fit, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
         self.half = trace.select(kept[0::2])
@@ -256,6 +263,7 @@ class Advisor:
         for name in catalogue.known():
             if name == LayerLruFitted.name:
                 continue  # LRU with a fitted split, which is tried of every policy of single layers
+            self.tell(f"{self.plans_timed} plans timed, {name} is fitted")
             try:
                 policy = data.fitted(name)
             except InputError as error:
@@ -287,6 +295,8 @@ class Advisor:
         prepared = prepare(part.events, policy, keep_warm=True)
         overrun = self.settings.overrun
         timed = timed_sweep(prepared, budgets, [self.settings.device], self.workload, overrun=overrun)
+        self.plans_timed += 1
+        self.tell(f"{self.plans_timed} plans timed, {plan.policy} the last")
         return [
             Measured(plan, budget, one, policy.needs_another_router) for budget, one in zip(budgets, timed, strict=True)
         ]
@@ -315,15 +325,21 @@ def _kind(plan: Plan) -> tuple[str, bool]:
     return plan.policy, plan.fetch is not None
 
 
-def advise(trace: Trace, settings: AdviceSettings, predictor: LayerPredictor | None = None) -> Advice:
+def advise(
+    trace: Trace,
+    settings: AdviceSettings,
+    predictor: LayerPredictor | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Advice:
     """Which plan decodes a token in the least time.
 
     Args:
         trace: Prompts that the predictor was not fitted to.
         settings: Device, memory and rules.
         predictor: What may drive prefetches and evictions; None: plans without one.
+        tell: Gets, after each plan, how many were timed.
 
     Raises:
         InputError: Too few prompts, a cache that holds no expert, or a predictor of another model.
     """
-    return Advisor(trace, settings, predictor).advise()
+    return Advisor(trace, settings, predictor, tell).advise()

@@ -5,10 +5,12 @@
 
 from moe_beyond.cli import caches, live, predictors, registry, traces
 from moe_beyond.cli.common import app
+from moe_beyond.cli.progress import shown
 
 __all__ = ["app", "caches", "live", "main", "predictors", "registry", "traces"]
 
 
 def main() -> None:
     """Entry point of the `moe-beyond` command."""
-    app()
+    with shown():
+        app()

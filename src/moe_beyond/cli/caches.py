@@ -17,7 +17,8 @@ from moe_beyond.cli.common import (
     read_trace,
     show,
 )
-from moe_beyond.errors import InputError
+from moe_beyond.cli.progress import tell
+from moe_beyond.errors import InputError, naming
 from moe_beyond.settings import DEFAULT_SEED
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ def replay(
             samples=RESAMPLES,
             seed=seed,
         )
-        show(replay_one(routing, setup, None if train is None else read_trace(train), model), as_json)
+        training = None if train is None else read_trace(train)
+        if training is not None:
+            routing.metadata.require_same_model(training.metadata, str(train))
+        show(replay_one(routing, setup, training, model), as_json)
 
 
 @app.command()
@@ -121,8 +125,6 @@ def advise(
     as_json: AsJson = False,
 ) -> None:
     """Recommend the policy, split and prefetch that decode fastest on a device; show what more memory would buy."""
-    from rich.console import Console  # noqa: PLC0415
-
     from moe_beyond.advisor.choice import AdviceSettings  # noqa: PLC0415
     from moe_beyond.advisor.choice import advise as recommend  # noqa: PLC0415
     from moe_beyond.advisor.document import document, print_advice  # noqa: PLC0415
@@ -146,8 +148,8 @@ def advise(
             samples=RESAMPLES,
             seed=seed,
         )
-        with Console(stderr=True).status("trying policies, splits and prefetches ..."):
-            found = document(recommend(routing, settings, model), target)
+        with naming(trace):
+            found = document(recommend(routing, settings, model, tell), target)
         if as_json:
             show(found, as_json)
         else:

@@ -7,16 +7,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from moe_beyond.errors import InputError
-from moe_beyond.settings import flatten
-from moe_beyond.traces import store
-from moe_beyond.traces.schema import Trace
+
+if TYPE_CHECKING:
+    from moe_beyond.traces.schema import Trace
+
+
+def named(path: Path) -> Path:
+    """`.`, `..` and the like as a path that has a name: messages and data sets are called by it."""
+    return path if path.name not in ("", "..") else path.resolve()
+
 
 app = typer.Typer(
     help="Which experts of a Mixture-of-Experts model come next, and what is that worth?",
@@ -24,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace.")]
+TracePath = Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a working trace", callback=named)]
 AllowTrainingPrompts = Annotated[
     bool,
     typer.Option("--allow-training-prompts", help="Go on though the predictor's training data holds these prompts."),
@@ -47,7 +51,12 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))  # noqa: T201 - the command's output
         return
-    table = Table(show_header=False, box=None)
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
+
+    from moe_beyond.settings import flatten  # noqa: PLC0415
+
+    table = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False, box=None)
     for key, value in flatten({key: value for key, value in result.items() if key != "notes"}).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         table.add_row(key, shown)
@@ -62,4 +71,6 @@ def read_trace(path: Path) -> Trace:
     Raises:
         InputError: There is none, or it is damaged.
     """
+    from moe_beyond.traces import store  # noqa: PLC0415
+
     return store.open_working(path) if store.has_working(path) else store.read_parquet(path)

@@ -17,6 +17,7 @@ from moe_beyond.cli.common import (
     read_trace,
     show,
 )
+from moe_beyond.cli.progress import tell
 
 PredictorPath = Annotated[Path, typer.Option(help="Folder that the export stage wrote.")]
 
@@ -43,10 +44,13 @@ def score(
             model.refuse_training_prompts(routing)
         hits: dict[str, list[Any]] = {}
         named: dict[str, list[Any]] = {}
+        done = 0
         for part, logits in logits_by_horizon(model, routing):
             for horizon, logits_TLE in logits.items():
                 hits.setdefault(horizon, []).append(hits_at_k(logits_TLE, part.experts_TLK))
                 named.setdefault(horizon, []).append(most_probable(logits_TLE, routing.metadata.top_k))
+            done += part.num_prompts
+            tell(f"scored {done} of {routing.num_prompts} prompts")
         result: dict[str, dict[str, dict[str, object]]] = {"quality": {}, "published_protocol": {}}
         for horizon, hits_TL in hits.items():
             name = horizon if horizon == "token" else f"{horizon}_ahead"

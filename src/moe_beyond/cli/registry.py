@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_beyond.cli.common import AsJson, app, one_line_errors, show
+from moe_beyond.cli.common import AsJson, app, named, one_line_errors, show
 
 Name = Annotated[str | None, typer.Option(help="Registered model; by default the only one of this project.")]
 DRIFTED = 3
@@ -18,7 +18,9 @@ DRIFTED = 3
 def compare(
     states: Annotated[
         list[str],
-        typer.Argument(help="MLflow run ids, champion, NAME@champion, NAME@VERSION, git revisions, workspace."),
+        typer.Argument(
+            help="MLflow run ids, champion, NAME@champion, NAME@VERSION, git revisions, experiments, workspace."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +41,7 @@ def compare(
 
 @app.command()
 def drift(
-    trace: Annotated[Path, typer.Argument(help="New traces, or a CSV of columns layer,expert,count.")],
+    trace: Annotated[Path, typer.Argument(help="New traces, or a CSV of columns layer,expert,count.", callback=named)],
     against: Annotated[
         str, typer.Option(help="Traces, a predictor's bundle, champion, NAME@champion or NAME@VERSION.")
     ] = "champion",
@@ -86,7 +88,8 @@ def resend(
     """Log to MLflow what it refused or missed when a stage ended; exits with 1 where something is still missing."""
     from moe_beyond.tracking.client import send  # noqa: PLC0415
 
-    sent = send(root)
+    with one_line_errors():
+        sent = send(root)
     missing = sent.sentences()
     if as_json:
         show({"logged": sent.logged, "missing": missing}, as_json)

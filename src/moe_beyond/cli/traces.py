@@ -7,19 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import AsJson, TracePath, app, one_line_errors, read_trace, show
-from moe_beyond.formats.export import FORMATS as EXPORT_FORMATS
-from moe_beyond.formats.importers import FORMATS as IMPORT_FORMATS
-from moe_beyond.params import Params
-from moe_beyond.traces import store
+from moe_beyond.cli.common import AsJson, TracePath, app, named, one_line_errors, read_trace, show
+from moe_beyond.errors import naming
 
-ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")]
+ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
 
 
 @app.command("import")
 def import_traces(
-    format: Annotated[str, typer.Argument(help=f"One of {', '.join(IMPORT_FORMATS)}.")],  # noqa: A002
-    source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.")],
+    format: Annotated[str, typer.Argument(help="moe-beyond-csv, ...; a wrong name lists them all.")],  # noqa: A002
+    source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.", callback=named)],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     *,
     domain: Annotated[str | None, typer.Option(help="Name of the data set; by default the source's.")] = None,
@@ -41,6 +38,7 @@ def import_traces(
     """Read published traces, check them, and write them as Parquet."""
     from moe_beyond.formats import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
+    from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
         shape = importers.ShapeOverride(moe_layers, expert_size)
@@ -51,7 +49,7 @@ def import_traces(
 
 @app.command("export")
 def export_traces(
-    format: Annotated[str, typer.Argument(help=f"One of {', '.join(EXPORT_FORMATS)}.")],  # noqa: A002
+    format: Annotated[str, typer.Argument(help="hub, moe-beyond-csv or parquet.")],  # noqa: A002
     trace: TracePath,
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
 ) -> None:
@@ -59,7 +57,9 @@ def export_traces(
     from moe_beyond.formats.export import export  # noqa: PLC0415
 
     with one_line_errors():
-        export(format, read_trace(trace), out)
+        routing = read_trace(trace)
+        with naming(trace):
+            export(format, routing, out)
 
 
 @app.command()
@@ -75,7 +75,10 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
 def assess(trace: TracePath, as_json: AsJson = False) -> None:
     """Assess from a trace alone whether offloading the model's experts pays."""
     from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.params import Params  # noqa: PLC0415
 
     with one_line_errors():
-        card = judge(read_trace(trace), Params().assess).card
+        routing = read_trace(trace)
+        with naming(trace):
+            card = judge(routing, Params().assess).card
         show(card, as_json)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Collection, Hashable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash, MinHashLSH
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from moe_beyond.data.settings import SplitSettings
 from moe_beyond.traces.schema import Trace
+
+if TYPE_CHECKING:
+    from moe_beyond.data.settings import SplitSettings
 
 Codes = npt.NDArray[np.uint64]
 _PERMUTATIONS = 128
@@ -90,6 +90,10 @@ def group_prompts(trace: Trace, settings: SplitSettings) -> npt.NDArray[np.int64
     Two prompts are joined if they are identical, if their prefills are, if they share their first
     `shared_prefix_tokens` tokens, or if the Jaccard index of their shingles reaches `near_duplicate_jaccard`.
     """
+    # here, as `MinHash` below: the deployed predictor, which only looks for prompts that it saw, needs neither library
+    from scipy.sparse import coo_array  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     codes, bounds, prefix = token_codes_T(trace), _bounds(trace), settings.shared_prefix_tokens
     prefixes: list[Hashable] = []
     prefills: list[Hashable] = []
@@ -110,6 +114,8 @@ def group_prompts(trace: Trace, settings: SplitSettings) -> npt.NDArray[np.int64
 
 def _similar_pairs(shingles: list[Codes], threshold: float) -> Iterable[tuple[int, int]]:
     """Pairs whose Jaccard index is at least `threshold`: MinHash finds candidates, the sets themselves decide."""
+    from datasketch import MinHash, MinHashLSH  # noqa: PLC0415
+
     index = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
     first_of: dict[bytes, int] = {}
     for p, mine in enumerate(shingles):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.devices.device import LARGE_ERROR, Device
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 
 COLUMNS = ("read_bytes", "wall_ms")
 LEAST_TOKENS = 20
@@ -103,7 +103,7 @@ def calibrate(recording: Path, resident_bytes: int, name: str) -> Calibration:
     try:
         table = pl.read_csv(recording, comment_prefix="#")
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{recording}: not a readable CSV ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{recording}: not a readable CSV ({reason_of(error)})") from error
     for column in COLUMNS:
         if column not in table.columns or not table[column].dtype.is_numeric() or table[column].null_count():
             raise InputError(f"{recording}: expected numbers in columns {', '.join(COLUMNS)}; fix column {column!r}")

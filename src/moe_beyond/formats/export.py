@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,15 @@ import numpy as np
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
 from moe_beyond.formats.describe import describe
-from moe_beyond.traces.schema import SCHEMA_VERSION, Trace
+from moe_beyond.traces.schema import SCHEMA_VERSION, Trace, TraceMetadata
 from moe_beyond.traces.store import write_parquet
 
 _SHARD_TOKENS = 1_000_000
 # the Hub's identifiers of licences; it calls any other one "other"
 _HUB_LICENCES = {"apache-2.0": "apache-2.0", "mit": "mit", "cc-by-4.0": "cc-by-4.0", "cc0-1.0": "cc0-1.0"}
 _HUB_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+# the folders of a path on some machine; neither those of an address nor of a path inside a project
+_FOLDERS = re.compile(r"(file://|(?<![\w:/.~]))(~[\w.-]*|\.{0,2})/([^/,:;]+/)*|(?<!\w)[A-Za-z]:\\([^\\,;]+\\)*")
 _COLUMN_NOTES = {
     "weights": "float16 list: the combine weight of each id in `experts`",
     "token_ids": "int32 list, one a token: ids of the model's tokenizer",
@@ -46,8 +50,10 @@ def export(format: str, trace: Trace, target: Path) -> None:  # noqa: A002 - as 
 def write_hub_dataset(trace: Trace, folder: Path) -> None:
     """Write Parquet shards of about a million tokens and a README.md that the Hugging Face Hub understands.
 
-    Prompts of held-out domains become the split `test`, the others `train`.
+    Prompts of held-out domains become the split `test`, the others `train`. Of paths on this machine that stand in the
+    metadata, as those of prompt files or of a local model, the last name alone is written.
     """
+    trace = replace(trace, metadata=_public(trace.metadata))
     with replacing(folder) as temporary:
         temporary.mkdir()
         for split, prompts in _hub_splits(trace).items():
@@ -160,6 +166,11 @@ FORMATS: dict[str, Callable[[Trace, Path], None]] = {
 def _hub_splits(trace: Trace) -> dict[str, np.ndarray]:
     splits = {"train": np.nonzero(~trace.held_out_P)[0], "test": np.nonzero(trace.held_out_P)[0]}
     return {split: prompts for split, prompts in splits.items() if len(prompts)}
+
+
+def _public(meta: TraceMetadata) -> TraceMetadata:
+    texts = {name: getattr(meta, name) for name in ("model_id", "source", "licence")}
+    return meta.model_copy(update={name: _FOLDERS.sub("", text.rstrip("/\\")) for name, text in texts.items()})
 
 
 def _cell(text: str) -> str:

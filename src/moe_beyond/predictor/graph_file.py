@@ -7,6 +7,7 @@ The description that a runtime needs stands in each file's metadata as JSON unde
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 
 Step = Literal["token_step", "layer_step"]
 Precision = Literal["fp32", "int8"]
@@ -23,6 +25,17 @@ STEPS: tuple[Step, ...] = ("token_step", "layer_step")
 
 METADATA_KEY = "moe_beyond"
 FORMAT_VERSION = 3
+LEAST_ONNXRUNTIME = "1.18"
+"""The oldest release that opens what the export stage writes by default (ONNX IR 10, opset 20); CI runs it."""
+
+# onnxruntime's own are exceptions of their own: RuntimeError is not above them
+_REFUSALS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+# of onnxruntime's message, what follows its own file names and functions
+_SAYS = re.compile(r"(Unsupported model IR version|Opset \d+ is|Current official support).*", re.DOTALL)
 
 
 def graph_file(step: Step, precision: Precision = "fp32") -> str:
@@ -42,7 +55,8 @@ class GraphFile:
         """Open the file.
 
         Raises:
-            InputError: No such file, not an ONNX file, or one without our metadata, of another step or release.
+            InputError: No such file, not an ONNX file, one of an IR or opset that onnxruntime does not know, or one
+                without our metadata, of another step or release.
         """
         if not path.exists():
             raise InputError(f"{path}: no such file; run the export stage first")
@@ -51,8 +65,8 @@ class GraphFile:
         options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf) as error:
-            raise InputError(f"{path}: not an ONNX file that onnxruntime can open; export it again") from error
+        except _REFUSALS as error:
+            raise InputError(_refusal(path, str(error))) from error
         self.path, self.description = path, _read_description(path, self.session)
         if self.description["step"] != step:
             raise InputError(f"{path}: holds the {self.description['step']}, expected the {step}; export it again")
@@ -81,13 +95,27 @@ class GraphFile:
                 raise InputError(f"{self.path}: {name} has shape {found}, expected {shown}; use this predictor's state")
 
 
+def _refusal(path: Path, message: str) -> str:
+    if found := _SAYS.search(message):
+        return (
+            f"{path}: too new for onnxruntime {ort.__version__} ({reason_of(found[0])}); install a newer one: what the "
+            f"export stage writes by default needs {LEAST_ONNXRUNTIME} or later"
+        )
+    reason = f"not an ONNX file that onnxruntime {ort.__version__} can open ({reason_of(message)})"
+    return f"{path}: {reason}; export it again"
+
+
 def _read_description(path: Path, session: ort.InferenceSession) -> dict[str, Any]:
     properties = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in properties:
         raise InputError(f"{path}: no {METADATA_KEY!r} metadata; use a file that the export stage wrote")
-    description: dict[str, Any] = json.loads(properties[METADATA_KEY])
-    version = description["format_version"]
+    try:
+        description: dict[str, Any] = json.loads(properties[METADATA_KEY])
+        version = int(description["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: the {METADATA_KEY!r} metadata are damaged; export it again") from error
     if version != FORMAT_VERSION:
-        age = "newer than this release" if version > FORMAT_VERSION else "of an older release; export it again"
+        newer = f"newer than this release, which reads {FORMAT_VERSION}; upgrade moe-beyond"
+        age = newer if version > FORMAT_VERSION else "of an older release; export it again"
         raise InputError(f"{path}: format version {version} is {age}")
     return description

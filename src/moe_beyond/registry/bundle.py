@@ -23,6 +23,7 @@ import polars as pl
 from moe_beyond.data.tokens import MAX_NGRAMS, NGRAM_SIZES
 from moe_beyond.errors import InputError
 from moe_beyond.files import write_json
+from moe_beyond.predictor.graph_file import LEAST_ONNXRUNTIME
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.drift.window import Measures, Window, write_window
 from moe_beyond.registry.markdown import render
@@ -31,6 +32,7 @@ from moe_beyond.traces.schema import SCHEMA_VERSION, TraceMetadata
 
 BUNDLE_VERSION = 1
 """Version of this folder's layout; a reader refuses a newer one."""
+MANIFEST = "bundle.json"
 
 _TABLES = ("calibration", "quality")
 
@@ -91,7 +93,7 @@ def write_bundle(  # noqa: PLR0917 - all of it goes into the bundle
         for path in sorted((root / "reports").glob("*/metrics.json"))
         if path.parent.name != "publish"
     }
-    write_json(folder / "bundle.json", manifest)
+    write_json(folder / MANIFEST, manifest)
     write_json(folder / "advice.json", advice)
     write_json(folder / "metrics.json", metrics)
     write_window(folder, *window)
@@ -105,6 +107,7 @@ def describe(predictor: OnnxPredictor, metadata: TraceMetadata, origin: Origin) 
     return {
         "bundle_version": BUNDLE_VERSION,
         "trace_schema_version": SCHEMA_VERSION,
+        "least_onnxruntime": LEAST_ONNXRUNTIME,
         "model_id": metadata.model_id,
         "model_revision": metadata.model_revision,
         "layer_numbers": list(metadata.layer_numbers),
@@ -149,15 +152,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read `bundle.json`.
 
     Raises:
-        InputError: It is missing, or of a newer layout than this release reads.
+        InputError: It is missing or damaged, or of a newer layout than this release reads.
     """
-    path = folder / "bundle.json"
+    path = folder / MANIFEST
     if not path.exists():
         raise InputError(f"{path}: no such file; this is no bundle that the publish stage registered")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["bundle_version"] > BUNDLE_VERSION:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = int(manifest["bundle_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged, no bundle version in it; fetch or publish the bundle again") from error
+    if version > BUNDLE_VERSION:
         raise InputError(
-            f"{path}: bundle version {manifest['bundle_version']}, this release reads up to {BUNDLE_VERSION}; upgrade"
+            f"{path}: bundle version {version}, this release reads up to {BUNDLE_VERSION}; upgrade moe-beyond"
         )
     return manifest
 

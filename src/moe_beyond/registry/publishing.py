@@ -114,7 +114,8 @@ def publish(
         if same and verdict["champion"] == verdict["challenger"]:
             log.info("gate: unchanged: %s, version %s", _UNCHANGED, verdict["champion"])
         else:
-            log.info("gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
+            level = logging.WARNING if verdict["outcome"] in ("refused", "incomparable") else logging.INFO
+            log.log(level, "gate: %s: %s", verdict["outcome"], "; ".join(verdict["reasons"]))
     except MlflowMissingError as error:
         log.warning("%s; the champion stays as it is, the next dvc repro judges", error)
         if verdict.get("question") != question:

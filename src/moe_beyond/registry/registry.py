@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FOLDER = "bundle"
@@ -98,7 +98,7 @@ class Registry:
         try:
             local = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version.version}")
         except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise InputError(
                 f"{self.name} version {version.version}: its artifacts cannot be fetched ({reason}); bring them back, "
                 "or make another version the champion: moe-beyond rollback --to VERSION"

@@ -14,7 +14,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.registry.registry import Registry
 from moe_beyond.settings import flatten
 from moe_beyond.tracking.client import connected
@@ -47,8 +47,8 @@ def find_states(root: Path, names: Sequence[str], defaults: dict[str, Any]) -> l
 
     Args:
         root: The project's root.
-        names: `workspace`, an MLflow run id, `champion`, `challenger`, `NAME@champion`, `NAME@VERSION`, or a git
-            revision each.
+        names: `workspace`, an MLflow run id, `champion`, `challenger`, `NAME@champion`, `NAME@VERSION`, a git revision
+            or the name of an experiment of DVC each.
         defaults: Parameters that a params.yaml does not set, flat.
 
     Raises:
@@ -73,19 +73,27 @@ def workspace(root: Path, defaults: dict[str, Any], name: str = "workspace") -> 
 
 
 def revision(root: Path, name: str, defaults: dict[str, Any]) -> State:
-    """A git revision: parameters and numbers are in git.
+    """A git revision or an experiment of DVC: parameters and numbers are in git.
 
     Raises:
-        InputError: No repository, no such revision, or one without params.yaml.
+        InputError: No repository, no such revision, one without params.yaml, or several experiments of this name.
     """
     try:
         repository = git.Repo(root, search_parent_directories=True)
-        commit = repository.commit(name)
+        experiments = _experiments(repository, name)
     except git.InvalidGitRepositoryError as error:
         raise InputError(f"{name}: {root} is no git repository; name MLflow runs or aliases instead") from error
+    except git.GitCommandError as error:  # such as a repository of another user
+        raise InputError(f"{root}: git does not read it ({reason_of(error.stderr)})") from error
+    if len(experiments) > 1:
+        commits = ", ".join(repository.commit(ref).hexsha[:7] for ref in experiments)
+        raise InputError(f"{name}: {len(experiments)} experiments have this name; give the commit of one: {commits}")
+    try:
+        commit = repository.commit(*experiments or [name])
     except (git.BadName, ValueError, IndexError) as error:
         raise InputError(
-            f"{name}: neither an MLflow run, nor an alias (NAME@champion), nor a git revision; see git log or make ui"
+            f"{name}: neither an MLflow run, nor an alias (NAME@champion), nor a git revision, nor an experiment of "
+            "DVC; see git log, dvc exp list -A or make ui"
         ) from error
 
     def from_git(path: str) -> bytes:
@@ -96,6 +104,12 @@ def revision(root: Path, name: str, defaults: dict[str, Any]) -> State:
 
     subject = commit.message.splitlines()[0] if isinstance(commit.message, str) else ""
     return _read(name, f"commit {commit.hexsha[:7]}, {subject}", from_git, defaults)
+
+
+def _experiments(repository: git.Repo, name: str) -> list[str]:
+    """DVC keeps an experiment as a commit, by a ref of its baseline's digits, in two parts, and its name."""
+    refs = repository.git.for_each_ref("refs/exps", format="%(refname)").split()
+    return [ref for ref in refs if re.fullmatch(rf"refs/exps/[0-9a-f]{{2}}/[0-9a-f]{{38}}/{re.escape(name)}", ref)]
 
 
 def only_model(client: MlflowClient) -> str:

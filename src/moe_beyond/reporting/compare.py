@@ -45,7 +45,7 @@ def text(number: Number | None) -> str:
 
 def print_tables(states: Sequence[State]) -> None:
     """Print what differs, and the numbers."""
-    console, names = Console(), [state.name for state in states]
+    console, names = Console(), [Column(state.name, overflow="fold") for state in states]
     for state in states:
         console.print(f"{state.name}: {state.about}")
     differing = Table(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -12,6 +13,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 from numba import NumbaExperimentalFeatureWarning, njit, types
+from numba.core import event
+from numba.core.caching import NullCache
 from numba.extending import intrinsic
 
 I32 = npt.NDArray[np.int32]
@@ -28,6 +31,23 @@ warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
 RANK = types.void(types.float64[:, ::1], types.int32[::1], types.int64, types.int64, types.int64)
 _INTS = types.int64[::1]
 DEMAND = types.void(types.float64[:, ::1], _INTS, types.int32[::1], types.float32[::1], types.int64, types.int64, _INTS)
+
+
+class _SaidOnce(event.Listener):
+    """Says why the first replay of a checkout takes longer: of what is cached beside the source, a part is missing."""
+
+    said = False
+
+    def on_start(self, event: event.Event) -> None:
+        if not self.said and not isinstance(event.data["dispatcher"]._cache, NullCache):
+            self.said = True
+            logging.getLogger(__name__).warning("compiling the replay for this processor, once: up to half a minute")
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _SaidOnce())
 
 
 def compiled(signature: Any = None) -> Callable[[Function], Function]:

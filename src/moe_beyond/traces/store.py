@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
 from moe_beyond.traces.memory_mapped import has_working, open_working, write_working
@@ -147,8 +147,7 @@ def _to_table(trace: Trace) -> pa.Table:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{path}: not a readable Parquet file ({reason}); fetch or write it again")
+    return InputError(f"{path}: not a readable Parquet file ({reason_of(error)}); fetch or write it again")
 
 
 def _to_trace(table: pa.Table, path: Path) -> Trace:

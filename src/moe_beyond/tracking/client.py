@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -30,8 +31,15 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_USER
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import folder_digest
+from moe_beyond.tracking.database import (
+    artifacts_beside,
+    bring_artifacts_home,
+    local_database,
+    require_writable,
+    uri_of,
+)
 from moe_beyond.tracking.dvc import copy_from_cache
 from moe_beyond.tracking.run_record import DEFAULT_EXPERIMENT, FOLDER, Record, keep, read, waiting, without_secrets
 
@@ -42,11 +50,10 @@ for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("mlflow.stor
     logging.getLogger(name).setLevel(level)
 
 KEY_TAG, LOGGED_TAG = "moe_beyond.key", "moe_beyond.logged"
-MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
+MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 """What MLflow raises when it is away, refuses, has no disk left, or lacks its database's driver."""
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _NOT_GENAI = "workflowType=machine_learning"
-_SQLITE_FILE = "sqlite:///"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _PROBE_S, _LOCK_S = 5.0, 600.0
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one request of MLflow's API
@@ -110,7 +117,7 @@ def destination(root: Path) -> dict[str, str]:
 
 
 def _database_here(root: Path) -> str:
-    return f"{_SQLITE_FILE}{main_root(root) / 'mlflow.db'}"
+    return uri_of(main_root(root) / "mlflow.db")
 
 
 @contextmanager
@@ -129,21 +136,24 @@ def connected(root: Path) -> Iterator[Mlflow]:
             connection = _connect(uri, destination(root)["experiment"])
         yield connection
     except MLFLOW_ERRORS as error:
-        raise MlflowMissingError(
-            f"MLFLOW_TRACKING_URI: {without_secrets(uri)} failed ({_reason(error)}); start it (make ui on this "
-            "machine), or correct or unset the variable"
-        ) from error
+        fix = "start it (make ui on this machine), or correct or unset the variable"
+        shown = f"MLFLOW_TRACKING_URI: {without_secrets(uri)} failed ({_reason(error, uri)}); {fix}"
+        if local_database(uri) is not None:
+            fix = "mend that, or set MLFLOW_TRACKING_URI to another one"
+            shown = f"{without_secrets(uri)}: MLflow cannot use this database: {_reason(error, uri)}; {fix}"
+        raise MlflowMissingError(shown) from error
 
 
 def _connect(uri: str, name: str) -> Mlflow:
     _probe(uri)
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(name)
+    database, experiment = local_database(uri), client.get_experiment_by_name(name)
+    if database is not None:
+        bring_artifacts_home(database)
     if experiment is None:
-        # a server decides itself where artifacts go; beside a local database they lie in a folder of ours
-        database = _local_database(uri)
-        place = None if database is None else (database.parent / "mlartifacts").as_uri()
+        # a server decides itself where artifacts go
+        place = None if database is None else artifacts_beside(database).as_uri()
         return Mlflow(client, str(client.create_experiment(name, place, tags=_KIND)))
     for key, value in _KIND.items():
         if key not in experiment.tags:
@@ -153,28 +163,17 @@ def _connect(uri: str, name: str) -> Mlflow:
 
 def _probe(uri: str) -> None:
     """Fail at once where nothing can be logged: mlflow itself would try for minutes."""
-    database, parts = _local_database(uri), urlsplit(uri)
+    database, parts = local_database(uri), urlsplit(uri)
     port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
     if database is not None:
-        try:
-            with closing(sqlite3.connect(database, timeout=_PROBE_S)) as opened:
-                opened.execute("BEGIN IMMEDIATE")
-                opened.rollback()
-        except sqlite3.Error as error:
-            raise OSError(f"{database}: {error}") from error
+        require_writable(database)
     elif parts.hostname is not None and port is not None:
         socket.create_connection((parts.hostname, port), _PROBE_S).close()
 
 
-def _local_database(uri: str) -> Path | None:
-    """The file of a local database; None where the URI names something else."""
-    path = uri.removeprefix(_SQLITE_FILE)
-    return Path(path) if uri.startswith(_SQLITE_FILE) and not path.startswith(("file:", ":memory:")) else None
-
-
 def _alone(uri: str, root: Path) -> AbstractContextManager[object]:
     """Exclude other processes: two at once would both create what is missing, the tables or the run."""
-    database = _local_database(uri)
+    database = local_database(uri)
     path = main_root(root) / FOLDER / "lock" if database is None else database.with_name(f"{database.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=_LOCK_S)
@@ -246,23 +245,26 @@ def send(root: Path) -> Sent:
         else:
             place = f"{record.address or 'the database here'}, experiment {record.experiment}"
             sent.elsewhere.setdefault(place, []).append(record.name)
-    if records:
+    database = local_database(uri)
+    if records or (database is not None and database.exists()):  # whose artifacts may have to come home
         try:
             with _alone(uri, root):
-                _send(_connect(uri, here["experiment"]), root, records, sent)
+                _send(_connect(uri, here["experiment"]), root, uri, records, sent)
         except MLFLOW_ERRORS as error:
-            reason = f"{without_secrets(uri)}: {_reason(error)}"
+            reason = f"{without_secrets(uri)}: {_reason(error, uri)}"
             left = {path: (record.name, reason) for path, record in records.items() if path.exists()}
             sent.missing = left | sent.missing
+            if not records:
+                log.warning("%s", reason)
     return sent
 
 
-def _send(to: Mlflow, root: Path, records: dict[Path, Record], sent: Sent) -> None:
+def _send(to: Mlflow, root: Path, uri: str, records: dict[Path, Record], sent: Sent) -> None:
     for path, record in sorted(records.items(), key=lambda item: item[1].end_ms):
         try:
             lost = log_record(to, root, record)
         except MLFLOW_ERRORS as error:
-            sent.missing[path] = (record.name, _reason(error))
+            sent.missing[path] = (record.name, _reason(error, uri))
             # a server that cannot even be read from is away: trying each of the others would take minutes
             to.client.get_experiment(to.experiment_id)
             continue
@@ -369,8 +371,14 @@ def _link(to: Mlflow, run_id: str, links: dict[str, str]) -> dict[str, str]:
     return tags | {"mlflow.note.content": "\n".join(lines)} if links else {}
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, uri: str) -> str:
     # the reason is what mlflow wraps in pages of its own
     while (deeper := error.__cause__ or error.__context__) and not isinstance(deeper, LookupError):
         error = deeper
-    return without_secrets(str(error))[:200]
+    if schemas := re.search(r"found version (\w+), but expected (\w+)", str(error)):
+        return (
+            f"its schema {schemas[1]} is of another MLflow release, mlflow {mlflow.__version__} has {schemas[2]}; "
+            f"copy the database, then: mlflow db upgrade {without_secrets(uri)} (where that does not know the schema, "
+            "a newer mlflow wrote it: install that one)"
+        )
+    return reason_of(without_secrets(str(error)))

@@ -26,7 +26,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.tuning.candidates import Candidate
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def patiently(call: Callable[[], Result]) -> Result:
         try:
             return call()
         except _AWAY as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:160]
+            reason = reason_of(error.__cause__ or error)
             if time.monotonic() > deadline:
                 raise InputError(f"tune.storage: it does not answer ({reason}); start it and run this again") from error
             if not warned:

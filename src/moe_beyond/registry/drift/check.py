@@ -8,6 +8,7 @@ from pathlib import Path
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.registry.bundle import MANIFEST, read_manifest
 from moe_beyond.registry.drift.report import DriftReport, drift, measure
 from moe_beyond.registry.drift.window import COUNTS_FILE, Measures, Window, read_counts, read_window
 from moe_beyond.registry.registry import Registry
@@ -61,12 +62,14 @@ def _window(
         older = _trace(path)
         if trace is None:
             return Window.of(older), None
-        older.metadata.require_same_model(trace.metadata, "--against")
+        trace.metadata.require_same_model(older.metadata, against)
         # what counts alone would predict: no fit that could flatter the window it was fitted on
         popularity = Popularity.fit(older)
         replays = [measure(t, popularity, capacity, simulate, prefetch=False) for t in (trace, older)]
         return Window.of(older), (replays[0], replays[1])
     folder = path if path.exists() else _bundle(root, against)
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)  # refuses a newer layout
     window, then = read_window(folder)
     if trace is None:
         return window, None
