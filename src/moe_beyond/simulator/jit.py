@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import NumbaExperimentalFeatureWarning, njit, types
+from numba import NumbaExperimentalFeatureWarning, config, njit, types
 from numba.core import event
 from numba.core.caching import NullCache
 from numba.extending import intrinsic
@@ -23,6 +26,27 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _keep_compiled_code() -> None:
+    """Let numba keep what it compiles in a folder of this very engine.
+
+    Numba compiles a function anew when its own file changed, but not when a function of another file that it calls did:
+    after an update, a former engine would go on counting without a word. `NUMBA_CACHE_DIR` is respected.
+    """
+    if config.CACHE_DIR:
+        return
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted([Path(__file__), *(here / "engine").glob("*.py")]):
+        digest.update(source.read_bytes())
+    home = here / "__pycache__"
+    if not os.access(home if home.exists() else here, os.W_OK):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-beyond"
+    config.CACHE_DIR = str(home / f"compiled-{digest.hexdigest()[:12]}")
+
+
+_keep_compiled_code()
 
 # functions are handed to compiled functions by address, which numba calls an experiment
 warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
