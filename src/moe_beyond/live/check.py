@@ -6,7 +6,7 @@ Shape suffixes: T tokens, A accesses, N events, P prompts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,7 @@ def check(
     lookahead: int,
     gb_per_s: float,
     lanes: int = 1,
+    done: Callable[[], None] = lambda: None,
 ) -> pl.DataFrame:
     """Decode a trace's tokens again under each policy, on a slowed link, and replay the trace on what was measured.
 
@@ -124,6 +125,7 @@ def check(
         lookahead: For how many layers beyond the present one prefetches may start.
         gb_per_s: What the link is slowed down to, 10^9 bytes a second.
         lanes: Parts of an expert that are read at once.
+        done: Called after each policy.
 
     Returns:
         A row a policy: `policy, title, lossy`; measured over decoded tokens `ms_per_token, stall_ms_per_token,
@@ -186,6 +188,7 @@ def check(
             ),
         }
         rows.append(row)
+        done()
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

@@ -9,7 +9,7 @@ Shape suffixes: P texts, T counted tokens of all texts, N counted tokens of one,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,7 @@ def measure(
     capacity_experts: int,
     seed: int,
     gb_per_s: float | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> pl.DataFrame:
     """Run every policy over the same texts.
 
@@ -110,6 +111,7 @@ def measure(
         capacity_experts: Whole experts that the cache holds.
         seed: Of the intervals' resamples.
         gb_per_s: As for `session.offloaded`.
+        done: Called after each case.
 
     Returns:
         A row a case: `policy`; each with the ends of its 95 % interval by text (`_low`, `_high`) `kl` and `kl_p99` in
@@ -153,6 +155,7 @@ def measure(
             found = [TokenQuality.of(*pair) for pair in zip(full, run(experts), strict=True)]
             weight_P = experts.cache.result().weight_lost_PFW[:, 1].sum(axis=1)
             rows.append({"policy": case.name or policy.name} | _row(found, experts.times, weight_P, resamples))
+        done()
     return pl.DataFrame(rows)
 
 

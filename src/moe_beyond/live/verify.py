@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from moe_beyond.data.splitting import SPLITS, TEST
 from moe_beyond.devices.device import load_device
@@ -92,27 +93,33 @@ def verify(
     for name in live.lossy:
         case = lossy_case(name, loaded.model, experts, training, settings=published, seed=seed)
         checks.append(Check(case.policy, case.online, case.levels_V))
-    measured = check(
-        loaded.model,
-        loaded.tokenizer,
-        experts,
-        trace,
-        checks,
-        capacity_experts=capacity,
-        lookahead=settings.lookahead_layers,
-        gb_per_s=gb_per_s,
-        lanes=live.lanes,
-    )
-    quality = measure(
-        loaded.model,
-        loaded.tokenizer,
-        experts,
-        all_cases(loaded.model, experts, training, settings=published, seed=seed),
-        held_out_texts(test, live.quality_prompts, live.quality_prefill, live.quality_tokens),
-        num_prefill=live.quality_prefill,
-        capacity_experts=capacity,
-        seed=seed,
-    )
+    cases = all_cases(loaded.model, experts, training, settings=published, seed=seed)
+    columns = (TextColumn("decoding live"), BarColumn(), MofNCompleteColumn(), TextColumn("policies"))
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=1 + len(checks) + len(cases))
+        measured = check(
+            loaded.model,
+            loaded.tokenizer,
+            experts,
+            trace,
+            checks,
+            capacity_experts=capacity,
+            lookahead=settings.lookahead_layers,
+            gb_per_s=gb_per_s,
+            lanes=live.lanes,
+            done=lambda: progress.advance(bar),
+        )
+        quality = measure(
+            loaded.model,
+            loaded.tokenizer,
+            experts,
+            cases,
+            held_out_texts(test, live.quality_prompts, live.quality_prefill, live.quality_tokens),
+            num_prefill=live.quality_prefill,
+            capacity_experts=capacity,
+            seed=seed,
+            done=lambda: progress.advance(bar),
+        )
     quality = on_device(quality, meta, device, workload, experts.stride)
     link = pl.DataFrame({"device": [device.name], "gb_per_s": [gb_per_s], "split": [split], "capacity": [capacity]})
     return {"measured": measured, "quality": quality, "link": link}, metrics(measured, chosen[0] if chosen else None)
