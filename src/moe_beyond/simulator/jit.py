@@ -34,7 +34,8 @@ def _keep_compiled_code() -> None:
     Numba compiles a function anew when its own file changed, but not when a function of another file that it calls did:
     after an update, a former engine would go on counting without a word. `NUMBA_CACHE_DIR` is respected.
     """
-    if config.CACHE_DIR:
+    numba: Any = config  # its attributes come from the environment
+    if numba.CACHE_DIR:
         return
     here = Path(__file__).parent
     digest = hashlib.sha256()
@@ -43,7 +44,7 @@ def _keep_compiled_code() -> None:
     home = here / "__pycache__"
     if not os.access(home if home.exists() else here, os.W_OK):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-beyond"
-    config.CACHE_DIR = str(home / f"compiled-{digest.hexdigest()[:12]}")
+    numba.CACHE_DIR = str(home / f"compiled-{digest.hexdigest()[:12]}")
 
 
 _keep_compiled_code()
