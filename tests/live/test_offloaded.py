@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from moe_beyond.errors import InputError
+from moe_beyond.live.decoding import decode
 from moe_beyond.live.session import offloaded
 from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.timed_loop import Times, just_in_time, run
 from moe_beyond.simulator.policies.catalogue import build
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.schedule.events import events_of
+from tests.capture.capture_case import tiny_tokenizer
 from tests.capture.tiny_models import ARCHITECTURES
-from tests.live.live_case import LiveCase
+from tests.live.live_case import PROMPTS, SEED, SETTINGS, LiveCase
 
 ON_DEMAND = ["lru", "layer_lru", "lfu", "fifo", "least_stale", "static_popularity"]
 CLOSE = 1e-5
@@ -62,6 +65,22 @@ def test_prefetching_changes_no_output(name, link, case):
 def _shared_in_prefill(trace):
     """Accesses that a batched prefill has fewer, because tokens share experts."""
     return trace.experts_TLK.size - events_of(trace).num_accesses
+
+
+def test_experts_in_host_memory_are_copied_to_slots(case):
+    policy = build("mixtral_offloading", case.trace, PolicySettings())
+    live, experts = case.run(policy, 9, in_memory=True)
+    assert experts.cache.result().total.prefetches > 0
+    assert case.greatest_difference(live) < CLOSE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none")
+def test_an_accelerator_computes_the_same(case):
+    model, policy = LiveCase.model_of(case.name, case.kernels), build("lru", case.trace, PolicySettings())
+    budget = policy.budget(case.trace.metadata, 9)
+    with offloaded(model.to("cuda"), case.store, policy, budget, len(PROMPTS)) as experts:
+        live = decode(model, tiny_tokenizer(), PROMPTS, experts, SETTINGS, seed=SEED, keep_logits=True)
+    assert case.greatest_difference(live) < 1e-3
 
 
 def test_a_slowed_link_takes_its_time(case):

@@ -49,6 +49,9 @@ def run(
     experts: Annotated[
         Path | None, typer.Option(help="Folder for the packed experts; by default in the user's cache.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda with the experts in the host's memory, which must hold them.")
+    ] = "cpu",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="That compute; by default torch's choice.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
@@ -59,10 +62,7 @@ def run(
     """Decode with experts on disk and a bounded cache before them: text, tokens a second, hits, bytes, waiting."""
     with one_line_errors():
         size = cache_size(capacity, budget_mib)
-        if link_gb_per_s is not None and not 0 < link_gb_per_s < float("inf"):
-            raise InputError(f"--link-gb-per-s: {link_gb_per_s}; give a number above 0")
-        if dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise InputError(f"--dtype: {dtype!r}; give auto, float32, bfloat16 or float16")
+        _require(link_gb_per_s, dtype, device)
 
         from moe_beyond.capture.models import ModelSource  # noqa: PLC0415
         from moe_beyond.capture.prompts import encode, read_prompts  # noqa: PLC0415
@@ -75,7 +75,7 @@ def run(
 
         # files first: they are quick to check, a model is slow to load
         texts = read_prompts(prompts)
-        source = ModelSource(model, trust_remote_code=trust_remote_code, dtype=dtype)
+        source = ModelSource(model, trust_remote_code=trust_remote_code, device_map=device, dtype=dtype)
         loaded = load_without_experts(source)
         with _packed(source, loaded.revision, experts) as store, torch_threads(threads):
             meta = metadata_of(loaded.model, store)
@@ -126,6 +126,21 @@ def run(
     if not complete:
         print(f"interrupted after {len(done)} of {len(encoded)} prompts", file=sys.stderr)  # noqa: T201
         raise typer.Exit(_INTERRUPTED)
+
+
+def _require(link_gb_per_s: float | None, dtype: str, device: str) -> None:
+    """Raise InputError for options that typer cannot check."""
+    if link_gb_per_s is not None and not 0 < link_gb_per_s < float("inf"):
+        raise InputError(f"--link-gb-per-s: {link_gb_per_s}; give a number above 0")
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype: {dtype!r}; give auto, float32, bfloat16 or float16")
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device: {device!r}; give cpu, cuda or cuda:1")
+    if device != "cpu":
+        import torch  # noqa: PLC0415
+
+        if not torch.cuda.is_available():
+            raise InputError(f"--device: {device}; torch sees no GPU here; give cpu")
 
 
 def _packed(source: Any, revision: str, folder: Path | None) -> ExpertStore:

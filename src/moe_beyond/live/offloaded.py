@@ -215,6 +215,7 @@ class OffloadedExperts:
         self._wait(late)
         there, stall_s = perf_counter(), self._stall_s
         out_TH = self._compute(forward, hidden_TH, ids_TK, weights_TK, routed, waiting)
+        self._pool.mark_computed()
         with self._link.changed:
             self._used.clear()
             self.cache.end_event()
@@ -268,6 +269,7 @@ class OffloadedExperts:
                 return compute(forward, hidden_TH, slots_TK, weights_TK)
             out_TH = torch.zeros_like(hidden_TH) if out_TH is None else out_TH
             compute(forward, hidden_TH, slots_TK, weights_TK, out_TH)
+            self._pool.mark_computed()
             done |= here
             if not waiting:
                 return out_TH

@@ -31,11 +31,24 @@ class ExpertPool:
     Attributes:
         bytes_SB: uint8 [slots, bytes of a record]; row s is slot s.
         slot_M: int64; the slot of each expert, or NO_SLOT.
+        computed: On an accelerator, when the latest computing with slots will have ended.
     """
 
-    def __init__(self, parameters: Sequence[StoredParameter], stride: int, num_experts: int, num_slots: int) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[StoredParameter],
+        stride: int,
+        num_experts: int,
+        num_slots: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Empty slots for records of `stride` bytes, of a model of `num_experts` experts in all layers."""
-        self.bytes_SB = aligned_buffer(num_slots * stride).view(num_slots, stride)
+        total = num_slots * stride
+        on_cpu = torch.device(device).type == "cpu"
+        flat = aligned_buffer(total) if on_cpu else torch.empty(total, dtype=torch.uint8, device=device)
+        self.bytes_SB = flat.view(num_slots, stride)
+        self.computed: torch.cuda.Event | None = None
         self.slot_M: I64 = np.full(num_experts, NO_SLOT)
         self._parameters = tuple(parameters)
         self._free = list(range(num_slots - 1, -1, -1))
@@ -59,6 +72,12 @@ class ExpertPool:
     def held_without(self, resident_M: Bools) -> I64:
         """Experts that have a slot and are not among the residents; int64."""
         return np.flatnonzero((self.slot_M != NO_SLOT) & ~resident_M)
+
+    def mark_computed(self) -> None:
+        """An event's computing has been given to the accelerator; nothing on a CPU, where it has ended."""
+        if self.bytes_SB.is_cuda:
+            self.computed = torch.cuda.Event()
+            self.computed.record()
 
     def record(self, slot: int) -> torch.Tensor:
         """The bytes of a slot, uint8 [bytes of a record], aligned for direct reads."""

@@ -17,12 +17,14 @@ from moe_beyond.live.next_gate import NextGate
 from moe_beyond.live.offloaded import OffloadedExperts
 from moe_beyond.live.pool import ExpertPool
 from moe_beyond.live.precisions import Copies, PrecisionTier, levels_of
+from moe_beyond.live.tiers import MemoryTier
 from moe_beyond.simulator.engine.stepped_cache import SteppedCache
 from moe_beyond.traces.schema import TraceMetadata
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from moe_beyond.live.link import SlowTier
     from moe_beyond.live.store import ExpertStore
     from moe_beyond.simulator.engine.budget import Budget
     from moe_beyond.simulator.engine.online import Online
@@ -100,6 +102,7 @@ def offloaded(
     lanes: int = 1,
     gb_per_s: float | None = None,
     real_gate: bool = True,
+    in_memory: bool = False,
 ) -> Iterator[OffloadedExperts]:
     """Serve a model's experts from a store through a cache.
 
@@ -115,6 +118,7 @@ def offloaded(
         lanes: Pieces of an expert read at once.
         gb_per_s: Slow the link down to so many 10^9 bytes a second.
         real_gate: Policies that guess the next layer's experts ask its router, not the map fitted on a trace.
+        in_memory: Load experts from host memory, which must hold them all, not from files; so it is on an accelerator.
 
     Raises:
         InputError: The store is of another model, the policy cannot run live, or the budget does not hold the experts
@@ -139,8 +143,12 @@ def offloaded(
                 f"layer; give at least {meta.top_k} experts"
             )
         slots = min(cache.most_residents, meta.num_model_experts) + meta.top_k + SPARE_SLOTS
-        pool = ExpertPool(store.parameters, store.stride, meta.num_model_experts, slots)
-        gate, tier = NextGate.of(model, layers) if real_gate else None, PrecisionTier(pool, copies)
+        pool = ExpertPool(store.parameters, store.stride, meta.num_model_experts, slots, device=model.device)
+        gate = NextGate.of(model, layers) if real_gate else None
+        from_memory = in_memory or model.device.type != "cpu"
+        if copies.stores and from_memory:
+            raise InputError(f"policy {policy.name}: lower precisions are loaded from files, to a CPU; run it there")
+        tier: SlowTier = MemoryTier(store, pool) if from_memory else PrecisionTier(pool, copies)
         with closing(
             OffloadedExperts(layers, pool, tier, cache, decisions, lanes=lanes, gb_per_s=gb_per_s, gate=gate)
         ) as experts:
