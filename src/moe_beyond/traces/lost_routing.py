@@ -62,11 +62,16 @@ def _what(row: npt.NDArray[np.integer[Any]]) -> str:
 def _refuse_one_expert(
     trace: Trace, flat_T: npt.NDArray[np.integer[Any]], differs_T: npt.NDArray[np.bool_], where: str
 ) -> None:
-    """Tokens in a row with one expert for all layers and slots: in many layers one token is enough."""
+    """Tokens in a row with one expert for all layers and slots: in many layers one token is enough.
+
+    That a choice repeats from token to token says nothing, but at the beginning of a prompt: a text may repeat a token.
+    """
     same_T = (flat_T == flat_T[:, :1]).all(axis=1)
     run_T = np.cumsum(differs_T)
-    places_T = np.bincount(run_T)[run_T] * flat_T.shape[1]
-    lost_T = same_T & ((places_T - 1) * math.log2(trace.metadata.num_experts) >= _ONE_EXPERT_BITS)
+    length_T, width = np.bincount(run_T)[run_T], flat_T.shape[1]
+    leads_T = np.isin(run_T, run_T[trace.prompt_offsets[:-1]]) & (width > 1)
+    evidence_T = np.where(leads_T, length_T * width - 1, length_T * (width - 1))
+    lost_T = same_T & (evidence_T * math.log2(trace.metadata.num_experts) >= _ONE_EXPERT_BITS)
     if lost_T.any():
         token = int(np.argmax(lost_T))
         prompt = int(np.searchsorted(trace.prompt_offsets, token, side="right")) - 1

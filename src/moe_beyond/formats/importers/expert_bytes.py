@@ -81,6 +81,8 @@ def from_config(config: dict[str, Any], expert: Expert, num_layers: int, where: 
     Raises:
         InputError: An unknown dtype or method, or one that lacks what its size depends on.
     """
+    if any(matrix.outputs < 1 or matrix.inputs < 1 for matrix in expert.matrices):
+        raise InputError(f"{where}: an expert of it has no weights; a size in it is 0; {FIX}")
     named = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     if named not in _DTYPE_BITS:
         raise InputError(f"{where}: dtype {named!r:.40} is unknown; {FIX}")
