@@ -14,6 +14,7 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 STAGE = """
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.errors import InputError
+from moe_beyond.files import replacing
 from moe_beyond.settings import Seed, Settings
 
 FILES = {
@@ -34,7 +35,9 @@ def main(root, params):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "data/splits/train/x.npy").write_text((root / "data/traces/a.txt").read_text())
     for name, text in FILES.items():
-        (root / "reports/split" / name).write_text(text)
+        # whole at once, as every stage writes: other processes may read it
+        with replacing(root / "reports/split" / name) as temporary:
+            temporary.write_text(text)
 """
 OUTS = [f"reports/split/{name}" for name in ("metrics.json", "history.csv", "trials.csv", "epochs.csv")]
 
