@@ -70,8 +70,23 @@ def figures(root: Path) -> dict[str, Any]:
         .select("title", "hit_rate", "hit_rate_low", "hit_rate_high")
         .to_dicts(),
         "paper": paper.filter(pl.col("split") == split).drop("split").to_dicts(),
+        "live": live(root),
         "outs": outs((root / "dvc.lock").read_text(encoding="utf-8")),
     }
+
+
+def live(root: Path) -> dict[str, Any]:
+    """What was decoded live beside what the replay says; empty where the source has no weights."""
+    if not (root / "reports/verify/tables/measured.parquet").exists():
+        return {}
+    names = (
+        "title",
+        "lossy",
+        *(f"{kind}{name}" for name in ("ms_per_token", "hit_rate") for kind in ("", "modelled_")),
+    )
+    compared = ("events", "events_that_differ", "greatest_logit_difference")
+    rows = table(root, "verify", "measured").select(*names, *compared).to_dicts()
+    return table(root, "verify", "link").row(0, named=True) | {"rows": rows}
 
 
 def device_rows(rows: pl.DataFrame) -> list[dict[str, Any]]:
@@ -107,14 +122,17 @@ def table(root: Path, stage: str, name: str) -> pl.DataFrame:
 def outs(lock: str) -> dict[str, str]:
     """Digests, from the text of dvc.lock, of the outs that the figures come from."""
     stages = yaml.safe_load(lock)["stages"]
-    found = {out["path"]: out["md5"] for stage in ("export", "simulate") for out in stages[stage]["outs"]}
+    named = [stages[stage]["outs"] for stage in ("export", "simulate", "verify") if stage in stages]
+    found = {out["path"]: out["md5"] for declared in named for out in declared}
     return {path: md5 for path, md5 in found.items() if path.endswith("/tables") or path == "models/predictor"}
 
 
 def block(name: str, found: dict[str, Any]) -> str:
     """A block of the README."""
     lines = [] if name == "default" else [f"**{found['model']}**, {split_words(found['split'])}.", ""]
-    lines += [*device_table(found), "", *notes(found), "", *recall_table(found)]
+    lines += [*device_table(found), "", *notes(found), ""]
+    lines += [*live_table(found["live"]), ""] if found.get("live") else []
+    lines += recall_table(found)
     if found["paper"]:
         lines += ["", *paper_table(found)]
     return "\n".join(lines)
@@ -192,6 +210,32 @@ def difference(row: dict[str, Any], name: str) -> str:
 def share(value: float | None) -> str:
     """A share in per cent; nothing where there is none."""
     return "none" if value is None else f"{value:.0%}"
+
+
+def live_table(live: dict[str, Any]) -> list[str]:
+    """The live check: times and hit rates measured and modelled, events that differ."""
+    lines = [
+        f"| the model itself, {live['capacity']} experts in memory, link slowed to {live['gb_per_s']:.3f} GB/s | ms "
+        "per token, measured | modelled | error | hit rate, measured | modelled | events that differ |",
+        "| --- " * 7 + "|",
+    ]
+    for row in live["rows"]:
+        error, differ = row["modelled_ms_per_token"] / row["ms_per_token"] - 1, row["events_that_differ"]
+        events = "" if differ is None else f"{differ} of {row['events']}"
+        lines.append(
+            f"| {row['title']}{', lossy' if row['lossy'] else ''} | {row['ms_per_token']:.1f} | "
+            f"{row['modelled_ms_per_token']:.1f} | {error:+.1%} | {row['hit_rate']:.1%} | "
+            f"{row['modelled_hit_rate']:.1%} | {events} |"
+        )
+    most = max(row["greatest_logit_difference"] for row in live["rows"] if not row["lossy"])
+    return [
+        *lines,
+        "",
+        "**Measured** by decoding test prompts with the experts on disk, on a link that takes as long for one of them "
+        f"as that of the {DEVICES.get(live['device'], live['device'])}. The time of computing is that of LRU's run, so "
+        f"its error is zero by construction. Lossless policies change no logit by more than {most:.1e}. "
+        "[How it is checked](docs/live.md).",
+    ]
 
 
 def recall_table(found: dict[str, Any]) -> list[str]:

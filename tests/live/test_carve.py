@@ -11,7 +11,7 @@ from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
 from tests.capture.tiny_models import tiny_model
-from tests.live.offloaded_case import LiveCase, live_prompts
+from tests.live.live_case import LiveCase, live_prompts
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "pad_token_id": 0}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 1}
@@ -52,13 +52,13 @@ def test_shared_neurons_are_the_most_active_ones_and_groups_share_their_tokens()
 
 def test_it_is_traced_and_runs_live(tmp_path):
     case = LiveCase(lambda: carved(2), tmp_path)
-    trace = case.trace()
+    trace = case.trace
     assert (trace.metadata.num_layers, trace.metadata.num_experts, trace.metadata.top_k) == (2, 8, 2)
     assert np.all(trace.weights_TLK == 1)
-    decoded, counted = case.run(Lru(), 6)
+    decoded, experts = case.run(Lru(), 6)
     assert case.difference(decoded) < 1e-5
     want = replay(events_of(trace), Lru(), Lru().budget(case.meta, 6))
-    assert np.array_equal(counted.counts_PFC, want.counts_PFC)
+    assert np.array_equal(experts.cache.result().counts_PFC, want.counts_PFC)
 
 
 @pytest.mark.parametrize(

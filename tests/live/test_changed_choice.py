@@ -12,7 +12,7 @@ from moe_beyond.simulator.policies.pre_gated import PreGated
 from moe_beyond.simulator.policies.prompt_sets import PreMoe
 from moe_beyond.simulator.policies.substitution import Substitution
 from tests.capture.tiny_models import tiny_model
-from tests.live.offloaded_case import SETTINGS, LiveCase, live_prompts
+from tests.live.live_case import SETTINGS, LiveCase, live_prompts
 
 
 def spied(online):
@@ -60,9 +60,9 @@ def test_pre_gated_is_the_model_with_its_gates_a_layer_earlier(tmp_path):
         guess[:] = [gate(hidden)[1:] for gate in gates[index + 1 : index + 2]]
         return ids, weights
 
-    live, counted = case.run(PreGated(), 12)
+    live, experts = case.run(PreGated(), 12)
     assert_changed_alike(case, live, decoded_by_hand(case, earlier))
-    assert counted.decode.prefetches > 0
+    assert experts.cache.result().decode.prefetches > 0
 
 
 def test_mobile_computes_the_heavier_half(tmp_path):
@@ -72,10 +72,10 @@ def test_mobile_computes_the_heavier_half(tmp_path):
         lightest = weights == weights.min(dim=1, keepdim=True).values
         return ids, weights.masked_fill(lightest, 0) if index else weights
 
-    live, counted = case.run(MoBile(upper_half_share=0), case.meta.num_model_experts)
+    live, experts = case.run(MoBile(upper_half_share=0), case.meta.num_model_experts)
     assert_changed_alike(case, live, decoded_by_hand(case, halved))
     # of three experts two are kept, from the second layer on
-    assert counted.decode.skipped == counted.decode.tokens * (case.meta.num_layers - 1)
+    assert experts.cache.result().decode.skipped == experts.cache.result().decode.tokens * (case.meta.num_layers - 1)
 
 
 def test_a_replacement_of_equal_outputs_changes_nothing(tmp_path):
@@ -89,8 +89,8 @@ def test_a_replacement_of_equal_outputs_changes_nothing(tmp_path):
     case = LiveCase(twins, tmp_path)
     nearest_alone = measured_substitution(case.model, live_prompts()).nearest_ME[:, :1]
     assert nearest_alone.ravel().tolist() == [expert ^ 1 for expert in range(case.meta.num_model_experts)]
-    live, counted = case.run(Substitution(nearest_alone), 12)
-    assert counted.decode.substituted > 0
+    live, experts = case.run(Substitution(nearest_alone), 12)
+    assert experts.cache.result().decode.substituted > 0
     assert case.difference(live) < 1e-5
 
 
@@ -101,9 +101,9 @@ def test_cache_prior_uses_residents_and_without_a_prior_changes_nothing(tmp_path
     case = LiveCase(lambda: tiny_model("olmoe"), tmp_path / "olmoe")
     _, before = case.run(CachePrior(), 12, OnlineCachePrior(case.meta.num_layers, 0.0, 2))
     _, after = case.run(CachePrior(), 12, OnlineCachePrior(case.meta.num_layers, 0.5, 1))
-    assert after.decode.hits > before.decode.hits
-    assert after.decode.accesses == before.decode.accesses
-    assert after.decode.substituted == 0
+    assert after.cache.result().decode.hits > before.cache.result().decode.hits
+    assert after.cache.result().decode.accesses == before.cache.result().decode.accesses
+    assert after.cache.result().decode.substituted == 0
 
 
 def test_pre_moe_computes_its_subset_alone(tmp_path):

@@ -12,9 +12,8 @@ from moe_beyond.simulator.engine.timed_loop import Times, just_in_time, run
 from moe_beyond.simulator.policies.catalogue import build
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.schedule.events import events_of
-from tests.capture.capture_case import tiny_tokenizer
-from tests.capture.tiny_models import ARCHITECTURES
-from tests.live.live_case import PROMPTS, SEED, SETTINGS, LiveCase
+from tests.capture.tiny_models import ARCHITECTURES, tiny_model
+from tests.live.live_case import SEED, SETTINGS, LiveCase
 
 ON_DEMAND = ["lru", "layer_lru", "lfu", "fifo", "least_stale", "static_popularity"]
 CLOSE = 1e-5
@@ -28,24 +27,24 @@ def simulated(trace, policy, budget):
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_event_is_that_of_the_simulator(name, tmp_path):
-    case = LiveCase.of(name, tmp_path / "experts", "eager" if len(name) % 2 else "grouped_mm")
+    case = LiveCase.of(name, tmp_path, "eager" if len(name) % 2 else "grouped_mm")
     meta = case.trace.metadata
     for place, policy_name in enumerate(ON_DEMAND):
         policy = build(policy_name, case.trace, PolicySettings())
         # from one that a prefill exceeds by far to one that holds nearly all
         capacity = [meta.top_k * meta.num_layers, meta.num_model_experts - 3][place % 2]
-        live, experts = case.run(policy, capacity)
+        live, experts = case.run(policy, capacity, teacher_forced=False)
         expected = simulated(case.trace, policy, policy.budget(meta, capacity))
         assert np.array_equal(np.concatenate(experts.outcomes), expected.outcome_A), policy_name
         assert np.array_equal(experts.cache.result().counts_PFC, expected.replay.counts_PFC), policy_name
-        assert case.greatest_difference(live) < CLOSE
+        assert case.difference(live) < CLOSE
         loaded = sum(time.read_bytes for time in experts.times)
         assert loaded == expected.replay.total.misses * case.store.stride
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    return LiveCase.of("qwen3_moe", tmp_path_factory.mktemp("live") / "experts")
+    return LiveCase.of("qwen3_moe", tmp_path_factory.mktemp("live"))
 
 
 @pytest.mark.parametrize("name", ["mixtral_offloading", "fate"])
@@ -56,7 +55,7 @@ def test_prefetching_changes_no_output(name, link, case):
     counted = experts.cache.result().total
     assert counted.prefetches > 0
     assert counted.accesses == case.trace.experts_TLK.size - _shared_in_prefill(case.trace)
-    assert case.greatest_difference(live) < CLOSE
+    assert case.difference(live) < CLOSE
     # what was loaded is what was counted, but for prefetches that were given up
     loaded = sum(time.read_bytes for time in experts.times) / case.store.stride
     assert counted.misses <= loaded <= counted.misses + counted.prefetches
@@ -71,16 +70,17 @@ def test_experts_in_host_memory_are_copied_to_slots(case):
     policy = build("mixtral_offloading", case.trace, PolicySettings())
     live, experts = case.run(policy, 9, in_memory=True)
     assert experts.cache.result().total.prefetches > 0
-    assert case.greatest_difference(live) < CLOSE
+    assert case.difference(live) < CLOSE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none")
 def test_an_accelerator_computes_the_same(case):
-    model, policy = LiveCase.model_of(case.name, case.kernels), build("lru", case.trace, PolicySettings())
+    policy = build("lru", case.trace, PolicySettings())
     budget = policy.budget(case.trace.metadata, 9)
-    with offloaded(model.to("cuda"), case.store, policy, budget, len(PROMPTS)) as experts:
-        live = decode(model, tiny_tokenizer(), PROMPTS, experts, SETTINGS, seed=SEED, keep_logits=True)
-    assert case.greatest_difference(live) < 1e-3
+    model = case.make().to("cuda")
+    with offloaded(model, case.store, policy, budget, len(case.prompts)) as experts:
+        live = decode(model, case.tokenizer, case.prompts, experts, SETTINGS, seed=SEED, keep_logits=True)
+    assert case.difference(live) < 1e-3
 
 
 def test_a_slowed_link_takes_its_time(case):
@@ -93,8 +93,8 @@ def test_a_slowed_link_takes_its_time(case):
 
 
 def test_a_damaged_record_is_named_before_it_is_used(tmp_path):
-    case = LiveCase.of("mixtral", tmp_path / "experts")
-    with (tmp_path / "experts" / "experts.bin").open("r+b") as file:
+    case = LiveCase.of("mixtral", tmp_path)
+    with (tmp_path / "store" / "experts.bin").open("r+b") as file:
         # some byte of every record
         for expert in range(case.store.num_model_experts):
             file.seek(expert * case.store.stride + 100)
@@ -112,7 +112,7 @@ def test_a_budget_below_one_token_in_a_layer_is_refused(case):
 
 
 def test_a_store_of_another_model_is_refused(case):
-    model = LiveCase.model_of("deepseek_v2", "eager")
+    model = tiny_model("deepseek_v2")
     policy = build("lru", case.trace, PolicySettings())
     budget = policy.budget(case.trace.metadata, 6)
     with pytest.raises(InputError, match="holds 8 experts of layers"), offloaded(model, case.store, policy, budget, 1):
@@ -120,7 +120,7 @@ def test_a_store_of_another_model_is_refused(case):
 
 
 def test_the_model_is_as_before_afterwards(case):
-    model = LiveCase.model_of("qwen3_moe", "eager")
+    model = case.make()
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     policy = build("lru", case.trace, PolicySettings())
     with offloaded(model, case.store, policy, policy.budget(case.trace.metadata, 6), 1):

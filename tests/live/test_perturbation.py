@@ -6,12 +6,12 @@ import torch
 
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.live.perturbation import _lost_K, fit_lexi, least_loss
-from tests.live.texts_case import live_case
+from tests.live.live_case import LiveCase
 
 
 @pytest.mark.parametrize("architecture", ["deepseek_v2", "mixtral", "gpt_oss", "qwen3_moe"])
 def test_lexi_s_numbers_sum_to_the_promised_share(architecture, tmp_path):
-    case = live_case(tmp_path / "store", architecture)
+    case = LiveCase.of(architecture, tmp_path / "store")
     layers = moe_layers(case.model)
     for layer in layers:
         layer.experts.to("meta")
@@ -22,7 +22,7 @@ def test_lexi_s_numbers_sum_to_the_promised_share(architecture, tmp_path):
 
 
 def test_what_a_layer_loses_is_what_its_output_changes_by(tmp_path):
-    case = live_case(tmp_path / "store", "deepseek_v2")
+    case = LiveCase.of("deepseek_v2", tmp_path / "store")
     block = case.model.model.layers[2].mlp
     hidden = torch.randn(256, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

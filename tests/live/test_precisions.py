@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from moe_beyond.capture.discovery import moe_layers
-from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.errors import InputError
 from moe_beyond.live.decoding import decode
 from moe_beyond.live.precisions import Copies, levels_of
@@ -15,25 +14,31 @@ from moe_beyond.simulator.policies.changed_models import Mc, SeerMoe
 from moe_beyond.simulator.policies.hobbit import Hobbit
 from moe_beyond.simulator.policies.next_layer import NextLayerMap
 from moe_beyond.simulator.policies.on_demand import Lru
-from tests.live.texts_case import live_case
+from tests.live.live_case import SETTINGS, LiveCase
 
 
 @pytest.fixture
 def case(tmp_path):
-    return live_case(tmp_path / "store")
+    case = LiveCase.of("mixtral", tmp_path / "store")
+    assert case.given, "of the model as it is: some tests change its weights"
+    return case
 
 
 def run(case, policy=None, levels_V=(), watch=None):
     """Logits of all passes, and what stood before the experts."""
-    settings = ExtractSettings(decode_tokens=6)
+
+    def decoded(experts):
+        options = {"seed": 1, "keep_logits": True, "given": case.given}
+        return decode(case.model, case.tokenizer, case.prompts, experts, SETTINGS, **options)
+
     if policy is None:
-        done, experts = decode(case.model, case.tokenizer, case.texts, None, settings, seed=1, keep_logits=True), None
+        done, experts = decoded(None), None
     else:
         budget = policy.budget(metadata_of(case.model, case.store), 12)
-        with offloaded(case.model, case.store, policy, budget, len(case.texts), levels_V=levels_V) as experts:
+        with offloaded(case.model, case.store, policy, budget, len(case.prompts), levels_V=levels_V) as experts:
             if watch is not None:
                 watch(experts)
-            done = decode(case.model, case.tokenizer, case.texts, experts, settings, seed=1, keep_logits=True)
+            done = decoded(experts)
     return torch.stack([logits for one in done for logits in one.logits_TV]), experts
 
 
@@ -126,9 +131,9 @@ def test_a_damaged_copy_and_copies_of_other_experts_are_named(case, tmp_path):
     Copies.open(case.store, levels_VM).close()
     assert (case.store.folder / f"{INT8}-levels" / RECORDS).stat() == written, "written once"
 
-    other = live_case(tmp_path / "other", "olmoe")
+    other = LiveCase.of("olmoe", tmp_path / "other")
     (case.store.folder / f"{INT8}-levels").rename(other.store.folder / f"{INT8}-levels")
-    with pytest.raises(InputError, match=r"256-levels: holds copies of other experts than .*other; delete it"):
+    with pytest.raises(InputError, match=r"256-levels: holds copies of other experts than .*other/store; delete it"):
         Copies.open(other.store, levels_VM)
 
     (other.store.folder / f"{INT8}-levels").rename(case.store.folder / f"{INT8}-levels")

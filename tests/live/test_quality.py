@@ -9,15 +9,15 @@ from moe_beyond.live.decoding import Decoded
 from moe_beyond.live.quality import Case, TokenQuality, _tail, measure
 from moe_beyond.live.quantiser import INT8, TERNARY
 from moe_beyond.simulator.policies.on_demand import Lru
+from tests.live.live_case import LiveCase
 from tests.live.test_precisions import quantise_in_place
-from tests.live.texts_case import live_case
 
-PREFILL = 4
+PREFILL = 1
 
 
 @pytest.fixture
 def case(tmp_path):
-    return live_case(tmp_path / "store")
+    return LiveCase.of("mixtral", tmp_path / "store")
 
 
 def measured(case, *cases):
@@ -26,7 +26,7 @@ def measured(case, *cases):
         case.tokenizer,
         case.store,
         cases,
-        case.texts,
+        case.prompts,
         num_prefill=PREFILL,
         capacity_experts=12,
         seed=1,
@@ -37,7 +37,7 @@ def measured(case, *cases):
 def probabilities(case):
     """Of each text's tokens from the prefill on, read all at once."""
     with torch.inference_mode():
-        logits = [case.model(torch.tensor([text.token_ids])).logits[0, PREFILL:-1] for text in case.texts]
+        logits = [case.model(torch.tensor([text.token_ids])).logits[0, PREFILL:-1] for text in case.prompts]
     exponents = np.exp(torch.cat(logits).double().numpy())
     return exponents / exponents.sum(axis=1, keepdims=True)
 
@@ -55,7 +55,7 @@ def test_figures_are_those_of_whole_forwards(case):
     full_TV = probabilities(case)
     quantise_in_place(case, np.full((3, 8), TERNARY))
     low_TV = probabilities(case)
-    next_T = [token for text in case.texts for token in text.token_ids[PREFILL + 1 :]]
+    next_T = [token for text in case.prompts for token in text.token_ids[PREFILL + 1 :]]
     divergence_T = np.sum(full_TV * np.log(full_TV / low_TV), axis=1)
     assert ternary["kl"] == pytest.approx(divergence_T.mean(), rel=1e-3)
     assert ternary["kl_p99"] == pytest.approx(divergence_T.max(), rel=1e-3)
@@ -90,6 +90,6 @@ def test_the_tail_is_what_99_percent_do_not_exceed():
 
 
 def test_a_text_without_tokens_to_count_is_refused(case):
-    case.texts[1:] = [case.texts[1].__class__("short", "d", False, (3,) * (PREFILL + 2))]
-    with pytest.raises(InputError, match="text short: 6 tokens; give at least 7"):
+    case.prompts[1:] = [case.prompts[1].__class__("short", "d", False, (3,) * (PREFILL + 2))]
+    with pytest.raises(InputError, match="text short: 3 tokens; give at least 4"):
         measured(case, Case(Lru()))

@@ -11,7 +11,7 @@ from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
 from tests.capture.tiny_models import tiny_model
-from tests.live.offloaded_case import LiveCase
+from tests.live.live_case import LiveCase
 
 BIASED = ["deepseek_v3", "dots1", "minimax_m2", "glm4_moe"]
 
@@ -69,8 +69,8 @@ def test_biases_select_and_do_not_weigh(name):
 @pytest.mark.parametrize("name", [*BIASED, "phimoe"])
 def test_live_computes_and_counts_alike(name, tmp_path):
     case = LiveCase(lambda: model_of(name), tmp_path)
-    decoded, counted = case.run(Lru(), 6)
+    decoded, experts = case.run(Lru(), 6)
     assert case.difference(decoded) < 1e-5
     assert np.array_equal(
-        counted.counts_PFC, replay(events_of(case.trace()), Lru(), Lru().budget(case.meta, 6)).counts_PFC
+        experts.cache.result().counts_PFC, replay(events_of(case.trace), Lru(), Lru().budget(case.meta, 6)).counts_PFC
     )

@@ -38,7 +38,7 @@ def test_a_figure_for_each_thing_that_decides(figures):
         *("ms_per_token", "ms_per_token_phone_ufs_test_out_of_domain"),
         *("ms_per_token_laptop_nvme_test_in_domain", "ms_per_token_phone_ufs_test_in_domain"),
         *("bandwidth", "bandwidth_phone_ufs_test_out_of_domain", "timeline", "timeline_layers", "calibration"),
-        *("recall_by_layer", "recall_by_layer_test_in_domain", "training", "pareto"),
+        *("recall_by_layer", "recall_by_layer_test_in_domain", "training", "pareto", "frontier"),
         *("heat_map", "hit_curves", "reuse_distances"),
     }
 

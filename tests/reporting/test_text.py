@@ -14,7 +14,7 @@ def test_a_percentage_is_the_share(share):
 
 @given(st.floats(1e-9, 1e12))
 def test_a_number_keeps_three_digits(value):
-    assert float(number(value).replace(",", "")) == pytest.approx(value, rel=0.006)
+    assert float(number(value).replace(",", "").replace("\u2212", "-")) == pytest.approx(value, rel=0.006)
 
 
 @given(st.integers(-(10**9), 10**9))
@@ -27,7 +27,7 @@ def test_counts_are_written_in_full(value):
     [
         # numbers of one column have the same digits
         ([number(value) for value in (19.04, 0.26, 1235.4)], ["19.0", "0.260", "1,235"]),
-        ([number(value) for value in (0.00042, None)], ["4.20e-04", "\u2013"]),
+        ([number(value) for value in (0.00042, None)], ["4.20e\u221204", "\u2013"]),
         # signs are real minus signs
         ((signed(-1.234), signed(1.234)), ("\u22121.23", "+1.23")),
         ((points(-0.0123), percent(-0.5)), ("\u22121.2\u00a0points", "\u221250.0\u00a0%")),

@@ -64,6 +64,8 @@ def run(
         size = cache_size(capacity, budget_mib)
         _require(link_gb_per_s, dtype, device)
 
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+
         from moe_beyond.capture.models import ModelSource  # noqa: PLC0415
         from moe_beyond.capture.prompts import encode, read_prompts  # noqa: PLC0415
         from moe_beyond.capture.settings import ExtractSettings  # noqa: PLC0415
@@ -73,6 +75,7 @@ def run(
         from moe_beyond.live.session import metadata_of, offloaded  # noqa: PLC0415
         from moe_beyond.threads import torch_threads  # noqa: PLC0415
 
+        disable_progress_bar()  # a bar for each layer that is packed would break up the lines here
         # files first: they are quick to check, a model is slow to load
         texts = read_prompts(prompts)
         source = ModelSource(model, trust_remote_code=trust_remote_code, device_map=device, dtype=dtype)
@@ -108,6 +111,9 @@ def run(
                     decode(loaded.model, loaded.tokenizer, encoded, running, settings, seed=seed, progress=finished)
                 except KeyboardInterrupt:
                     complete = False
+            if not complete and not any(time.decodes for time in running.times):
+                print("interrupted before a token was decoded", file=sys.stderr)  # noqa: T201
+                raise typer.Exit(_INTERRUPTED)
             about = f"{meta.model_id}, {chosen.name}, {budget.capacity_experts} experts"
             if record is not None:
                 write_recording(record, running.times, about)
@@ -154,7 +160,9 @@ def _packed(source: Any, revision: str, folder: Path | None) -> ExpertStore:
     if folder is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = cache / "moe-beyond" / "experts" / f"{revision}-{source.dtype}"
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # where nobody watches, it would leave an empty line
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"packing experts into {folder}")
         advance: Callable[[int, int], None] = lambda written, total: progress.update(  # noqa: E731
             bar, completed=written, total=total

@@ -146,11 +146,11 @@ def section(anchor: str, blocks: Sequence[Block], title: str = "", **values: Any
         anchor: Its key in texts.yaml.
         blocks: What it shows; none: the reason stands there.
         title: Its heading, where it is not a fixed one.
-        values: What the braces of its lead hold.
+        values: What the braces of its lead, or of the reason, hold.
     """
     words = texts()[anchor]
     lead = words["lead"].format(**values) if blocks and "lead" in words else ""
-    shown = tuple(blocks) or (Text(words["absent"]),)
+    shown = tuple(blocks) or (Text(words["absent"].format(**values)),)
     sources = tuple(words["sources"]) if blocks else ()
     return Section(anchor, words["short"], title or words["title"], lead, shown, sources)
 

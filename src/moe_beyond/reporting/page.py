@@ -21,7 +21,7 @@ from moe_beyond.files import replacing
 from moe_beyond.reporting.blocks import Figure, Section
 from moe_beyond.reporting.figures.theme import VEGA_LITE, chart_spec, figure_svg, svg_png, theme
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.sections import method, paper, pays, policies, predictor, routing, timeline, verdict
+from moe_beyond.reporting.sections import live, method, paper, pays, policies, predictor, routing, timeline, verdict
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.text import TEMPLATES
 
@@ -32,6 +32,7 @@ _SECTIONS = (
     policies.time_section,
     policies.ablation_section,
     timeline.timeline_section,
+    live.live_section,
     predictor.predictor_section,
     paper.paper_section,
     predictor.training_section,

@@ -45,6 +45,7 @@ class Run:
         trials: Of the search.
         history: Of the training.
         metrics: metrics.json by stage, of the stages that the page quotes.
+        live: Tables of the verify stage, by name: `live.verify` documents them; none where it has not run.
         source: Where the traces come from: `reference`, `transformers` or `import`.
         settings: Of the replay.
         parameters: Every parameter shown, flat.
@@ -56,6 +57,7 @@ class Run:
     trials: pl.DataFrame
     history: pl.DataFrame
     metrics: dict[str, dict[str, Any]]
+    live: dict[str, pl.DataFrame]
     source: str
     settings: SimulateSettings
     parameters: dict[str, Any]
@@ -144,6 +146,7 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
         trials=pl.read_csv(_found(reports / "tune" / "trials.csv", "tune"), infer_schema_length=None),
         history=pl.read_csv(_found(reports / "train" / "history.csv", "train"), infer_schema_length=None),
         metrics={stage: _json(reports / stage / "metrics.json", stage) for stage in _METRICS},
+        live=_live(reports / "verify" / "tables"),
         source=traces.source,
         settings=settings,
         parameters=flatten({"seed": seed, "traces": used, "simulate": settings.model_dump(mode="json")}),
@@ -153,7 +156,18 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
 def _table_paths() -> list[Path]:
     """The tables that the page's sections are made of, below `reports/`."""
     sources = {source for words in texts().values() if "sources" in words for source in words["sources"]}
-    return sorted(Path(source) for source in sources if source.endswith(".parquet"))
+    return sorted(
+        Path(source) for source in sources if source.endswith(".parquet") and not source.startswith("verify/")
+    )
+
+
+def _live(folder: Path) -> dict[str, pl.DataFrame]:
+    """What the verify stage found, or its reason not to look."""
+    if not folder.exists():
+        return {}
+    skipped = (folder / "not_verified.parquet").exists()
+    names = ("not_verified",) if skipped else ("link", "measured", "quality")
+    return {name: pl.read_parquet(_found(folder / f"{name}.parquet", "verify")) for name in names}
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:

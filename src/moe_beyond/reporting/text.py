@@ -33,7 +33,7 @@ def number(value: float | None, significant: int = 3) -> str:
     if float(value).is_integer():
         return f"{int(value):,}".replace("-", "\u2212")
     if abs(value) < 1e-3:
-        return f"{value:.{significant - 1}e}"
+        return f"{value:.{significant - 1}e}".replace("-", "\u2212")  # a hyphen would let the line break
     return f"{value:,.{max(0, significant - 1 - math.floor(math.log10(abs(value))))}f}".replace("-", "\u2212")
 
 

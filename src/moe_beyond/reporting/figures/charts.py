@@ -1,4 +1,4 @@
-"""Heat maps, stacked bars, and the scatter of the search."""
+"""Heat maps, stacked bars, the scatter of the search, and the frontier of quality and time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from moe_beyond.reporting.names import Look
 
 _BAND = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False)
 _ROW, _LEAST, _MOST = 20, 120, 520  # CSS pixels of a row, and of a heat map
+_TALL = 420
 
 
 def heat(frame: pl.DataFrame, across: Axis, down: Axis, value: Axis, more: Sequence[Axis] = ()) -> Chart:
@@ -97,4 +98,44 @@ def scatter(trials: pl.DataFrame) -> Chart:
             front.mark_point(size=80, color="@blue"),
             base.transform_filter("datum.chosen").mark_point(style="ring"),
         )
+    )
+
+
+def frontier(lossy: pl.DataFrame, lossless: pl.DataFrame) -> Chart:
+    """Policies by the divergence that they cause and their time: the best joined, a rule at the lossless one.
+
+    Args:
+        lossy: Columns title, kl, device_ms_per_token, top1_agreement, on_front; divergences above 0.
+        lossless: At most one such row.
+    """
+    x = Axis("kl", "divergence from the full model, nats", log=True)
+    y = Axis("device_ms_per_token", "ms per token, modelled")
+    named, agreement = alt.Tooltip("title:N", title="policy"), Axis("top1_agreement", "same first choice", "percent")
+    kl = alt.Tooltip("kl:Q", title=x.title, format=".2~e")
+    # a name must not run out of the chart
+    log = pl.col("kl").log10()
+    late = log > (2 * log.max() + log.min()) / 3
+    points = lossy.select("title", "kl", y.column, "top1_agreement", "on_front", late=late)
+    base = alt.Chart(points).encode(
+        x=alt.X("kl:Q", title=x.title, axis=alt.Axis(format="~e"), scale=alt.Scale(type="log")),
+        y=alt.Y(f"{y.column}:Q", title=y.title, axis=y.ticks, scale=y.scale),
+        tooltip=[named, kl, y.tooltip, agreement.tooltip],
+    )
+    front, other = (base.transform_filter(f"{sign}datum.on_front") for sign in ("", "!"))
+    texts = [
+        base.transform_filter(f"{sign}datum.late").mark_text(style=style).encode(text="title:N")
+        for sign, style in (("!", "name-right"), ("", "name-left"))
+    ]
+    rule = alt.Chart(lossless.select("title", y.column)).encode(y=f"{y.column}:Q")
+    words = rule.mark_text(style="name-left").encode(x=alt.value("width"), text="title:N")
+    return finish(
+        alt.layer(
+            rule.mark_rule(style="mark-rule"),
+            words,
+            front.mark_line(color="@blue", strokeWidth=1.25),
+            other.mark_point(size=80, color="@grey"),
+            front.mark_point(size=80, color="@blue"),
+            *texts,
+        ),
+        _TALL,
     )

@@ -190,11 +190,8 @@ class Policy:
             InputError: It can decide only with a whole trace before it.
         """
         kind = type(self)
-        if (kind.scores_SM, kind.prefetches, kind.changed_demand) != (
-            Policy.scores_SM,
-            Policy.prefetches,
-            Policy.changed_demand,
-        ):
+        whole = (kind.scores_SM, kind.prefetches, kind.changed_demand)
+        if self.knows_future or whole != (Policy.scores_SM, Policy.prefetches, Policy.changed_demand):
             raise InputError(f"policy {self.name}: decides from a whole trace and cannot run beside a model")
         return Online(self.fixed_scores_M(meta))
 
