@@ -34,6 +34,7 @@ TINY = flatten(
         "train": {"epochs": 2, "window": 16},
         "export": {"parity_tokens": 40},
         "simulate": {"capacities": "[0.25,0.5,0.75]", "headline_capacity": 0.5, "bootstrap_samples": 100},
+        "verify": {"prompts": 1, "tokens": 4, "quality_prompts": 2, "quality_prefill": 4, "quality_tokens": 8},
     }
 )
 OVERRIDES = [word for key, value in TINY.items() for word in ("-S", f"++{key}={value}")]
