@@ -37,16 +37,17 @@ def test_on_demand_the_replay_is_right_about_every_event(case):
     for row in rows.values():
         assert not row["lossy"] and row["greatest_logit_difference"] < 1e-5
         assert row["events"] == events_of(case.trace).num_events
-        # a link so slow that nearly all time is waiting for it
-        assert row["ms_per_token"] >= row["stall_ms_per_token"] > 0.95 * row["mib_per_token"] * 2**20 / (GB_PER_S * 1e6)
     for row in (rows["lru"], rows["layer_lru"]):
         assert row["events_that_differ"] == 0
+        moved_ms = row["mib_per_token"] * 2**20 / (GB_PER_S * 1e6)
+        # to the resolution of a sleep
+        assert row["ms_per_token"] >= row["stall_ms_per_token"] > 0.95 * moved_ms
         for name in ("hit_rate", "mib_per_token"):
             assert row[name] == pytest.approx(row[f"modelled_{name}"])
     # prefetches make hits a matter of time
     assert rows["mixtral_offloading"]["events_that_differ"] is None
     # the device is LRU's own run
-    assert rows["lru"]["modelled_ms_per_token"] == pytest.approx(rows["lru"]["ms_per_token"], rel=0.02)
+    assert rows["lru"]["modelled_ms_per_token"] == pytest.approx(rows["lru"]["ms_per_token"], rel=0.05)
 
 
 def test_decisions_other_than_the_replay_s_are_found_out(case):
