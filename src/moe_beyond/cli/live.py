@@ -66,6 +66,7 @@ def run(
 
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+        from moe_beyond.advisor.plans import Fetch, parse_plan  # noqa: PLC0415
         from moe_beyond.capture.models import ModelSource  # noqa: PLC0415
         from moe_beyond.capture.prompts import encode, read_prompts  # noqa: PLC0415
         from moe_beyond.capture.settings import ExtractSettings  # noqa: PLC0415
@@ -76,7 +77,8 @@ def run(
         from moe_beyond.threads import torch_threads  # noqa: PLC0415
 
         disable_progress_bar()  # a bar for each layer that is packed would break up the lines here
-        # files first: they are quick to check, a model is slow to load
+        # names and files first: they are quick to check, a model is slow to load
+        parse_plan(policy, Fetch(width or 1, threshold), None)
         texts = read_prompts(prompts)
         source = ModelSource(model, trust_remote_code=trust_remote_code, device_map=device, dtype=dtype)
         loaded = load_without_experts(source)
