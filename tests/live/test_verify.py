@@ -4,11 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond.devices.device import load_device
-from moe_beyond.devices.workload import Workload
 from moe_beyond.live.lossy import LOSSY, all_cases
 from moe_beyond.live.quality import measure
-from moe_beyond.live.verify import best_that_runs, on_device, ours, replayed
+from moe_beyond.live.verify import best_that_runs, ours, replayed
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.policies.predictions import Predictions
 from moe_beyond.simulator.policies.settings import PolicySettings
@@ -57,17 +55,6 @@ def test_ours_is_found_by_every_name_that_the_replay_gives_it(exported):
         assert online.layers == ("layer" in name)
     with pytest.raises(AssertionError, match="no way of using the predictor"):
         ours(predictions, predictor, "someone_s", 2, 0.0)
-
-
-def test_time_on_the_device_is_computing_and_whole_loads():
-    meta = chance_trace().metadata
-    device, workload = load_device("laptop_nvme"), Workload.of(meta, 2, expert_mib=8.0, dense_bytes=0)
-    table = pl.DataFrame({"mib_per_token": [0.0, 3 * 4096 / 2**20]})
-    none, three = on_device(table, meta, device, workload, 4096)["device_ms_per_token"]
-    # three layers of two experts each, of 8 MiB
-    computing = 3 * (device.layer_overhead_us / 1e3 + 2 * device.read_ms(8.0 * 2**20))
-    assert none == pytest.approx(computing)
-    assert three - none == pytest.approx(3 * float(device.transfer_ms(8.0 * 2**20)))
 
 
 def test_every_lossy_policy_is_measured_on_a_real_model(tmp_path):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from moe_beyond.data.splitting import SPLITS, TEST
 from moe_beyond.devices.device import load_device
-from moe_beyond.devices.workload import MIB, Workload
+from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
 from moe_beyond.live.check import Check, check, held_out_texts, metrics
 from moe_beyond.live.lossy import all_cases, lossy_case
@@ -29,14 +28,13 @@ from moe_beyond.traces import store as traces
 
 if TYPE_CHECKING:
     from moe_beyond.capture.models import LoadedModel
-    from moe_beyond.devices.device import Device
     from moe_beyond.live.settings import VerifySettings
     from moe_beyond.live.store import ExpertStore
     from moe_beyond.simulator.engine.online import Online
     from moe_beyond.simulator.engine.policy import Policy
     from moe_beyond.simulator.policies.settings import PolicySettings
     from moe_beyond.simulator.study.settings import SimulateSettings
-    from moe_beyond.traces.schema import Trace, TraceMetadata
+    from moe_beyond.traces.schema import Trace
 
 _SPLITS = Path("data/splits")
 
@@ -61,7 +59,7 @@ def verify(
         seed: Of fits and intervals.
 
     Returns:
-        The tables `measured` (see `check`), `quality` (see `quality.measure`, with `device_ms_per_token`) and `link`,
+        The tables `measured` (see `check`), `quality` (see `quality.measure`) and `link`,
         and the metrics.
 
     Raises:
@@ -118,9 +116,9 @@ def verify(
             num_prefill=live.quality_prefill,
             capacity_experts=capacity,
             seed=seed,
+            gb_per_s=gb_per_s,
             done=lambda: progress.advance(bar),
         )
-    quality = on_device(quality, meta, device, workload, experts.stride)
     link = pl.DataFrame({"device": [device.name], "gb_per_s": [gb_per_s], "split": [split], "capacity": [capacity]})
     return {"measured": measured, "quality": quality, "link": link}, metrics(measured, chosen[0] if chosen else None)
 
@@ -172,22 +170,3 @@ def ours(
             )
             return policy, online
     raise AssertionError(f"{name}: no way of using the predictor")
-
-
-def on_device(
-    quality: pl.DataFrame, meta: TraceMetadata, device: Device, workload: Workload, stride: int
-) -> pl.DataFrame:
-    """Add `device_ms_per_token`: on a device, where what was loaded live is loaded on demand, nothing overlapped.
-
-    Args:
-        quality: As `quality.measure` gives it.
-        meta: The model's shape.
-        device: Link and processor.
-        workload: What there is to move and to compute.
-        stride: Bytes that a whole expert moves in the live run.
-    """
-    layers = np.arange(meta.num_layers, dtype=np.int32)
-    dense_N, experts_N = workload.compute_ms(layers, np.full(meta.num_layers, meta.top_k), device)
-    whole_ms = float(device.transfer_ms(workload.expert_bytes_L.astype(np.float64)).mean())
-    loads = pl.col("mib_per_token") * MIB / stride
-    return quality.with_columns((float((dense_N + experts_N).sum()) + loads * whole_ms).alias("device_ms_per_token"))

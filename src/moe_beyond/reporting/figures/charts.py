@@ -105,11 +105,11 @@ def frontier(lossy: pl.DataFrame, lossless: pl.DataFrame) -> Chart:
     """Policies by the divergence that they cause and their time: the best joined, a rule at the lossless one.
 
     Args:
-        lossy: Columns title, kl, device_ms_per_token, top1_agreement, on_front; divergences above 0.
+        lossy: Columns title, kl, ms_per_token, top1_agreement, on_front; divergences above 0.
         lossless: At most one such row.
     """
     x = Axis("kl", "divergence from the full model, nats", log=True)
-    y = Axis("device_ms_per_token", "ms per token, modelled")
+    y = Axis("ms_per_token", "ms per token, measured")
     named, agreement = alt.Tooltip("title:N", title="policy"), Axis("top1_agreement", "same first choice", "percent")
     kl = alt.Tooltip("kl:Q", title=x.title, format=".2~e")
     # a name must not run out of the chart

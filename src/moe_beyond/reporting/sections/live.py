@@ -28,7 +28,7 @@ def live_section(run: Run) -> Section:
     blocks: list[Block] = [
         table(f"Measured and modelled: {place}", with_error(measured), cells("measured")),
         Text("", tuple(_measured(run, measured, link)), _FOUND),
-        Text(texts()["live"]["quality"].format(device=label(link["device"]))),
+        Text(texts()["live"]["quality"]),
         table(f"What lossy policies change: {place}", quality, cells("lossy")),
         table(f"What they save: {place}", quality, cells("saved")),
         *_frontier(quality, place),
@@ -75,25 +75,25 @@ def judged(run: Run) -> pl.DataFrame:
     frontier.
     """
     titles = dict(run.tables["unlimited_link"].select("policy", "title").unique(maintain_order=True).iter_rows())
-    rows = run.live["quality"].sort("device_ms_per_token", "kl", maintain_order=True).to_dicts()
+    rows = run.live["quality"].sort("ms_per_token", "kl", maintain_order=True).to_dicts()
     for row in rows:
         row |= {"title": titles.get(row["policy"], label(row["policy"])), "lossless": row["kl"] < _ROUNDING}
-    base = next(row["device_ms_per_token"] for row in rows if row["lossless"])
+    base = next(row["ms_per_token"] for row in rows if row["lossless"])
     for row in rows:
         row["better"] = next((one["title"] for one in rows if _beats(one, row)), None)
-        row["change"] = row["device_ms_per_token"] / base - 1
+        row["change"] = row["ms_per_token"] / base - 1
     return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"better": pl.String})
 
 
 def _beats(one: Row, other: Row) -> bool:
-    return bool(one["device_ms_per_token"] < other["device_ms_per_token"] and one["kl"] < other["kl"])
+    return bool(one["ms_per_token"] < other["ms_per_token"] and one["kl"] < other["kl"])
 
 
 def _frontier(quality: pl.DataFrame, place: str) -> list[Figure]:
     lossy = quality.filter(~pl.col("lossless"))
     if lossy.is_empty():
         return []
-    ends = [f"{row['title']} {number(row['device_ms_per_token'])} ms at {number(row['kl'])}" for row in _front(lossy)]
+    ends = [f"{row['title']} {number(row['ms_per_token'])} ms at {number(row['kl'])}" for row in _front(lossy)]
     title = f"Quality given up for time: {place}"
     alt = f"Scatter chart of ms per token over the divergence from the full model. Frontier: {'; '.join(ends)}."
     chart = frontier(lossy.with_columns(on_front=pl.col("better").is_null()), quality.filter("lossless").head(1))
@@ -108,8 +108,7 @@ def _lossy(quality: pl.DataFrame) -> Iterator[str]:
     """The fastest within each bound on the divergence; then a sentence a policy."""
     lossy = quality.filter(~pl.col("lossless"))
     best = [
-        f"up to {number(row['kl'])} nats {row['title']} ({number(row['device_ms_per_token'])} ms)"
-        for row in _front(lossy)
+        f"up to {number(row['kl'])} nats {row['title']} ({number(row['ms_per_token'])} ms)" for row in _front(lossy)
     ]
     if best:
         yield f"The fastest, by the divergence that is accepted: {'; '.join(best)}."
