@@ -57,7 +57,7 @@ def test_quality_stands_with_its_intervals(section):
     assert mote["Divergence, nats"] == "0.0100 [0.00750,\u00a00.0125]"
     assert mote["Same first choice"] == "98.0\u00a0% [97.0\u00a0%,\u00a099.0\u00a0%]"
     assert (mote["Perplexity"], mote["of the full model"]) == ("16.1 [14.1,\u00a018.1]", "16 [14,\u00a018]")
-    assert mote["Modelled, ms per token"] == "20"
+    assert mote["Measured, ms per token"].startswith("20")
 
 
 def test_each_lossy_policy_has_its_verdict(run, section):

@@ -118,7 +118,7 @@ def test_the_two_hit_rates_have_their_two_names_and_no_third(tree):
     live = {
         heading for rows in tables_of(section(tree, "live")) for heading in rows[0] if "hit rate" in heading.lower()
     }
-    assert live == {"Measured hit rate", "Modelled hit rate", "Hit rate, link not slowed down"}
+    assert live == {"Measured hit rate", "Modelled hit rate"}
     assert names - paper - live == {"Hit rate on the device", UPPER_BOUND}
 
 

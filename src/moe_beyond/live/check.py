@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.devices.workload import MIB, Workload
 from moe_beyond.errors import InputError
-from moe_beyond.live.decoding import Decoded, decode
+from moe_beyond.live.decoding import Decoded, decode, warm_up
 from moe_beyond.live.recording import decoded, hit_rate, means, measured_device, table
 from moe_beyond.live.session import offloaded
 from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
@@ -145,20 +146,21 @@ def check(
     device: Device | None = None
     for one in [Check(Lru()), *checks]:
         budget = one.policy.budget(meta, capacity_experts)
-        with offloaded(
+        offload = partial(
+            offloaded,
             model,
             store,
             one.policy,
             budget,
-            len(starts),
             online=one.online,
             levels_V=one.levels_V,
             lookahead=lookahead,
             lanes=lanes,
-            gb_per_s=gb_per_s,
             # where outputs are the model's own, the very requests of the replay
             real_gate=one.policy.is_lossy(events),
-        ) as experts:
+        )
+        warm_up(model, tokenizer, starts[0], partial(offload, 1))
+        with offload(len(starts), gb_per_s=gb_per_s) as experts:
             live = run(experts)
         if device is None:
             device = measured_device(experts.times, meta, store.stride, gb_per_s)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,12 +18,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from moe_beyond.capture.generation import SeededSampler, end_ids, pad_id, require_context
 from moe_beyond.capture.prompts import EncodedPrompt
+from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.live.offloaded import OffloadedExperts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from moe_beyond.capture.settings import ExtractSettings
 
 _SWITCH_S = 2e-4
 """How long a thread may keep the interpreter from another: the link must not wait for the model's bookkeeping."""
@@ -169,6 +169,26 @@ def _quick_switches() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+def warm_up(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: EncodedPrompt,
+    offload: Callable[[], AbstractContextManager[OffloadedExperts]],
+) -> None:
+    """Decode a token that nobody measures: what is compiled or allocated at the first use is there afterwards.
+
+    Args:
+        model: As for `decode`.
+        tokenizer: As for `decode`.
+        prompt: Its first token alone is read.
+        offload: Puts something before the model's experts that is of no further use.
+    """
+    short = [replace(prompt, token_ids=prompt.token_ids[:1])]
+    given = [[*prompt.token_ids[:1], 0, 0]]
+    with offload() as experts:
+        decode(model, tokenizer, short, experts, ExtractSettings(), seed=0, given=given)
 
 
 def peak_memory_mib() -> float:

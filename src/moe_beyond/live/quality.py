@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Interval, Ratio, Resamples, interval
-from moe_beyond.live.decoding import Decoded, decode
+from moe_beyond.live.decoding import Decoded, decode, warm_up
 from moe_beyond.live.session import metadata_of, offloaded
 from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import Policy
@@ -142,16 +143,9 @@ def measure(
     for case in cases:
         policy = case.policy
         budget = policy.budget(meta, capacity_experts)
-        with offloaded(
-            model,
-            store,
-            policy,
-            budget,
-            len(texts),
-            online=case.online,
-            levels_V=case.levels_V,
-            gb_per_s=gb_per_s,
-        ) as experts:
+        offload = partial(offloaded, model, store, policy, budget, online=case.online, levels_V=case.levels_V)
+        warm_up(model, tokenizer, starts[0], partial(offload, 1))
+        with offload(len(texts), gb_per_s=gb_per_s) as experts:
             found = [TokenQuality.of(*pair) for pair in zip(full, run(experts), strict=True)]
             weight_P = experts.cache.result().weight_lost_PFW[:, 1].sum(axis=1)
             rows.append({"policy": case.name or policy.name} | _row(found, experts.times, weight_P, resamples))
