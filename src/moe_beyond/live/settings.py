@@ -12,9 +12,9 @@ class VerifySettings(Settings):
 
     prompts: int = Field(default=2, ge=1)
     """Test prompts that each policy decodes on a link slowed down to the headline device's."""
-    tokens: int = Field(default=20, ge=2)
+    tokens: int = Field(default=18, ge=2)
     """Tokens of each that are decoded at most."""
-    quality_prompts: int = Field(default=6, ge=2)
+    quality_prompts: int = Field(default=5, ge=2)
     """Test prompts whose text lossy policies read beside the full model."""
     quality_prefill: int = Field(default=2, ge=1)
     """Tokens of each text that are read at once, ahead of those that are compared."""
