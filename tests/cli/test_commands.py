@@ -53,7 +53,17 @@ def test_describe_prints_a_table_or_json_and_help_names_every_command(trace_file
     assert described["activations"] == described["tokens"] * 3 * 2
     assert "chance" in run("describe", trace_file).stdout
     shown = run("--help").stdout
-    for command in ("import", "export", "describe", "assess", "score", "replay", "advise", "calibrate-device"):
+    for command in (
+        "import",
+        "export",
+        "describe",
+        "assess",
+        "score",
+        "replay",
+        "advise",
+        "calibrate-device",
+        "measure-device",
+    ):
         assert command in shown
 
 
