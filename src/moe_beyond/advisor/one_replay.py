@@ -38,6 +38,8 @@ class Setup:
         threshold: Least probability of those.
         prefill: Whether a prompt's prefill is one step.
         batch: Prompts that run at once.
+        block: Tokens that a decode step verifies, as for `events.events_of`.
+        accepted_share: Of them the part that is kept.
         keep_warm: Whether the cache is kept from prompt to prompt, or from wave to wave.
         sequential: Judge each access by itself, as older papers do.
         device: Where to take the time; None: nowhere.
@@ -57,6 +59,8 @@ class Setup:
     threshold: float = 0.0
     prefill: Prefill = "batched"
     batch: int = 1
+    block: int = 1
+    accepted_share: float | None = None
     keep_warm: bool = True
     sequential: bool = False
     device: Device | None = None
@@ -103,6 +107,8 @@ def replay_one(
         "capacity_fraction": budget.capacity_experts / meta.num_model_experts,
         "budget_mib": setup.size.row()["budget_mib"],
         "batch": setup.batch,
+        "block_tokens": setup.block,
+        "accepted_share": setup.accepted_share,
         "prefill": setup.prefill,
         "overrun": setup.overrun,
         "cache_between_prompts": "kept" if setup.keep_warm else "emptied",
@@ -147,12 +153,19 @@ def parts_of(
     """Events under the policy, the cache, and the plan that both come from. Arguments and errors as of `replay_one`."""
     if training is not None:
         trace.metadata.require_same_model(training.metadata, "training trace")
-    events = events_of(trace, setup.prefill, batch=setup.batch, waves=not setup.keep_warm)
+    events = events_of(
+        trace,
+        setup.prefill,
+        batch=setup.batch,
+        waves=not setup.keep_warm,
+        block=setup.block,
+        accepted_share=setup.accepted_share,
+    )
     events = events.one_by_one() if setup.sequential else events
     meta, predictions = trace.metadata, None
     if predictor is not None:
         predictions = Predictions(predictor, trace, events, setup.token_step_ms, setup.layer_step_ms)
-    fetch = Fetch(prefetch_width(meta, setup.batch, setup.width), setup.threshold)
+    fetch = Fetch(prefetch_width(meta, setup.batch * setup.block, setup.width), setup.threshold)
     plan = parse_plan(setup.policy, fetch, setup.split)
     settings = PolicySettings().of_seed(setup.seed)
     data = TrainingData.none(plan.policy, settings)

@@ -34,6 +34,10 @@ BudgetMib = Annotated[float | None, typer.Option(help="Size of the cache in MiB,
 DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
+BlockTokens = Annotated[
+    int, typer.Option(help="Tokens that a decode step verifies (speculative decoding); drafting takes no time.")
+]
+AcceptedShare = Annotated[float | None, typer.Option(help="Part of such a block's tokens that is kept.")]
 Lookahead = Annotated[int, typer.Option(min=0, help="Layers ahead for which prefetches may be under way.")]
 DenseMib = Annotated[
     float | None,
@@ -60,6 +64,8 @@ def replay(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least probability of those.")] = 0.0,
     prefill: Annotated[Prefill, typer.Option(help="Whether a prompt's prefill is one step.")] = "batched",
     batch: Batch = 1,
+    block_tokens: BlockTokens = 1,
+    accepted_share: AcceptedShare = None,
     cold: Annotated[bool, typer.Option("--cold", help="Empty the cache between prompts.")] = False,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Judge accesses one by one, to compare with older papers only.")
@@ -88,6 +94,8 @@ def replay(
             threshold=threshold,
             prefill=prefill,
             batch=batch,
+            block=block_tokens,
+            accepted_share=accepted_share,
             keep_warm=not cold,
             sequential=sequential,
             device=where,

@@ -162,9 +162,12 @@ def test_lossy_policies_need_weights_and_say_what_they_gave_up(policies, name):
 def test_several_prompts_at_once_and_single_accesses_are_counted_too(policies, name):
     """Steps of several tokens, and the sequential mode, are the same to a policy in another shape."""
     policy, trace = policies[name], trace_of(13)
-    for events in (events_of(trace, batch=2), events_of(trace, batch=3, waves=True), events_of(trace).one_by_one()):
+    blocks = events_of(trace, block=3, accepted_share=0.7)
+    batches = events_of(trace, batch=2), events_of(trace, batch=3, waves=True)
+    for events in (*batches, blocks, events_of(trace).one_by_one()):
         by_token = policy.demand is not None or policy.decides_by_token
-        if policy.needs_weights and (by_token or events.schedule is None):
+        skips = events.in_blocks and policy.changed_demand(events) is not None and name not in ("mc", "mote")
+        if skips or (policy.needs_weights and (by_token or events.schedule is None)):
             with pytest.raises(InputError, match=rf"policy {name}: decides"):
                 replay(events, policy, policy.budget(trace.metadata, 9))
             continue
