@@ -262,7 +262,7 @@ def test_advice_is_one_screen_and_one_document(trace_file, exported):
     assert found["settings"]["token_step_ms"] > 0
     screen = run(*words).stdout
     assert len(screen.splitlines()) <= 45
-    for part in ("best", "runner-up", "engines today", "More memory", "tokens/s", "perfect foresight"):
+    for part in ("best", "runner-up", "engines today", "Memory: ", "tokens/s", "perfect foresight"):
         assert part in screen
 
 

@@ -111,6 +111,14 @@ def test_blocks_of_one_token_are_plain_decoding_and_a_share_that_rounds_comes_ou
     np.testing.assert_array_equal(plain.members_A, again.members_A)
 
 
+def test_blocks_that_are_mostly_rejected_use_more_experts_than_the_trace_routes():
+    trace = make_trace(3, num_layers=3, num_experts=64, top_k=2, lengths=(300,), prefill=(0,))
+    events = events_of(trace, block=4, accepted_share=0.25)
+    assert events.num_steps == 300
+    assert events.num_accesses > 2 * trace.experts_TLK.size
+    assert events.members_A.max() < 3 * 64
+
+
 def test_all_tokens_of_a_block_have_the_chances_of_its_first():
     trace = make_trace(2, num_layers=1, num_experts=2, top_k=1, lengths=(3,), prefill=(0,))
     chances = np.array([0.5, 0.9, 0.2], np.float32)[:, None]

@@ -319,8 +319,10 @@ def _members(experts_TLK: Any, tokens_I: I64, offsets_S: I64, num_experts: int, 
     With `shared`, also the token of each member's last use; otherwise nothing.
     """
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
-    members_A = np.empty(experts_TLK.size, np.int32)
-    user_A = np.empty(experts_TLK.size if shared else 0, np.int64)
+    # verify blocks may route a token more than once
+    most = len(tokens_I) * num_layers * top_k
+    members_A = np.empty(most, np.int32)
+    user_A = np.empty(most if shared else 0, np.int64)
     num_steps = len(offsets_S) - 1
     offsets_N = np.zeros(num_steps * num_layers + 1, np.int64)
     end = 0
