@@ -46,8 +46,10 @@ def test_pins_and_swaps_are_tried_and_pins_are_compared_with_lru(advice):
     assert set(pinned) == {"pinned_lru_4", "pinned_lru_7", "pinned_lru_10"}
     assert "swap_1, layers alike" in tried
     pins = decisions(advice)["pins"]
-    assert pins["ms_per_token"] == min(pinned.values()) == pinned[f"pinned_lru_{pins['pins']}"]
+    assert pins["ms_per_token"] == min(pinned.values()) == pinned[f"pinned_lru_{pins['experts']}"]
     assert pins["lru_ms_per_token"] == tried["lru"]
+    warm = decisions(advice)["warm_start"]
+    assert warm["ms_per_token"] == min(tried["warm_lru_2"], tried["warm_lru_4"])
 
 
 def test_the_mean_lies_between_the_domains_of_which_the_slowest_comes_first(advice):

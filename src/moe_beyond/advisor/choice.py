@@ -43,7 +43,7 @@ PINNED = (0.25, 0.5, 0.75)
 """Shares of the cache that pins take, the rest an LRU."""
 SWAPS = ("swap_1", "swap_16")
 """Engines' policies with a number that are tried beside the catalogue's."""
-_PINS = "pinned_lru_"
+PINS, WARM = "pinned_lru_", "warm_lru_"
 USUAL = (Plan(Lru.name), Plan(LayerLru.name, "even"))
 """What engines do today."""
 
@@ -291,7 +291,8 @@ class Advisor:
         """Every policy that may be advised, with each split that it can have, without a predictor's prefetches."""
         slots = self.settings.size.budget(self.meta).capacity_experts
         pins = sorted({round(share * slots) for share in PINNED} - {0, slots})
-        for name in (*catalogue.known(), *SWAPS, *(f"{_PINS}{number}" for number in pins)):
+        warm = [f"{WARM}{width * self.meta.top_k}" for width in (1, 2)]
+        for name in (*catalogue.known(), *SWAPS, *warm, *(f"{PINS}{number}" for number in pins)):
             if name == LayerLruFitted.name:
                 continue  # LRU with a fitted split, which is tried of every policy of single layers
             self.tell(f"{self.plans_timed} plans timed, {name} is fitted")
@@ -334,9 +335,9 @@ class Advisor:
 
     def _measure_at(self, plan: Plan, data: TrainingData, size: CacheSize) -> Measured:
         """On the prompts that confirm, with another cache, of which pins take the same share."""
-        if plan.policy.startswith(_PINS):
-            pins = int(plan.policy.removeprefix(_PINS)) * size.total / self.settings.size.total
-            plan = replace(plan, policy=f"{_PINS}{max(1, round(pins))}")
+        if plan.policy.startswith(PINS):
+            pins = int(plan.policy.removeprefix(PINS)) * size.total / self.settings.size.total
+            plan = replace(plan, policy=f"{PINS}{max(1, round(pins))}")
         return self._measure_sizes(plan, data, self.confirm, [size])[0]
 
     def _other_sizes(self) -> list[CacheSize]:

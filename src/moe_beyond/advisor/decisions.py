@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from moe_beyond.advisor.choice import Advice, Measured
+from moe_beyond.advisor.choice import PINS, WARM, Advice, Measured
 from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies.on_demand import Lru
 
 
 def decisions(advice: Advice) -> dict[str, Any]:
-    """For JSON: `memory_sweep`, `pins`, `domains`, `speculation`; and `advice`, what they say in sentences."""
+    """For JSON: `memory_sweep`, `pins`, `warm_start`, `domains`, `speculation`; and `advice`, the same in sentences."""
     found = {
         "memory_sweep": _sweep(advice),
-        "pins": _pins(advice),
+        "pins": _beside_lru(advice, PINS),
+        "warm_start": _beside_lru(advice, WARM),
         "domains": _domains(advice.best),
         "speculation": _speculation(advice),
     }
@@ -52,17 +53,15 @@ def _sweep(advice: Advice) -> list[dict[str, Any]]:
     return rows
 
 
-def _pins(advice: Advice) -> dict[str, Any] | None:
-    """The best split of pins and LRU, and LRU alone, where plans were chosen."""
-    pinned = [one for one in advice.tried if one.plan.policy.startswith("pinned_lru_") and one.plan.fetch is None]
+def _beside_lru(advice: Advice, prefix: str) -> dict[str, Any] | None:
+    """The best of the policies of a prefix, with its number, and LRU alone, where plans were chosen."""
+    best = [one for one in advice.tried if one.plan.policy.startswith(prefix) and one.plan.fetch is None]
     lru = [one for one in advice.tried if one.plan.policy == Lru.name and one.plan.fetch is None]
-    if not (pinned and lru):
+    if not (best and lru):
         return None
-    pins = int(pinned[0].plan.policy.rpartition("_")[2])
     return {
-        "pins": pins,
-        "share_of_cache": pins / advice.capacity_experts,
-        "ms_per_token": pinned[0].ms_per_token,
+        "experts": int(best[0].plan.policy.removeprefix(prefix)),
+        "ms_per_token": best[0].ms_per_token,
         "lru_ms_per_token": lru[0].ms_per_token,
     }
 
@@ -105,11 +104,14 @@ def _sentences(advice: Advice, found: dict[str, Any]) -> list[str]:
         else f"{of_step}: below that is the cliff; this cache holds {share:.1f} times as much."
     ]
     if (pins := found["pins"]) is not None:
-        ahead = "faster" if pins["ms_per_token"] < pins["lru_ms_per_token"] else "no faster"
         said.append(
-            f"Pins are {ahead} than LRU alone: with {pins['pins']} experts pinned, {pins['share_of_cache']:.0%} of the "
-            f"cache and the best split tried, a token takes {pins['ms_per_token']:.1f} ms, with LRU "
-            f"{pins['lru_ms_per_token']:.1f}."
+            f"Pins are {_than_lru(pins)}: with {pins['experts']} experts pinned, "
+            f"{pins['experts'] / advice.capacity_experts:.0%} of the cache and the best split tried, {_times(pins)}."
+        )
+    if (warm := found["warm_start"]) is not None:
+        said.append(
+            f"A warm start from the prompt's routing is {_than_lru(warm)}: with the {warm['experts']} experts of each "
+            f"layer that it used most fetched ahead of the first token, {_times(warm)}."
         )
     if len(found["domains"]) > 1:
         worst = found["domains"][0]
@@ -126,3 +128,11 @@ def _sentences(advice: Advice, found: dict[str, Any]) -> list[str]:
             f"{blocks['ms_per_token_without']:.1f} without; drafting is not counted)."
         )
     return said
+
+
+def _than_lru(row: dict[str, Any]) -> str:
+    return ("faster" if row["ms_per_token"] < row["lru_ms_per_token"] else "no faster") + " than LRU alone"
+
+
+def _times(row: dict[str, Any]) -> str:
+    return f"a token takes {row['ms_per_token']:.1f} ms, with LRU {row['lru_ms_per_token']:.1f}"

@@ -25,7 +25,7 @@ from tests.simulator.strategies import make_trace
 
 SMALL = PolicySettings(matrices=4, maps=8, speculative_loads=1)
 of_one_shape = partial(make_trace, num_layers=3, num_experts=8, top_k=3)
-NAMES = [*sorted(catalogue.known()), "pinned_lru_2", "swap_2"]
+NAMES = [*sorted(catalogue.known()), "pinned_lru_2", "swap_2", "warm_lru_2"]
 SEVERAL_SIZES = ("hobbit", "mc", "mote")
 
 

@@ -9,7 +9,8 @@ from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies import catalogue
-from moe_beyond.simulator.policies.engines import PinnedLru, Swap
+from moe_beyond.simulator.policies.engines import PinnedLru, Swap, WarmLru
+from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
@@ -40,6 +41,15 @@ def test_pinned_lru_2():
     assert policy.pinned_M.tolist() == [0, 0, 1, 1]
     # pins are there before the first token; 0 and 1 take turns in the third place
     assert misses(policy, routed(3, 2, 0, 1, 0, 3, 2), capacity=3) == [0, 0, 1, 1, 1, 0, 0]
+
+
+def test_warm_lru_2():
+    trace = make_trace(0, num_layers=1, num_experts=4, top_k=1, lengths=(8,), prefill=(6,))
+    experts = np.array([3, 3, 0, 0, 1, 2, 3, 0], trace.experts_TLK.dtype)[:, None, None]
+    trace = replace(trace, experts_TLK=experts)
+    # the prefill leaves its last expert in the cache; the two that it used most are then fetched
+    assert misses(WarmLru(2), trace, capacity=2) == [4, 0, 0]
+    assert misses(Lru(), trace, capacity=2) == [4, 1, 1]
 
 
 def test_pins_are_there_again_where_a_prompt_starts_with_an_empty_cache():

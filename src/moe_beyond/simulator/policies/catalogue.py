@@ -12,7 +12,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.policies.changed_models import Lexi, Mc, Mote, SeerMoe
-from moe_beyond.simulator.policies.engines import PinnedLru, Swap, require_number
+from moe_beyond.simulator.policies.engines import PinnedLru, Swap, WarmLru, require_number
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile
 from moe_beyond.simulator.policies.fine_moe import FineMoe
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
@@ -88,8 +88,10 @@ def known() -> Mapping[str, Factory]:
 NUMBERED: Mapping[str, Callable[[Trace, int], Policy]] = {
     "swap": lambda _training, every: Swap(every),
     "pinned_lru": PinnedLru.fit,
+    "warm_lru": lambda _training, width: WarmLru(width),
 }
-"""Policies whose names end in a number, such as `swap_8`: steps from round to round, experts that are pinned."""
+"""Policies whose names end in a number, such as `swap_8`: steps from round to round, experts that are pinned,
+experts of each layer that are fetched when a prompt's prefill has ended."""
 _WITH_NUMBER = re.compile(rf"({'|'.join(NUMBERED)})_(\d+)")
 
 

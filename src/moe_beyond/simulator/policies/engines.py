@@ -1,10 +1,11 @@
-"""What engines that users run do beside LRU: a resident set that changes by swaps, and pins beside an LRU.
+"""What engines that users run do beside LRU: swaps with hysteresis, pins beside an LRU, a warm start.
 
 Their names carry a number (`swap_8`, `pinned_lru_300`), so the catalogue makes them only when they are asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.online import Online, Request, Step
 from moe_beyond.simulator.engine.policy import LAST_STEP, LAST_USE, RANKS, SCORE, USES, USES_RESIDENT, Policy
 from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
-from moe_beyond.simulator.policies.count_matrices import finished_PM
+from moe_beyond.simulator.policies.count_matrices import finished_PM, uses_A
+from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import Prefetches, before
 from moe_beyond.traces.schema import Trace, TraceMetadata
@@ -107,20 +109,66 @@ class PinnedLru(Policy):
     @override
     def prefetches(self, events: Events) -> Prefetches:
         of_layers = self._of_layers(events.metadata)
-        starts_N = np.flatnonzero(events.starts_prompt_N)
-        # where every access is an event, the first of a layer
-        steps_N = np.isin(events.step_N, events.step_N[starts_N])
-        first_N = np.concatenate([[True], np.diff(events.layer_N) != 0]) & steps_N
-        target_Q = np.flatnonzero(first_N)
-        named = [of_layers[layer] for layer in events.layer_N[target_Q]]
-        starts_Q = starts_N[np.searchsorted(starts_N, target_Q, side="right") - 1]
-        experts_X = np.concatenate([*named, np.zeros(0, np.int64)])
-        counts_Q = np.array([len(pinned) for pinned in named], np.int64)
-        return Prefetches.from_requests(events, before(starts_Q), target_Q, counts_Q, experts_X)
+        target_Q = _first_events(events, events.step_N[events.starts_prompt_N])
+        return _ahead_of_steps(events, target_Q, [of_layers[layer] for layer in events.layer_N[target_Q]])
 
     @override
     def online(self, meta: TraceMetadata) -> Online:
         return _OnlinePins(self.pinned_M, self._of_layers(meta))
+
+
+@dataclass(frozen=True)
+class WarmLru(Policy):
+    """LRU that a prompt's own prefill warms up.
+
+    Ahead of a prompt's first decoded token the experts of each layer are fetched that most of its tokens used, of
+    equally used ones the lower id. Without a prefill nothing is.
+
+    Attributes:
+        width: Experts of each layer.
+    """
+
+    width: int
+    title = "LRU, warmed up by the prompt"
+    lookahead = 2**20
+    rank = staticmethod(last_use)
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # carries a number
+        """With its number."""
+        return f"warm_lru_{self.width}"
+
+    @override
+    def prefetches(self, events: Events) -> Prefetches:
+        decodes_S, prompt_S = events.is_decode_S, events.prompt_S
+        warmed_S = 1 + np.flatnonzero(~decodes_S[:-1] & decodes_S[1:] & (prompt_S[:-1] == prompt_S[1:]))
+        target_Q = _first_events(events, warmed_S)
+        prefilled_A = np.flatnonzero(np.isin(events.step_N[events.event_A], warmed_S - 1))
+        uses, members = uses_A(events)[prefilled_A], events.members_A[prefilled_A]
+        steps, layers = (of_N[events.event_A[prefilled_A]] for of_N in (events.step_N, events.layer_N))
+        order = np.lexsort((members, -uses, layers, steps))
+        keys = steps[order].astype(np.int64) * events.metadata.num_layers + layers[order]
+        wanted_Q = (events.step_N[target_Q].astype(np.int64) - 1) * events.metadata.num_layers + events.layer_N[
+            target_Q
+        ]
+        starts_Q, ends_Q = (np.searchsorted(keys, wanted_Q, side=side) for side in ("left", "right"))
+        ends_Q = np.minimum(ends_Q, starts_Q + self.width)
+        named = [members[order[start:end]] for start, end in zip(starts_Q, ends_Q, strict=True)]
+        return _ahead_of_steps(events, target_Q, named)
+
+
+def _first_events(events: Events, steps: I32 | I64) -> I64:
+    """The first event of each layer of these steps: where every access is an event, a layer has several."""
+    first_N = np.concatenate([[True], (np.diff(events.layer_N) != 0) | (np.diff(events.step_N) != 0)])
+    return np.flatnonzero(first_N & np.isin(events.step_N, steps))
+
+
+def _ahead_of_steps(events: Events, target_Q: I64, named: Sequence[I64 | I32]) -> Prefetches:
+    """Requests that are known from before their steps on."""
+    first_S = np.searchsorted(events.step_N, np.arange(events.num_steps))
+    experts_X = np.concatenate([*named, np.zeros(0, np.int64)]).astype(np.int64)
+    counts_Q = np.array([len(experts) for experts in named], np.int64)
+    return Prefetches.from_requests(events, before(first_S[events.step_N[target_Q]]), target_Q, counts_Q, experts_X)
 
 
 class _OnlinePins(Online):
