@@ -53,7 +53,17 @@ def test_describe_prints_a_table_or_json_and_help_names_every_command(trace_file
     assert described["activations"] == described["tokens"] * 3 * 2
     assert "chance" in run("describe", trace_file).stdout
     shown = run("--help").stdout
-    for command in ("import", "export", "describe", "assess", "score", "replay", "advise", "calibrate-device"):
+    for command in (
+        "import",
+        "export",
+        "describe",
+        "assess",
+        "score",
+        "replay",
+        "advise",
+        "calibrate-device",
+        "measure-device",
+    ):
         assert command in shown
 
 
@@ -252,7 +262,7 @@ def test_advice_is_one_screen_and_one_document(trace_file, exported):
     assert found["settings"]["token_step_ms"] > 0
     screen = run(*words).stdout
     assert len(screen.splitlines()) <= 45
-    for part in ("best", "runner-up", "engines today", "More memory", "tokens/s", "perfect foresight"):
+    for part in ("best", "runner-up", "engines today", "Memory: ", "tokens/s", "perfect foresight"):
         assert part in screen
 
 

@@ -38,7 +38,12 @@ LEAST_PROMPTS = 8
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 WIDTHS = (0.5, 1.5, 2.0, 3.0)
 """Beside the router's own k."""
-MORE_MEMORY = (1.25, 1.5, 2.0, 3.0)
+LESS_MEMORY, MORE_MEMORY = (0.25, 0.5, 0.75), (1.25, 1.5, 2.0, 3.0)
+PINNED = (0.25, 0.5, 0.75)
+"""Shares of the cache that pins take, the rest an LRU."""
+SWAPS = ("swap_1", "swap_16")
+"""Engines' policies with a number that are tried beside the catalogue's."""
+PINS, WARM = "pinned_lru_", "warm_lru_"
 USUAL = (Plan(Lru.name), Plan(LayerLru.name, "even"))
 """What engines do today."""
 
@@ -54,6 +59,8 @@ class AdviceSettings:
         layer_step_ms: And for its layer step, after every router but a token's last.
         lookahead: For how many layers beyond the present one prefetches may be under way.
         batch: Prompts that run at once.
+        block: Tokens that a decode step verifies, as for `events.events_of`.
+        accepted_share: Of them the part that is kept.
         dense_bytes: All resident weights beside the experts; None: as traced, else assumed to be as large as a token's
             experts.
         overrun: Whether caches keep what an event has just used, even above their size.
@@ -69,12 +76,19 @@ class AdviceSettings:
     layer_step_ms: float = 0.0
     lookahead: int = 2
     batch: int = 1
+    block: int = 1
+    accepted_share: float | None = None
     dense_bytes: int | None = None
     overrun: bool = False
     lossy: bool = False
     max_tokens: int = 12_000
     samples: int = 1000
     seed: int = DEFAULT_SEED
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a decode step at most."""
+        return self.batch * self.block
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,9 @@ class Advice:
         bound: The clairvoyant bound at this cache size.
         capacity_experts: Experts that the cache holds.
         dense_bytes: Resident weights beside the experts.
-        more_memory: The best plan with larger caches on the second half, by size.
+        other_memory: The best plan with smaller and larger caches on the second half, by rising size.
+        without_blocks: The fastest of that plan and of what engines do today, where every step decodes one token;
+            None: it does.
     """
 
     settings: AdviceSettings
@@ -137,7 +153,13 @@ class Advice:
     bound: TimeBound
     capacity_experts: int
     dense_bytes: int
-    more_memory: dict[CacheSize, Measured]
+    other_memory: dict[CacheSize, Measured]
+    without_blocks: Measured | None
+
+    @property
+    def more_memory(self) -> dict[CacheSize, Measured]:
+        """The larger ones of `other_memory`."""
+        return {size: more for size, more in self.other_memory.items() if size.total > self.settings.size.total}
 
     @property
     def share_of_bound(self) -> float:
@@ -187,7 +209,10 @@ class Advisor:
         # neighbours are often of one domain: every part gets some of each
         self.fit, choose = trace.select(kept[0::4]), trace.select(kept[2::4])
         self.half = trace.select(kept[0::2])
-        self.choose, self.confirm = self._part(choose), self._part(trace.select(kept[1::2]))
+        self.choose, self.confirm = (
+            self._part(choose, settings.block),
+            self._part(trace.select(kept[1::2]), settings.block),
+        )
 
     def advise(self) -> Advice:
         """Choose and confirm."""
@@ -206,8 +231,7 @@ class Advisor:
         events = self.confirm.events
         curve = belady_curve(events, largest=slots)
         bound = time_bound(events, curve, slots, settings.device, self.workload, overrun=settings.overrun)
-        larger = self._larger_sizes()
-        more = self._measure_sizes(best.plan, data, self.confirm, larger) if larger else []
+        plain = self._part(self.confirm.trace, 1) if settings.block > 1 else None
         return Advice(
             settings=settings,
             metadata=self.meta,
@@ -224,13 +248,18 @@ class Advisor:
             bound=bound,
             capacity_experts=slots,
             dense_bytes=int(self.workload.dense_bytes_L.sum()),
-            more_memory=dict(zip(larger, more, strict=True)),
+            other_memory={size: self._measure_at(best.plan, data, size) for size in self._other_sizes()},
+            without_blocks=None
+            if plain is None
+            else min((self._measure(plan, data, plain) for plan in (best.plan, *USUAL)), key=lambda m: m.ms_per_token),
         )
 
-    def _part(self, trace: Trace) -> _Part:
+    def _part(self, trace: Trace, block: int) -> _Part:
         settings = self.settings
         # the cache stays warm: continuous batching
-        events = events_of(trace, self.prefill, batch=settings.batch)
+        events = events_of(
+            trace, self.prefill, batch=settings.batch, block=block, accepted_share=settings.accepted_share
+        )
         if self.predictor is None:
             return _Part(trace, events, None)
         predictions = Predictions(self.predictor, trace, events, settings.token_step_ms, settings.layer_step_ms)
@@ -260,7 +289,10 @@ class Advisor:
 
     def _plain_plans(self, data: TrainingData) -> Iterator[Plan]:
         """Every policy that may be advised, with each split that it can have, without a predictor's prefetches."""
-        for name in catalogue.known():
+        slots = self.settings.size.budget(self.meta).capacity_experts
+        pins = sorted({round(share * slots) for share in PINNED} - {0, slots})
+        warm = [f"{WARM}{width * self.meta.top_k}" for width in (1, 2)]
+        for name in (*catalogue.known(), *SWAPS, *warm, *(f"{PINS}{number}" for number in pins)):
             if name == LayerLruFitted.name:
                 continue  # LRU with a fitted split, which is tried of every policy of single layers
             self.tell(f"{self.plans_timed} plans timed, {name} is fitted")
@@ -277,12 +309,12 @@ class Advisor:
 
     def _search_fetch(self, eviction: Plan, data: TrainingData, *, layers: bool) -> list[Measured]:
         """Thresholds at the router's width, then widths at the best of them."""
-        k = prefetch_width(self.meta, self.settings.batch)
+        k = prefetch_width(self.meta, self.settings.step_tokens)
         fetches = [Fetch(k, threshold, layers) for threshold in THRESHOLDS]
         found = [self._measure(replace(eviction, fetch=fetch), data, self.choose) for fetch in fetches]
         best = fetches[int(np.argmin([measured.ms_per_token for measured in found]))]
         for share in WIDTHS:
-            width = scaled_width(self.meta, self.settings.batch, share)
+            width = scaled_width(self.meta, self.settings.step_tokens, share)
             found.append(self._measure(replace(eviction, fetch=replace(best, width=width)), data, self.choose))
         return found
 
@@ -301,11 +333,19 @@ class Advisor:
             Measured(plan, budget, one, policy.needs_another_router) for budget, one in zip(budgets, timed, strict=True)
         ]
 
-    def _larger_sizes(self) -> list[CacheSize]:
+    def _measure_at(self, plan: Plan, data: TrainingData, size: CacheSize) -> Measured:
+        """On the prompts that confirm, with another cache, of which pins take the same share."""
+        if plan.policy.startswith(PINS):
+            pins = int(plan.policy.removeprefix(PINS)) * size.total / self.settings.size.total
+            plan = replace(plan, policy=f"{PINS}{max(1, round(pins))}")
+        return self._measure_sizes(plan, data, self.confirm, [size])[0]
+
+    def _other_sizes(self) -> list[CacheSize]:
         size, num_experts = self.settings.size, self.meta.num_experts
+        least = max(self.meta.expert_bytes) if size.in_bytes else 1
         everything = num_experts * (sum(self.meta.expert_bytes) if size.in_bytes else self.meta.num_layers)
-        totals = sorted({min(round(size.total * factor), everything) for factor in MORE_MEMORY})
-        return [replace(size, total=total) for total in totals if total > size.total]
+        totals = {min(max(round(size.total * factor), least), everything) for factor in (*LESS_MEMORY, *MORE_MEMORY)}
+        return [replace(size, total=total) for total in sorted(totals - {size.total})]
 
 
 def _decoded(trace: Trace) -> tuple[Trace, Prefill]:

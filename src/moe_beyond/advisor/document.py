@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from moe_beyond.advisor.choice import Advice, Measured
+from moe_beyond.advisor.decisions import decisions
 from moe_beyond.advisor.one_replay import decoding
 from moe_beyond.devices.device import MILLISECONDS
 from moe_beyond.devices.workload import ASSUMED_DENSE, dense_size
@@ -54,6 +55,7 @@ def document(advice: Advice, target_tokens_per_second: float) -> dict[str, Any]:
             {**size.row(), "ms_per_token": more.ms_per_token, "tokens_per_second": more.timed.tokens_per_second}
             for size, more in advice.more_memory.items()
         ],
+        "decisions": decisions(advice),
         "tried": [{"plan": str(other.plan), "ms_per_token": other.ms_per_token} for other in advice.tried],
         "not_tried": advice.not_tried,
         "prompts": {"learned_on": fit, "chosen_on": chose, "confirmed_on": confirmed},
@@ -62,6 +64,8 @@ def document(advice: Advice, target_tokens_per_second: float) -> dict[str, Any]:
             "layer_step_ms": settings.layer_step_ms * settings.device.predictor_slowdown,
             "lookahead_layers": settings.lookahead,
             "batch": settings.batch,
+            "block_tokens": settings.block,
+            "accepted_share": settings.accepted_share,
             "overrun": settings.overrun,
             "lossy": settings.lossy,
             "target_tokens_per_second": target_tokens_per_second,
@@ -186,8 +190,9 @@ def print_advice(found: dict[str, Any]) -> None:
     )
     if best["slots_per_layer"] is not None:
         console.print("Experts a layer: " + " ".join(map(str, best["slots_per_layer"])))
-    if found["more_memory"]:
-        console.print("More memory: " + "; ".join(map(_more, found["more_memory"])))
+    console.print("Memory: " + "; ".join(map(_size, found["decisions"]["memory_sweep"])))
+    for sentence in found["decisions"]["advice"]:
+        console.print(sentence, highlight=False)
     prompts = found["prompts"]
     console.print(
         f"Chosen among {len(found['tried'])} plans on {prompts['chosen_on']} prompts after learning from "
@@ -218,6 +223,6 @@ def _plans(found: dict[str, Any]) -> Table:
     return table
 
 
-def _more(row: dict[str, Any]) -> str:
+def _size(row: dict[str, Any]) -> str:
     size = f"{row['budget_mib']:.0f} MiB" if row["budget_mib"] is not None else f"{row['budget_experts']} experts"
-    return f"{size} {row['tokens_per_second']:.2f} tokens/s"
+    return f"{size} {row['tokens_per_second']:.2f} tokens/s" + (" (below the cliff)" if row["below_cliff"] else "")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moe_beyond.advisor.plans import CacheSize, Fetch, Split, TrainingData, parse_plan
+from moe_beyond.advisor.plans import CacheSize, Fetch, Plan, Split, TrainingData, parse_plan
 from moe_beyond.devices.device import LARGE_ERROR, Device
 from moe_beyond.devices.workload import ASSUMED_DENSE, MIB, Workload, dense_size
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Resamples
 from moe_beyond.predictor.base import LayerPredictor
 from moe_beyond.settings import DEFAULT_SEED
-from moe_beyond.simulator.engine.policy_inputs import prepare
+from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
@@ -37,6 +38,8 @@ class Setup:
         threshold: Least probability of those.
         prefill: Whether a prompt's prefill is one step.
         batch: Prompts that run at once.
+        block: Tokens that a decode step verifies, as for `events.events_of`.
+        accepted_share: Of them the part that is kept.
         keep_warm: Whether the cache is kept from prompt to prompt, or from wave to wave.
         sequential: Judge each access by itself, as older papers do.
         device: Where to take the time; None: nowhere.
@@ -56,6 +59,8 @@ class Setup:
     threshold: float = 0.0
     prefill: Prefill = "batched"
     batch: int = 1
+    block: int = 1
+    accepted_share: float | None = None
     keep_warm: bool = True
     sequential: bool = False
     device: Device | None = None
@@ -87,24 +92,8 @@ def replay_one(
     """
     if setup.sequential and setup.device is not None:
         raise InputError("a sequential replay has no clock: its accesses are none of an engine's; give no device")
-    if training is not None:
-        trace.metadata.require_same_model(training.metadata, "training trace")
-    events = events_of(trace, setup.prefill, batch=setup.batch, waves=not setup.keep_warm)
-    events = events.one_by_one() if setup.sequential else events
-    meta, predictions = trace.metadata, None
-    if predictor is not None:
-        predictions = Predictions(predictor, trace, events, setup.token_step_ms, setup.layer_step_ms)
-    fetch = Fetch(prefetch_width(meta, setup.batch, setup.width), setup.threshold)
-    plan = parse_plan(setup.policy, fetch, setup.split)
-    settings = PolicySettings().of_seed(setup.seed)
-    data = TrainingData.none(plan.policy, settings)
-    if training is not None:
-        data = TrainingData(training, setup.prefill, setup.batch, settings)
-    policy = data.policy(plan, predictions)
-    if setup.split is None and policy.per_layer:
-        plan = replace(plan, split="fitted" if isinstance(policy, LayerLruFitted) else "even")
-    budget = data.budget(plan, policy, meta, setup.size)
-    prepared = prepare(events, policy, keep_warm=setup.keep_warm)
+    prepared, budget, plan = parts_of(trace, setup, training, predictor)
+    meta, policy, events = trace.metadata, prepared.policy, prepared.events
     counted = sweep_prepared(prepared, [budget], overrun=setup.overrun)[0]
     total, decode = counted.total, counted.decode
     held = budget.held_at_most(prepared.events.members_A, prepared.events.offsets_N, overrun=setup.overrun)
@@ -118,6 +107,8 @@ def replay_one(
         "capacity_fraction": budget.capacity_experts / meta.num_model_experts,
         "budget_mib": setup.size.row()["budget_mib"],
         "batch": setup.batch,
+        "block_tokens": setup.block,
+        "accepted_share": setup.accepted_share,
         "prefill": setup.prefill,
         "overrun": setup.overrun,
         "cache_between_prompts": "kept" if setup.keep_warm else "emptied",
@@ -154,6 +145,37 @@ def replay_one(
         }
     document["notes"] = _notes(document)
     return document
+
+
+def parts_of(
+    trace: Trace, setup: Setup, training: Trace | None, predictor: LayerPredictor | None
+) -> tuple[Prepared, Budget, Plan]:
+    """Events under the policy, the cache, and the plan that both come from. Arguments and errors as of `replay_one`."""
+    if training is not None:
+        trace.metadata.require_same_model(training.metadata, "training trace")
+    events = events_of(
+        trace,
+        setup.prefill,
+        batch=setup.batch,
+        waves=not setup.keep_warm,
+        block=setup.block,
+        accepted_share=setup.accepted_share,
+    )
+    events = events.one_by_one() if setup.sequential else events
+    meta, predictions = trace.metadata, None
+    if predictor is not None:
+        predictions = Predictions(predictor, trace, events, setup.token_step_ms, setup.layer_step_ms)
+    fetch = Fetch(prefetch_width(meta, setup.batch * setup.block, setup.width), setup.threshold)
+    plan = parse_plan(setup.policy, fetch, setup.split)
+    settings = PolicySettings().of_seed(setup.seed)
+    data = TrainingData.none(plan.policy, settings)
+    if training is not None:
+        data = TrainingData(training, setup.prefill, setup.batch, settings)
+    policy = data.policy(plan, predictions)
+    if setup.split is None and policy.per_layer:
+        plan = replace(plan, split="fitted" if isinstance(policy, LayerLruFitted) else "even")
+    budget = data.budget(plan, policy, meta, setup.size)
+    return prepare(events, policy, keep_warm=setup.keep_warm), budget, plan
 
 
 def _notes(document: dict[str, Any]) -> list[str]:

@@ -198,9 +198,9 @@ def parse_plan(name: str, fetch: Fetch, split: Split | None) -> Plan:
     rest = name.removeprefix("predictor_")
     layers = rest.startswith("layer_prefetch_")
     policy = rest.removeprefix("layer_prefetch_").removeprefix("prefetch_")
-    if policy not in (ANTICIPATE, *catalogue.known()):
+    if policy != ANTICIPATE and not catalogue.is_known(policy):
         raise InputError(
-            f"policy {name!r} is not known; choose one of {', '.join(sorted(catalogue.known()))}; or with a predictor "
+            f"policy {name!r} is not known; choose one of {catalogue.all_names()}; or with a predictor "
             f"{ANTICIPATE}, or prefetch_ or layer_prefetch_ before any of these"
         )
     fetches = policy != rest

@@ -1,4 +1,4 @@
-"""Commands on caches and devices: replay, advise, calibrate-device."""
+"""Commands on caches and devices: replay, conform, advise, calibrate-device."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ BudgetMib = Annotated[float | None, typer.Option(help="Size of the cache in MiB,
 DeviceName = Annotated[str, typer.Option(help="One of the package's, or the path of a .yaml file.")]
 PredictorPath = Annotated[Path | None, typer.Option(help="Folder that the export stage wrote.")]
 Batch = Annotated[int, typer.Option(help="Prompts that run at once.")]
+BlockTokens = Annotated[
+    int, typer.Option(help="Tokens that a decode step verifies (speculative decoding); drafting takes no time.")
+]
+AcceptedShare = Annotated[float | None, typer.Option(help="Part of such a block's tokens that is kept.")]
 Lookahead = Annotated[int, typer.Option(min=0, help="Layers ahead for which prefetches may be under way.")]
 DenseMib = Annotated[
     float | None,
@@ -60,6 +64,8 @@ def replay(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least probability of those.")] = 0.0,
     prefill: Annotated[Prefill, typer.Option(help="Whether a prompt's prefill is one step.")] = "batched",
     batch: Batch = 1,
+    block_tokens: BlockTokens = 1,
+    accepted_share: AcceptedShare = None,
     cold: Annotated[bool, typer.Option("--cold", help="Empty the cache between prompts.")] = False,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Judge accesses one by one, to compare with older papers only.")
@@ -88,6 +94,8 @@ def replay(
             threshold=threshold,
             prefill=prefill,
             batch=batch,
+            block=block_tokens,
+            accepted_share=accepted_share,
             keep_warm=not cold,
             sequential=sequential,
             device=where,
@@ -106,6 +114,54 @@ def replay(
 
 
 @app.command()
+def conform(
+    trace: TracePath,
+    policy: Annotated[str, typer.Option(help="What the engine runs; as for replay.")],
+    *,
+    engine_hits: Annotated[int | None, typer.Option(min=0, help="Hits that the engine counted, prefill too.")] = None,
+    engine_rows: Annotated[
+        Path | None, typer.Option(help="CSV of its hits by step, phase and layer, or by some of these.")
+    ] = None,
+    capacity: Capacity = None,
+    budget_mib: BudgetMib = None,
+    train: Annotated[Path | None, typer.Option(help="Trace of other prompts, for policies that are fitted.")] = None,
+    split: Annotated[Split | None, typer.Option(help="How layers share the cache.")] = None,
+    prefill: Annotated[Prefill, typer.Option(help="Whether a prompt's prefill is one step.")] = "batched",
+    cold: Annotated[bool, typer.Option("--cold", help="Empty the cache between prompts.")] = False,
+    sequential: Annotated[bool, typer.Option("--sequential", help="Judge accesses one by one.")] = False,
+    overrun: Overrun = True,
+    seed: Seed = DEFAULT_SEED,
+    as_json: AsJson = False,
+) -> None:
+    """Compare an engine's hits with a replay of the same policy. Exit status 3: they part."""
+    from moe_beyond.advisor import conform as comparison  # noqa: PLC0415
+    from moe_beyond.advisor.one_replay import Setup  # noqa: PLC0415
+
+    with one_line_errors():
+        if (engine_hits is None) == (engine_rows is None):
+            raise InputError("what did the engine count? give either --engine-hits or --engine-rows")
+        routing = read_trace(trace)
+        setup = Setup(
+            policy=policy,
+            size=cache_size(capacity, budget_mib),
+            split=split,
+            prefill=prefill,
+            keep_warm=not cold,
+            sequential=sequential,
+            overrun=overrun,
+            seed=seed,
+        )
+        training = None if train is None else read_trace(train)
+        if training is not None:
+            routing.metadata.require_same_model(training.metadata, str(train))
+        engine = engine_hits if engine_rows is None else comparison.read_rows(engine_rows, routing.metadata)
+        found = comparison.conform(routing, setup, training, 0 if engine is None else engine)
+        show(found, as_json)
+    if not found["equal"]:
+        raise typer.Exit(3)
+
+
+@app.command()
 def advise(
     trace: TracePath,
     device: DeviceName,
@@ -117,6 +173,8 @@ def advise(
     target: Annotated[float, typer.Option(min=0, help="Tokens a second below which it is not worth it.")] = 5.0,
     lossy: Annotated[bool, typer.Option("--lossy", help="Allow policies that change the model's outputs.")] = False,
     batch: Batch = 1,
+    block_tokens: BlockTokens = 1,
+    accepted_share: AcceptedShare = None,
     overrun: Overrun = False,
     allow_training_prompts: AllowTrainingPrompts = False,
     lookahead: Lookahead = 2,
@@ -141,6 +199,8 @@ def advise(
             layer_step_ms=charge.layer_step_ms,
             lookahead=lookahead,
             batch=batch,
+            block=block_tokens,
+            accepted_share=accepted_share,
             dense_bytes=_bytes(dense_mib),
             overrun=overrun,
             lossy=lossy,

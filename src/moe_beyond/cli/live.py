@@ -1,4 +1,4 @@
-"""Commands on running models: run."""
+"""Commands on what runs here: run, measure-device."""
 
 from __future__ import annotations
 
@@ -213,3 +213,32 @@ def _policy(  # noqa: PLR0917 - the options of `run`
             layers=plan.fetch is not None and plan.fetch.layers,
         )
     return policy, online, data.budget(plan, policy, meta, size)
+
+
+@app.command("measure-device")
+def measure(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="Folder on the drive of the experts; without it they lie in memory if there is a graphics card, else "
+            "on the drive of this folder.",
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Device file to write, ending in .yaml.")] = Path("measured_device.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine for a minute: its drive past the page cache, or its card, and the processor; no engine."""
+    with one_line_errors():
+        if out.suffix not in (".yaml", ".yml"):
+            raise InputError(f"{out}: a device file ends in .yaml")
+
+        from moe_beyond.devices.device import dump_device  # noqa: PLC0415
+        from moe_beyond.files import replacing  # noqa: PLC0415
+        from moe_beyond.live.measure import measure_device  # noqa: PLC0415
+
+        device, found = measure_device(folder, out.stem)
+        with replacing(out) as temporary:
+            temporary.write_text(dump_device(device), encoding="utf-8")
+        show({"device": str(out), **found}, as_json)

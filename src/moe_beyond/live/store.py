@@ -191,7 +191,7 @@ class ExpertStore:
         self._buffered = os.open(self._path, os.O_RDONLY)
         # a read must not bring in its neighbours
         os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
-        self._direct = _open_direct(self._path)
+        self._direct = open_direct(self._path)
         self.direct = self._direct is not None
 
     @classmethod
@@ -286,7 +286,7 @@ class ExpertStore:
         return f"{self._path}: layer {self.layer_numbers[layer]}, expert {number}"
 
 
-def _open_direct(path: Path) -> int | None:
+def open_direct(path: Path) -> int | None:
     """A descriptor that reads past the page cache, or None where the file system has none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)

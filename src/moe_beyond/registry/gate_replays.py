@@ -102,7 +102,7 @@ def score(
     for split, trace in splits.items():
         case, charge = case_of(trace, simulate), contestant.latency
         predictions = Predictions(contestant.predictor, trace, case.events, charge.token_step_ms, charge.layer_step_ms)
-        width = prefetch_width(trace.metadata, simulate.batch, simulate.prefetch_width)
+        width = prefetch_width(trace.metadata, simulate.step_tokens, simulate.prefetch_width)
         threshold = simulate.prefetch_threshold
         policy = predictions.prefetch(Lru(), width, threshold, layers=predictions.has_layer_step)
         budget = Budget.slots(trace.metadata, capacity_experts(trace.metadata, settings.capacity))

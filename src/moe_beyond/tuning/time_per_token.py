@@ -73,7 +73,7 @@ class Bench:
             latency: What is charged for its steps, before the device's slowdown.
         """
         predictions = Predictions(predictor, self.trace, self.events, latency.token_step_ms, latency.layer_step_ms)
-        width = prefetch_width(self.trace.metadata, self.settings.batch, self.settings.prefetch_width)
+        width = prefetch_width(self.trace.metadata, self.settings.step_tokens, self.settings.prefetch_width)
         outcomes = []
         for use in ("token_step", "both_steps"):
             policy = predictions.prefetch(Lru(), width, self.settings.prefetch_threshold, layers=use == "both_steps")

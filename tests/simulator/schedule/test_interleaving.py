@@ -85,3 +85,55 @@ def test_the_chance_of_a_step_is_that_any_of_its_tokens_wants_the_expert(trace, 
 def test_a_batch_below_one_is_refused():
     with pytest.raises(InputError, match="batch: 0 prompts at once; give at least 1"):
         events_of(make_trace(0), batch=0)
+
+
+def test_a_verify_block_is_the_union_of_its_tokens_and_goes_on_after_those_accepted():
+    trace = make_trace(2, num_layers=2, num_experts=8, top_k=2, lengths=(9, 4), prefill=(3, 0))
+    events = events_of(trace, block=4, accepted_share=0.5)
+    _, tokens_I, offsets_S = events.routed()
+    steps = [tokens_I[start:end].tolist() for start, end in pairwise(offsets_S)]
+    # two of four are accepted: the others are verified again
+    assert steps == [[0, 1, 2], [3, 4, 5, 6], [5, 6, 7, 8], [7, 8], [9, 10, 11, 12], [11, 12]]
+    for event in range(events.num_events):
+        step, layer = events.step_N[event], events.layer_N[event]
+        used = set(trace.experts_TLK[steps[step], layer].ravel() + layer * 8)
+        assert set(members(events)[event]) == used
+    # each token counts once
+    assert events.prompt_tokens_PF.tolist() == [[3, 6], [0, 4]]
+    assert events.by_prompt(np.ones(events.num_steps)).tolist() == [3, 2]
+
+
+def test_blocks_of_one_token_are_plain_decoding_and_a_share_that_rounds_comes_out_on_average():
+    trace = make_trace(2, num_layers=1, num_experts=8, top_k=2, lengths=(401,), prefill=(1,))
+    plain, blocks = events_of(trace), events_of(trace, block=5, accepted_share=0.5)
+    assert blocks.num_steps == 1 + 400 / 2.5
+    again = events_of(trace, block=1, accepted_share=0.5)
+    np.testing.assert_array_equal(plain.members_A, again.members_A)
+
+
+def test_blocks_that_are_mostly_rejected_use_more_experts_than_the_trace_routes():
+    trace = make_trace(3, num_layers=3, num_experts=64, top_k=2, lengths=(300,), prefill=(0,))
+    events = events_of(trace, block=4, accepted_share=0.25)
+    assert events.num_steps == 300
+    assert events.num_accesses > 2 * trace.experts_TLK.size
+    assert events.members_A.max() < 3 * 64
+
+
+def test_all_tokens_of_a_block_have_the_chances_of_its_first():
+    trace = make_trace(2, num_layers=1, num_experts=2, top_k=1, lengths=(3,), prefill=(0,))
+    chances = np.array([0.5, 0.9, 0.2], np.float32)[:, None]
+    events = events_of(trace, block=2, accepted_share=1.0)
+    np.testing.assert_allclose(events.by_step(chances)[:, 0], [0.75, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(events.by_step(chances[None], axis=1)[0, :, 0], [0.75, 0.2], rtol=1e-6)
+
+
+def test_blocks_without_an_accepted_share_or_beside_a_batch_are_refused():
+    trace = make_trace(2, num_layers=1, num_experts=4, top_k=1, lengths=(3,), prefill=(0,))
+    for words, message in (
+        ({"block": 2}, "give accepted_share too"),
+        ({"block": 2, "batch": 2, "accepted_share": 0.5}, "give one of them as 1"),
+        ({"block": 0, "accepted_share": 0.5}, "give at least 1"),
+        ({"block": 2, "accepted_share": 1.5}, "above 0 and at most 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            events_of(trace, **words)

@@ -122,12 +122,12 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
 
     Raises:
         InputError: The policy needs router weights, and the trace has none; or it decides token by token what to skip,
-            and tokens of several prompts run at once, or every access is an event of its own.
+            and a step runs several tokens, or every access is an event of its own; or it skips, and runs verify blocks.
     """
     if events.schedule is not None and (policy.demand is not None or policy.decides_by_token):
         raise InputError(
-            f"policy {policy.name}: decides token by token what to skip, and a batch runs several tokens at once; "
-            "replay it with a batch of 1"
+            f"policy {policy.name}: decides token by token what to skip, and a step runs several tokens at once; "
+            "replay it with a batch of 1, without verify blocks"
         )
     if policy.needs_weights or policy.demand is not None:
         events.require_shares(policy.name)
@@ -137,6 +137,11 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
             "replay it without --sequential"
         )
     change = policy.changed_demand(events) or ChangedDemand.none(events)
+    if events.in_blocks and not change.keep_A.all():
+        raise InputError(
+            f"policy {policy.name}: decides what to skip, and of a verify block nobody knows which tokens are kept; "
+            "replay it without verify blocks"
+        )
     skipped_RC, weight_lost_RW = _skipped_ahead(events, policy, change)
     used = events if change.keep_A.all() else _without(events, ~change.keep_A)
     common = Common(

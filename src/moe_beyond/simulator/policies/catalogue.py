@@ -5,12 +5,14 @@ Policies that read one predictor's answer (`Anticipate`, `Prefetch`) are made be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.bounds.belady import Belady, BeladyForced
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.policies.changed_models import Lexi, Mc, Mote, SeerMoe
+from moe_beyond.simulator.policies.engines import PinnedLru, Swap, WarmLru, require_number
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, DropCold, MoBile
 from moe_beyond.simulator.policies.fine_moe import FineMoe
 from moe_beyond.simulator.policies.fitted_split import LayerLruFitted
@@ -83,13 +85,34 @@ def known() -> Mapping[str, Factory]:
     }
 
 
+NUMBERED: Mapping[str, Callable[[Trace, int], Policy]] = {
+    "swap": lambda _training, every: Swap(every),
+    "pinned_lru": PinnedLru.fit,
+    "warm_lru": lambda _training, width: WarmLru(width),
+}
+"""Policies whose names end in a number, such as `swap_8`: steps from round to round, experts that are pinned,
+experts of each layer that are fetched when a prompt's prefill has ended."""
+_WITH_NUMBER = re.compile(rf"({'|'.join(NUMBERED)})_(\d+)")
+
+
+def is_known(name: str) -> bool:
+    """Whether `build` makes a policy of this name."""
+    return name in known() or _WITH_NUMBER.fullmatch(name) is not None
+
+
+def all_names() -> str:
+    """For messages."""
+    return ", ".join([*sorted(known()), *(f"{name}_NUMBER" for name in NUMBERED)])
+
+
 def build(name: str, training: Trace, settings: PolicySettings) -> Policy:
     """Make the policy of a name.
 
     Raises:
         InputError: Nothing bears the name, or the training split lacks what the policy learns from.
     """
-    factories = known()
-    if name not in factories:
-        raise InputError(f"policy {name!r} is not known; choose one of {', '.join(sorted(factories))}")
-    return factories[name](training, settings)
+    if numbered := _WITH_NUMBER.fullmatch(name):
+        return NUMBERED[numbered[1]](training, require_number(name, int(numbered[2])))
+    if not is_known(name):
+        raise InputError(f"policy {name!r} is not known; choose one of {all_names()}")
+    return known()[name](training, settings)

@@ -1,8 +1,8 @@
 """From a trace to events: the accesses of a cache, in order.
 
 An event is (step, layer) with the union of experts that all tokens of the step use. The prefill of a prompt is one
-step; afterwards every decoded token is one, or with several prompts at once a token of each (`interleaving`). Experts
-of all layers are numbered through: `layer * E + expert`.
+step; afterwards every decoded token is one, or with several prompts at once a token of each, or a block of tokens that
+is verified (`interleaving`). Experts of all layers are numbered through: `layer * E + expert`.
 
 An expert that several tokens of a step use is one access and one load. It counts for one prompt: of those that use it,
 the last one in the step's order, which rotates from step to step, so that over time each prompt gets its share.
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools, compiled
-from moe_beyond.simulator.schedule.interleaving import Schedule, interleave
+from moe_beyond.simulator.schedule.interleaving import Schedule, interleave, verify_blocks
 from moe_beyond.simulator.schedule.weight_shares import shares_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
@@ -49,7 +49,8 @@ class Events:
             step routes several: then it counts the decode steps, and indexes what `by_step` makes of a value a token.
         prompt_tokens_PF: int64 [P, 2], tokens of each prompt in prefill (column 0) and decode (column 1) steps.
         shares_A: float32, each access's share of its event's router weight; None where the trace has no weights.
-        schedule: The tokens of each step, where several prompts run at once.
+        schedule: The tokens of each step, where a decode step has several.
+        in_blocks: Whether they follow each other in one prompt.
         owner_A: int32, the prompt that each access counts for, where several prompts run at once.
         trace: The trace, of which events know less: which tokens of a prefill used an expert. None for events that were
             not made from one.
@@ -65,6 +66,7 @@ class Events:
     prompt_tokens_PF: I64
     shares_A: F32 | None = None
     schedule: Schedule | None = None
+    in_blocks: bool = False
     owner_A: I32 | None = None
     trace: Trace | None = None
 
@@ -178,8 +180,9 @@ class Events:
     def by_step(self, chances_TX: F32, axis: int = 0) -> F32:
         """The probability that a decode step uses something, from those of its tokens: float32 [R, ...].
 
-        `token_S` indexes the result. Tokens of different prompts are taken to be independent of each other. Where one
-        prompt runs at a time, the argument comes back as it is.
+        `token_S` indexes the result. Tokens of different prompts are taken to be independent of each other, and so are
+        those of a block, of which all have the chances of the first: the routing that the others' would need is not
+        known when it begins. Where a step has one token, the argument comes back as it is.
 
         Args:
             chances_TX: float32, probabilities of each token of the trace along `axis`, any further axes.
@@ -187,6 +190,12 @@ class Events:
         """
         if self.schedule is None:
             return chances_TX
+        if self.in_blocks:
+            first_R = self.schedule.tokens_I[self.schedule.offsets_S[:-1][self.is_decode_S]]
+            num_tokens_R = self.num_tokens_S[self.is_decode_S]
+            shape = [-1 if one == axis else 1 for one in range(chances_TX.ndim)]
+            missed = (1 - np.take(chances_TX, first_R, axis=axis)) ** num_tokens_R.reshape(shape)
+            return np.asarray(1 - missed, np.float32)
         decodes_I = np.repeat(self.schedule.is_decode_S, self.num_tokens_S)
         num_tokens_R = self.num_tokens_S[self.is_decode_S]
         starts_R = np.cumsum(num_tokens_R) - num_tokens_R
@@ -220,7 +229,15 @@ class Events:
         )
 
 
-def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, waves: bool = False) -> Events:
+def events_of(
+    trace: Trace,
+    prefill: Prefill = "batched",
+    *,
+    batch: int = 1,
+    waves: bool = False,
+    block: int = 1,
+    accepted_share: float | None = None,
+) -> Events:
     """Group a trace's routing into events, prompts in their order.
 
     Args:
@@ -228,15 +245,26 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
         prefill: Whether a prompt's prefill is one step or its tokens are steps of their own.
         batch: Prompts that run at once.
         waves: Of several at once, begin the next ones only when all have ended: what a cache needs that starts cold.
+        block: Tokens that a decode step verifies; a token counts once, however often it is verified.
+        accepted_share: Of them, as for `interleaving.verify_blocks`.
 
     Raises:
-        InputError: `batch` is below 1.
+        InputError: `batch` or `block` is below 1, both are above it, or a block lacks the accepted share.
     """
+    if block != 1 and (batch != 1 or accepted_share is None):
+        raise InputError(
+            f"block_tokens: {block} with a batch of {batch}; give one of them as 1"
+            if batch != 1
+            else f"block_tokens: {block}; give accepted_share too, the part of a block's tokens that is kept"
+        )
     meta = trace.metadata
     offsets = np.asarray(trace.prompt_offsets)
     lengths_P = np.diff(offsets)
     batched_P = trace.num_prefill_P.astype(np.int64) if prefill == "batched" else np.zeros(trace.num_prompts, np.int64)
-    schedule = interleave(offsets, batched_P, batch, waves=waves)
+    if block == 1:
+        schedule = interleave(offsets, batched_P, batch, waves=waves)
+    else:
+        schedule = verify_blocks(offsets, batched_P, block, accepted_share or 0.0)
     first_S = schedule.tokens_I[schedule.offsets_S[:-1]]
     members_A, user_A, offsets_N = _members(
         np.asarray(trace.experts_TLK), schedule.tokens_I, schedule.offsets_S, meta.num_experts, batch > 1
@@ -254,16 +282,19 @@ def events_of(trace: Trace, prefill: Prefill = "batched", *, batch: int = 1, wav
         shares_A=shares_of(trace, schedule, members_A, offsets_N),
         trace=trace,
     )
+    if batch == block == 1:
+        return single
+    single = replace(
+        single,
+        token_S=np.where(schedule.is_decode_S, np.cumsum(schedule.is_decode_S) - 1, -1),
+        schedule=schedule,
+        in_blocks=block != 1,
+    )
     if batch == 1:
         return single
     prompt_T = np.empty(trace.num_tokens, np.int32)
     prompt_T[schedule.tokens_I] = schedule.prompt_I
-    return replace(
-        single,
-        token_S=np.where(schedule.is_decode_S, np.cumsum(schedule.is_decode_S) - 1, -1),
-        schedule=schedule,
-        owner_A=prompt_T[user_A],
-    )
+    return replace(single, owner_A=prompt_T[user_A])
 
 
 def members_of(experts_TK: npt.NDArray[np.integer], layer: int, num_experts: int) -> I32:
@@ -288,8 +319,10 @@ def _members(experts_TLK: Any, tokens_I: I64, offsets_S: I64, num_experts: int, 
     With `shared`, also the token of each member's last use; otherwise nothing.
     """
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
-    members_A = np.empty(experts_TLK.size, np.int32)
-    user_A = np.empty(experts_TLK.size if shared else 0, np.int64)
+    # verify blocks may route a token more than once
+    most = len(tokens_I) * num_layers * top_k
+    members_A = np.empty(most, np.int32)
+    user_A = np.empty(most if shared else 0, np.int64)
     num_steps = len(offsets_S) - 1
     offsets_N = np.zeros(num_steps * num_layers + 1, np.int64)
     end = 0

@@ -4,6 +4,9 @@ With a batch of B, B prompts run at once and a step decodes one token of each. A
 to the next one (continuous batching). A newcomer's batched prefill is a step of its own, in which the others wait; then
 it decodes with them. A batch of 1 is one prompt after another.
 
+Speculative decoding verifies a block of drafted tokens in one step. No trace says how a rejected draft was routed: the
+tokens at its place in the trace stand in for it, and are routed again by the next block.
+
 A cache that starts cold at every prompt has no meaning while others run, so cold starts come by waves: B prompts begin
 on an empty cache, and the next B when all of them have ended.
 
@@ -69,6 +72,46 @@ def one_after_another(prompt_offsets: I64, batched_P: I64) -> Schedule:
     is_prefill_S = (offsets_S[:-1] == prompt_offsets[prompt_S]) & (batched_P[prompt_S] > 0)
     tokens_I, prompt_I = np.arange(prompt_offsets[-1]), _prompt_T(prompt_offsets)
     return Schedule(tokens_I, prompt_I, offsets_S, ~is_prefill_S, prompt_S)
+
+
+def verify_blocks(prompt_offsets: I64, batched_P: I64, block: int, accepted_share: float) -> Schedule:
+    """Prompts one after another, whose decode steps verify `block` tokens each; at a prompt's end what is left of them.
+
+    Args:
+        prompt_offsets: int64 [P+1]; where the prompts begin and end.
+        batched_P: int64; first tokens of each prompt that are one step.
+        block: Tokens of a step.
+        accepted_share: Which part of a block's tokens is kept, on average over blocks; at least one of each.
+
+    Raises:
+        InputError: `block` is below 1, or the share is not above 0 and at most 1.
+    """
+    if block < 1:
+        raise InputError(f"block_tokens: {block} tokens in a verify block; give at least 1")
+    if not 0 < accepted_share <= 1:
+        raise InputError(f"accepted_share: {accepted_share}; give a number above 0 and at most 1")
+    single = one_after_another(prompt_offsets, batched_P)
+    accepted = np.diff(np.floor(np.arange(int(prompt_offsets[-1]) + 1) * block * accepted_share + 1e-9))
+    moves = np.maximum(accepted.astype(np.int64), 1)
+    sizes, firsts, decodes, prompts = [], [], [], []
+    for prompt, (start, end, batched) in enumerate(
+        zip(prompt_offsets[:-1], prompt_offsets[1:], batched_P, strict=True)
+    ):
+        # where blocks begin, of which the last keeps what is left
+        begins = start + batched + np.concatenate([[0], np.cumsum(moves[: end - start - batched])])
+        begins = begins[begins < end]
+        first = np.concatenate([[start], begins]) if batched else begins
+        size = np.minimum(block, end - first)
+        if batched:
+            size[0] = batched
+        firsts.append(first)
+        sizes.append(size)
+        decodes.append(np.arange(len(first)) >= (batched > 0))
+        prompts.append(np.full(len(first), prompt, np.int32))
+    size_S, first_S = np.concatenate(sizes), np.concatenate(firsts)
+    offsets_S = np.concatenate([[0], np.cumsum(size_S)])
+    tokens_I = np.repeat(first_S - offsets_S[:-1], size_S) + np.arange(offsets_S[-1])
+    return Schedule(tokens_I, single.prompt_I[tokens_I], offsets_S, np.concatenate(decodes), np.concatenate(prompts))
 
 
 def _prompt_T(prompt_offsets: I64) -> I32:

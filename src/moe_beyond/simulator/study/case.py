@@ -66,7 +66,14 @@ def case_of(trace: Trace, settings: SimulateSettings) -> Case:
 
 def replay_events(trace: Trace, settings: ReplaySettings) -> Events:
     """The events of a trace under the rules of the settings."""
-    return events_of(trace, settings.prefill, batch=settings.batch, waves=not settings.keep_warm)
+    return events_of(
+        trace,
+        settings.prefill,
+        batch=settings.batch,
+        waves=not settings.keep_warm,
+        block=settings.block_tokens,
+        accepted_share=settings.accepted_share,
+    )
 
 
 def capacities(meta: TraceMetadata, shares: Sequence[float]) -> list[int]:

@@ -239,7 +239,7 @@ def _pays_from(contest: _Contest, draws: Resamples) -> float | None:
 def _by_width(contest: _Contest) -> dict[int, TimedReplay]:
     """The way of prefetching at each width that is tried, rising."""
     meta, settings = contest.replays.split.metadata, contest.replays.split.case.settings
-    widths = sorted({scaled_width(meta, settings.batch, share) for share in settings.widths})
+    widths = sorted({scaled_width(meta, settings.step_tokens, share) for share in settings.widths})
     return {width: contest.timed([contest.own.device], width)[0] for width in widths}
 
 

@@ -23,6 +23,12 @@ class ReplaySettings(Settings):
     wave of prompts, which begin together and wait for each other's end."""
     batch: int = Field(default=1, ge=1)
     """Prompts that run at once, a token of each in a step; an ended one gives its place to the next."""
+    block_tokens: int = Field(default=1, ge=1)
+    """Tokens that a decode step verifies (speculative decoding): it uses the experts of all of them. Needs a batch
+    of 1."""
+    accepted_share: float | None = Field(default=None, gt=0, le=1)
+    """Of a verify block's tokens the part that is kept; drafting takes no time. Needed where `block_tokens` is
+    above 1."""
     prefill: Literal["batched", "token_by_token"] = "batched"
     """Whether a prompt's prefill is one step, or its tokens count as decoded (for traces that hold nothing else)."""
     lookahead_layers: int = Field(default=2, ge=0)
@@ -30,6 +36,17 @@ class ReplaySettings(Settings):
     timed_expert_mib: float | None = Field(default=8.25, gt=0)
     """Time the reference model as if each of its experts were this large, the size of DeepSeek-V2-Lite's at 8 bits: its
     own are too small for a device to notice. Other models are always timed as they are; null: so is this one."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a decode step at most."""
+        return self.batch * self.block_tokens
+
+    @model_validator(mode="after")
+    def _blocks_are_of_one_prompt(self) -> Self:
+        if self.block_tokens > 1 and (self.batch > 1 or self.accepted_share is None):
+            raise ValueError("block_tokens above 1 needs accepted_share, and a batch of 1")
+        return self
 
     def of_source(self, source: str) -> Self:
         """The same for traces of a source: only the reference model is timed at another expert size than traced."""

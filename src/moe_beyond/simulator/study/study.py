@@ -234,7 +234,8 @@ def _policies(predictions: Sequence[Predictions], settings: SimulateSettings) ->
         policy
         for one in predictions
         for policy in one.policies(
-            prefetch_width(one.trace.metadata, settings.batch, settings.prefetch_width), settings.prefetch_threshold
+            prefetch_width(one.trace.metadata, settings.step_tokens, settings.prefetch_width),
+            settings.prefetch_threshold,
         )
     ]
 
@@ -248,7 +249,7 @@ def _ablation(predictions: Sequence[Predictions], settings: SimulateSettings) ->
     if not predictions:
         return []
     ours, threshold = predictions[0], max(settings.prefetch_threshold, settings.ablation_threshold)
-    width = prefetch_width(ours.trace.metadata, settings.batch, settings.prefetch_width)
+    width = prefetch_width(ours.trace.metadata, settings.step_tokens, settings.prefetch_width)
     layers = ours.has_layer_step
     steps: list[tuple[str, Policy]] = [("lru", Lru())]
     steps.append(("prefetch by token step", ours.prefetch(Lru(), width)))
