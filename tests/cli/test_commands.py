@@ -53,7 +53,17 @@ def test_describe_prints_a_table_or_json_and_help_names_every_command(trace_file
     assert described["activations"] == described["tokens"] * 3 * 2
     assert "chance" in run("describe", trace_file).stdout
     shown = run("--help").stdout
-    for command in ("import", "export", "describe", "assess", "score", "replay", "advise", "calibrate-device"):
+    for command in (
+        "import",
+        "export",
+        "describe",
+        "assess",
+        "score",
+        "replay",
+        "advise",
+        "calibrate-device",
+        "fit-device",
+    ):
         assert command in shown
 
 
@@ -233,7 +243,7 @@ def test_prompts_of_the_training_data_or_of_another_model_are_refused(tmp_path, 
         (("--capacity", 0), "capacity: 0 experts, chance has 48; give between 1 and 48"),
         (("--budget-mib", 0.0005), "budget: 524 bytes, the largest expert of chance has 1000; give more"),
         ((), "how large is the cache? give either --capacity in experts or --budget-mib in MiB"),
-        (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are gpu_pcie3,"),
+        (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are apple_ssd,"),
         (("--capacity", 5, "--batch", 0), "batch: 0 prompts at once; give at least 1"),
         (("--capacity", 5, "--predictor", "nowhere"), "nowhere/token_step.onnx: no such file"),
         (("--capacity", 5, "--sequential", "--device", "phone_ufs"), "a sequential replay has no clock"),

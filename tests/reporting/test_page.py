@@ -179,7 +179,7 @@ def test_the_stand_in_and_a_single_split_are_said(rendered, copy):
     rewrite(copy, lambda frame: frame.filter(split="test_in_domain"))
     text = text_of(tree_of(copy))
     assert "There is one test split" in text
-    assert "Laptop, NVMe, 16 experts (10\u00a0%), same domain" in text
+    assert "Laptop, NVMe (no recording), 16 experts (10\u00a0%), same domain" in text
 
 
 def test_the_method_says_how_prefill_was_replayed_and_what_was_assumed(rendered):

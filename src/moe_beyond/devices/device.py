@@ -17,6 +17,7 @@ from moe_beyond.settings import Settings
 MILLISECONDS = 1e3
 LARGE_ERROR = 0.1
 """A fit's error from which on something beside loading and computing decides."""
+NO_RECORDING = "No recording backs this device: its times are orders of magnitude."
 Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 
 
@@ -49,7 +50,7 @@ class Device(Settings):
     overlap: bool = False
     """Whether a layer's experts compute, one after another, while others of it still load."""
     miss: Literal["load", "compute", "sooner"] = "load"
-    """What an expert that is missing does: it is loaded and then computed; or the host's processor computes it from slow
+    """What becomes of a missing expert: it is loaded and then computed; or the host's processor computes it from slow
     memory, beside the accelerator, and it is copied in the background; or whichever is done sooner."""
     cpu_gb_per_s: float | None = Field(default=None, gt=0)
     """Bandwidth at which the host's processor reads the missing experts that it computes."""
@@ -63,7 +64,7 @@ class Device(Settings):
     """Of a device fitted to recordings: by which share a fit to one part of them missed the mean time of the rest."""
     recording: str | None = None
     """Repository, commit, file and date of what it was fitted to; null: no recording backs it."""
-    intervals: dict[str, tuple[float, float]] = {}
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Fitted number -> its 95 % interval, from drawing the recording's tokens, or its runs, again."""
     heat_range: tuple[float, float] | None = None
     """Fastest and slowest recorded runs of one configuration, over their mean: what heat alone changes."""
@@ -88,7 +89,6 @@ class Device(Settings):
     def read_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the processor reads this many resident bytes."""
         return num_bytes / (self.memory_gb_per_s * 1e9) * MILLISECONDS
-
 
     def admit_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the processor copies this many loaded bytes into the cache."""
@@ -129,7 +129,9 @@ def load_device(name: str) -> Device:
 
 def dump_device(device: Device) -> str:
     """The YAML of a device, as `load_device` reads it."""
-    return yaml.safe_dump(device.model_dump(exclude={"name"}, exclude_none=True), sort_keys=False, width=100)
+    return yaml.safe_dump(
+        device.model_dump(mode="json", exclude={"name"}, exclude_none=True), sort_keys=False, width=100
+    )
 
 
 def _parse(name: str, text: str, where: str) -> Device:

@@ -16,11 +16,11 @@ after another. An event has four parts, and the link prefetches during each:
 
 **Misses.** Loading the first missing expert of an event may take a time of its own beside the transfer, and the
 processor may copy each into the cache before it computes it. Instead of being loaded, a missing expert may be computed
-by the host's processor, which begins when the layer step has ended and works beside all else: of the missing experts, in
-order, each is loaded unless the host would be done sooner with it. What the host has computed is copied in the
-background, ahead of prefetches; a step begins when the copies of the one before are done, and waits for them after its
-token step. With overlap the experts compute while others of the event load; the last that is waited for computes when it
-is there.
+by the host's processor, which begins when the layer step has ended and works beside all else: of the missing experts,
+in order, each is loaded unless the host would be done sooner with it. What the host has computed is copied in the
+background, ahead of prefetches; a step begins when the copies of the one before are done, and waits for them after
+its token step. With overlap the experts compute while others of the event load; the last that is waited for computes
+when it is there.
 
 **Prefetch requests.** A request names experts for one coming event, each with a priority, the most wanted first. It
 replaces an earlier request for the same event; what of that is loaded, or under way, stays. With a lookahead of H no

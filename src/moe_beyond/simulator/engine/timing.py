@@ -97,6 +97,12 @@ class TimedReplay:
         return self.time.value
 
     @property
+    def by_heat(self) -> tuple[float, float] | None:
+        """`ms_per_token` of the device's fastest and slowest recorded runs; None where heat was not recorded."""
+        heat = self.device.heat_range
+        return None if heat is None else (heat[0] * self.ms_per_token, heat[1] * self.ms_per_token)
+
+    @property
     def tokens_per_second(self) -> float:
         """Decoded tokens a second; 0 where nothing was decoded."""
         return MILLISECONDS / self.ms_per_token if self.ms_per_token else 0.0
