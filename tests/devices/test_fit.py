@@ -1,6 +1,7 @@
 """Devices are found again in recordings that they made; what tells nothing is refused; real ones come out close."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ from moe_beyond.devices.recordings import read_recording
 from moe_beyond.errors import InputError
 from tests.phone_traces import shared
 
+ROOT = Path(__file__).parents[2]
 SHAPE = Shape(10, 4, 5_000_000, 100_000_000)
 PHONE = {"link_gb_per_s": 2.0, "setup_us": 0, "lanes": 4, "memory_gb_per_s": 10, "layer_overhead_us": 0}
 WORDS = ("--layers", "10", "--top-k", "4", "--expert-mib", str(5e6 / 2**20), "--dense-mib", str(1e8 / 2**20))
@@ -168,3 +170,9 @@ def test_the_published_errors_keep_what_was_asked_of_them():
     for (_, regime, _), row in rows.items():
         assert row["ms_median_percent"] <= asked.get(regime, np.inf), regime
     assert rows["phone_ufs", "other sessions", "Qwen3-30B-A3B"]["ms_worst_percent"] <= 40
+
+
+def test_the_document_shows_the_published_errors():
+    document = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+    for row in published_errors().iter_rows():
+        assert f"| {' | '.join(map(str, row))} |" in document
