@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_beyond.cli import app
-from moe_beyond.devices.device import load_device
+from moe_beyond.devices.device import NO_RECORDING, load_device
 from moe_beyond.devices.workload import ASSUMED_DENSE
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.engine.budget import Budget
@@ -213,7 +213,7 @@ def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
         assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
     # two hit rates: with any link in time, and on the device
     time = ahead.pop("time")
-    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE]
+    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE, NO_RECORDING]
     assert ahead == unlimited
     assert time["prefetches_late"] > 0
     assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]

@@ -17,7 +17,7 @@ from moe_beyond.settings import Settings
 MILLISECONDS = 1e3
 LARGE_ERROR = 0.1
 """A fit's error from which on something beside loading and computing decides."""
-NO_RECORDING = "No recording backs this device: its times are orders of magnitude."
+NO_RECORDING = "No recording backs this device: how far its times are off is not known."
 Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 
 
