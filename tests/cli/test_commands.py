@@ -266,6 +266,14 @@ def test_advice_is_one_screen_and_one_document(trace_file, exported):
         assert part in screen
 
 
+def test_replay_gives_the_range_of_heat_where_a_recording_tells_it(trace_file):
+    phone, laptop = (printed("replay", trace_file, *LRU, "--device", name) for name in ("phone_ufs", "laptop_nvme"))
+    low_ms, high_ms = phone["time"]["ms_per_token_by_heat"]
+    assert low_ms < phone["time"]["ms_per_token"] < high_ms
+    assert (NO_RECORDING in phone["notes"], NO_RECORDING in laptop["notes"]) == (False, True)
+    assert laptop["time"]["ms_per_token_by_heat"] is None
+
+
 def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):
     rows = [f"{read},{40 + read / 2e6}" for read in range(10**6, 31 * 10**6, 10**6)]
     recorded, device, text = (tmp_path / name for name in ("run.csv", "mine.yaml", "mine.txt"))

@@ -136,6 +136,15 @@ def test_what_tells_nothing_is_one_line_and_nothing_is_written(tmp_path, table, 
     assert out.read_text() == "as it was"
 
 
+def test_what_is_visible_of_loads_is_not_overlapped_again(tmp_path):
+    path = tokens(tmp_path / "run.csv", device_of(), parts=False)
+    pl.read_csv(path).with_columns(stall_ms=pl.col("wall_ms") / 2).write_csv(path)
+    found = fit([read_recording(path)], SHAPE, Known(), "mine")
+    assert "what remains visible" in found.notes[0]
+    with pytest.raises(InputError, match="leave --overlap out"):
+        fit([read_recording(path)], SHAPE, Known(overlap=True), "mine")
+
+
 def test_a_recording_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(InputError, match="not a readable CSV"):
         read_recording(tmp_path / "none.csv")

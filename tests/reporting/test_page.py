@@ -13,6 +13,7 @@ from xml.etree.ElementTree import TreeBuilder
 import polars as pl
 import pytest
 
+from moe_beyond.devices.errors import published_errors
 from moe_beyond.errors import InputError
 from moe_beyond.files import folder_digest
 from moe_beyond.reporting.page import compose, render_report, sections_of
@@ -259,3 +260,9 @@ def test_every_section_has_its_words(run):
     for part in sections_of(run):
         assert all((part.blocks, part.short, part.title))
         assert "{" not in part.lead
+
+
+def test_the_page_says_how_far_modelled_times_were_from_recorded_ones(tree):
+    rows = next(rows for rows in tables_of(section(tree, "method")) if "Rows predicted" in rows[0])
+    assert len(rows) == published_errors().height
+    assert [row["Regime"] for row in rows] == published_errors()["regime"].to_list()

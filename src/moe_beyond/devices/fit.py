@@ -82,6 +82,11 @@ def fit(recordings: Sequence[Recording], shape: Shape, known: Known, name: str) 
             f"{where}: recordings of several kinds (tokens or runs, with or without io_ms, overlapping or not)"
             "; fit each kind by itself"
         )
+    if known.overlap and recordings[0].overlaps:
+        raise InputError(
+            f"{where}: the engine computed while it loaded (stall_ms), so that what is fitted is what remains visible "
+            "of the link; leave --overlap out, or give recordings without overlap"
+        )
     numbers = _numbers(recordings, shape, known, where)
     intervals = _intervals(recordings, shape, known, where)
     device = Device(
