@@ -20,7 +20,11 @@ PREDICTORS = (
     ("popularity", "token", "popularity"),
 )
 """Predictors of the README's table, their horizon, and what they are called there."""
-DEVICES = {"phone_ufs": "phone, UFS flash", "laptop_nvme": "laptop, NVMe", "gpu_pcie4": "GPU, PCIe 4"}
+DEVICES = {
+    "phone_ufs": "phone, UFS flash",
+    "laptop_nvme": "laptop, NVMe (no recording)",
+    "gpu_pcie4": "GPU, PCIe 4 (no recording)",
+}
 CACHES = {
     "paper_lru": "the paper's replay, unchanged",
     "lru": "LRU, only uses renew",

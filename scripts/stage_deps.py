@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "moe_beyond"
 READ_AT_RUN_TIME = {
     "devices/device.py": "devices/profiles",
+    "devices/errors.py": "devices/errors.csv",
     "reporting/page.py": "reporting/templates",
 }
 """Files other than Python that a module reads."""

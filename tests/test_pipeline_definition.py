@@ -20,6 +20,7 @@ SHARED_SECTIONS = {"seed", "numerics", "traces"}
 DATA_OF_MODULES = {
     "moe_beyond.devices.device": "src/moe_beyond/devices/profiles",
     "moe_beyond.reporting.page": "src/moe_beyond/reporting/templates",
+    "moe_beyond.devices.errors": "src/moe_beyond/devices/errors.csv",
 }
 REST = [stage for stage in STAGES if not DVC[stage].get("always_changed")]
 
@@ -51,7 +52,7 @@ def imported(graph, stage):
     reached = reached.union(*(graph.find_upstream_modules(name) for name in reached))
     data = {ROOT / folder for module, folder in DATA_OF_MODULES.items() if module in reached}
     return {file for file in map(module_file, reached) if has_code(file)} | {
-        file for folder in data for file in folder.rglob("*") if file.is_file()
+        file for path in data for file in (path, *path.rglob("*")) if file.is_file()
     }
 
 

@@ -1,6 +1,7 @@
 """Checks every published figure: a line `NAME VALUE EXPECTED`, and reports/golden.json; exits 1 if one fails.
 
     python -m benchmarks.golden [TRACES]
+    python -m benchmarks.golden --publish-device-errors [TRACES]     # rewrite the table of modelled times' errors
 
 A known shortfall is printed with its reason and does not fail, unless the figure has come to agree: then the reason is
 out of date.
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.golden.checks import FAMILIES
+from benchmarks.golden.device_errors import device_errors
 from benchmarks.golden.recordings import TRACES
 from moe_beyond.files import write_json
 
@@ -24,9 +26,16 @@ def main() -> None:
     """Run every family."""
     parser = argparse.ArgumentParser()
     parser.add_argument("traces", nargs="?", type=Path, default=TRACES, help="folder of published traces")
-    traces = parser.parse_args().traces
+    parser.add_argument("--publish-device-errors", action="store_true", help="rewrite the table that is checked")
+    arguments = parser.parse_args()
+    traces = arguments.traces
     if not traces.is_dir():
         sys.exit(f"error: {traces}: no folder of published traces; see 'Published traces' in README.md")
+    if not (traces.parent / "recordings").is_dir():
+        sys.exit(f"error: {traces.parent / 'recordings'}: no folder of recordings; see docs/devices.md")
+    if arguments.publish_device_errors:
+        device_errors(traces.parent / "recordings").write_csv(ROOT / "src" / "moe_beyond" / "devices" / "errors.csv")
+        return
     results, failed = [], []
     for family, checks in FAMILIES.items():
         for check in checks(traces):

@@ -9,13 +9,13 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.golden.check import Check
+from benchmarks.golden.device_checks import device_checks
 from benchmarks.golden.recordings import PhoneRun, phone_run, toy
 from moe_beyond.devices.calibrate import fit_token_time
 from moe_beyond.formats import importers
@@ -41,47 +41,6 @@ CURVE_POLICIES: dict[str, Policy] = {
 PHONES = {"qwen": (4000, 74.9), "gptoss": (3000, 32.4)}
 """Recording -> MiB of its cache, and the hit rate that its engine counted, in percent."""
 SEEDS = range(10)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A figure of ours beside the published one.
-
-    Attributes:
-        name: One word.
-        value: Ours.
-        expected: The published one, or what ours may not exceed.
-        tolerance: How far off ours may be.
-        relation: Whether ours is to be equal, or at most as large.
-        shortfall: Why this one is known not to agree; empty for those that must.
-    """
-
-    name: str
-    value: float
-    expected: float
-    tolerance: float = 0.0
-    relation: Literal["equal", "at most"] = "equal"
-    shortfall: str = ""
-
-    @property
-    def agrees(self) -> bool:
-        """Whether ours is what it ought to be."""
-        if self.relation == "at most":
-            return bool(self.value <= self.expected)
-        # half a unit of the last published digit is no disagreement, nor is the float that stands for it
-        return bool(abs(self.value - self.expected) <= self.tolerance + 1e-9)
-
-    @property
-    def fails(self) -> bool:
-        """Whether something is wrong: a figure that must agree does not, or one does that was said not to."""
-        return self.agrees == bool(self.shortfall)
-
-    def __str__(self) -> str:
-        """`NAME VALUE EXPECTED`."""
-        sign = "<=" if self.relation == "at most" else ""
-        margin = f"+-{self.tolerance:g}" if self.tolerance else ""
-        verdict = f" known shortfall: {self.shortfall}" if self.shortfall else ""
-        return f"{self.name} {self.value:.10g} {sign}{self.expected:.10g}{margin}{verdict}"
 
 
 def toy_checks(traces: Path) -> Iterator[Check]:
@@ -241,4 +200,5 @@ FAMILIES: dict[str, Callable[[Path], Iterator[Check]]] = {
     "phone": phone_checks,
     "paper": paper_checks,
     "importers": importer_checks,
+    "devices": device_checks,
 }

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_beyond.cli import app
-from moe_beyond.devices.device import load_device
+from moe_beyond.devices.device import NO_RECORDING, load_device
 from moe_beyond.devices.workload import ASSUMED_DENSE
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.engine.budget import Budget
@@ -63,6 +63,7 @@ def test_describe_prints_a_table_or_json_and_help_names_every_command(trace_file
         "advise",
         "calibrate-device",
         "measure-device",
+        "fit-device",
     ):
         assert command in shown
 
@@ -213,7 +214,7 @@ def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
         assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
     # two hit rates: with any link in time, and on the device
     time = ahead.pop("time")
-    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE]
+    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE, NO_RECORDING]
     assert ahead == unlimited
     assert time["prefetches_late"] > 0
     assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]
@@ -243,7 +244,7 @@ def test_prompts_of_the_training_data_or_of_another_model_are_refused(tmp_path, 
         (("--capacity", 0), "capacity: 0 experts, chance has 48; give between 1 and 48"),
         (("--budget-mib", 0.0005), "budget: 524 bytes, the largest expert of chance has 1000; give more"),
         ((), "how large is the cache? give either --capacity in experts or --budget-mib in MiB"),
-        (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are gpu_pcie3,"),
+        (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are apple_ssd,"),
         (("--capacity", 5, "--batch", 0), "batch: 0 prompts at once; give at least 1"),
         (("--capacity", 5, "--predictor", "nowhere"), "nowhere/token_step.onnx: no such file"),
         (("--capacity", 5, "--sequential", "--device", "phone_ufs"), "a sequential replay has no clock"),
@@ -264,6 +265,16 @@ def test_advice_is_one_screen_and_one_document(trace_file, exported):
     assert len(screen.splitlines()) <= 45
     for part in ("best", "runner-up", "engines today", "Memory: ", "tokens/s", "perfect foresight"):
         assert part in screen
+
+
+def test_replay_gives_the_range_of_heat_where_a_recording_tells_it(trace_file):
+    phone, laptop = (
+        printed("replay", trace_file, *LRU, "--device", name) for name in ("phone_oneplus_15r", "laptop_nvme")
+    )
+    low_ms, high_ms = phone["time"]["ms_per_token_by_heat"]
+    assert low_ms < phone["time"]["ms_per_token"] < high_ms
+    assert (NO_RECORDING in phone["notes"], NO_RECORDING in laptop["notes"]) == (False, True)
+    assert laptop["time"]["ms_per_token_by_heat"] is None
 
 
 def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):

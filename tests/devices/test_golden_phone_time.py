@@ -5,8 +5,11 @@ import polars as pl
 import pytest
 
 from benchmarks.golden.checks import PHONES, missed_bytes_S
-from moe_beyond.devices.calibrate import calibrate, fit_token_time
+from benchmarks.golden.device_errors import QWEN
+from moe_beyond.devices.calibrate import calibrate
 from moe_beyond.devices.device import load_device
+from moe_beyond.devices.fit import Known, fit
+from moe_beyond.devices.recordings import read_recording
 from moe_beyond.devices.workload import Workload
 from moe_beyond.formats import importers
 from moe_beyond.simulator.engine.budget import Budget
@@ -57,10 +60,11 @@ def test_a_device_fitted_on_one_half_replays_the_other_within_ten_percent(tmp_pa
 
 
 def test_the_packages_phone_is_the_fitted_one():
-    run, missed_S = recorded("qwen")
-    fitted = fit_token_time(missed_S, run.metrics["wall_ms"].to_numpy())
-    device = load_device("phone_ufs")
-    assert device.link_gb_per_s == pytest.approx(fitted.link_gb_per_s, rel=0.05)
-    # what a token reads of resident weights: dense parts of each layer, and six experts
-    resident = run.dense_bytes_L.sum() + 6 * sum(run.events.metadata.expert_bytes)
-    assert device.read_ms(round(resident)) == pytest.approx(fitted.computing_ms, rel=0.05)
+    folder = ("..", "recordings", "bigmoe-on-edge", "2026-07-12")
+    recorded = [
+        read_recording(shared(*folder, f"qwen_{name}.csv"), lanes) for name, lanes in (("c2000_l2", 2), ("c4000_l4", 4))
+    ]
+    device, fitted = load_device("phone_oneplus_15r"), fit(recorded, QWEN, Known(overlap=True), "phone").device
+    for name in ("link_gb_per_s", "miss_layer_us", "admit_gb_per_s", "memory_gb_per_s", "fit_error"):
+        assert getattr(device, name) == pytest.approx(getattr(fitted, name), rel=0.01), name
+    assert (device.lanes, device.overlap) == (fitted.lanes, fitted.overlap)

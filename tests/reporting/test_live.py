@@ -42,7 +42,7 @@ def test_measured_stands_beside_modelled(section):
     assert (ours["Measured, ms per token"], ours["Modelled"]) == ("40", "36")
     assert (ours["Measured hit rate"], ours["Modelled hit rate"]) == ("37.5\u00a0%", "39.5\u00a0%")
     assert [row["that differ"] for row in (lru, ours, lossy)] == ["0", "\u2013", "3"]
-    assert "0.0250 GB/s" in section.lead and "(Laptop, NVMe)" in section.lead
+    assert "0.0250 GB/s" in section.lead and "(Laptop, NVMe (no recording))" in section.lead
 
 
 def test_findings_say_where_the_replay_is_wrong(section):

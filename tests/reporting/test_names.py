@@ -8,7 +8,11 @@ def a_new_policy(**given):
 
 
 def test_known_devices_and_splits_have_titles_and_others_are_words():
-    titles = {"laptop_nvme": "Laptop, NVMe", "test_out_of_domain": "Another domain", "my_own_device": "My own device"}
+    titles = {
+        "laptop_nvme": "Laptop, NVMe (no recording)",
+        "test_out_of_domain": "Another domain",
+        "my_own_device": "My own device",
+    }
     assert {name: label(name) for name in titles} == titles
 
 

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import TreeBuilder
 import polars as pl
 import pytest
 
+from moe_beyond.devices.errors import published_errors
 from moe_beyond.errors import InputError
 from moe_beyond.files import folder_digest
 from moe_beyond.reporting.page import compose, render_report, sections_of
@@ -184,7 +185,7 @@ def test_the_stand_in_and_a_single_split_are_said(rendered, copy):
     rewrite(copy, lambda frame: frame.filter(split="test_in_domain"))
     text = text_of(tree_of(copy))
     assert "There is one test split" in text
-    assert "Laptop, NVMe, 16 experts (10\u00a0%), same domain" in text
+    assert "Laptop, NVMe (no recording), 16 experts (10\u00a0%), same domain" in text
 
 
 def test_the_method_says_how_prefill_was_replayed_and_what_was_assumed(rendered):
@@ -264,3 +265,9 @@ def test_every_section_has_its_words(run):
     for part in sections_of(run):
         assert all((part.blocks, part.short, part.title))
         assert "{" not in part.lead
+
+
+def test_the_page_says_how_far_modelled_times_were_from_recorded_ones(tree):
+    rows = next(rows for rows in tables_of(section(tree, "method")) if "Rows predicted" in rows[0])
+    assert len(rows) == published_errors().height
+    assert [row["Regime"] for row in rows] == published_errors()["regime"].to_list()

@@ -46,7 +46,7 @@ def test_a_split_without_times_does_not_lead(copy):
     run = run_of(copy)
     assert run.splits == ["test_in_domain", "test_out_of_domain"]
     assert run.places == [("test_in_domain", "laptop_nvme"), ("test_in_domain", "phone_ufs")]
-    assert "Laptop, NVMe, 16 experts" in html_of(copy)
+    assert "Laptop, NVMe (no recording), 16 experts" in html_of(copy)
 
 
 def test_the_contenders_are_those_that_the_table_marks(run):

@@ -30,7 +30,8 @@ def sentences(run):
 def test_the_headline_leads_with_the_device(run):
     # LRU 50 * 0.95 ms at a tenth of the experts, ours 0.8 of it, the best without the predictor 0.9
     assert headline_of(run) == (
-        "Laptop, NVMe, 16 experts (10\u00a0%) in fast memory: 38 ms a token with our predictor, 9.50 ms less than LRU "
+        "Laptop, NVMe (no recording), 16 experts (10\u00a0%) in fast memory: "
+        "38 ms a token with our predictor, 9.50 ms less than LRU "
         "and 4.75 ms less than the best policy without it"
     )
 
@@ -46,7 +47,7 @@ def test_the_headline_says_where_the_predictor_does_not_win(run):
 
 def test_four_rows_decide_and_each_is_named(run):
     table = verdict_section(run).blocks[0]
-    assert table.caption == "Laptop, NVMe, 16 experts (10\u00a0%), another domain"
+    assert table.caption == "Laptop, NVMe (no recording), 16 experts (10\u00a0%), another domain"
     cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     ours = "Ours: Predictor: prefetch, predicted eviction"
     best = "Best without the predictor: Token unigram: prefetch, LRU"
@@ -70,7 +71,8 @@ def test_differences_are_paired_and_name_the_faster(run):
 
 def test_findings_are_for_the_predictor_where_it_wins(run):
     assert {
-        "Laptop, NVMe: \u22124.75 ms [\u22125,\u00a0\u22124.50] a token against the best policy without the predictor.",
+        "Laptop, NVMe (no recording): \u22124.75 ms [\u22125,\u00a0\u22124.50] a token "
+        "against the best policy without the predictor.",
         "Another domain: recall@3 of 74.0\u00a0%, Token unigram 54.0\u00a0%.",
         "The paper's replay, 16 experts: +1.4\u00a0points of hit rate against the published predictions.",
     } <= set(sentences(run)["good"])
@@ -82,9 +84,10 @@ def test_findings_are_against_it_where_it_loses(run):
     # an undecided difference is none
     assert not any("against the best policy without the predictor" in sentence for sentence in bad)
     assert {
-        "Laptop, NVMe: 50.0\u00a0% of its prefetches come late, 12.5\u00a0% are wasted.",
-        "Laptop, NVMe: it moves 90 MiB a token, LRU 90.",
-        "Laptop, NVMe: 2 of 5 lossless policies are slower than LRU, of ours Predictor: prefetch, predicted eviction.",
+        "Laptop, NVMe (no recording): 50.0\u00a0% of its prefetches come late, 12.5\u00a0% are wasted.",
+        "Laptop, NVMe (no recording): it moves 90 MiB a token, LRU 90.",
+        "Laptop, NVMe (no recording): 2 of 5 lossless policies are slower than LRU, "
+        "of ours Predictor: prefetch, predicted eviction.",
     } <= set(bad)
     loser = changed(run, against_best_ms_low=0.1, against_best_ms_high=0.3)
     assert sum("against the best policy without the predictor" in sentence for sentence in sentences(loser)["bad"]) == 2
@@ -110,7 +113,7 @@ def a_row(**values):
 
 def test_the_answer_stands_with_its_counts():
     text = pays_words(a_row(answer="yes", pays_from_gb_per_s=None))
-    assert (text.title, text.tone) == ("Laptop, NVMe, 16 experts: yes", "good")
+    assert (text.title, text.tone) == ("Laptop, NVMe (no recording), 16 experts: yes", "good")
     everything = " ".join((text.text, *text.points)).replace("\u00a0", " ").replace("\u2011", "-")
     for words in (
         "38 ms a token, charged latency included (0.200 a token, 0.0500 a layer, break-even 4.50 a token)",
@@ -155,4 +158,7 @@ def test_low_recall_needs_no_such_reason_and_the_bandwidth_is_named():
 
 def test_each_device_has_its_answer_at_the_headlines_capacity(run):
     titles = [block.title for block in pays_section(run).blocks if isinstance(block, Text)]
-    assert titles == ["Laptop, NVMe, 16 experts: only with more bandwidth", "Phone, UFS flash, 16 experts: yes"]
+    assert titles == [
+        "Laptop, NVMe (no recording), 16 experts: only with more bandwidth",
+        "Phone, UFS flash, 16 experts: yes",
+    ]

@@ -13,7 +13,7 @@ from rich.table import Table
 from moe_beyond.advisor.choice import Advice, Measured
 from moe_beyond.advisor.decisions import decisions
 from moe_beyond.advisor.one_replay import decoding
-from moe_beyond.devices.device import MILLISECONDS
+from moe_beyond.devices.device import MILLISECONDS, NO_RECORDING
 from moe_beyond.devices.workload import ASSUMED_DENSE, dense_size
 from moe_beyond.simulator.engine.results import MIB
 
@@ -150,6 +150,7 @@ def _notes(advice: Advice) -> list[str]:
         "The trace holds prefill alone; it was replayed as if it was decoded.": advice.prefill == "token_by_token",
         "The runner-up is faster on the prompts that confirm: take it, or record more to choose on.": ahead.below(0),
         "These prompts do not separate the best plan from the runner-up: take the simpler one.": indistinguishable,
+        NO_RECORDING: advice.settings.device.recording is None and advice.settings.device.fit_error is None,
         ASSUMED_DENSE: _memory(advice)["dense_size_from"] == "assumed",
         f"Up to {held} experts are held, the cache is for {slots}: what an event has just used is kept.": held > slots,
         "The best plan needs a model that was trained to choose its experts a layer earlier.": (

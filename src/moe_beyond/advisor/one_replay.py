@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_beyond.advisor.plans import CacheSize, Fetch, Plan, Split, TrainingData, parse_plan
-from moe_beyond.devices.device import LARGE_ERROR, Device
+from moe_beyond.devices.device import LARGE_ERROR, NO_RECORDING, Device
 from moe_beyond.devices.workload import ASSUMED_DENSE, MIB, Workload, dense_size
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Resamples
@@ -142,6 +142,8 @@ def replay_one(
             "resident_mib": workload.resident_bytes(meta.top_k) / MIB,
             "resident_mib_of_device": setup.device.resident_mib,
             "device_error": setup.device.fit_error,
+            "device_recording": setup.device.recording,
+            "ms_per_token_by_heat": timed.by_heat,
         }
     document["notes"] = _notes(document)
     return document
@@ -191,6 +193,7 @@ def _notes(document: dict[str, Any]) -> list[str]:
         f"The device was fitted to tokens that read {fitted or 0:.0f} MiB of resident weights, these read "
         f"{resident:.0f}: if it is the same model, correct --dense-mib.": fitted is not None
         and abs(fitted - resident) > 1,
+        NO_RECORDING: "device" in time and time["device_recording"] is None and error is None,
         f"The device's fit was {error or 0:.0%} off on tokens that it had not seen: so may this time be.": (
             (error or 0) > LARGE_ERROR
         ),

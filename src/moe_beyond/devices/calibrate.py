@@ -1,6 +1,6 @@
 """A device fitted to a recording: the bytes that each token of a real one read, and the time it took.
 
-Shape suffix: S decode steps.
+Shape suffixes: S decode steps, P parameters.
 """
 
 from __future__ import annotations
@@ -56,13 +56,19 @@ def fit_token_time(missed_bytes_S: npt.NDArray[np.int64], wall_ms_S: npt.NDArray
         wall_ms_S: How long it took.
     """
     columns = np.stack([np.ones(len(wall_ms_S)), missed_bytes_S / 1e9], axis=1)
+    line = least_absolute(columns, wall_ms_S)
+    return TokenTime(float(line[0]), float(line[1]), float((wall_ms_S - columns @ line).mean()))
+
+
+def least_absolute(columns_SP: npt.NDArray[np.float64], wall_ms_S: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Coefficients of the columns, float64 [P], with the least absolute error."""
     weights_S = np.ones(len(wall_ms_S))
     for _ in range(_ROUNDS):
         # squares weighted by one over the error are the error itself
         root_S = np.sqrt(weights_S)
-        line, *_ = np.linalg.lstsq(columns * root_S[:, None], wall_ms_S * root_S, rcond=None)
-        weights_S = 1 / np.maximum(np.abs(columns @ line - wall_ms_S), _NEGLIGIBLE_MS)
-    return TokenTime(float(line[0]), float(line[1]), float((wall_ms_S - columns @ line).mean()))
+        line, *_ = np.linalg.lstsq(columns_SP * root_S[:, None], wall_ms_S * root_S, rcond=None)
+        weights_S = 1 / np.maximum(np.abs(columns_SP @ line - wall_ms_S), _NEGLIGIBLE_MS)
+    return np.asarray(line)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
@@ -17,6 +17,7 @@ from moe_beyond.settings import Settings
 MILLISECONDS = 1e3
 LARGE_ERROR = 0.1
 """A fit's error from which on something beside loading and computing decides."""
+NO_RECORDING = "No recording backs this device: how far its times are off is not known."
 Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 
 
@@ -42,15 +43,41 @@ class Device(Settings):
     token_overhead_us: float = Field(default=0.0, ge=0)
     """Time of a token outside its layers: embedding, output head, choosing the next token. Nothing is prefetched in it:
     the next token is not known yet."""
+    miss_layer_us: float = Field(default=0.0, ge=0)
+    """Time that a layer waits beside its loads where it loads anything: handing over requests, synchronisation."""
+    admit_gb_per_s: float | None = Field(default=None, gt=0)
+    """Bandwidth at which the processor copies a loaded expert into the cache; null: it is read right into it."""
+    overlap: bool = False
+    """Whether a layer's experts compute, one after another, while others of it still load."""
+    miss: Literal["load", "compute", "sooner"] = "load"
+    """What becomes of a missing expert: it is loaded and then computed; or the host's processor computes it from slow
+    memory, beside the accelerator, and it is copied in the background; or whichever is done sooner."""
+    cpu_gb_per_s: float | None = Field(default=None, gt=0)
+    """Bandwidth at which the host's processor reads the missing experts that it computes."""
+    fault_gb_per_s: float | None = Field(default=None, gt=0)
+    """Bandwidth at which page faults bring dense weights that do not stay in memory, all of them for each token; null:
+    they stay."""
     predictor_slowdown: float = Field(default=1.0, gt=0)
     """How many times longer the predictor takes on this device's processor than on the one that export timed it on."""
     predictor_slowdown_source: str = "assumed: as fast as the processor that export timed the predictor on"
     fit_error: float | None = Field(default=None, ge=0)
-    """Of a device fitted to a recording: by which share a fit to its first half missed the mean time of the second."""
+    """Of a device fitted to recordings: by which share a fit to one part of them missed the mean time of the rest."""
+    recording: str | None = None
+    """Repository, commit, file and date of what it was fitted to; null: no recording backs it."""
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Fitted number -> its 95 % interval, from drawing the recording's tokens, or its runs, again."""
+    heat_range: tuple[float, float] | None = None
+    """Fastest and slowest recorded runs of one configuration, over their mean: what heat alone changes."""
     resident_mib: float | None = Field(default=None, gt=0)
     """Of such a device: MiB of resident weights that a token of the recording read, experts and dense parts."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Fast memory for weights, of which the cache is a part; null where it is not known."""
+
+    @model_validator(mode="after")
+    def _computes_with_a_known_bandwidth(self) -> Device:
+        if self.miss != "load" and self.cpu_gb_per_s is None:
+            raise ValueError(f"miss: {self.miss} needs cpu_gb_per_s")
+        return self
 
     def transfer_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes.
@@ -62,6 +89,18 @@ class Device(Settings):
     def read_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the processor reads this many resident bytes."""
         return num_bytes / (self.memory_gb_per_s * 1e9) * MILLISECONDS
+
+    def admit_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds in which the processor copies this many loaded bytes into the cache."""
+        return num_bytes / ((self.admit_gb_per_s or np.inf) * 1e9) * MILLISECONDS
+
+    def cpu_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds in which the host's processor computes experts of this many bytes that are missing."""
+        return num_bytes / ((self.cpu_gb_per_s or np.inf) * 1e9) * MILLISECONDS
+
+    def dense_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds in which the processor reads this many dense bytes, from memory or by page faults."""
+        return num_bytes / ((self.fault_gb_per_s or self.memory_gb_per_s) * 1e9) * MILLISECONDS
 
 
 def known_devices() -> list[str]:
@@ -90,7 +129,9 @@ def load_device(name: str) -> Device:
 
 def dump_device(device: Device) -> str:
     """The YAML of a device, as `load_device` reads it."""
-    return yaml.safe_dump(device.model_dump(exclude={"name"}, exclude_none=True), sort_keys=False, width=100)
+    return yaml.safe_dump(
+        device.model_dump(mode="json", exclude={"name"}, exclude_none=True), sort_keys=False, width=100
+    )
 
 
 def _parse(name: str, text: str, where: str) -> Device:

@@ -65,7 +65,7 @@ class Workload:
             experts_N: Distinct experts that each event uses.
             device: Its processor.
         """
-        dense_ms_L = device.read_ms(self.dense_bytes_L.astype(np.float64)) + device.layer_overhead_us / 1e3
+        dense_ms_L = device.dense_ms(self.dense_bytes_L.astype(np.float64)) + device.layer_overhead_us / 1e3
         expert_ms_L = device.read_ms(self.expert_bytes_L.astype(np.float64))
         return dense_ms_L[layer_N], expert_ms_L[layer_N] * experts_N
 

@@ -64,6 +64,9 @@ def test_no_lossless_policy_decodes_a_token_faster(data, device, lookahead, seed
     events, slots = events_of(trace), data.draw(capacities_of(trace))
     if not events.is_decode_S.any():
         return
+    misses = {"miss": data.draw(st.sampled_from(["load", "compute", "sooner"])), "cpu_gb_per_s": 1e-3}
+    beside = {"miss_layer_us": 2.0, "admit_gb_per_s": 1e-3, "overlap": data.draw(st.booleans())}
+    device = device.model_copy(update=data.draw(st.sampled_from([{}, misses, beside, misses | beside])))
     workload = Workload.of(trace.metadata, lookahead)
     bound = bound_of(events, slots, device, workload, overrun=overrun)
     prefetches = [prefetching(trace, seed), replace(prefetching(trace, seed, layers=True), layer_step_ms=layer_step_ms)]

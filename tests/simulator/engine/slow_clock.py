@@ -14,6 +14,14 @@ after another. An event has four parts, and the link prefetches during each:
    difference; where the layer step takes longer, the link prefetches for the difference.
 4. The experts compute, one after another. The requests known when the router had chosen count from here on.
 
+**Misses.** Loading the first missing expert of an event may take a time of its own beside the transfer, and the
+processor may copy each into the cache before it computes it. Instead of being loaded, a missing expert may be computed
+by the host's processor, which begins when the layer step has ended and works beside all else: of the missing experts,
+in order, each is loaded unless the host would be done sooner with it. What the host has computed is copied in the
+background, ahead of prefetches; a step begins when the copies of the one before are done, and waits for them after
+its token step. With overlap the experts compute while others of the event load; the last that is waited for computes
+when it is there.
+
 **Prefetch requests.** A request names experts for one coming event, each with a priority, the most wanted first. It
 replaces an earlier request for the same event; what of that is loaded, or under way, stays. With a lookahead of H no
 request counts earlier than before the event that lies H events ahead of its own.
@@ -52,8 +60,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.timed_loop import Times
+from moe_beyond.simulator.engine.timed_loop import Misses, Times
 from moe_beyond.simulator.engine.usage import HIT, LATE, MISSED, PREFETCHED
 from moe_beyond.simulator.policies.prefetch import Prefetch
 from moe_beyond.simulator.schedule.events import Events
@@ -173,6 +183,10 @@ class _Replay:
         self.units_of, self.group_of = case.budget.units_M.tolist(), case.budget.group_M.tolist()
         self.transfer_ms = [0.0] * len(self.layer_of) if times is None else times.transfer_VM[0].tolist()
         self.compute_ms = [0.0] * len(self.layer_of) if times is None else times.read_VM[0].tolist()
+        misses = Misses.loaded(np.array([self.transfer_ms])) if times is None or times.misses is None else times.misses
+        self.load_ms, self.cpu_ms, self.admit_ms = (of[0].tolist() for of in misses[:3])
+        self.first_load_ms, self.overlap = misses.layer_ms, misses.overlap
+        self.owed_ms = 0.0  # copies in the background
         # of each group
         self.budgets = case.budget.budget_G.tolist()
         self.records = [Record() for _ in self.members]
@@ -205,6 +219,9 @@ class _Replay:
         self.start_event()
 
         self.prefetch_for(self.token_step_ms[event])
+        copying_ms = 0.0
+        if event > 0 and self.steps[event] != self.steps[event - 1]:
+            copying_ms, self.owed_ms = self.owed_ms, 0.0
 
         self.read_scores()
         self.add_requests(known=2 * event)
@@ -212,17 +229,19 @@ class _Replay:
 
         self.routed = self.layers[event]
         self.waiting.pop(event, None)
-        loading_ms = self.access_members()
+        loading_ms, accelerator_ms, last_ms, host_ms = self.access_members()
         self.keep_budget()
         self.prefetch_for(self.layer_step_ms[event] - loading_ms)
 
         self.add_requests(known=2 * event + 1)
-        experts_ms = sum(self.compute_ms[expert] for expert in self.members[event])
-        self.prefetch_for(experts_ms)
+        all_loaded_ms = max(0.0, loading_ms - self.layer_step_ms[event])  # as what follows, from the layer step's end
+        first_ms = min(all_loaded_ms, accelerator_ms - last_ms) if self.overlap else 0.0
+        done_ms = max(all_loaded_ms + accelerator_ms - first_ms, host_ms)
+        self.prefetch_for(done_ms - all_loaded_ms)
 
-        record.stall_ms = max(0.0, loading_ms - self.layer_step_ms[event])
+        record.stall_ms = copying_ms + all_loaded_ms - first_ms
         steps_ms = self.token_step_ms[event] + self.layer_step_ms[event]
-        record.time_ms = steps_ms + self.dense_ms[event] + record.stall_ms + experts_ms
+        record.time_ms = copying_ms + steps_ms + self.dense_ms[event] + done_ms
 
     def start_event(self) -> None:
         self.own = set()
@@ -244,6 +263,7 @@ class _Replay:
         self.resident.clear()
         self.waiting.clear()
         self.under_way = None
+        self.owed_ms = 0.0
         self.past = Past(self.layer_of, scores=self.past.scores)
 
     def read_scores(self) -> None:
@@ -259,23 +279,35 @@ class _Replay:
 
     # accesses
 
-    def access_members(self) -> float:
-        """Returns how long loading takes."""
-        loading_ms = 0.0
+    def access_members(self) -> tuple[float, float, float, float]:
+        """Returns how long loading takes, computing here, here with the last expert waited for, and on the host."""
+        loading_ms = here_ms = last_ms = host_ms = 0.0
+        any_load = False
         for expert in self.members[self.event]:
             outcome = self.outcome_of(expert)
             self.records[self.event].outcomes.append(outcome)
+            own_ms = self.compute_ms[expert]
             if outcome == LATE:
                 loading_ms += self.rest_ms
                 self.under_way = None
+                last_ms = own_ms
             if outcome == MISSED:
-                loading_ms += self.transfer_ms[expert]
+                loaded_at = loading_ms + (0.0 if any_load else self.first_load_ms) + self.load_ms[expert]
+                if host_ms + self.cpu_ms[expert] < loaded_at:
+                    host_ms += self.cpu_ms[expert]
+                    self.owed_ms += self.transfer_ms[expert]
+                    own_ms = 0.0
+                else:
+                    loading_ms, any_load = loaded_at, True
+                    own_ms += self.admit_ms[expert]
+                    last_ms = own_ms
                 self.records[self.event].demand_bytes += self.bytes_of[expert]
                 self.admit(expert)
                 self.loaded.add(expert)
             self.use(expert)
+            here_ms += own_ms
         self.own = set(self.members[self.event])
-        return loading_ms
+        return loading_ms, here_ms, last_ms, host_ms
 
     def outcome_of(self, expert: int) -> int:
         if expert == self.under_way:
@@ -302,6 +334,9 @@ class _Replay:
     # the link
 
     def prefetch_for(self, time_ms: float) -> None:
+        copied_ms = min(self.owed_ms, max(0.0, time_ms))
+        self.owed_ms -= copied_ms
+        time_ms -= copied_ms
         while time_ms > 0:
             if self.under_way is None and not self.begin_prefetch():
                 return

@@ -15,7 +15,7 @@ from moe_beyond.simulator.engine.cache import NUM_COUNTERS
 from moe_beyond.simulator.engine.policy import Prefetches
 from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
-from moe_beyond.simulator.engine.timed_loop import Times, just_in_time, run
+from moe_beyond.simulator.engine.timed_loop import Misses, Times, just_in_time, run
 from moe_beyond.simulator.engine.usage import MISSED, NUM_LOSSES, PREFETCHED
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
@@ -186,8 +186,18 @@ def draw_times(events, random):
         limit = random.choice(most)
         return np.array([random.randint(0, limit) / 4 for _ in range(events.num_events)])
 
+    transfer_VM = random.choice([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, LONGER_THAN_A_LAYER_MS]) * size_M[None]
+    misses = Misses(
+        load_VM=random.choice([transfer_VM, transfer_VM / 2, np.full_like(transfer_VM, np.inf)]),
+        cpu_VM=random.choice([0.25, 1.0, 4.0]) * size_M[None],
+        admit_VM=random.choice([0.0, 0.25]) * size_M[None],
+        layer_ms=random.choice([0.0, 1.5]),
+        overlap=random.random() < 0.5,
+    )
+    only_load = misses._replace(load_VM=transfer_VM, cpu_VM=np.full_like(transfer_VM, np.inf))
     return Times(
-        transfer_VM=random.choice([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, LONGER_THAN_A_LAYER_MS]) * size_M[None],
+        transfer_VM=transfer_VM,
+        misses=random.choice([None, None, only_load, misses]),
         read_VM=random.choice([0.0, 0.25, 0.5, 1.0]) * size_M[None],
         token_step_N=quarters(0, 4, 20),
         layer_step_N=quarters(0, 4, 20, 60),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.golden.checks import FAMILIES, Check
+from benchmarks.golden.check import Check
+from benchmarks.golden.checks import FAMILIES
 from tests.phone_traces import shared
 
 

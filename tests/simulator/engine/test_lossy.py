@@ -81,7 +81,7 @@ def test_what_is_done_without_equals_the_slow_reference(data):
 def test_with_a_clock_what_is_skipped_takes_no_time_and_what_is_small_little():
     trace = make_trace(3, num_layers=3, num_experts=9, lengths=(60,), prefill=(0,), expert_bytes=(10**7,) * 3)
     events, budget = events_of(trace), Budget.slots(trace.metadata, 5)
-    device, workload = load_device("phone_ufs"), Workload.of(trace.metadata, 2)
+    device, workload = load_device("laptop_nvme"), Workload.of(trace.metadata, 2)
     lossy = timed_replay(events, ByShare(), budget, device, workload)
     lossless = timed_replay(events, Lru(), budget, device, workload)
     assert lossy.ms_per_token < lossless.ms_per_token

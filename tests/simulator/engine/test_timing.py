@@ -64,6 +64,18 @@ def test_without_prefetches_a_step_is_prediction_computing_and_waiting(data, dev
         assert charged == pytest.approx((policy.token_step_ms, policy.layer_step_ms))
 
 
+@given(data=st.data(), device=DEVICES, overlap=st.booleans(), keep_warm=st.booleans())
+def test_the_shortcut_also_knows_what_a_miss_takes_beside_its_bytes(data, device, overlap, keep_warm):
+    trace = data.draw(traces())
+    events, budget = events_of(trace), Budget.slots(trace.metadata, data.draw(capacities_of(trace)))
+    device = device.model_copy(update={"miss_layer_us": 900.0, "admit_gb_per_s": 7.0, "overlap": overlap})
+    workload, plain = Workload.of(trace.metadata, 2), replay(events, Lru(), budget, keep_warm=keep_warm)
+    timed = timed_replay(events, Lru(), budget, device, workload, keep_warm=keep_warm)
+    short = time_on_demand(prepare(events, Lru(), keep_warm=keep_warm), plain, device, workload)
+    for name in ("step_ms_S", "stall_ms_S"):
+        np.testing.assert_allclose(getattr(short, name), getattr(timed, name), err_msg=name, atol=1e-9)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 @given(data=st.data(), device=DEVICES, seed=st.integers(0, 99))
 def test_ratios_are_those_of_decoded_tokens_by_prompt(batch, data, device, seed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from moe_beyond.devices.errors import published_errors
 from moe_beyond.reporting.blocks import Block, Section, Text, facts, folded, section, table
 from moe_beyond.reporting.columns import cells
 from moe_beyond.reporting.names import label
@@ -43,4 +44,6 @@ def method_section(run: Run) -> Section:
     blocks: list[Block] = [
         Text("", tuple(point.format(**assumed) for point in sentences), title) for title, sentences in points.items()
     ]
+    if run.devices:
+        blocks.append(table("How far modelled time is from measured", published_errors(), cells("device_errors")))
     return section("method", [*blocks, *folded("Parameters", [facts("Parameters", run.parameters)])])

@@ -50,6 +50,9 @@ def time_bound(
     tokens = int(events.prompt_tokens_PF[:, 1].sum())
     decode_N = events.is_decode_S[events.step_N]
     dense_N, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
+    if device.cpu_gb_per_s is not None:
+        # at best both processors share the experts
+        experts_N *= device.memory_gb_per_s / (device.memory_gb_per_s + device.cpu_gb_per_s)
     compute_ms = float((dense_N + experts_N)[decode_N].sum())
     slots = min(slots, len(curve.hits_D) - 1)
     # what prefills load may serve decoding too
@@ -62,8 +65,9 @@ def time_bound(
         loads = max(0, loads - int(again_A.sum()))
     decode_accesses = int(curve.accesses_F[1])
     smallest_mib = int(workload.expert_bytes_L.min()) / 2**20
+    loading_ms = workload.least_transfer_ms(loads, device) if device.miss == "load" else 0.0
     return TimeBound(
-        ms_per_token=max(compute_ms, workload.least_transfer_ms(loads, device)) / tokens,
+        ms_per_token=max(compute_ms, loading_ms) / tokens,
         compute_ms_per_token=compute_ms / tokens,
         hit_rate=1 - loads / decode_accesses,
         mib_per_token=loads * smallest_mib / tokens,

@@ -7,6 +7,9 @@ all are there, the experts compute. While the processor works the link prefetche
 highest priority first. A prefetch that has not begun when its layer's router has chosen is dropped; one under way is
 waited for.
 
+Missing experts may be computed by the host's processor instead: beside the accelerator, from the end of the layer step
+on. They are copied in the background, ahead of prefetches; the next step begins when all copies are done.
+
 A layer step of a predictor keeps the processor between router and experts, while demand is loading. A prefetch without
 space in the cache waits until the next event, when something may be evicted.
 
@@ -16,6 +19,9 @@ In detail:
   of the predictor, and the experts. The link prefetches in each of them, in the third only in what is left of it when
   demand has loaded. A prefetch begins only while time is left in the part, and has its place in the cache from then on;
   it is counted for the event in which it begins.
+- Of an event's missing experts, in order, each is loaded if its load would be done no later than the host's processor
+  would be with it, counting from the end of those before it. With overlap the experts compute while others load, but
+  not the last one that is waited for.
 - Requests known before an event count from the end of its token step on, those known when its router has chosen from
   the end of its layer step on. Until the token step has ended the link prefetches by earlier requests, and ranks read
   the scores of the step before.
@@ -112,7 +118,7 @@ _RESULT: Any = t.Tuple((_I8_2, _F8_2, _I4, _F8, _F8, t.int8[::1], _I4, _I4))
 _DEMAND: Any = (t.FunctionType(DEMAND), t.boolean[::1], _F4)
 _REQUESTS: Any = (_I8, _I8, _I8, _I4, _F4)
 _UNITS: Any = (_I8_2, _I8, _I8)
-_TIMES: Any = (_F8_2, _F8_2, _F8, _F8, _F8)
+_TIMES: Any = (_F8_2, _F8_2, _F8, _F8, _F8, _F8_2, _F8_2, _F8_2, t.float64, t.boolean)
 
 
 @compiled(
@@ -150,6 +156,11 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     token_step_ms_N: F64,
     layer_step_ms_N: F64,
     dense_ms_N: F64,
+    load_ms_VM: F64,
+    cpu_ms_VM: F64,
+    admit_ms_VM: F64,
+    miss_layer_ms: float,
+    overlap: bool,
 ) -> tuple[I64, F64, I32, F64, F64, npt.NDArray[np.int8], I32, I32]:
     """Replay all events with a clock; the arguments that `untimed_kernel.replay` has too are documented there.
 
@@ -164,13 +175,18 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         experts_X: Those experts.
         priorities_X: Their priorities, falling within a request.
         units_VM: What each expert takes of its budget at each precision.
-        transfer_ms_VM: Milliseconds that the link needs for each expert.
+        transfer_ms_VM: Milliseconds that the link needs to prefetch each expert, or to copy it in the background.
         read_ms_VM: Milliseconds that the processor needs to use it.
         token_step_ms_N: Time before an event in which the predictor works; only what was requested earlier is
             prefetched.
         layer_step_ms_N: Time between an event's router and its experts in which the predictor works; demand loads
             meanwhile, and then only what was requested earlier is prefetched.
         dense_ms_N: Time of the event's layer before its experts are known.
+        load_ms_VM: Milliseconds that the link needs for each expert on demand, infinite: never.
+        cpu_ms_VM: Milliseconds that the host's processor needs to compute it instead, infinite: never.
+        admit_ms_VM: Milliseconds in which an expert loaded on demand is copied into the cache.
+        miss_layer_ms: Time ahead of the first load of an event.
+        overlap: Whether experts compute while others of their event load.
 
     Returns:
         Counts int64 [R, C]; router weight lost float64 [R, W]; of each event: misses int32, time and stall in
@@ -189,7 +205,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     link, requests = stepper.new_link(layer_M[-1] + 1)
     actions_I, busy_M = np.full(len(layer_M), FULL), np.full(len(layer_M), NOTHING)
     computes_I, precision_I = np.empty(len(layer_M), np.int64), np.empty(len(layer_M), np.int64)
-    remaining_ms = 0.0
+    remaining_ms, owed_ms = 0.0, 0.0
     if len(scores_SM) == 1:
         cache.set_scores(features, scores_SM[0])
     for event in range(num_events):
@@ -198,9 +214,11 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         evicted, wasted = counts_RC[row, cache.EVICTIONS], groups[cache.WASTED, 0]
         if empties_N[event]:
             stepper.empty(features, experts, groups, counts_RC, link, requests)
+            owed_ms = 0.0
         # until its router has chosen, the layer has not run: its own residents are needed at once
         at = (start, step, layer - 1, row)
-        wait_ms, expert_ms = 0.0, 0.0
+        wait_ms, expert_ms, cpu_ms, last_ms, copying_ms = 0.0, 0.0, 0.0, 0.0, 0.0
+        stall_ms, hidden_ms, begins_loading_ms = 0.0, 0.0, miss_layer_ms
         for part in range(4):
             if part == TOKEN_STEP:
                 # the prediction is not there yet, so nothing of it is requested
@@ -250,20 +268,38 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                 at = (end, step, layer, row)
                 for access in range(start, end):
                     computes, precision = computes_I[access - start], precision_I[access - start]
+                    own_ms = read_ms_VM[precision, computes] if computes >= 0 else 0.0
                     if outcome_A[access] == LATE:
                         wait_ms += under_way_ms
+                        last_ms = own_ms
                     elif outcome_A[access] >= MISSED:
-                        wait_ms += transfer_ms_VM[precision, computes]
                         misses_N[event] += 1
-                    if computes >= 0:
-                        expert_ms += read_ms_VM[precision, computes]
+                        loaded_ms = wait_ms + begins_loading_ms + load_ms_VM[precision, computes]
+                        computed_ms = cpu_ms + cpu_ms_VM[precision, computes]
+                        if loaded_ms <= computed_ms:
+                            wait_ms, begins_loading_ms = loaded_ms, 0.0
+                            own_ms += admit_ms_VM[precision, computes]
+                            last_ms = own_ms
+                        else:
+                            cpu_ms, own_ms = computed_ms, 0.0
+                            owed_ms += transfer_ms_VM[precision, computes]
+                    expert_ms += own_ms
+                waiting_ms = max(0.0, wait_ms - layer_step_ms_N[event])
+                hidden_ms = min(waiting_ms, expert_ms - last_ms) if overlap else 0.0
+                stall_ms = waiting_ms - hidden_ms
                 # demand loads first; what the predictor needs beyond that is the prefetches'
                 time_ms = layer_step_ms_N[event] - wait_ms
             else:
-                time_ms = expert_ms
+                expert_ms = max(expert_ms, cpu_ms - stall_ms)
+                time_ms = expert_ms - hidden_ms
                 for request in range(request_offsets_Z[2 * event + 1], request_offsets_Z[2 * event + 2]):
                     target, first, last = target_Q[request], offsets_Q[request], offsets_Q[request + 1]
                     stepper.add_request(experts, link, requests, experts_X, layer_N[target], target, first, last)
+            if owed_ms > 0:
+                paid_ms = min(owed_ms, max(0.0, time_ms))
+                owed_ms, time_ms = owed_ms - paid_ms, time_ms - paid_ms
+                if part == TOKEN_STEP and event > 0 and step != step_N[event - 1]:
+                    copying_ms, owed_ms = owed_ms, 0.0
             if time_ms > 0 and (link[LOADING] != NOTHING or link[FARTHEST] >= event):
                 remaining_ms = _work(
                     rank,
@@ -285,7 +321,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                     layer,
                     at,
                 )
-        stall_N[event] = max(0.0, wait_ms - layer_step_ms_N[event])
+        stall_N[event] = copying_ms + stall_ms
         time_N[event] = token_step_ms_N[event] + dense_ms_N[event] + layer_step_ms_N[event] + stall_N[event] + expert_ms
         evictions_N[event] = counts_RC[row, cache.EVICTIONS] - evicted
         wasted_N[event] = groups[cache.WASTED, 0] - wasted

@@ -6,6 +6,7 @@ Shape suffixes: N events, A accesses, M experts of the model, V precisions, Z mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +21,40 @@ from moe_beyond.simulator.jit import F64, I32
 from moe_beyond.simulator.schedule.prefetches import before
 
 
+class Misses(NamedTuple):
+    """What becomes of experts that are missing, in milliseconds.
+
+    Attributes:
+        load_VM: Loading each; infinite where nothing is loaded on demand.
+        cpu_VM: Computing it on the host's processor instead, beside the accelerator; infinite where it never is.
+        admit_VM: Copying into the cache what was loaded on demand, before it computes.
+        layer_ms: Ahead of the first load of an event.
+        overlap: Whether experts compute while others of their event load.
+    """
+
+    load_VM: F64
+    cpu_VM: F64
+    admit_VM: F64
+    layer_ms: float = 0.0
+    overlap: bool = False
+
+    @classmethod
+    def loaded(cls, transfer_VM: F64) -> Misses:
+        """Each is loaded, and nothing takes time beside that."""
+        return cls(transfer_VM, np.full_like(transfer_VM, np.inf), np.zeros_like(transfer_VM))
+
+
 @dataclass(frozen=True)
 class Times:
     """How long everything takes, in milliseconds.
 
     Attributes:
-        transfer_VM: Loading each expert at each precision.
+        transfer_VM: Prefetching each expert at each precision, or copying it when it has been computed elsewhere.
         read_VM: Computing with it.
         token_step_N: What a token takes outside its layers, and the predictor's token step, ahead of an event.
         layer_step_N: Its layer step, between an event's router and its experts.
         dense_N: What else an event computes, ahead of its router's choice.
+        misses: What becomes of experts that are missing; None: they take `transfer_VM`.
     """
 
     transfer_VM: F64
@@ -37,6 +62,7 @@ class Times:
     token_step_N: F64
     layer_step_N: F64
     dense_N: F64
+    misses: Misses | None = None
 
     @classmethod
     def none(cls, prepared: Prepared) -> Times:
@@ -102,6 +128,7 @@ def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times
         times.token_step_N,
         times.layer_step_N,
         times.dense_N,
+        *(times.misses or Misses.loaded(times.transfer_VM)),
     )
     replay = prepared.result(budget, counts_RC, weight_lost_RW, misses_N)
     return Run(replay, time_N, stall_N, outcome_A, evictions_N, wasted_N)

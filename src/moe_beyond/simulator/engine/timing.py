@@ -23,7 +23,7 @@ from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.replay import in_threads
 from moe_beyond.simulator.engine.results import MIB, Replay
-from moe_beyond.simulator.engine.timed_loop import Run, Times, run
+from moe_beyond.simulator.engine.timed_loop import Misses, Run, Times, run
 from moe_beyond.simulator.engine.usage import LATE
 from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.simulator.schedule.events import Events
@@ -95,6 +95,12 @@ class TimedReplay:
     def ms_per_token(self) -> float:
         """Mean time of a decoded token; 0 where nothing was decoded."""
         return self.time.value
+
+    @property
+    def by_heat(self) -> tuple[float, float] | None:
+        """`ms_per_token` of the device's fastest and slowest recorded runs; None where heat was not recorded."""
+        heat = self.device.heat_range
+        return None if heat is None else (heat[0] * self.ms_per_token, heat[1] * self.ms_per_token)
 
     @property
     def tokens_per_second(self) -> float:
@@ -178,13 +184,21 @@ def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:
     policy, events = prepared.policy, prepared.events
     bytes_VM = np.rint(np.repeat(workload.expert_bytes_L, events.metadata.num_experts) * prepared.size_VM)
     dense_N, _ = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
-    slowdown = device.predictor_slowdown
+    slowdown, load_VM = device.predictor_slowdown, device.transfer_ms(bytes_VM)
+    admit_VM, never_VM = device.admit_ms(bytes_VM), np.full(bytes_VM.shape, np.inf)
     return Times(
-        transfer_VM=device.transfer_ms(bytes_VM),
+        transfer_VM=load_VM + admit_VM,
         read_VM=device.read_ms(bytes_VM),
         token_step_N=_token_step_N(events) * (policy.token_step_ms * slowdown + device.token_overhead_us / 1e3),
         layer_step_N=_layer_step_N(events) * policy.layer_step_ms * slowdown,
         dense_N=dense_N,
+        misses=Misses(
+            load_VM=never_VM if device.miss == "compute" else load_VM,
+            cpu_VM=never_VM if device.miss == "load" else device.cpu_ms(bytes_VM),
+            admit_VM=admit_VM,
+            layer_ms=device.miss_layer_us / 1e3,
+            overlap=device.overlap,
+        ),
     )
 
 
@@ -194,15 +208,21 @@ def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload:
     Args:
         prepared: The policy; a lossless one.
         replay: What it missed.
-        device: Link and processor.
+        device: Link and processor; one that loads what is missing.
         workload: What there is to move and to compute.
     """
     events = prepared.events
     times = times_of(prepared, device, workload)
     _, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
-    transfer_ms_L = device.transfer_ms(workload.expert_bytes_L.astype(np.float64))
+    bytes_L = workload.expert_bytes_L.astype(np.float64)
+    transfer_N, admit_N = device.transfer_ms(bytes_L)[events.layer_N], device.admit_ms(bytes_L)[events.layer_N]
+    wait_N = transfer_N * replay.misses_N + device.miss_layer_us / 1e3 * (replay.misses_N > 0)
     # loads go on while the layer step runs
-    stall_N = np.maximum(0, transfer_ms_L[events.layer_N] * replay.misses_N - times.layer_step_N)
+    stall_N = np.maximum(0, wait_N - times.layer_step_N)
+    experts_N += admit_N * replay.misses_N
+    if device.overlap:
+        last_N = device.read_ms(bytes_L)[events.layer_N] + admit_N
+        stall_N -= np.minimum(stall_N, np.maximum(0, experts_N - last_N))
     time_N = times.token_step_N + times.dense_N + times.layer_step_N + stall_N + experts_N
     return _timed(prepared, device, workload, replay, time_N, stall_N, np.zeros((events.num_prompts, 2), np.int64))
 
