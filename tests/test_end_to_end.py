@@ -156,7 +156,7 @@ def test_trials_are_children_of_the_tuning_run(mlflow):
 def test_a_simulator_parameter_reruns_what_follows_it_and_makes_a_second_pipeline_run(project, mlflow):
     before = pipeline_runs(mlflow)
     done = call(project, "dvc", "exp", "run", "-S", "simulate.headline_capacity=0.25")
-    assert stages_run(done.stdout) == ["simulate", "report", "publish"]
+    assert stages_run(done.stdout) == ["simulate", "verify", "report", "publish"]
     assert stages_run(call(project, "dvc", "repro").stdout) == ["publish"]
     after = pipeline_runs(mlflow)
     assert len(after) == len(before) + 1

@@ -68,7 +68,7 @@ def test_the_first_predictor_becomes_the_champion(story):
 
 def test_a_worse_parameter_makes_a_challenger_that_is_refused_with_reasons(story):
     done = story.retrain({"train.learning_rate": 1e-6})
-    assert stages_run(done.stdout)[-5:] == ["train", "export", "simulate", "report", "publish"]
+    assert stages_run(done.stdout)[-6:] == ["train", "export", "simulate", "verify", "report", "publish"]
     assert story.aliases() == {"champion": "1", "challenger": "2"}
     tags = story.client.get_model_version(NAME, "2").tags
     assert tags["gate"] == "refused"
