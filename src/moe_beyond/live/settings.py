@@ -12,13 +12,13 @@ class VerifySettings(Settings):
 
     prompts: int = Field(default=2, ge=1)
     """Test prompts that each policy decodes on a link slowed down to the headline device's."""
-    tokens: int = Field(default=18, ge=2)
+    tokens: int = Field(default=16, ge=2)
     """Tokens of each that are decoded at most."""
-    quality_prompts: int = Field(default=5, ge=2)
+    quality_prompts: int = Field(default=4, ge=2)
     """Test prompts whose text lossy policies read beside the full model."""
     quality_prefill: int = Field(default=2, ge=1)
     """Tokens of each text that are read at once, ahead of those that are compared."""
-    quality_tokens: int = Field(default=12, ge=8)
+    quality_tokens: int = Field(default=10, ge=8)
     """Tokens of each that are compared at most."""
     lossy: tuple[str, ...] = ("hobbit", "drop_cold")
     """Lossy policies that are timed too; the quality of all of them is measured in any case."""
