@@ -1,5 +1,6 @@
 """Workflows are what their schema and a security linter allow, and their steps are those of the Makefile."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,14 @@ def test_ci_runs_the_predictor_in_the_oldest_onnxruntime_too():
     assert ".ci/run" in [step.get("run") for step in steps]
 
 
+def made(folder, *words):
+    """What a make of its own says, not one below the make that runs the tests."""
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, check=False, env=own)
+
+
 def planned(folder):
-    done = subprocess.run(["make", "-n", "repro"], cwd=folder, capture_output=True, text=True, check=False)
+    done = made(folder, "-n", "repro")
     return done.stdout + done.stderr
 
 
@@ -78,8 +85,7 @@ def test_another_python_is_refused_before_an_environment_is_made(tmp_path):
     pretend = "import sys; sys.version, sys.version_info = '3.12.1 (main)', (3, 12); exec(sys.argv[2])"
     other.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$@"\n')
     other.chmod(0o755)
-    command = ["make", ".venv/.ok", f"PYTHON={other}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = made(tmp_path, ".venv/.ok", f"PYTHON={other}")
     assert done.returncode != 0
     assert done.stderr.startswith("error: Python 3.11 is needed, found 3.12.1; install it, or name it: make PYTHON=")
     assert not (tmp_path / ".venv").exists()
