@@ -94,10 +94,17 @@ def main() -> None:
     kept = True
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         if given.only != "memory":
-            kept &= agreement(Path(folder))
+            kept &= agreement(part(folder, "small"))
         if given.only != "agreement":
-            kept &= memory(Path(folder))
+            kept &= memory(part(folder, "large"))
     sys.exit(not kept)
+
+
+def part(folder: str, name: str) -> Path:
+    """A folder of one benchmark."""
+    made = Path(folder) / name
+    made.mkdir()
+    return made
 
 
 def agreement(folder: Path) -> bool:

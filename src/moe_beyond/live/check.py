@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
@@ -113,8 +113,9 @@ def check(
 ) -> pl.DataFrame:
     """Decode a trace's tokens again under each policy, on a slowed link, and replay the trace on what was measured.
 
-    The replay's device is measured over a run of LRU: its parts, but no time of the policy in question. So no row but
-    LRU's is fitted to itself.
+    The replay's device is measured over a run of LRU: its parts. Of the policy in question it is told what its
+    predictor's steps took here, which in this interpreter is several times what a deployed one is charged; hits, loads
+    and waiting are its own. So no row but LRU's is fitted to itself.
 
     Args:
         model: In evaluation mode, its experts loaded: the full model's logits are compared with.
@@ -160,14 +161,22 @@ def check(
             real_gate=one.policy.is_lossy(events),
         )
         warm_up(model, tokenizer, starts[0], partial(offload, 1))
+        layer_ms = 0.0 if one.online is None else one.online.layer_ms
         with offload(len(starts), gb_per_s=gb_per_s) as experts:
             live = run(experts)
+        measured, times = means(table(experts.times)), decoded(experts.times)
+        policy = one.policy
+        if one.online is not None and measured["predictor_ms"]:
+            layer_ms = (one.online.layer_ms - layer_ms) / len(times)
+            steps = {"token_step_ms": measured["predictor_ms"] - layer_ms}
+            if layer_ms:
+                steps["layer_step_ms"] = layer_ms / (meta.num_layers - 1)
+            policy = replace(cast("Any", policy), **steps)
         if device is None:
             device = measured_device(experts.times, meta, store.stride, gb_per_s)
-        prepared = prepare(events, one.policy, keep_warm=True)
+        prepared = prepare(events, policy, keep_warm=True)
         workload = Workload.of(meta, lookahead, expert_mib=store.stride / MIB, dense_bytes=0)
         modelled = timed_sweep(prepared, [budget], [device], workload)[0]
-        measured, times = means(table(experts.times)), decoded(experts.times)
         lossy = one.policy.is_lossy(events)
         row: dict[str, Any] = {
             "policy": one.policy.name,

@@ -100,6 +100,8 @@ class Online:
 
     token_ms = 0.0
     """Milliseconds that its predictor has taken so far."""
+    layer_ms = 0.0
+    """The part of them between routers and experts."""
     bytes_share_M: F64 | None = None
     """Bytes of each expert as a share of the whole ones, as `ChangedDemand` has them; None: 1."""
     levels_M: I64 | None = None

@@ -42,6 +42,7 @@ class OnlinePrediction(Online):
             prediction.
         under: What another policy decides, over which this one prefetches.
         token_ms: Milliseconds that the predictor has taken so far.
+        layer_ms: The part of them between routers and experts.
     """
 
     predictor: OnnxPredictor
@@ -51,6 +52,7 @@ class OnlinePrediction(Online):
     popularity_M: F32 | None
     under: Online = field(default_factory=Online)
     token_ms: float = 0.0
+    layer_ms: float = 0.0
     _stream: Stream | None = None
     _previous_LK: npt.NDArray[np.integer] = field(default_factory=lambda: _NONE_LK)
     _rate_M: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -88,7 +90,9 @@ class OnlinePrediction(Online):
         probabilities_HE = self._stream.layer_step(layer, routing.experts_TK[0])[: last - layer]
         layers_H = layer + 1 + np.arange(len(probabilities_HE))
         requests = self._requests(routing.event + 1 + np.arange(len(layers_H)), probabilities_HE, layers_H)
-        self.token_ms += 1e3 * (perf_counter() - started)
+        took_ms = 1e3 * (perf_counter() - started)
+        self.token_ms += took_ms
+        self.layer_ms += took_ms
         return requests
 
     @override
