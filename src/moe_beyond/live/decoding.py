@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+_FEW = 3
+"""Tokens that a warm-up reads: several, as a prefill does, since code is compiled anew for arrays of one row."""
 _SWITCH_S = 2e-4
 """How long a thread may keep the interpreter from another: the link must not wait for the model's bookkeeping."""
 
@@ -182,11 +184,11 @@ def warm_up(
     Args:
         model: As for `decode`.
         tokenizer: As for `decode`.
-        prompt: Its first token alone is read.
+        prompt: Its first tokens alone are read.
         offload: Puts something before the model's experts that is of no further use.
     """
-    short = [replace(prompt, token_ids=prompt.token_ids[:1])]
-    given = [[*prompt.token_ids[:1], 0, 0]]
+    short = [replace(prompt, token_ids=prompt.token_ids[:_FEW])]
+    given = [[*prompt.token_ids[:_FEW], 0, 0]]
     with offload() as experts:
         decode(model, tokenizer, short, experts, ExtractSettings(), seed=0, given=given)
 
