@@ -41,12 +41,12 @@ from moe_beyond.capture.hooks import RoutingRecorder
 from moe_beyond.capture.models import ModelSource
 from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.settings import ExtractSettings
-from moe_beyond.live.check import Check, check
+from moe_beyond.live.check import check
 from moe_beyond.live.decoding import decode, peak_memory_mib
 from moe_beyond.live.dense_model import load_without_experts
 from moe_beyond.live.packing import pack, pack_model
 from moe_beyond.live.recording import decoded, means, table
-from moe_beyond.live.session import metadata_of, offloaded
+from moe_beyond.live.session import Case, metadata_of, offloaded
 from moe_beyond.live.store import ExpertStore, aligned_buffer
 from moe_beyond.live.verify import ours
 from moe_beyond.network.checkpoint import load_checkpoint, save_checkpoint
@@ -121,8 +121,8 @@ def agreement(folder: Path) -> bool:
         )
         width = training.metadata.top_k
         names = ("predictor_layer_prefetch_anticipate", "predictor_layer_prefetch_lru")
-        checks = [Check(*ours(predictions, predictor, name, width, 0.0)) for name in names]
-        checks.append(Check(MixtralOffloading(NextLayerMap.fit(training))))
+        checks = [Case(*ours(predictions, predictor, name, width, 0.0)) for name in names]
+        checks.append(Case(MixtralOffloading(NextLayerMap.fit(training))))
         for gb_per_s in LINKS_GB_PER_S:
             for budget in BUDGETS:
                 found = check(

@@ -1,20 +1,17 @@
 """The live check: a right replay differs in nothing, a wrong one is found out, lossy policies are told apart."""
 
-from dataclasses import replace
-
 import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond.errors import InputError
-from moe_beyond.live.check import Check, check, held_out_texts, metrics, texts_of
+from moe_beyond.live.check import check, metrics
+from moe_beyond.live.session import Case
 from moe_beyond.simulator.policies.catalogue import build
 from moe_beyond.simulator.policies.on_demand import LayerLru
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.policies.static import StaticPopularity
 from moe_beyond.simulator.schedule.events import events_of
 from tests.live.live_case import LiveCase
-from tests.traces_of_chance import chance_trace
 
 GB_PER_S = 0.002
 
@@ -32,7 +29,7 @@ def checked(case, *checks):
 
 
 def test_on_demand_the_replay_is_right_about_every_event(case):
-    rows = checked(case, Check(LayerLru()), Check(build("mixtral_offloading", case.trace, PolicySettings())))
+    rows = checked(case, Case(LayerLru()), Case(build("mixtral_offloading", case.trace, PolicySettings())))
     assert list(rows) == ["lru", "layer_lru", "mixtral_offloading"], "LRU first, unasked"
     for row in rows.values():
         assert not row["lossy"] and row["greatest_logit_difference"] < 1e-5
@@ -53,36 +50,15 @@ def test_on_demand_the_replay_is_right_about_every_event(case):
 def test_decisions_other_than_the_replay_s_are_found_out(case):
     score_M = np.arange(case.meta.num_model_experts, dtype=np.float32)
     online = StaticPopularity(-score_M).online(case.meta)
-    (row,) = list(checked(case, Check(StaticPopularity(score_M), online)).values())[1:]
+    (row,) = list(checked(case, Case(StaticPopularity(score_M), online)).values())[1:]
     assert row["events_that_differ"] > 0
     assert row["hit_rate"] != row["modelled_hit_rate"]
     assert row["greatest_logit_difference"] < 1e-5
 
 
 def test_a_lossy_policy_is_marked_and_changes_the_logits(case):
-    row = checked(case, Check(build("drop_cold", case.trace, PolicySettings())))["drop_cold"]
+    row = checked(case, Case(build("drop_cold", case.trace, PolicySettings())))["drop_cold"]
     assert row["lossy"] and row["greatest_logit_difference"] > 1e-2
-
-
-def test_a_trace_that_cannot_be_decoded_again_is_refused(case):
-    with pytest.raises(InputError, match="the trace holds no token ids"):
-        texts_of(replace(case.trace, token_ids_T=None))
-    nothing_decoded = np.diff(case.trace.prompt_offsets).astype(np.int32)
-    with pytest.raises(InputError, match="prompt p0: has no prefill or no decoded token"):
-        texts_of(replace(case.trace, num_prefill_P=nothing_decoded))
-
-
-def test_held_out_texts_are_the_prompts_own():
-    trace = chance_trace(12)
-    texts = held_out_texts(trace, 3, 2, 9)
-    long = [row for row, prefill in enumerate(trace.num_prefill_P) if prefill >= 2 + 8][:3]
-    assert [text.prompt_id for text in texts] == [trace.prompt_ids[row] for row in long]
-    for row, text in zip(long, texts, strict=True):
-        start = int(trace.prompt_offsets[row])
-        length = min(int(trace.num_prefill_P[row]), 2 + 9)
-        assert text.token_ids == tuple(trace.token_ids_T[start : start + length].tolist())
-    with pytest.raises(InputError, match=r"verify\.quality_prefill: no test prompt has 208 tokens; set it lower"):
-        held_out_texts(trace, 3, 200, 9)
 
 
 def test_metrics_are_of_lossless_policies_and_of_ours():

@@ -1,4 +1,4 @@
-"""Routers that are asked by themselves answer as in the model, and choose by other logits with their own weights."""
+"""Routers that run by themselves choose as in the model, and by other logits with their own weights."""
 
 import numpy as np
 import pytest
@@ -10,23 +10,21 @@ from moe_beyond.live.next_gate import NextGate
 from tests.capture.tiny_models import ARCHITECTURES, tiny_model
 
 
-def asked(name):
+def gate_of(name):
     """A gate of a model's first MoE layer, hidden states, and the ids and weights that the layer gave for them."""
     model = tiny_model(name)
     layers, seen = moe_layers(model), []
-    gate = NextGate.of(model, layers)
+    gate = NextGate(model, layers)
     hook = layers[0].experts.register_forward_pre_hook(lambda _module, args: seen.append(args))
     with torch.no_grad():
         model(torch.arange(3, 20)[None], use_cache=False)
     hook.remove()
-    # as in a run: an experts module that is asked answers
-    layers[0].experts.forward = lambda _hidden, ids, weights: gate.answer(ids, weights)
     return gate, *seen[0]
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "phimoe"])
 def test_logits_choose_and_own_logits_weigh(name):
-    gate, hidden, ids, weights = asked(name)
+    gate, hidden, ids, weights = gate_of(name)
     logits = []
     with torch.no_grad():
         same = gate.choice(hidden, 0, lambda values: logits.append(values) or values)
@@ -39,7 +37,7 @@ def test_logits_choose_and_own_logits_weigh(name):
 
 
 def test_weights_of_another_choice_are_the_models_own():
-    gate, hidden, _, _ = asked("olmoe")
+    gate, hidden, _, _ = gate_of("olmoe")
     logits = []
     with torch.no_grad():
         choice = gate.choice(hidden, 0, lambda values: logits.append(values) or -values)
@@ -50,6 +48,6 @@ def test_weights_of_another_choice_are_the_models_own():
 
 
 def test_a_router_without_a_top_k_is_named():
-    gate, hidden, _, _ = asked("phimoe")
+    gate, hidden, _, _ = gate_of("phimoe")
     with torch.no_grad(), pytest.raises(InputError, match="choice cannot be changed"):
         gate.choice(hidden, 0, lambda values: values)

@@ -6,8 +6,9 @@ from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Resamples
 from moe_beyond.live.decoding import Decoded
-from moe_beyond.live.quality import Case, TokenQuality, _tail, measure
+from moe_beyond.live.quality import TokenQuality, _tail, measure
 from moe_beyond.live.quantiser import INT8, TERNARY
+from moe_beyond.live.session import Case
 from moe_beyond.simulator.policies.on_demand import Lru
 from tests.live.live_case import LiveCase
 from tests.live.test_precisions import quantise_in_place

@@ -107,9 +107,7 @@ def replay(
             samples=RESAMPLES,
             seed=seed,
         )
-        training = None if train is None else read_trace(train)
-        if training is not None:
-            routing.metadata.require_same_model(training.metadata, str(train))
+        training = _training(train, routing)
         show(replay_one(routing, setup, training, model), as_json)
 
 
@@ -151,9 +149,7 @@ def conform(
             overrun=overrun,
             seed=seed,
         )
-        training = None if train is None else read_trace(train)
-        if training is not None:
-            routing.metadata.require_same_model(training.metadata, str(train))
+        training = _training(train, routing)
         engine = engine_hits if engine_rows is None else comparison.read_rows(engine_rows, routing.metadata)
         found = comparison.conform(routing, setup, training, 0 if engine is None else engine)
         show(found, as_json)
@@ -275,6 +271,15 @@ def cache_size(capacity: int | None, budget_mib: float | None) -> CacheSize:
     if budget_mib is not None and capacity is None:
         return CacheSize(round(budget_mib * MIB), in_bytes=True)
     raise InputError("how large is the cache? give either --capacity in experts or --budget-mib in MiB")
+
+
+def _training(path: Path | None, trace: Trace) -> Trace | None:
+    """The trace that policies are fitted on, of the same model as `trace`."""
+    if path is None:
+        return None
+    training = read_trace(path)
+    trace.metadata.require_same_model(training.metadata, str(path))
+    return training
 
 
 def _predictor(directory: Path | None, trace: Trace, allow_seen: bool) -> tuple[OnnxPredictor | None, Latency]:

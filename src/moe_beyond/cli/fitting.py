@@ -10,8 +10,6 @@ import typer
 from moe_beyond.cli.common import AsJson, app, one_line_errors, read_trace, show
 from moe_beyond.errors import InputError
 
-_MIB = 2**20
-
 
 @app.command("fit-device")
 def fit_device(
@@ -41,7 +39,7 @@ def fit_device(
     from moe_beyond.devices.expected import Shape  # noqa: PLC0415
     from moe_beyond.devices.fit import Known, fit, refit_memory  # noqa: PLC0415
     from moe_beyond.devices.recordings import read_recording  # noqa: PLC0415
-    from moe_beyond.devices.workload import Workload, dense_size  # noqa: PLC0415
+    from moe_beyond.devices.workload import MIB, Workload, dense_size  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
 
     with one_line_errors():
@@ -53,14 +51,14 @@ def fit_device(
             )
         if trace is not None:
             meta = read_trace(trace).metadata
-            given = None if dense_mib is None else round(dense_mib * _MIB)
+            given = None if dense_mib is None else round(dense_mib * MIB)
             workload = Workload.of(meta, 0, dense_bytes=dense_size(meta, given, None)[0])
             sizes_L, dense = workload.expert_bytes_L, float(workload.dense_bytes_L.sum())
             shape = Shape(meta.num_layers, meta.top_k, float(sizes_L.mean()), dense)
         elif layers is None or top_k is None or expert_mib is None or dense_mib is None:
             raise InputError("which model? give --trace, or --layers, --top-k, --expert-mib and --dense-mib")
         else:
-            shape = Shape(layers, top_k, expert_mib * _MIB, dense_mib * _MIB)
+            shape = Shape(layers, top_k, expert_mib * MIB, dense_mib * MIB)
         read = [read_recording(path, lanes[i] if lanes else None) for i, path in enumerate(recordings)]
         if base is not None:
             fitted, notes = refit_memory(load_device(str(base)), read, shape, out.stem), tuple[str, ...]()

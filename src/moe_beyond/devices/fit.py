@@ -21,13 +21,13 @@ from moe_beyond.devices.calibrate import least_absolute
 from moe_beyond.devices.device import LARGE_ERROR, Device
 from moe_beyond.devices.expected import F64, Shape, expected_ms
 from moe_beyond.devices.recordings import Recording
+from moe_beyond.devices.workload import MIB
 from moe_beyond.errors import InputError
 
 _DRAWS = 100
 _LEAST_ROWS = 5
 _OTHER_REGIME = 0.25
 _PAGING = 3.0
-_MIB = 2**20
 _LEAST_SPREAD = 0.01
 _UNITS = {
     "link_gb_per_s": "GB/s of the link",
@@ -98,7 +98,7 @@ def fit(recordings: Sequence[Recording], shape: Shape, known: Known, name: str) 
         recording=known.recording,
         intervals=intervals,
         fit_error=_held_out(recordings, shape, known, where),
-        resident_mib=round((shape.dense_bytes + shape.accesses * shape.expert_bytes) / _MIB, 3),
+        resident_mib=round((shape.dense_bytes + shape.accesses * shape.expert_bytes) / MIB, 3),
         **numbers,
     )
     return Fitted(device, sum(len(one.wall_S) for one in recordings), tuple(_notes(recordings, shape, device)))
@@ -146,7 +146,7 @@ def _numbers(recordings: Sequence[Recording], shape: Shape, known: Known, where:
     gb_S = misses_S * np.concatenate([_expert_bytes_S(one, shape) for one in recordings]) / 1e9
     if np.ptp(gb_S) <= _LEAST_SPREAD * gb_S.mean():
         raise InputError(
-            f"{where}: all rows miss {gb_S.mean() * 1e9 / _MIB:.0f} MiB, so that loading and computing cannot be told "
+            f"{where}: all rows miss {gb_S.mean() * 1e9 / MIB:.0f} MiB, so that loading and computing cannot be told "
             "apart; add a recording that misses more or less, such as with another cache size"
         )
     if recordings[0].io_S is not None:
@@ -216,7 +216,7 @@ def _by_wall(recordings: Sequence[Recording], known: Known, misses_S: F64, gb_S:
 
 def _expert_bytes_S(recording: Recording, shape: Shape) -> F64:
     if recording.expert_mib_S is not None:
-        return recording.expert_mib_S * _MIB
+        return recording.expert_mib_S * MIB
     return np.full(len(recording.wall_S), shape.expert_bytes)
 
 
@@ -272,14 +272,10 @@ def errors_of(device: Device, recording: Recording, shape: Shape, *, admits: boo
     sizes_S = _expert_bytes_S(recording, shape)
     misses_S = recording.misses_S(shape.accesses, shape.expert_bytes)
     told_S = [
-        float(expected_ms(device, _sized(shape, size), np.array([misses]), admits=admits)[0])
+        float(expected_ms(device, replace(shape, expert_bytes=size), np.array([misses]), admits=admits)[0])
         for size, misses in zip(sizes_S, misses_S, strict=True)
     ]
     return float(np.mean(told_S) / recording.wall_S.mean() - 1)
-
-
-def _sized(shape: Shape, expert_bytes: float) -> Shape:
-    return Shape(shape.layers, shape.top_k, expert_bytes, shape.dense_bytes)
 
 
 def _notes(recordings: Sequence[Recording], shape: Shape, device: Device) -> list[str]:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from moe_beyond.devices.calibrate import LEAST_TOKENS
 from moe_beyond.errors import InputError, reason_of
 
-LEAST_TOKENS = 20
 LEAST_RUNS = 2
 _SPEEDS = ("tok_s", "decode_tok_s")
 _FAR_APART = 0.5

@@ -1,26 +1,25 @@
 """The simulator held to a running model: the same prompts decoded live under a policy, and replayed.
 
-Shape suffixes: T tokens, A accesses, N events, P prompts.
+Shape suffixes: A accesses, N events, I members of an event.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
 
-from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.devices.workload import MIB, Workload
-from moe_beyond.errors import InputError
 from moe_beyond.live.decoding import Decoded, decode, warm_up
 from moe_beyond.live.recording import decoded, hit_rate, means, measured_device, table
-from moe_beyond.live.session import offloaded
+from moe_beyond.live.session import Case, offloaded
+from moe_beyond.live.texts import texts_of
 from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.timing import timed_run, timed_sweep
 from moe_beyond.simulator.engine.usage import LATE, PREFETCHED
@@ -33,69 +32,7 @@ if TYPE_CHECKING:
     from moe_beyond.devices.device import Device
     from moe_beyond.live.offloaded import OffloadedExperts
     from moe_beyond.live.store import ExpertStore
-    from moe_beyond.simulator.engine.online import Online
-    from moe_beyond.simulator.engine.policy import Policy
     from moe_beyond.traces.schema import Trace
-
-
-_LEAST_TEXT = 8
-"""Tokens of a text beyond its prefill that are worth comparing."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A policy to run and to replay.
-
-    Attributes:
-        policy: As it is replayed, with what is charged for its predictor.
-        online: Its decisions beside the model; None: `policy.online`.
-        levels_V: As for `session.offloaded`.
-    """
-
-    policy: Policy
-    online: Online | None = None
-    levels_V: tuple[int, ...] = ()
-
-
-def texts_of(trace: Trace) -> tuple[list[EncodedPrompt], list[list[int]]]:
-    """A trace's prompts, and the token ids of each with what was decoded after it.
-
-    Raises:
-        InputError: The trace has no token ids, or a prompt of which nothing was decoded.
-    """
-    if trace.token_ids_T is None:
-        raise InputError(
-            f"{trace.metadata.model_id}: the trace holds no token ids, so it cannot be decoded again; set "
-            "extract.privacy to text or ids"
-        )
-    prompts, texts = [], []
-    for prompt, (start, end) in enumerate(itertools.pairwise(trace.prompt_offsets.tolist())):
-        prefill, name = int(trace.num_prefill_P[prompt]), trace.prompt_ids[prompt]
-        if not 0 < prefill < end - start:
-            raise InputError(f"prompt {name}: has no prefill or no decoded token; set extract.decode_tokens above 0")
-        ids = trace.token_ids_T[start:end].tolist()
-        texts.append(ids)
-        prompts.append(EncodedPrompt(name, trace.domains[prompt], held_out=True, token_ids=tuple(ids[:prefill])))
-    return prompts, texts
-
-
-def held_out_texts(trace: Trace, num_texts: int, prefill: int, num_tokens: int) -> list[EncodedPrompt]:
-    """The prompts' own text, not what a model wrote after it: of the first ones that are long enough.
-
-    Args:
-        trace: Of test prompts, with token ids.
-        num_texts: How many.
-        prefill: Tokens of each that are read first.
-        num_tokens: Tokens after them, at most.
-
-    Raises:
-        InputError: As `texts_of`; or no prompt is long enough.
-    """
-    prompts, _ = texts_of(trace)
-    enough = [prompt for prompt in prompts if len(prompt.token_ids) >= prefill + _LEAST_TEXT][:num_texts]
-    if not enough:
-        raise InputError(f"verify.quality_prefill: no test prompt has {prefill + _LEAST_TEXT} tokens; set it lower")
-    return [replace(prompt, token_ids=prompt.token_ids[: prefill + num_tokens]) for prompt in enough]
 
 
 def check(
@@ -103,7 +40,7 @@ def check(
     tokenizer: PreTrainedTokenizerBase,
     store: ExpertStore,
     trace: Trace,
-    checks: Sequence[Check],
+    cases: Sequence[Case],
     *,
     capacity_experts: int,
     lookahead: int,
@@ -122,7 +59,7 @@ def check(
         tokenizer: Its own.
         store: Its experts.
         trace: Captured from it, with token ids; of prompts that nothing was fitted on.
-        checks: Policies.
+        cases: Policies, as they are replayed: with what is charged for a predictor.
         capacity_experts: Experts that the cache holds.
         lookahead: For how many layers beyond the present one prefetches may start.
         gb_per_s: What the link is slowed down to, 10^9 bytes a second.
@@ -145,7 +82,7 @@ def check(
 
     full, meta, events, rows = run(None), trace.metadata, events_of(trace), []
     device: Device | None = None
-    for one in [Check(Lru()), *checks]:
+    for one in [Case(Lru()), *cases]:
         budget = one.policy.budget(meta, capacity_experts)
         offload = partial(
             offloaded,

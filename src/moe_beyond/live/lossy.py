@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.live.likeness import measured_substitution
 from moe_beyond.live.perturbation import fit_lexi
-from moe_beyond.live.quality import Case
+from moe_beyond.live.quantiser import INT4, WHOLE
+from moe_beyond.live.session import Case
+from moe_beyond.live.texts import whole_texts
 from moe_beyond.simulator.policies.catalogue import build
 from moe_beyond.simulator.policies.changed_models import Lexi
 from moe_beyond.simulator.policies.hobbit import Hobbit
@@ -19,8 +20,6 @@ from moe_beyond.simulator.policies.on_demand import LayerLru
 from moe_beyond.simulator.policies.substitution import Substitution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedModel
 
     from moe_beyond.live.store import ExpertStore
@@ -40,7 +39,6 @@ LOSSY = (
     "pre_moe",
     "pre_gated",
 )
-_INT4 = 16
 _READ_TOKENS = 256
 
 
@@ -61,11 +59,11 @@ def lossy_case(
         InputError: The trace lacks what the policy learns from, or the model cannot be measured.
     """
     if name == Substitution.name:
-        return Case(measured_substitution(model, _prompts(training), _READ_TOKENS))
+        return Case(measured_substitution(model, whole_texts(training), _READ_TOKENS))
     if name == Lexi.name:
         return Case(fit_lexi(model, store, seed=seed))
     if name == f"{Hobbit.name}_int4":
-        return Case(build(Hobbit.name, training, settings), levels_V=(0, _INT4), name=name)
+        return Case(build(Hobbit.name, training, settings), levels_V=(WHOLE, INT4), name=name)
     return Case(build(name, training, settings))
 
 
@@ -77,16 +75,4 @@ def all_cases(
     return [
         Case(LayerLru()),
         *(lossy_case(name, model, store, training, settings=settings, seed=seed) for name in names),
-    ]
-
-
-def _prompts(training: Trace) -> Sequence[EncodedPrompt]:
-    ids_T, offsets = training.token_ids_T, training.prompt_offsets.tolist()
-    if ids_T is None:
-        return []
-    return [
-        EncodedPrompt(name, domain, held_out=False, token_ids=tuple(ids_T[start:end].tolist()))
-        for name, domain, start, end in zip(
-            training.prompt_ids, training.domains, offsets[:-1], offsets[1:], strict=True
-        )
     ]

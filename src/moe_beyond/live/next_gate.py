@@ -31,8 +31,35 @@ if TYPE_CHECKING:
 _TOP_K = (torch.topk, torch.Tensor.topk)
 
 
-class _Chosen(Exception):  # noqa: N818 - no error: the block has chosen, and nothing more is wanted of it
-    """Ends a block's forward where it calls its experts."""
+class _Called(Exception):  # noqa: N818 - no error: the router has chosen, and nothing more is wanted
+    """Ends a forward where it calls an experts module; holds ids and weights."""
+
+
+def called_with(run: Callable[[], Any], experts: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert ids and combine weights [T, K] with which `run` calls an experts module, which then does not run.
+
+    Raises:
+        InputError: It does not call it.
+    """
+
+    def before_experts(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Called([*args, *kwargs.values()][1:3])
+
+    handle = experts.register_forward_pre_hook(before_experts, with_kwargs=True)
+    try:
+        with torch.inference_mode():
+            run()
+    except _Called as called:
+        ids_TK, weights_TK = called.args[0]
+        return ids_TK, weights_TK
+    finally:
+        handle.remove()
+    raise InputError(f"{type(experts).__name__}: is not called by its layer; this model cannot be served from a store")
+
+
+def block_of(model: nn.Module, layer: MoELayer) -> nn.Module:
+    """The module that holds a layer's router and experts."""
+    return model.get_submodule(layer.name.rpartition(".")[0])
 
 
 class _Overridden(TorchFunctionMode):
@@ -62,23 +89,12 @@ class _Overridden(TorchFunctionMode):
 
 
 class NextGate:
-    """Asks routers.
+    """The routers of a model's MoE layers, run apart from the model's own pass."""
 
-    Attributes:
-        asks: Whether a block runs that is only asked; its experts module then calls `answer`.
-    """
-
-    def __init__(self, blocks: list[nn.Module], num_experts: int) -> None:
-        """Ask the blocks that hold router and experts, one a MoE layer."""
-        self.asks = False
-        self._blocks, self._num = blocks, num_experts
-        self._chosen: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module, layers: list[MoELayer]) -> NextGate:
-        """Of a model's MoE layers."""
-        blocks = [model.get_submodule(layer.name.rpartition(".")[0]) for layer in layers]
-        return cls(blocks, layers[0].num_experts)
+    def __init__(self, model: nn.Module, layers: list[MoELayer]) -> None:
+        """Of all MoE layers of `model`."""
+        self._blocks = [(block_of(model, layer), layer.experts) for layer in layers]
+        self._num = layers[0].num_experts
 
     def choice(self, hidden_TH: torch.Tensor, layer: int, change: Callable[[F32], F32] | None = None) -> Choice:
         """What the router of a layer (index) gives for hidden states, in its own order.
@@ -90,7 +106,7 @@ class NextGate:
                 chosen experts from its own logits. None: they stay.
 
         Raises:
-            InputError: Its block cannot be run by itself, or it is not plain where its logits or its top-k are.
+            InputError: As `called_with`; or it is not plain where its logits or its top-k are.
         """
         ids, weights = self._run(hidden_TH, layer, None if change is None else _Overridden(self._num, change=change))
         if change is not None:
@@ -100,30 +116,18 @@ class NextGate:
     def _run(
         self, hidden_TH: torch.Tensor, layer: int, overridden: _Overridden | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.asks, self._chosen = True, None
-        try:
-            with overridden or nullcontext():
-                self._blocks[layer](hidden_TH[None])
-        except _Chosen:
-            pass
-        finally:
-            self.asks = False
-        if self._chosen is None:
-            raise InputError(f"MoE layer {layer}: its router cannot be asked apart from its layer; use another policy")
+        block, experts = self._blocks[layer]
+        with overridden or nullcontext():
+            chosen = called_with(lambda: block(hidden_TH[None]), experts)
         if overridden is not None and overridden.found != 1:
             raise InputError(
                 f"MoE layer {layer}: its router has not one linear map to {self._num} experts and one top-k, so its "
                 "choice cannot be changed; use a policy that leaves it alone"
             )
-        return self._chosen
+        return chosen
 
     def experts(self, layer: int, hidden_TH: torch.Tensor) -> I32:
         """The experts that it chooses for one token, in falling order of weight, int32 [K]."""
         chosen = self.choice(hidden_TH, layer)
         ordered, _ = by_falling_weight(*map(torch.from_numpy, chosen))
         return ordered[0].numpy().astype(np.int32)
-
-    def answer(self, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
-        """Called in place of the experts."""
-        self._chosen = ids_TK, weights_TK
-        raise _Chosen

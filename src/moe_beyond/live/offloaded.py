@@ -98,8 +98,8 @@ class OffloadedExperts:
             online: The policy's decisions.
             lanes: Pieces of an expert read at once.
             gb_per_s: As for `Link`.
-            gate: Asked by policies that guess the next layer's experts or choose otherwise than their layer; None: the
-                former guess by a fitted map.
+            gate: The routers, for policies that guess the next layer's experts or choose otherwise than their layer;
+                None: the former guess by a fitted map.
         """
         self.cache, self.times = cache, list[StepTime]()
         self.outcomes: list[np.ndarray[Any, Any]] = []
@@ -177,8 +177,6 @@ class OffloadedExperts:
         self, layer: int, forward: Forward, hidden_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> torch.Tensor:
         """In place of an experts module's forward."""
-        if self._gate is not None and self._gate.asks:
-            self._gate.answer(ids_TK, weights_TK)
         routing = self._routing(layer, hidden_TH, ids_TK, weights_TK)
         if routing.decodes:
             first = layer * self._num_experts

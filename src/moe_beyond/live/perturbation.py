@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.capture.hooks import by_falling_weight
+from moe_beyond.live.next_gate import block_of, called_with
 from moe_beyond.live.pool import ExpertPool
-from moe_beyond.live.session import called_with
 from moe_beyond.simulator.policies.changed_models import LEXI_KEPT, Lexi
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def least_loss(lost_LK: F64, total: int) -> I64:
 def _lost_K(model: PreTrainedModel, store: ExpertStore, index: int, seed: int) -> F64:
     """What a layer (index) loses with 1 to K experts, float64."""
     layer = moe_layers(model)[index]
-    block = model.get_submodule(layer.name.rpartition(".")[0])
+    block = block_of(model, layer)
     draw = torch.Generator().manual_seed(seed)
     hidden_TH = torch.randn(_INPUTS, model.config.get_text_config().hidden_size, generator=draw)
     hidden_TH = hidden_TH.to(model.device, model.dtype)

@@ -1,4 +1,4 @@
-"""A slow tier with experts at several precisions: whole records, and quantised copies of them that exist as files.
+"""Experts of a store at several precisions: whole records, and quantised copies of them that exist as files.
 
 The copies of a store lie inside its folder, a store of their own for each number of levels, named `<levels>-levels`;
 they are written when they are first asked for. A load reads the copy's bytes, rounded up to 4096, and unpacks them in
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from filelock import FileLock
-from typing_extensions import override
 from xxhash import xxh3_128_hexdigest
 
 from moe_beyond.errors import InputError
@@ -35,10 +34,8 @@ from moe_beyond.live.store import (
     aligned_buffer,
     read_manifest,
 )
-from moe_beyond.live.tiers import FileTier
 
 if TYPE_CHECKING:
-    from moe_beyond.live.pool import ExpertPool
     from moe_beyond.simulator.engine.online import Online
     from moe_beyond.simulator.engine.policy import Policy
     from moe_beyond.simulator.jit import F64, I64
@@ -104,37 +101,6 @@ class Copies:
         """Close the copies, not the store."""
         for copies in self.stores.values():
             copies.close()
-
-
-class PrecisionTier(FileTier):
-    """Records and their copies. Implements `link.SlowTier`."""
-
-    def __init__(self, pool: ExpertPool, copies: Copies) -> None:
-        """Read into the slots of `pool`."""
-        super().__init__(copies.store, pool)
-        self._pool, self._copies = pool, copies
-        self._quantisers = {levels: Quantiser(copies.store.parameters, levels) for levels in copies.stores}
-
-    @override
-    def size(self, expert: int, precision: int) -> int:
-        return self._read_from(expert, precision).stride
-
-    @override
-    def read(self, expert: int, precision: int, slot: int, start: int, end: int) -> None:
-        self._read_from(expert, precision).read(expert, self._slots[slot], start, end)
-
-    @override
-    def finish(self, expert: int, precision: int, slot: int) -> None:
-        """Compare the digest, and unpack a copy. Raises InputError as the store."""
-        self._read_from(expert, precision).check(expert, self._slots[slot])
-        levels = int(self._copies.levels_VM[precision, expert])
-        if levels != WHOLE:
-            quantiser, record_N = self._quantisers[levels], self._pool.record(slot)
-            quantiser.unpack(record_N[: quantiser.nbytes].clone(), record_N)
-
-    def _read_from(self, expert: int, precision: int) -> ExpertStore:
-        levels = int(self._copies.levels_VM[precision, expert])
-        return self._copies.stores.get(levels, self._store)
 
 
 def _open_copies(store: ExpertStore, levels: int) -> ExpertStore:

@@ -25,9 +25,7 @@ from moe_beyond.capture.settings import ExtractSettings
 from moe_beyond.errors import InputError
 from moe_beyond.intervals import Interval, Ratio, Resamples, interval
 from moe_beyond.live.decoding import Decoded, decode, warm_up
-from moe_beyond.live.session import metadata_of, offloaded
-from moe_beyond.simulator.engine.online import Online
-from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.live.session import Case, metadata_of, offloaded
 from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies.on_demand import Lru
 
@@ -40,23 +38,6 @@ if TYPE_CHECKING:
 
 _RESAMPLES = 1000
 _TAIL = 0.99
-
-
-@dataclass(frozen=True)
-class Case:
-    """A policy to measure.
-
-    Attributes:
-        policy: What it does.
-        online: Its decisions; None: `policy.online`.
-        levels_V: As for `session.offloaded`.
-        name: Of its row; empty: the policy's.
-    """
-
-    policy: Policy
-    online: Online | None = None
-    levels_V: tuple[int, ...] = ()
-    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,24 @@
 """A model, its expert store and a policy, put together for one run.
 
-Shape suffixes: M experts of the model, V precisions, T tokens, K experts per token.
+Shape suffixes: M experts of the model, V precisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.errors import InputError
-from moe_beyond.live.next_gate import NextGate
+from moe_beyond.live.next_gate import NextGate, called_with
 from moe_beyond.live.offloaded import OffloadedExperts
 from moe_beyond.live.pool import ExpertPool
-from moe_beyond.live.precisions import Copies, PrecisionTier, levels_of
-from moe_beyond.live.tiers import MemoryTier
+from moe_beyond.live.precisions import Copies, levels_of
+from moe_beyond.live.tiers import FileTier, MemoryTier
 from moe_beyond.simulator.engine.stepped_cache import SteppedCache
 from moe_beyond.traces.schema import TraceMetadata
 
@@ -35,8 +36,21 @@ SPARE_SLOTS = 2
 and for one that is given up while the link still writes it."""
 
 
-class _Probed(Exception):  # noqa: N818 - no error: the first experts module has been called
-    """Ends a forward at an experts module; holds ids and weights."""
+@dataclass(frozen=True)
+class Case:
+    """A policy to run beside a model.
+
+    Attributes:
+        policy: What it does.
+        online: Its decisions; None: `policy.online`.
+        levels_V: As for `offloaded`.
+        name: Of its row in tables of quality; empty: the policy's.
+    """
+
+    policy: Policy
+    online: Online | None = None
+    levels_V: tuple[int, ...] = ()
+    name: str = ""
 
 
 def metadata_of(model: PreTrainedModel, store: ExpertStore) -> TraceMetadata:
@@ -64,28 +78,6 @@ def metadata_of(model: PreTrainedModel, store: ExpertStore) -> TraceMetadata:
         source="a running model",
         licence="that of the prompts and of the model",
     )
-
-
-def called_with(run: Callable[[], Any], experts: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expert ids and combine weights [T, K] with which `run` calls an experts module, which then does not run.
-
-    Raises:
-        InputError: It does not call it.
-    """
-
-    def on_experts(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Probed([*args, *kwargs.values()][1:3])
-
-    handle = experts.register_forward_pre_hook(on_experts, with_kwargs=True)
-    try:
-        with torch.inference_mode():
-            run()
-    except _Probed as probed:
-        ids_TK, weights_TK = probed.args[0]
-        return ids_TK, weights_TK
-    finally:
-        handle.remove()
-    raise InputError(f"{type(experts).__name__}: is not called by its layer; this model cannot be served from a store")
 
 
 @contextmanager
@@ -144,11 +136,11 @@ def offloaded(
             )
         slots = min(cache.most_residents, meta.num_model_experts) + meta.top_k + SPARE_SLOTS
         pool = ExpertPool(store.parameters, store.stride, meta.num_model_experts, slots, device=model.device)
-        gate = NextGate.of(model, layers) if real_gate else None
+        gate = NextGate(model, layers) if real_gate else None
         from_memory = in_memory or model.device.type != "cpu"
         if copies.stores and from_memory:
             raise InputError(f"policy {policy.name}: lower precisions are loaded from files, to a CPU; run it there")
-        tier: SlowTier = MemoryTier(store, pool) if from_memory else PrecisionTier(pool, copies)
+        tier: SlowTier = MemoryTier(store, pool) if from_memory else FileTier(pool, copies)
         with closing(
             OffloadedExperts(layers, pool, tier, cache, decisions, lanes=lanes, gb_per_s=gb_per_s, gate=gate)
         ) as experts:

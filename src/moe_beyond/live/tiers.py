@@ -6,30 +6,42 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moe_beyond.live.quantiser import WHOLE, Quantiser
+
 if TYPE_CHECKING:
     from moe_beyond.live.pool import ExpertPool
+    from moe_beyond.live.precisions import Copies
     from moe_beyond.live.store import ExpertStore
 
 
 class FileTier:
-    """Records of a store, as they are. Implements `link.SlowTier`."""
+    """Records and their copies, read past the page cache straight into a slot. Implements `link.SlowTier`."""
 
-    def __init__(self, store: ExpertStore, pool: ExpertPool) -> None:
-        """Read from `store` into the slots of `pool`."""
-        self._store = store
+    def __init__(self, pool: ExpertPool, copies: Copies) -> None:
+        """Read into the slots of `pool`."""
+        self._pool, self._copies = pool, copies
         self._slots = [pool.record(slot).numpy().data for slot in range(len(pool.bytes_SB))]
+        self._quantisers = {levels: Quantiser(copies.store.parameters, levels) for levels in copies.stores}
 
     def size(self, expert: int, precision: int) -> int:
-        """Bytes of a record, `stride` of the store."""
-        return self._store.stride
+        """Bytes of what is read, `stride` of its store."""
+        return self._read_from(expert, precision).stride
 
     def read(self, expert: int, precision: int, slot: int, start: int, end: int) -> None:
-        """Read a part of a record. Raises InputError as the store."""
-        self._store.read(expert, self._slots[slot], start, end)
+        """Read a part of it. Raises InputError as the store."""
+        self._read_from(expert, precision).read(expert, self._slots[slot], start, end)
 
     def finish(self, expert: int, precision: int, slot: int) -> None:
-        """Compare the record's digest. Raises InputError as the store."""
-        self._store.check(expert, self._slots[slot])
+        """Compare the digest, and unpack a copy. Raises InputError as the store."""
+        self._read_from(expert, precision).check(expert, self._slots[slot])
+        levels = int(self._copies.levels_VM[precision, expert])
+        if levels != WHOLE:
+            quantiser, record_N = self._quantisers[levels], self._pool.record(slot)
+            quantiser.unpack(record_N[: quantiser.nbytes].clone(), record_N)
+
+    def _read_from(self, expert: int, precision: int) -> ExpertStore:
+        levels = int(self._copies.levels_VM[precision, expert])
+        return self._copies.stores.get(levels, self._copies.store)
 
 
 class MemoryTier:

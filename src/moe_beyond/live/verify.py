@@ -12,9 +12,11 @@ from moe_beyond.data.splitting import SPLITS, TEST
 from moe_beyond.devices.device import load_device
 from moe_beyond.devices.workload import Workload
 from moe_beyond.errors import InputError
-from moe_beyond.live.check import Check, check, held_out_texts, metrics
+from moe_beyond.live.check import check, metrics
 from moe_beyond.live.lossy import all_cases, lossy_case
 from moe_beyond.live.quality import measure
+from moe_beyond.live.session import Case
+from moe_beyond.live.texts import held_out_texts
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.policies.anticipate import Anticipate
@@ -84,13 +86,11 @@ def verify(
         predictor, trace, events_of(trace), charge.token_step_ms, charge.layer_step_ms, popularity_LE
     )
     checks, best = [], best_that_runs(rows, training, published)
-    checks += [] if best is None else [Check(best)]
+    checks += [] if best is None else [Case(best)]
     chosen = rows.filter("ours")["policy"].to_list()
     width = prefetch_width(meta, 1, settings.prefetch_width)
-    checks += [Check(*ours(predictions, predictor, name, width, settings.prefetch_threshold)) for name in chosen]
-    for name in live.lossy:
-        case = lossy_case(name, loaded.model, experts, training, settings=published, seed=seed)
-        checks.append(Check(case.policy, case.online, case.levels_V))
+    checks += [Case(*ours(predictions, predictor, name, width, settings.prefetch_threshold)) for name in chosen]
+    checks += [lossy_case(name, loaded.model, experts, training, settings=published, seed=seed) for name in live.lossy]
     cases = all_cases(loaded.model, experts, training, settings=published, seed=seed)
     columns = (TextColumn("decoding live"), BarColumn(), MofNCompleteColumn(), TextColumn("policies"))
     with Progress(*columns) as progress:

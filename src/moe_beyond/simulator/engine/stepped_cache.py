@@ -134,26 +134,17 @@ class SteppedCache:
         """True for experts that have a place in the cache, also those whose prefetch is under way."""
         return np.asarray(self._experts[cache.PLACE] != cache.ABSENT)
 
-    @property
-    def precision_M(self) -> I64:
-        """Precision at which each expert is resident, 0 the full one, -1 where it is absent; int64."""
-        return np.asarray(self._experts[cache.PRECISION])
-
-    def begin_step(self, prompt: int, num_tokens: int, *, decodes: bool, empties: bool = False) -> None:
+    def begin_step(self, prompt: int, num_tokens: int, *, decodes: bool) -> None:
         """The model begins with one token of a prompt, or with its whole prefill.
 
         Args:
             prompt: Its number, from 0.
             num_tokens: Tokens of the step.
             decodes: Whether it is a decode step.
-            empties: Empty the cache first.
         """
         self.step += 1
         self._row, self._num_tokens = 2 * prompt + decodes, num_tokens
         self._tokens_PF[prompt, int(decodes)] += num_tokens
-        if empties:
-            self._postponed.clear()
-            stepper.empty(self._features, self._experts, self._groups, self._counts_RC, self._link, self._requests)
 
     def set_scores(self, scores_M: F32) -> None:
         """Make a row of the policy's scores readable for ranks: M values, or 2 M."""
