@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_beyond.errors import InputError
-from moe_beyond.live.texts import held_out_texts, texts_of, whole_texts
+from moe_beyond.live.texts import held_out_texts, texts_of, whole_texts, with_decoded_tokens
 from tests.traces_of_chance import chance_trace
 
 
@@ -26,6 +26,19 @@ def test_a_trace_that_cannot_be_decoded_again_is_refused():
     nothing_decoded = np.diff(trace.prompt_offsets).astype(np.int32)
     with pytest.raises(InputError, match="prompt p0: has no prefill or no decoded token"):
         texts_of(replace(trace, num_prefill_P=nothing_decoded))
+
+
+def test_prompts_that_the_model_ended_at_once_are_passed_over():
+    trace = chance_trace(12)
+    lengths = np.diff(trace.prompt_offsets)
+    ended = replace(trace, num_prefill_P=np.where(np.arange(12) % 3, trace.num_prefill_P, lengths).astype(np.int32))
+    prompts, _ = texts_of(with_decoded_tokens(ended))
+    assert [prompt.prompt_id for prompt in prompts] == [f"p{i}" for i in range(12) if i % 3]
+    # their own text is there all the same
+    longest = int(lengths[::3].argmax()) * 3
+    assert f"p{longest}" in [text.prompt_id for text in held_out_texts(ended, 12, 2, 9)]
+    with pytest.raises(InputError, match="no prompt has a prefill and a decoded token"):
+        with_decoded_tokens(replace(trace, num_prefill_P=lengths.astype(np.int32)))
 
 
 def test_held_out_texts_are_the_prompts_own():

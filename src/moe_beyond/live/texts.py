@@ -9,6 +9,8 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.errors import InputError
 
@@ -55,6 +57,21 @@ def texts_of(trace: Trace) -> tuple[list[EncodedPrompt], list[tuple[int, ...]]]:
     return prompts, texts
 
 
+def with_decoded_tokens(trace: Trace) -> Trace:
+    """The prompts that have both a prefill and decoded tokens: a model may end at once.
+
+    Raises:
+        InputError: None has.
+    """
+    decoded_P = np.diff(trace.prompt_offsets) - trace.num_prefill_P
+    found = np.flatnonzero((trace.num_prefill_P > 0) & (decoded_P > 0))
+    if not len(found):
+        raise InputError(
+            f"{trace.metadata.model_id}: no prompt has a prefill and a decoded token; set extract.decode_tokens above 0"
+        )
+    return trace.select(found)
+
+
 def held_out_texts(trace: Trace, num_texts: int, prefill: int, num_tokens: int) -> list[EncodedPrompt]:
     """The prompts' own text, not what a model wrote after it: of the first ones that are long enough.
 
@@ -65,10 +82,10 @@ def held_out_texts(trace: Trace, num_texts: int, prefill: int, num_tokens: int) 
         num_tokens: Tokens after them, at most.
 
     Raises:
-        InputError: As `texts_of`; or no prompt is long enough.
+        InputError: As `whole_texts`; or no prompt is long enough.
     """
-    prompts, _ = texts_of(trace)
-    enough = [prompt for prompt in prompts if len(prompt.token_ids) >= prefill + _LEAST_TEXT][:num_texts]
+    own = zip(whole_texts(trace), trace.num_prefill_P.tolist(), strict=True)
+    enough = [(text, length) for text, length in own if length >= prefill + _LEAST_TEXT][:num_texts]
     if not enough:
         raise InputError(f"verify.quality_prefill: no test prompt has {prefill + _LEAST_TEXT} tokens; set it lower")
-    return [replace(prompt, token_ids=prompt.token_ids[: prefill + num_tokens]) for prompt in enough]
+    return [replace(text, token_ids=text.token_ids[: min(length, prefill + num_tokens)]) for text, length in enough]

@@ -16,7 +16,7 @@ from moe_beyond.live.check import check, metrics
 from moe_beyond.live.lossy import all_cases, lossy_case
 from moe_beyond.live.quality import measure
 from moe_beyond.live.session import Case
-from moe_beyond.live.texts import held_out_texts
+from moe_beyond.live.texts import held_out_texts, with_decoded_tokens
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.policies.anticipate import Anticipate
@@ -65,7 +65,7 @@ def verify(
         and the metrics.
 
     Raises:
-        InputError: As `check`, `quality.measure`, and the fits of policies.
+        InputError: As `check`, `texts`, `quality.measure`, and the fits of policies.
     """
     published = settings.published_policies.of_seed(seed)
     training = traces.open_working(root / _SPLITS / "train")
@@ -79,7 +79,7 @@ def verify(
     gb_per_s = experts.stride / float(device.transfer_ms(float(workload.expert_bytes_L.max()))) / 1e6
 
     rows = replayed(pl.read_parquet(root / "reports/simulate/tables/on_device.parquet"), split, device.name, capacity)
-    trace = test.beginning(live.prompts, live.tokens)
+    trace = with_decoded_tokens(test).beginning(live.prompts, live.tokens)
     predictor = OnnxPredictor(root / "models/predictor")
     charge, popularity_LE = predictor.charge, Popularity.fit(training).popularity_LE
     predictions = Predictions(
