@@ -39,7 +39,7 @@ class Decoded:
         prompt_id: Its name.
         token_ids_T: int64, the prompt and what was decoded after it; the last was chosen and not read.
         num_prefill: Tokens of the prompt.
-        logits_TV: float32, of each pass's last token; empty unless they were asked for.
+        logits_TV: float32, of each pass's last token; empty unless they are kept.
     """
 
     prompt_id: str

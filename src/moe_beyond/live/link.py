@@ -1,8 +1,8 @@
 """The way from the slow tier to the slots: one load after another, demand before prefetches.
 
-A thread of its own decides nothing: it asks what to load next. It reads in pieces, so that a demand interrupts a
-prefetch that is under way, which goes on afterwards. `lanes` pieces are read at once. A bandwidth slows the link down
-to a device's: a piece is not done before such a link would have carried it.
+A thread of its own loads what the cache says is next, and decides nothing. It reads in pieces, so that a demand
+interrupts a prefetch that is under way, which goes on afterwards. `lanes` pieces are read at once. A bandwidth slows
+the link down to a device's: a piece is not done before such a link would have carried it.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ class OffloadedExperts:
         if gate is None or not step.decodes:
             return routing
         return replace(
-            routing, next_gate=partial(gate.experts, hidden_TH=hidden_TH), ask_router=partial(gate.choice, hidden_TH)
+            routing, next_gate=partial(gate.experts, hidden_TH=hidden_TH), run_router=partial(gate.choice, hidden_TH)
         )
 
     def _compute(  # noqa: PLR0917 - an event's parts

@@ -1,7 +1,7 @@
 """Experts of a store at several precisions: whole records, and quantised copies of them that exist as files.
 
 The copies of a store lie inside its folder, a store of their own for each number of levels, named `<levels>-levels`;
-they are written when they are first asked for. A load reads the copy's bytes, rounded up to 4096, and unpacks them in
+they are written when they are first needed. A load reads the copy's bytes, rounded up to 4096, and unpacks them in
 the slot. A slot holds whole weights, where an engine with kernels for them would keep the packed ones: that takes more
 memory and the time of unpacking, and changes neither bytes read nor outputs.
 

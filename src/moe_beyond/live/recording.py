@@ -29,7 +29,7 @@ def decoded(times: Sequence[StepTime]) -> list[StepTime]:
     """
     rows = [time for time in times if time.decodes]
     if not rows:
-        raise InputError("nothing was decoded, so no token has a time; ask for at least one new token")
+        raise InputError("nothing was decoded, so no token has a time; decode at least one token")
     return rows
 
 

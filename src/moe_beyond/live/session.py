@@ -109,7 +109,7 @@ def offloaded(
         lookahead: For how many layers beyond the present one prefetches may start.
         lanes: Pieces of an expert read at once.
         gb_per_s: Slow the link down to so many 10^9 bytes a second.
-        real_gate: Policies that guess the next layer's experts ask its router, not the map fitted on a trace.
+        real_gate: Policies that guess the next layer's experts run its router, not the map fitted on a trace.
         in_memory: Load experts from host memory, which must hold them all, not from files; so it is on an accelerator.
 
     Raises:

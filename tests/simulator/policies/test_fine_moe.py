@@ -44,7 +44,7 @@ def first_best(similar):
     return int(similar.argmax())
 
 
-def asked(probabilities_LE, similarity, start, end):
+def enqueued(probabilities_LE, similarity, start, end):
     """Priorities [layer][expert] of what is enqueued: experts until 1 - similarity is reached, k at least."""
     priorities = {}
     for layer in range(start, end):
@@ -57,26 +57,26 @@ def asked(probabilities_LE, similarity, start, end):
 
 
 def published(trace, stored_LE, stored_keys):
-    """What is asked for, by token: of None by its key when it starts, of l when its layer l has been routed."""
+    """What is enqueued, by token: of None by its key when it starts, of l when its layer l has been routed."""
     maps, keys, now = list(stored_LE), list(stored_keys), dense_TLE(trace)
-    asks = {}
+    expected = {}
     prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
     for token in range(trace.num_tokens):
         key, stored = trace.token_ids_T[token], np.stack(maps)
         alike = np.array([float(key == other) for other in keys])
         if token - trace.prompt_offsets[prompt_T[token]] >= trace.num_prefill_P[prompt_T[token]]:
             if alike.any():
-                asks[token, None] = asked(stored[alike.argmax()], 1.0, 0, DISTANCE)
+                expected[token, None] = enqueued(stored[alike.argmax()], 1.0, 0, DISTANCE)
             for seen in range(LAYERS):
                 start = seen + 1 + DISTANCE
                 if start < LAYERS:
                     similar = cosines(now[token, : seen + 1], stored[:, : seen + 1])
                     best = first_best(similar)
-                    asks[token, seen] = asked(stored[best], similar[best], start, LAYERS)
+                    expected[token, seen] = enqueued(stored[best], similar[best], start, LAYERS)
         near = DISTANCE / LAYERS
         place = first_best(near * alike + (1 - near) * cosines(now[token], stored))
         maps[place], keys[place] = now[token], key
-    return asks
+    return expected
 
 
 @given(seed=st.integers(0, 9999), weighted=st.booleans())
@@ -85,7 +85,7 @@ def test_every_request_is_that_of_the_public_code(seed, weighted):
     training = drawn(seed, (5, 6), (0, 0), weighted=weighted)
     trace = drawn(seed + 1, (6, 5), (3, 0), weighted=weighted)
     chosen = [0, 2, 5, 8, 10]  # evenly spread over eleven tokens
-    asks = published(trace, dense_TLE(training)[chosen], training.token_ids_T[chosen])
+    expected = published(trace, dense_TLE(training)[chosen], training.token_ids_T[chosen])
     events = events_of(trace)
     requests = FineMoe.fit(training, 5).prefetches(events)
     ours = {}
@@ -98,7 +98,7 @@ def test_every_request_is_that_of_the_public_code(seed, weighted):
         experts = (requests.experts_X[a:b] - layer * EXPERTS).tolist()
         ours[events.token_S[step], seen, layer] = dict(zip(experts, requests.priorities_X[a:b].tolist(), strict=True))
     last = {}
-    for (token, seen), by_layer in asks.items():
+    for (token, seen), by_layer in expected.items():
         for layer, priorities in by_layer.items():
             mine = ours.pop((token, seen, layer), None)
             if mine is None:

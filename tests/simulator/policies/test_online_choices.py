@@ -9,20 +9,20 @@ from moe_beyond.simulator.policies.online_choices import OnlineCachePrior, Onlin
 from moe_beyond.simulator.policies.prompt_sets import PreMoe
 
 
-def routing(layer, ask_router=None, members=(0, 1), decodes=True, experts=4):
+def routing(layer, run_router=None, members=(0, 1), decodes=True, experts=4):
     ids, shares = np.array([[member % experts for member in members]]), np.full(2, 0.5, np.float32)
-    return Routing(layer, layer, decodes, np.array(members, np.int32), shares, ids, ask_router=ask_router)
+    return Routing(layer, layer, decodes, np.array(members, np.int32), shares, ids, run_router=run_router)
 
 
 class Router:
-    """Two best of fixed logits, weighed by them; remembers which layer was asked, and the changed logits."""
+    """Two best of fixed logits, weighed by them; remembers each run: its layer and the changed logits."""
 
     def __init__(self, *logits):
-        self.logits, self.asked = np.array([logits], np.float32), []
+        self.logits, self.runs = np.array([logits], np.float32), []
 
     def __call__(self, layer, change=None):
         changed = self.logits if change is None else change(self.logits)
-        self.asked.append((layer, changed[0].tolist()))
+        self.runs.append((layer, changed[0].tolist()))
         ids = np.argsort(-changed, axis=1, kind="stable")[:, :2]
         return Choice(ids, np.take_along_axis(self.logits, ids, axis=1))
 
@@ -33,11 +33,11 @@ def test_cache_prior_raises_residents_and_the_best_by_the_mean_range():
     resident = np.array([False, False, True, False])
     # D is 4, then the mean of 4 and 2
     chosen = online.choose(routing(0, first), resident)
-    assert first.asked == [(0, [6, 3, 4, 0])]
+    assert first.runs == [(0, [6, 3, 4, 0])]
     assert chosen.experts_TK.tolist() == [[0, 2]]
     assert chosen.weights_TK.tolist() == [[4, 2]]
     online.choose(routing(0, second), resident)
-    assert second.asked == [(0, [5.5, 3.5, 4.5, 2])]
+    assert second.runs == [(0, [5.5, 3.5, 4.5, 2])]
 
 
 def test_pre_gated_computes_with_the_choice_for_the_layer_before():
@@ -47,18 +47,10 @@ def test_pre_gated_computes_with_the_choice_for_the_layer_before():
     (request,) = online.routed(routing(0, guess))
     assert (request.target, request.experts_W.tolist()) == (1, [7, 6])
     assert online.choose(routing(1, own), np.zeros(4, bool)).weights_TK.tolist() == [[3, 2]]
-    assert not own.asked
+    assert not own.runs
     assert online.routed(routing(1, own)) == []
     # the next token's first layer is its own again
     assert online.choose(routing(0, guess), np.zeros(4, bool)) is None
-
-
-def test_pre_gated_can_weigh_by_the_layers_own_router():
-    online = OnlinePreGated(num_layers=2, num_experts=4, reweighs=True)
-    online.routed(routing(0, Router(0, 1, 2, 3)))
-    chosen = online.choose(routing(1, Router(9, 7, 2, 1)), np.zeros(4, bool))
-    assert chosen.experts_TK.tolist() == [[2, 3]]
-    assert chosen.weights_TK.tolist() == [[2, 1]]
 
 
 def test_pre_moe_runs_on_the_nearest_patterns_subset_once_the_prefill_is_routed():
@@ -80,7 +72,7 @@ def test_pre_moe_runs_on_the_nearest_patterns_subset_once_the_prefill_is_routed(
 
 
 @pytest.mark.parametrize("online", [OnlineCachePrior(2, 0.2, 2), OnlinePreGated(2, 4)])
-def test_what_asks_routers_says_that_a_trace_has_none(online):
-    with pytest.raises(InputError, match="asks the model's routers"):
+def test_what_runs_routers_says_that_a_trace_has_none(online):
+    with pytest.raises(InputError, match="runs the model's routers"):
         online.choose(routing(0), np.zeros(4, bool))
         online.routed(routing(0))

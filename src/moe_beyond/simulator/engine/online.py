@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     weights_TK: F32
 
 
-class AskRouter(Protocol):
+class RunRouter(Protocol):
     """Runs the router of a layer (index) on what the present layer's has read."""
 
     def __call__(self, layer: int, change: Callable[[F32], F32] | None = None) -> Choice:
@@ -69,7 +69,7 @@ class Routing:
         experts_TK: int, ids within the layer that each of the step's tokens uses, in falling order of weight.
         next_gate: The experts, in falling order, that the router of a later layer (index) would choose for what this
             layer's router has read; None where a trace is stepped, which has no hidden states.
-        ask_router: Runs routers on it; None likewise.
+        run_router: Runs a layer's router on the same; None likewise.
     """
 
     event: int
@@ -79,13 +79,13 @@ class Routing:
     shares_I: F32
     experts_TK: npt.NDArray[np.integer]
     next_gate: Callable[[int], I32] | None = None
-    ask_router: AskRouter | None = None
+    run_router: RunRouter | None = None
 
-    def require_router(self, policy: str) -> AskRouter:
-        """`ask_router`; raises InputError where there is none."""
-        if self.ask_router is None:
-            raise InputError(f"policy {policy}: asks the model's routers; run it beside a model, with its real gates")
-        return self.ask_router
+    def require_router(self, policy: str) -> RunRouter:
+        """`run_router`; raises InputError where there is none."""
+        if self.run_router is None:
+            raise InputError(f"policy {policy}: runs the model's routers; use it beside a model, with its real gates")
+        return self.run_router
 
 
 class Request(NamedTuple):

@@ -98,11 +98,11 @@ class OnlineSeerMoe(OnlineChange):
 
     @override
     def choose(self, routing: Routing, resident_E: Bools) -> Choice | None:
-        if routing.ask_router is None:
+        if routing.run_router is None:
             return None
         first = routing.layer * len(resident_E)
         pruned_E = self._is_pruned_M[first : first + len(resident_E)]
-        return routing.ask_router(routing.layer, lambda logits_TE: np.where(pruned_E, np.float32(-np.inf), logits_TE))
+        return routing.run_router(routing.layer, lambda logits_TE: np.where(pruned_E, np.float32(-np.inf), logits_TE))
 
 
 def places_I(routing: Routing) -> I64:

@@ -113,10 +113,10 @@ class OnlinePreMoe(Online):
 
     @override
     def choose(self, routing: Routing, resident_E: Bools) -> Choice | None:
-        if self._subset_LE is None or routing.ask_router is None:
+        if self._subset_LE is None or routing.run_router is None:
             return None
         subset_E = self._subset_LE[routing.layer]
-        return routing.ask_router(routing.layer, lambda logits_TE: np.where(subset_E, logits_TE, np.float32(-np.inf)))
+        return routing.run_router(routing.layer, lambda logits_TE: np.where(subset_E, logits_TE, np.float32(-np.inf)))
 
     @override
     def keep(self, routing: Routing) -> Bools | None:
@@ -140,22 +140,16 @@ class OnlinePreGated(Online):
     Attributes:
         num_layers: MoE layers.
         num_experts: Experts in each.
-        reweighs: Only the experts are guessed: their weights are what the layer's own router gives them.
     """
 
     num_layers: int
     num_experts: int
-    reweighs: bool = False
     _scores_M: F32 | None = None
     _next: Choice | None = None
 
     @override
     def choose(self, routing: Routing, resident_E: Bools) -> Choice | None:
-        if not (self.reweighs and self._next):
-            return self._next
-        guessed_E = np.isin(np.arange(self.num_experts), self._next.experts_TK)
-        ask = routing.require_router("pre_gated")
-        return ask(routing.layer, lambda logits_TE: np.where(guessed_E, logits_TE, np.float32(-np.inf)))
+        return self._next
 
     @override
     def routed(self, routing: Routing) -> list[Request]:
