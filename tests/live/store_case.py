@@ -28,6 +28,12 @@ def file_bytes(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def pack_slowly(source, folder):
+def pack_slowly(source, folder, written):
+    """Pack; `written` is a shared number that counts the experts."""
     torch.set_num_threads(1)
-    pack(source, folder, progress=lambda _done, _total: time.sleep(0.006))
+
+    def progress(done, _total):
+        written.value = done
+        time.sleep(0.006)
+
+    pack(source, folder, progress=progress)

@@ -61,38 +61,29 @@ def test_a_record_holds_the_parameters_that_from_pretrained_loads(architecture, 
 def test_packing_killed_at_any_moment_ends_with_the_same_bytes(source, packed, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.live.store_case"])
-    folder, work, rng = tmp_path / "store", tmp_path / ".store.packing", np.random.default_rng(4)
-
-    def run_for(seconds=None):
-        """Whether the process had to be killed."""
-        process = context.Process(target=pack_slowly, args=(source, folder))
+    folder, rng = tmp_path / "store", np.random.default_rng(4)
+    partly = []  # for each time it was killed, whether experts were written
+    while len(partly) < 20:
+        written = context.Value("i", 0, lock=False)
+        process = context.Process(target=pack_slowly, args=(source, folder, written))
         process.start()
-        process.join(seconds)
-        alive = process.is_alive()
+        # each second time not before some experts are written; else it may be killed while it starts
+        least = rng.integers(1, 16) if len(partly) % 2 else 0
+        while written.value < least and process.is_alive():
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.01))
         process.kill()
         process.join()
-        return alive
-
-    def finished():
-        assert file_bytes(folder) == file_bytes(packed)
-        shutil.rmtree(folder)
-
-    run_for()  # starts the server of processes
-    finished()
-    start = time.monotonic()
-    run_for()
-    finished()
-    duration, kills, partly = time.monotonic() - start, 0, 0
-    while kills < 20:
-        killed = run_for(rng.uniform(0, duration))
-        kills += killed
-        partly += killed and (work / "store" / "experts.bin").exists()
-        if not killed:
-            finished()
+        if folder.exists():
+            assert file_bytes(folder) == file_bytes(packed)
+            shutil.rmtree(folder)
+        else:
+            records = tmp_path / ".store.packing" / "store" / "experts.bin"
+            partly.append(records.exists() and records.stat().st_size > 0)
+    assert sum(partly) >= 10
     pack(source, folder)
-    assert partly > 5
-    finished()
-    assert list(tmp_path.iterdir()) == []
+    assert file_bytes(folder) == file_bytes(packed)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 class StoppedError(Exception):

@@ -1,7 +1,8 @@
 """Refuses rows that no router wrote: an engine's empty buffers, placeholders, warm-up and profile passes.
 
 Such rows look like perfect locality. How sure one can be is counted in bits: for a router that chose K of E experts at
-random, a repetition in L layers has the chance (1 / C(E, K))^L. Shape suffixes as in `schema`.
+random, a repetition in L layers has the chance (1 / C(E, K))^L. Routers have favourites, those of small models strong
+ones: hence many more bits than chance asks for. Shape suffixes as in `schema`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from moe_beyond.errors import InputError
 if TYPE_CHECKING:
     from moe_beyond.traces.schema import Trace
 
-_SURE_BITS, _ONE_EXPERT_BITS = 64, 48
+_SURE_BITS, _ONE_EXPERT_BITS = 256, 48
 # a run of one token's repetitions can be routed alike in the middle of a text, but a text does not begin with one
 _LEADING_TOKENS = 16
 _LAYER_TOKENS = 64
