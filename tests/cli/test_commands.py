@@ -83,7 +83,7 @@ def test_an_exported_dataset_reads_as_the_trace_it_came_from(trace_file, tmp_pat
 
 def test_an_error_is_one_line_with_status_one(tmp_path):
     assert "none.parquet" in error_of("describe", tmp_path / "none.parquet")
-    assert "unknown" in error_of("import", "unknown", tmp_path, tmp_path / "out")
+    assert "unknown" in error_of("import", "unknown", tmp_path / "in", tmp_path / "out")
 
 
 def test_messages_name_the_file_that_they_speak_of(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_a_hub_dataset_has_splits_shards_and_a_card_whose_example_works(tmp_path
     trace = replace(full_trace([5, 9, 4]), held_out_P=np.array([False, True, False]), domains=("a", "b|c", "a"))
     export("hub", trace, tmp_path / "set")
     files = {f"{split}-00000-of-00001.parquet" for split in ("train", "test")}
-    assert {path.name for path in (tmp_path / "set").iterdir()} == files | {"README.md"}
+    assert {path.name for path in (tmp_path / "set").iterdir()} == files | {"README.md", ".written-by-moe-beyond"}
     text = (tmp_path / "set" / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     paths = [{"split": split, "path": f"{split}-*.parquet"} for split in ("train", "test")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_beyond.errors import InputError
+from moe_beyond.files import begins_with, check_output
 
 if TYPE_CHECKING:
     from moe_beyond.traces.schema import Trace
@@ -34,6 +35,15 @@ AllowTrainingPrompts = Annotated[
     typer.Option("--allow-training-prompts", help="Go on though the predictor's training data holds these prompts."),
 ]
 RESAMPLES = 1000
+
+
+def check_device_output(out: Path, *inputs: Path) -> None:
+    """Raise InputError unless a device file may be written there."""
+    from moe_beyond.devices.device import WRITTEN  # noqa: PLC0415
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{out}: a device file ends in .yaml")
+    check_output(out, inputs=inputs, ours=begins_with(WRITTEN.encode()))
 
 
 @contextmanager

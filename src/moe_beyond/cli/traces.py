@@ -9,6 +9,7 @@ import typer
 
 from moe_beyond.cli.common import AsJson, TracePath, app, named, one_line_errors, read_trace, show
 from moe_beyond.errors import naming
+from moe_beyond.files import check_output
 
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
 
@@ -41,6 +42,7 @@ def import_traces(
     from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
+        check_output(out, inputs=[source], ours=store.is_trace_file)
         shape = importers.ShapeOverride(moe_layers, expert_size)
         trace = importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy, shape=shape)
         store.write_parquet(trace, out)
@@ -55,8 +57,10 @@ def export_traces(
 ) -> None:
     """Write traces for others: a dataset folder for the Hub, or the paper's CSVs."""
     from moe_beyond.formats.export import export  # noqa: PLC0415
+    from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
+        check_output(out, inputs=[trace], ours=store.is_trace_file if format == "parquet" else None)
         routing = read_trace(trace)
         with naming(trace):
             export(format, routing, out)

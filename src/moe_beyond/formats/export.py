@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.files import replacing
+from moe_beyond.files import list_files, replacing
 from moe_beyond.formats.describe import describe
 from moe_beyond.traces.schema import SCHEMA_VERSION, Trace, TraceMetadata
 from moe_beyond.traces.store import write_parquet
@@ -62,6 +62,7 @@ def write_hub_dataset(trace: Trace, folder: Path) -> None:
             for number, shard in enumerate(shards):
                 write_parquet(trace.select(shard), temporary / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
         (temporary / "README.md").write_text(dataset_card(trace), encoding="utf-8")
+        list_files(temporary)
 
 
 def dataset_card(trace: Trace) -> str:
@@ -154,6 +155,7 @@ def write_csv_folder(trace: Trace, folder: Path) -> None:
                         [number, 0, token, str(experts)]
                         for token, experts in zip(tokens[start:end], experts_TK, strict=True)
                     )
+        list_files(temporary)
 
 
 FORMATS: dict[str, Callable[[Trace, Path], None]] = {
