@@ -12,8 +12,16 @@ class InputError(ValueError):
     """Input that breaks a contract.
 
     The message is one line: where (file, row or field), what was found, what was expected and how to fix it.
-    Stage scripts and the command line print it without a traceback and exit with status 1.
+    Stage scripts and the command line print it without a traceback and exit with `status`.
     """
+
+    status = 1
+
+
+class TamperedError(InputError):
+    """A file that is not the one that was exported or registered: damaged on its way, or changed by somebody."""
+
+    status = 4
 
 
 def reason_of(error: object) -> str:

@@ -48,12 +48,12 @@ def check_device_output(out: Path, *inputs: Path) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End with status 1 and one line for what a user can fix."""
+    """End with the error's status and one line for what a user can fix."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
-        raise typer.Exit(1) from error
+        raise typer.Exit(error.status) from error
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
