@@ -246,7 +246,7 @@ def test_prompts_of_the_training_data_or_of_another_model_are_refused(tmp_path, 
         ((), "how large is the cache? give either --capacity in experts or --budget-mib in MiB"),
         (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are apple_ssd,"),
         (("--capacity", 5, "--batch", 0), "batch: 0 prompts at once; give at least 1"),
-        (("--capacity", 5, "--predictor", "nowhere"), "nowhere/token_step.onnx: no such file"),
+        (("--capacity", 5, "--predictor", "nowhere"), "nowhere/manifest.json: no such file"),
         (("--capacity", 5, "--sequential", "--device", "phone_ufs"), "a sequential replay has no clock"),
     ],
 )

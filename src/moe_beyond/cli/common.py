@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import SYSTEM_ERRORS, InputError, line_of, shortened
 from moe_beyond.files import begins_with, check_output
 
 if TYPE_CHECKING:
@@ -23,7 +26,48 @@ def named(path: Path) -> Path:
     return path if path.name not in ("", "..") else path.resolve()
 
 
-app = typer.Typer(
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _Command(TyperCommand):
+    """A command that ends in one line for whatever a user can mend, and with `--json` in one document, too."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        as_json = "--json" in args  # parsing empties the list
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except TyperException as error:
+            error.message = shortened(error.message)
+            if as_json:
+                _show_error(error.format_message(), error.exit_code)
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            for name, value in ctx.params.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise InputError(f"--{name.replace('_', '-')}: {value}; give a number")
+            return super().invoke(ctx)
+        except BrokenPipeError:  # who reads has read enough
+            raise
+        except (InputError, *SYSTEM_ERRORS) as error:
+            status, message = getattr(error, "status", 1), line_of(error)
+            print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
+            if ctx.params.get("as_json"):
+                _show_error(message, status)
+            raise typer.Exit(status) from error
+
+
+class _App(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Callable[[_Function], _Function]:
+        return super().command(name, **{"cls": _Command} | options)
+
+
+def _show_error(message: str, status: int) -> None:
+    print(json.dumps({"error": message, "status": status}, indent=2))  # noqa: T201 - the command's output
+
+
+app = _App(
     help="Which experts of a Mixture-of-Experts model come next, and what is that worth?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,18 +92,14 @@ def check_device_output(out: Path, *inputs: Path) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End with the error's status and one line for what a user can fix."""
-    try:
-        yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that a person reads
-        raise typer.Exit(error.status) from error
+    """The errors of a command end in `_Command`."""
+    yield
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Print a document: as JSON, or as a table of its leaves and its `notes`, a line each."""
     if as_json:
-        print(json.dumps(result, indent=2))  # noqa: T201 - the command's output
+        print(json.dumps(_finite(result), indent=2, allow_nan=False))  # noqa: T201 - the command's output
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Column, Table  # noqa: PLC0415
@@ -73,6 +113,15 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
     for note in result.get("notes", []):
         Console().print(f"- {note}", highlight=False, soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_trace(path: Path) -> Trace:
