@@ -114,9 +114,7 @@ def _shards(path: Path, count: int) -> list[Path]:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise InputError(
-            f"{path}: shards are missing: {', '.join(missing[:3])}{more}; fetch their first bytes"
-        )
+        raise InputError(f"{path}: shards are missing: {', '.join(missing[:3])}{more}; fetch their first bytes")
     return shards
 
 
