@@ -51,10 +51,11 @@ ARCHITECTURES = {
 }
 
 
-def write(path, name, **changes):
+def write(path, name, alignment=32, **changes):
     """Write the file, or its shards, with tensors of zeros; returns where it is."""
     made, arch = ARCHITECTURES[name], name.removesuffix("-2023")
     writer = GGUFWriter(path, arch, **changes)
+    writer.add_custom_alignment(alignment)
     writer.add_name(f"a small {name}")
     writer.add_block_count(made.layers)
     writer.add_expert_count(EXPERTS)

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFEndian, GGUFReader
 
 from moe_beyond.formats.headers import read_sizes
 from moe_beyond.formats.headers.gguf_header import read_header
@@ -31,6 +31,13 @@ def test_bytes_are_those_of_the_tensors(tmp_path, name):
     assert (sizes.num_layers, sizes.num_experts, sizes.top_k) == (made.layers - made.further, EXPERTS, TOP_K)
     assert sizes.token_cycle_bytes == TOP_K * sum(sizes.expert_bytes)
     assert sizes.name == f"a small {name}"
+
+
+@pytest.mark.parametrize("alignment", [32, 256])
+@pytest.mark.parametrize("order", GGUFEndian)
+def test_other_byte_orders_and_alignments_are_read(tmp_path, order, alignment):
+    plain, other = (tmp_path / name for name in ("a.gguf", "b.gguf"))
+    assert read_sizes(write(other, "gpt-oss", alignment, endianess=order)) == read_sizes(write(plain, "gpt-oss"))
 
 
 def test_the_first_bytes_are_enough_and_fewer_are_one_line(tmp_path):
@@ -65,6 +72,7 @@ def test_what_is_no_mixture_of_experts_is_one_line(tmp_path):
         ((b"qwen3moe.expert_count", b"qwen3moe.expert_cOunt"), "qwen3moe.expert_count is missing"),
         ((b"qwen3moe.expert_count\x04\x00\x00\x00\x08", b"qwen3moe.expert_count\x04\x00\x00\x00\x10"), "expected 16"),
         ((b"_exps.weight", b"_Exps.weight"), "no tensor of routed experts"),
+        ((b"blk.1.ffn_up_exps", b"blk.1.ffn_uq_exps"), "layer 1 lacks ffn_up_exps.weight"),
         ((b"general.architecture", b"general.architectUre"), "general.architecture is missing"),
         ((b"GGUF\x03", b"GGUF\x01"), "version 1"),
     ):

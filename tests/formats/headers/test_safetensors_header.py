@@ -89,7 +89,8 @@ def test_what_headers_cannot_say_is_one_line(tmp_path):
     for old, new, said in (
         (b'"shape":[64,32]', b'"shape":[65,32]', "bytes; fetch it again"),
         (b'"dtype":"BF16"', b'"dtype":"BF61"', "dtype 'BF61' is unknown"),
-        (b".experts.3.", b".experts.9.", "tensors of 8 experts, expected 8"),
+        (b".experts.3.", b".experts.9.", "expected as many of each of 8"),
+        (b".experts.3.w1", b".exverts.3.w1", "2 to 3 of each"),
         (b".experts.", b".exqerts.", "no tensor of routed experts"),
     ):
         assert old in data
@@ -97,7 +98,7 @@ def test_what_headers_cannot_say_is_one_line(tmp_path):
         refused(said, read_sizes, tmp_path)
     model.write_bytes(data)
     for change, said in (
-        ({"num_local_experts": 16}, "tensors of 8 experts, expected 16"),
+        ({"num_local_experts": 16}, "tensors of 8 experts, 3 to 3 of each, expected as many of each of 16"),
         ({"num_experts_per_tok": 9}, "not a mixture of experts"),
         ({"num_experts_per_tok": None}, "none of"),
     ):

@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import struct
+from collections import defaultdict
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -81,6 +82,7 @@ def read_gguf(path: Path) -> ModelSizes:
             )
         return value
 
+    _same_in_every_layer(names, path)
     has_head = "output.weight" in names
 
     def part_of(tensor: Tensor) -> Part:
@@ -100,6 +102,21 @@ def read_gguf(path: Path) -> ModelSizes:
         top_k=number(Keys.LLM.EXPERT_USED_COUNT),
         where=where,
     )
+
+
+def _same_in_every_layer(names: set[str], path: Path) -> None:
+    """Raise InputError if a layer lacks a tensor of experts that another has: its name is damaged."""
+    of_layer: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        layer = _LAYER.match(name)
+        if layer and _EXPERTS.search(name):
+            of_layer[layer[1]].add(name[layer.end() :])
+    everything = set[str]().union(*of_layer.values())
+    for layer_number, found in of_layer.items():
+        for lacking in sorted(everything - found)[:1]:
+            raise InputError(
+                f"{path}: layer {layer_number} lacks {lacking:.60}, which other layers have; fetch it again"
+            )
 
 
 def _shards(path: Path, count: int) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -118,7 +118,7 @@ def sizes_of(
     """
     check_shape(num_layers, num_experts, top_k, where)
     routed: dict[int, int] = defaultdict(int)
-    listed: dict[int, set[int]] = defaultdict(set)
+    listed: dict[int, Counter[int]] = defaultdict(Counter)
     dense = other = 0
     for tensor in tensors:
         part = part_of(tensor)
@@ -131,7 +131,7 @@ def sizes_of(
         else:
             routed[part.layer] += tensor.num_bytes
             if part.expert is not None:
-                listed[part.layer].add(part.expert)
+                listed[part.layer][part.expert] += 1
             elif tensor.shape[0] % num_experts:
                 raise InputError(
                     f"{where}: {tensor.name:.80} holds {tensor.shape[0]} experts, expected {num_experts}; fetch it "
@@ -140,10 +140,11 @@ def sizes_of(
     if not routed:
         raise InputError(f"{where}: no tensor of routed experts; give the header of a mixture of experts")
     for layer, experts in listed.items():
-        if experts != set(range(num_experts)):
+        if set(experts) != set(range(num_experts)) or len(set(experts.values())) > 1:
             raise InputError(
-                f"{where}: layer {layer} has tensors of {len(experts)} experts, expected {num_experts}; give every "
-                "shard's header, and the config.json of this very model"
+                f"{where}: layer {layer} has tensors of {len(experts)} experts, {min(experts.values())} to "
+                f"{max(experts.values())} of each, expected as many of each of {num_experts}; give every shard's "
+                "header, and the config.json of this very model"
             )
     layers = tuple(sorted(routed))
     return ModelSizes(
