@@ -73,6 +73,14 @@ def test_an_index_with_config_says_what_all_shards_say(tmp_path, name):
     assert INDEX in by_index.source
     named = ("layer_numbers", "expert_bytes", "dense_bytes", "other_bytes", "num_experts", "top_k", "num_layers")
     assert {key: getattr(by_index, key) for key in named} == {key: getattr(by_shards, key) for key in named}
+    # a layer that predicts further tokens is none of the model's
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["metadata"]["total_size"] += 8 * by_index.expert_bytes[-1]
+    index["weight_map"] |= {f"model.layers.3.mlp.experts.{e}.up_proj.weight": shards[0].name for e in range(8)}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    further = read_sizes(tmp_path)
+    assert further.dense_bytes == by_index.dense_bytes
+    assert further.other_bytes == by_index.other_bytes + 8 * by_index.expert_bytes[-1]
     (tmp_path / INDEX).unlink()
     refused(f"shards are missing: {shards[1].name}", read_sizes, tmp_path)
 
@@ -108,7 +116,7 @@ def test_what_headers_cannot_say_is_one_line(tmp_path):
     refused("config.json: no such file; fetch the model's", read_sizes, model)
     config.write_text(json.dumps(fields))
     model.unlink()
-    refused("holds neither", read_sizes, tmp_path)
+    refused("holds no", read_sizes, tmp_path)
 
 
 def test_layers_that_predict_further_tokens_and_pictures_are_not_read_by_a_token(tmp_path):

@@ -6,6 +6,7 @@ https://github.com/huggingface/safetensors#format.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -49,17 +50,16 @@ def read_safetensors(path: Path) -> ModelSizes:
             missing and there is no index.
     """
     folder = path if path.is_dir() else path.parent
-    config = _read_config(folder / CONFIG)
     index = folder / INDEX
     if path.is_file() and path != index and _SHARD.match(path.name) is None:
-        return _from_headers([path], config, path)
+        return _from_headers([path], path)
     shards = sorted(folder.glob("*.safetensors"))
     if index.is_file():
         fields = _index(index)
         named = sorted(set(fields["weight_map"].values()))
         if all((folder / name).is_file() for name in named):
-            return _from_headers([folder / name for name in named], config, path)
-        return _from_index(fields, config, index)
+            return _from_headers([folder / name for name in named], path)
+        return _from_index(fields, index)
     named_shards = [found for shard in shards if (found := _SHARD.match(shard.name))]
     if named_shards:
         stem, count = named_shards[0]["stem"], int(named_shards[0]["count"])
@@ -72,15 +72,16 @@ def read_safetensors(path: Path) -> ModelSizes:
             )
         shards = [folder / name for name in expected]
     if not shards:
-        raise InputError(f"{path}: holds neither {INDEX} nor *.safetensors; fetch one of them")
-    return _from_headers(shards, config, path)
+        raise InputError(f"{path}: holds no *.gguf, no *.safetensors and no {INDEX}; fetch one of them")
+    return _from_headers(shards, path)
 
 
-def _from_headers(paths: list[Path], config: dict[str, Any], where: Path) -> ModelSizes:
+def _from_headers(paths: list[Path], where: Path) -> ModelSizes:
     """Sizes by the shapes and offsets of the tensors themselves."""
     tensors = [tensor for path in paths for tensor in read_header(path)]
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise InputError(f"{where}: two shards hold a tensor of one name; fetch them again")
+    config = _read_config(paths[0].with_name(CONFIG))
     text, config_name = text_config(config), f"{where}: {CONFIG}"
     has_head = any(_HEAD.search(tensor.name) for tensor in tensors)
 
@@ -108,10 +109,9 @@ def _from_headers(paths: list[Path], config: dict[str, Any], where: Path) -> Mod
     )
 
 
-def _from_index(fields: dict[str, Any], config: dict[str, Any], where: Path) -> ModelSizes:
+def _from_index(fields: dict[str, Any], where: Path) -> ModelSizes:
     """Sizes of experts by config.json; what the index's total leaves is dense."""
-    import json  # noqa: PLC0415
-
+    config = _read_config(where.with_name(CONFIG))
     meta, num_layers = read_shape(json.dumps(config).encode(), str(where.with_name(CONFIG)))
     check_shape(num_layers, meta.num_experts, meta.top_k, str(where))
     names = list(fields["weight_map"])
