@@ -46,11 +46,11 @@ def card(
     notes = [
         "Times are modelled, of single tokens in one stream: LRU over all layers loads on demand, nothing is "
         "prefetched, and missing experts spread over layers by chance. KV cache and activations take no memory here.",
-        f"Hit rates are those of {len(curves)} models at as much between one token's experts and all, first loads "
-        f"counted as misses: {', '.join(curve.model for curve in curves)}. With each model left out in turn, the band "
-        f"of the others held its hit rate at {inside:.0%} of the sizes, and was up to {100 * farthest:.0f} points off "
-        "at the rest. At worst and at best are so many points added, and the largest error of the device's times "
-        "where one is known.",
+        f"Hit rates are the least and the greatest of {len(curves)} models, with a cache at the same place between one "
+        f"token's experts and all, first loads counted as misses: {', '.join(curve.model for curve in curves)}. Of "
+        f"each model left out in turn, the others' band held the hit rate at {inside:.0%} of the sizes, and was up to "
+        f"{100 * farthest:.0f} points off at the rest. At worst and at best add so many points, and the largest error "
+        "of the device's times where one is known.",
     ]
     if not min(cycles) <= cycle <= max(cycles):
         notes.append(
