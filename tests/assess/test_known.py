@@ -52,6 +52,7 @@ def test_held_out_models_lie_inside_or_so_far_outside():
     variant = replace(high, model="variant")
     assert held_out([low, middle, high, variant])[1] == pytest.approx(0.4)
     refused("curves of a single model", held_out, [high, variant])
+    refused("curves of a single model", held_out, [])
 
 
 def test_published_curves_are_those_of_their_traces():
@@ -79,7 +80,9 @@ def test_others_append_a_file_and_stand_beside(tmp_path):
     for name, table in tables.items():
         (tmp_path / name).mkdir()
         table.write_parquet(tmp_path / name / "a.parquet")
-        table.with_columns(pl.lit("ours").alias("model")).write_parquet(tmp_path / name / "b.parquet")
+        # another window of the working set is another column
+        ours = table.with_columns(pl.lit("ours").alias("model")).drop("working_set_64_fraction", strict=False)
+        ours.write_parquet(tmp_path / name / "b.parquet")
     curves, cards = known_tables(tmp_path)
     assert curves["model"].unique(maintain_order=True).to_list() == ["theirs", "ours"]
     rows = beside_table(known_curves([curves, known_tables(None)[0]]), [cards, known_tables(None)[1]])
@@ -102,6 +105,8 @@ def test_damaged_tables_are_one_line(tmp_path):
         (good[CURVES].with_columns(pl.lit(1.5).alias("hit_rate")), "expected shares from 0 to 1"),
         (good[CURVES].with_columns(pl.lit(None, pl.Float64).alias("capacity_fraction")), "expected shares from 0 to 1"),
         (good[CURVES].with_columns(pl.lit(0).alias("top_k")), "top-k below E"),
+        (good[CURVES].with_columns(pl.lit(None, pl.Int64).alias("num_layers")), "top-k below E"),
+        (good[CURVES].with_columns(pl.lit(None, pl.String).alias("model")), "top-k below E"),
     ):
         changed.write_parquet(path)
         refused(said, known_tables, tmp_path)

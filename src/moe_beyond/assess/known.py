@@ -100,11 +100,11 @@ def outside_by_model(curves: Sequence[KnownCurve]) -> dict[str, F64]:
     Raises:
         InputError: There are no two shapes.
     """
+    if len({curve.shape for curve in curves}) < 2:
+        raise InputError("curves of a single model give no band; add those of another, such as --beside known")
     outside = {}
     for curve in curves:
         others = [other.at(_GRID) for other in curves if other.shape != curve.shape]
-        if not others:
-            raise InputError("curves of a single model give no band; add those of another, such as --beside known")
         rates = curve.at(_GRID)
         beyond = np.maximum(np.min(others, axis=0) - rates, rates - np.max(others, axis=0))
         outside[curve.model] = np.where(beyond > _TIE, beyond, 0.0)
@@ -153,7 +153,7 @@ def known_tables(source: Path | None) -> tuple[pl.DataFrame, pl.DataFrame]:
         if not paths:
             raise InputError(f"{source}: no {name}/*.parquet; give a folder that `moe-beyond export hub` wrote")
         try:
-            tables.append(pl.concat([pl.read_parquet(path) for path in paths], how="vertical_relaxed"))
+            tables.append(pl.concat([pl.read_parquet(path) for path in paths], how="diagonal_relaxed"))
         except (PolarsError, OSError) as error:
             raise InputError(f"{source / name}: not readable as one table ({reason_of(error)})") from error
     missing = [name for name in COLUMNS if name not in tables[0].columns]
@@ -169,12 +169,15 @@ def known_tables(source: Path | None) -> tuple[pl.DataFrame, pl.DataFrame]:
             pl.col("hit_rate").is_between(0, 1)
             & pl.col("capacity_fraction").is_between(0, 1)
             & (pl.col("top_k") >= 1)
+            & (pl.col("num_layers") >= 1)
+            & (pl.col("tokens") >= 0)
+            & pl.col("model").is_not_null()
             & (pl.col("num_experts") > pl.col("top_k"))
         ).fill_null(False)
     )
     if wrong.height:
         raise InputError(f"{source / CURVES}: {wrong.row(0)!r:.200}: expected shares from 0 to 1 of a top-k below E")
-    return curves, tables[1]
+    return curves, tables[1].with_columns(pl.col("model", "verdict").cast(pl.String, strict=False))
 
 
 def known_curves(tables: Sequence[pl.DataFrame]) -> list[KnownCurve]:
