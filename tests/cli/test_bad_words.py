@@ -17,6 +17,7 @@ FIT = ("--layers", "2", "--top-k", "2", "--expert-mib", "1", "--dense-mib", "1")
 WORDS = {
     "describe": ("t.parquet",),
     "assess": ("t.parquet",),
+    "card": ("h.gguf",),
     "export": ("parquet", "t.parquet", "e.parquet"),
     "import": ("moe-beyond-csv", "x", "o.parquet"),
     "replay": ("t.parquet", "--policy", "lru", "--capacity", "6", "--device", "d.yaml"),
@@ -35,7 +36,7 @@ WORDS = {
 }
 NUMBERS = ("nan", "inf", "-inf", "1e308", "1" + "0" * 400, "x", "")
 TEXTS = ("", "x" * 5000, "a\nb", "../..", "/dev/null", "\x1b[31m", "é" * 300)
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined] # a group
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from moe_beyond.errors import SYSTEM_ERRORS, InputError, line_of, shortened
 from moe_beyond.files import begins_with, check_output
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from moe_beyond.traces.schema import Trace
 
 
@@ -78,6 +80,10 @@ AllowTrainingPrompts = Annotated[
     bool,
     typer.Option("--allow-training-prompts", help="Go on though the predictor's training data holds these prompts."),
 ]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(help="Models to compare with: `known`, the package's, or a folder of `export hub`; may be repeated."),
+]
 RESAMPLES = 1000
 
 
@@ -133,3 +139,14 @@ def read_trace(path: Path) -> Trace:
     from moe_beyond.traces import store  # noqa: PLC0415
 
     return store.open_working(path) if store.has_working(path) else store.read_parquet(path)
+
+
+def known_tables_of(beside: list[str]) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Tables of curves and cards of the models that `--beside` names.
+
+    Raises:
+        InputError: A folder holds none.
+    """
+    from moe_beyond.assess.known import known_tables  # noqa: PLC0415
+
+    return [known_tables(None if name == "known" else Path(name)) for name in beside]

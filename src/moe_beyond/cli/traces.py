@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import AsJson, TracePath, app, named, one_line_errors, read_trace, show
-from moe_beyond.errors import naming
+from moe_beyond.cli.common import (
+    AsJson,
+    Beside,
+    TracePath,
+    app,
+    known_tables_of,
+    named,
+    one_line_errors,
+    read_trace,
+    show,
+)
+from moe_beyond.errors import InputError, naming
 from moe_beyond.files import check_output
 
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
@@ -55,15 +65,18 @@ def export_traces(
     trace: TracePath,
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
 ) -> None:
-    """Write traces for others: a dataset folder for the Hub, or the paper's CSVs."""
+    """Write traces for others: a dataset folder for the Hub, with hit curves and card, or the paper's CSVs."""
+    from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.assess.known import hub_tables  # noqa: PLC0415
     from moe_beyond.formats.export import export  # noqa: PLC0415
+    from moe_beyond.params import Params  # noqa: PLC0415
     from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
         check_output(out, inputs=[trace], ours=store.is_trace_file if format == "parquet" else None)
         routing = read_trace(trace)
         with naming(trace):
-            export(format, routing, out)
+            export(format, routing, out, lambda public: hub_tables(judge(public, Params().assess)))
 
 
 @app.command()
@@ -76,13 +89,41 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def assess(trace: TracePath, as_json: AsJson = False) -> None:
-    """Assess from a trace alone whether offloading the model's experts pays."""
+def assess(
+    trace: TracePath,
+    *,
+    beside: Beside = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="SVG or PNG to draw LRU's hit rates into, beside those of other models.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Assess from a trace alone whether offloading the model's experts pays; compare it with other models."""
     from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
     from moe_beyond.params import Params  # noqa: PLC0415
 
     with one_line_errors():
+        if figure is not None and figure.suffix not in (".svg", ".png"):
+            raise InputError(f"{figure}: a figure ends in .svg or .png")
+        if figure is not None:  # nothing in a picture says who drew it
+            check_output(figure, inputs=[trace], ours=lambda _path: False)
+        others = known_tables_of(beside or (["known"] if figure else []))
         routing = read_trace(trace)
         with naming(trace):
-            card = judge(routing, Params().assess).card
-        show(card, as_json)
+            assessment = judge(routing, Params().assess)
+        if not others:
+            show(assessment.card, as_json)
+            return
+        from moe_beyond.assess.known import beside_table, hub_tables, known_curves  # noqa: PLC0415
+        from moe_beyond.reporting.beside import draw, print_beside  # noqa: PLC0415
+
+        own = hub_tables(assessment, f"{assessment.card['model_id']} (this trace)")
+        curves = known_curves([own["hit_curves"], *(table for table, _ in others)])
+        rows = beside_table(curves, [own["card"], *(table for _, table in others)])
+        if figure is not None:
+            draw(curves, figure)
+        if as_json:
+            show({**assessment.card, "beside": rows}, as_json)
+        else:
+            show(assessment.card, as_json)
+            print_beside(rows)
