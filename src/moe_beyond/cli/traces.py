@@ -8,8 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from moe_beyond.cli.common import AsJson, TracePath, app, named, one_line_errors, read_trace, show
+from moe_beyond.cli.groups import WHOLE_TRACE, FormatFirst
 from moe_beyond.errors import naming
 
+exports = typer.Typer(
+    cls=FormatFirst,
+    help="Write traces for others (hub, moe-beyond-csv, parquet), or `placement`: experts for an engine to keep.",
+    no_args_is_help=True,
+)
+app.add_typer(exports, name="export")
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
 
 
@@ -47,7 +54,7 @@ def import_traces(
         show(describe_path(out), as_json)
 
 
-@app.command("export")
+@exports.command(WHOLE_TRACE, hidden=True)
 def export_traces(
     format: Annotated[str, typer.Argument(help="hub, moe-beyond-csv or parquet.")],  # noqa: A002
     trace: TracePath,

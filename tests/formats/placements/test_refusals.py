@@ -210,7 +210,7 @@ class _Harm:
         return (open, ("/nowhere/written", "w"))
 
 
-@pytest.mark.parametrize("data", [pickle.dumps(_Harm()), saved({"logical_count": _Harm()}), b"", b"PK\3\4"])
+@pytest.mark.parametrize("data", [pickle.dumps(_Harm(), 2), saved({"logical_count": _Harm()}), b"", b"PK\3\4"])
 def test_nothing_but_tensors_is_ever_loaded(data, tmp_path):
     (tmp_path / "file.pt").write_bytes(data)
     refused("no file of tensors alone", read, "ktransformers-2d", tmp_path / "file.pt", toy("ktransformers-2d").model)
