@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from benchmarks.golden.check import Check
 from benchmarks.golden.device_checks import device_checks
+from benchmarks.golden.pinning import pinning_checks
 from benchmarks.golden.recordings import PhoneRun, phone_run, toy
 from moe_beyond.devices.calibrate import fit_token_time
 from moe_beyond.formats import importers
@@ -201,4 +202,5 @@ FAMILIES: dict[str, Callable[[Path], Iterator[Check]]] = {
     "paper": paper_checks,
     "importers": importer_checks,
     "devices": device_checks,
+    "pinning": pinning_checks,
 }
