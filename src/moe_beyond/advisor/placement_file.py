@@ -11,7 +11,7 @@ from moe_beyond.advisor.pinning import Verdict, judge, pairs_LEE
 from moe_beyond.devices.device import NO_RECORDING, Device
 from moe_beyond.devices.workload import ASSUMED_DENSE, MIB
 from moe_beyond.errors import InputError
-from moe_beyond.formats.placements import FORMATS, Options, Placement, load_line, of_name, write
+from moe_beyond.formats.placements import FORMATS, Options, Placement, encode, load_line, of_name
 from moe_beyond.settings import DEFAULT_SEED
 from moe_beyond.traces.counts import ExpertCounts, count_experts
 from moe_beyond.traces.schema import Trace
@@ -82,7 +82,7 @@ def export_placement(
         model_layers=order.model_layers,
         together_LEE=together,
     )
-    chosen.render(placement, order.options)  # what the format cannot say is told before the replay
+    encoded = encode(order.format, placement, order.options)
     verdict = None
     if judged is not None:
         verdict = judge(placement, judged, order.device, dense_bytes=order.dense_bytes, seed=order.seed)
@@ -93,7 +93,7 @@ def export_placement(
         )
     if verdict is not None and chosen.pins and not verdict.pays and not order.anyway:
         raise InputError(f"{verdict.sentence} on prompts that the file was not made from; --anyway writes it")
-    write(order.format, placement, out, order.options)
+    encoded.save(out)
     sizes = placement.slots_L.tolist()
     return {
         "file": str(out),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_beyond.formats.placements import FORMATS, write
+from moe_beyond.formats.placements import FORMATS, encode
 from tests.formats.placements.small import OPTIONS, placement_of_chance
 
 
@@ -73,11 +73,12 @@ def test_a_thousand_placements_survive_writing_and_strict_reading(name, tmp_path
     rng, chosen = np.random.default_rng(7), FORMATS[name]
     for number in range(1000):
         placement = placement_of_chance(rng, name)
-        found = chosen.parse(chosen.render(placement, OPTIONS), placement.model, OPTIONS)
-        assert found == chosen.said(placement, OPTIONS)
+        encoded = encode(name, placement, OPTIONS)
+        found = chosen.parse(encoded.data, placement.model, OPTIONS)
+        assert found == encoded.said
         kept = kept_by_hand(placement, name)
         assert {pair for pair, stays in np.ndenumerate(placement.kept_LE) if stays} == kept
         assert expected(placement, name, kept)(found), (number, placement)
-    write(name, placement, tmp_path / "file", OPTIONS)
+    encoded.save(tmp_path / "file")
     assert (tmp_path / "file").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

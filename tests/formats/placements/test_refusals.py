@@ -3,19 +3,20 @@
 import io
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.placements import FORMATS, ModelShape, Options, Placement, load_line, read, write
+from moe_beyond.formats.placements import FORMATS, ModelShape, Options, Placement, encode, load_line, read
 from tests.formats.placements.small import COUNTS, DENSE, FIRST_LAYERS, FLAT, OPTIONS, counts_of, toy
 from tests.traces.refusals import refused
 
 
 def file_of(name):
-    return FORMATS[name].render(toy(name), OPTIONS)
+    return encode(name, toy(name), OPTIONS).data
 
 
 def doc(edit):
@@ -219,7 +220,7 @@ def test_nothing_but_tensors_is_ever_loaded(data, tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_model_of_other_experts_or_layers_is_refused(name, tmp_path):
     placement = toy(name)
-    write(name, placement, tmp_path / "file", OPTIONS)
+    encode(name, placement, OPTIONS).save(tmp_path / "file")
     model = placement.model
     fewer_experts = ModelShape(model.layer_numbers, model.model_layers, 1, 1)
     other_layers = ModelShape((5, 6), 7, 4, 2)
@@ -232,27 +233,34 @@ def test_a_model_of_other_experts_or_layers_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FIRST_LAYERS)
-def test_dense_layers_are_refused_where_the_format_has_no_place_for_them(name, tmp_path):
-    (tmp_path / "file").write_text("before")
-    refused("of this model's 4 layers 0 are dense", write, name, toy(name, DENSE), tmp_path / "file", OPTIONS)
-    assert (tmp_path / "file").read_text() == "before"
+def test_dense_layers_are_refused_where_the_format_has_no_place_for_them(name):
+    refused("of this model's 4 layers 0 are dense", encode, name, toy(name, DENSE), OPTIONS)
+
+
+def test_what_stood_there_stays_where_the_new_file_reads_back_wrongly(tmp_path):
+    path, encoded = tmp_path / "file", encode("fitz-pins", toy("fitz-pins"), OPTIONS)
+    path.write_text("before")
+    with pytest.raises(AssertionError, match="reads back otherwise"):
+        replace(encoded, said=[]).save(path)
+    refused("line 1: expected", replace(encoded, data=b"x\n").save, path)
+    assert (path.read_text(), [*tmp_path.iterdir()]) == ("before", [path])
 
 
 def test_what_the_format_cannot_say_is_refused(tmp_path):
     out, nameless = tmp_path / "file", Placement.of(counts_of(COUNTS, DENSE, top_k=None), "layer", slots=2)
-    refused("unknown placement format 'xml'; expected one of 0xbakeer", write, "xml", nameless, out)
+    refused("unknown placement format 'xml'; expected one of 0xbakeer", encode, "xml", nameless)
     for name in ("fitz-pins", "lucebox-hotness", "mesh-llm-ranking"):
-        refused("give --top-k", write, name, nameless, out)
-    refused("give it, as --engine olmoe", write, "colibri-usage", nameless, out)
-    refused("architecture 'rwkv': names", write, "llamacpp-ot", toy("llamacpp-ot"), out, Options(architecture="rwkv"))
-    refused("do not divide by 4 ranks", write, "sglang-map", toy("sglang-map"), out, Options(expert_parallel=4))
-    refused("whole layers can be placed", write, "llamacpp-ot", nameless, out)
+        refused("give --top-k", encode, name, nameless)
+    refused("give it, as --engine olmoe", encode, "colibri-usage", nameless)
+    refused("architecture 'rwkv': names", encode, "llamacpp-ot", toy("llamacpp-ot"), Options(architecture="rwkv"))
+    refused("do not divide by 4 ranks", encode, "sglang-map", toy("sglang-map"), Options(expert_parallel=4))
+    refused("whole layers can be placed", encode, "llamacpp-ot", nameless)
     full = Placement.of(counts_of(COUNTS, FLAT), "layers", slots=4)
-    refused("all experts fit", write, "llamacpp-ot", full, out)
+    refused("all experts fit", encode, "llamacpp-ot", full)
     uneven = Placement.of(counts_of(COUNTS, FLAT), "model", slots=2)
-    refused("one number of slots for all layers", write, "thecodacus-profile", uneven, out)
+    refused("one number of slots for all layers", encode, "thecodacus-profile", uneven)
     wide = Placement.of(counts_of(np.ones((1, 2000), int), (0,)), "layer", slots=1500)
-    refused("longer than the engine's 4096 bytes", write, "thecodacus-profile", wide, out)
+    refused("longer than the engine's 4096 bytes", encode, "thecodacus-profile", wide)
     assert not out.exists()
     refused("No such file", read, "fitz-pins", out, toy("fitz-pins").model)
 
@@ -260,7 +268,7 @@ def test_what_the_format_cannot_say_is_refused(tmp_path):
 @pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "gemma4", "grovemoe"])
 def test_the_pattern_finds_the_architecture_s_tensors_and_no_others(architecture, tmp_path):
     options = Options(architecture=architecture)
-    write("llamacpp-ot", toy("llamacpp-ot"), tmp_path / "flag", options)
+    encode("llamacpp-ot", toy("llamacpp-ot"), options).save(tmp_path / "flag")
     text = (tmp_path / "flag").read_text()
     assert ("gate_up" in text, "chexps" in text) == (architecture == "gemma4", architecture == "grovemoe")
     other = Options(architecture="gemma4" if architecture != "gemma4" else "grovemoe")

@@ -6,7 +6,7 @@ import lzma
 import numpy as np
 import pytest
 
-from moe_beyond.formats.placements import FORMATS, ModelShape, Placement, read, write
+from moe_beyond.formats.placements import FORMATS, ModelShape, Placement, encode, read
 from moe_beyond.formats.placements.strict import json_of
 from tests.formats.placements.small import DENSE, FLAT, OPTIONS, counts_of, toy
 from tests.phone_traces import shared
@@ -28,7 +28,7 @@ FILES = {
 def test_the_toy_file_is_made_from_the_toy_s_counts(name, tmp_path):
     file, layers = FILES[name]
     path, placement = shared("..", "placements", "toy", file), toy(name, layers)
-    write(name, placement, tmp_path / file, OPTIONS)
+    encode(name, placement, OPTIONS).save(tmp_path / file)
     assert (tmp_path / file).read_bytes() == path.read_bytes()
     assert read(name, path, placement.model, OPTIONS) == FORMATS[name].said(placement, OPTIONS)
 

@@ -28,7 +28,19 @@ from moe_beyond.formats.placements import (
 from moe_beyond.formats.placements.options import Options
 from moe_beyond.formats.placements.placement import ModelShape, Placement, Split
 
-__all__ = ["FORMATS", "Format", "ModelShape", "Options", "Placement", "Split", "load_line", "of_name", "read", "write"]
+__all__ = [
+    "FORMATS",
+    "Encoded",
+    "Format",
+    "ModelShape",
+    "Options",
+    "Placement",
+    "Split",
+    "encode",
+    "load_line",
+    "of_name",
+    "read",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Format:
 
     Attributes:
         said: What a placement's file says, as `parse` returns it.
-        render: The bytes of the file.
+        render: The bytes of a file that says this.
         parse: Reads these for a model; raises InputError for all that the engine refuses or takes silently.
         split: How the engine deals a budget out to layers.
         load: How the engine is told of the file: `{file}`, and of a placement `{slots}` of each layer, `{experts}` of
@@ -46,7 +58,7 @@ class Format:
     """
 
     said: Callable[[Placement, Options], Any]
-    render: Callable[[Placement, Options], bytes]
+    render: Callable[[Any, Placement, Options], bytes]
     parse: Callable[[bytes, ModelShape, Options], Any]
     split: Split
     load: str
@@ -56,7 +68,7 @@ class Format:
 def _tensors(*, steps: bool, split: Split, load: str) -> Format:
     return Format(
         sglang.said_counts,
-        lambda placement, _: sglang.render_tensor(placement, steps=steps),
+        lambda counts, _placement, _options: sglang.render_tensor(counts, steps=steps),
         lambda data, model, _: sglang.parse_tensor(data, model, steps=steps),
         split,
         load,
@@ -154,24 +166,46 @@ def of_name(name: str) -> Format:
     return FORMATS[name]
 
 
-def write(name: str, placement: Placement, path: Path, options: Options | None = None) -> None:
-    """Write a placement for an engine; what stood at `path` is replaced when the new file reads back as it should.
+@dataclass(frozen=True)
+class Encoded:
+    """A placement in a format's words, before it is a file.
+
+    Attributes:
+        name: Of the format.
+        model: What the file is for.
+        options: What the format needed beside the placement.
+        said: What the file says.
+        data: Its bytes.
+    """
+
+    name: str
+    model: ModelShape
+    options: Options
+    said: Any
+    data: bytes
+
+    def save(self, path: Path) -> None:
+        """Write the file; what stood at `path` is replaced when the new one reads back as it should."""
+        with replacing(path) as temporary:
+            temporary.write_bytes(self.data)
+            if read(self.name, temporary, self.model, self.options) != self.said:
+                raise AssertionError(f"{path}: {self.name} reads back otherwise than it was written")
+
+
+def encode(name: str, placement: Placement, options: Options | None = None) -> Encoded:
+    """A placement for an engine.
 
     Args:
         name: One of `FORMATS`.
         placement: What stays where.
-        path: The file.
         options: What the format needs beside it.
 
     Raises:
         InputError: An unknown format, or a placement that the engine cannot take.
     """
     options, chosen = options or Options(), of_name(name)
-    data = chosen.render(placement, options)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-        if read(name, temporary, placement.model, options) != chosen.said(placement, options):
-            raise AssertionError(f"{path}: {name} reads back otherwise than it was written")
+    said = chosen.said(placement, options)
+    return Encoded(name, placement.model, options, said, chosen.render(said, placement, options))
 
 
 def read(name: str, path: Path, model: ModelShape, options: Options | None = None) -> Any:

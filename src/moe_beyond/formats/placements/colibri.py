@@ -31,9 +31,8 @@ def said(placement: Placement, _options: Options) -> list[list[int]]:
     return placement.rows_of_model
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(counts: list[list[int]], placement: Placement, options: Options) -> bytes:
     """The file."""
-    counts = said(placement, options)
     triples = [(-1, placement.model_layers, placement.model.num_experts), (-2, _VERSION, engine_hash(options))]
     triples += [(layer, expert, n) for layer, row in enumerate(counts) for expert, n in enumerate(row) if n]
     return "".join(f"{a} {b} {c}\n" for a, b, c in triples).encode()

@@ -24,11 +24,11 @@ def said(placement: Placement, _options: Options) -> list[list[int]]:
     return placement.rows_of_model
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(counts: list[list[int]], placement: Placement, _options: Options) -> bytes:
     """The file; raises InputError for a model with dense layers."""
     placement.model.require_no_dense_layers("coverage.json")
     _ = placement.slots_of_each
-    per_layer = {str(layer): _facts(counts) for layer, counts in enumerate(said(placement, options))}
+    per_layer = {str(layer): _facts(row) for layer, row in enumerate(counts)}
     return json.dumps({"per_layer": per_layer}).encode()
 
 

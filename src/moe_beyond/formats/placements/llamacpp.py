@@ -42,9 +42,9 @@ def said_override(placement: Placement, _options: Options) -> list[int]:
     return moved
 
 
-def render_override(placement: Placement, options: Options) -> bytes:
+def render_override(moved: list[int], _placement: Placement, options: Options) -> bytes:
     """The `-ot` flag, quoted for a shell."""
-    layers = "|".join(map(str, said_override(placement, options)))
+    layers = "|".join(map(str, moved))
     return f'-ot "blk\\.({layers})\\.{_pattern(options)}=CPU"\n'.encode()
 
 
@@ -85,9 +85,9 @@ def said_first_layers(placement: Placement, options: Options) -> int:
     return moved[-1] + 1
 
 
-def render_first_layers(placement: Placement, options: Options) -> bytes:
+def render_first_layers(number: int, _placement: Placement, _options: Options) -> bytes:
     """The `--n-cpu-moe` flag."""
-    return f"--n-cpu-moe {said_first_layers(placement, options)}\n".encode()
+    return f"--n-cpu-moe {number}\n".encode()
 
 
 def parse_first_layers(data: bytes, model: ModelShape, _options: Options) -> int:
@@ -106,7 +106,8 @@ def parse_first_layers(data: bytes, model: ModelShape, _options: Options) -> int
 
 def said_sizes(placement: Placement, _options: Options) -> dict[str, str]:
     """Flag of each engine that has a cache of so many experts or bytes."""
-    mib = None if placement.kept_bytes is None else max(1, placement.kept_bytes // 2**20)
+    size = placement.budget_bytes or placement.kept_bytes
+    mib = None if size is None else max(1, size // 2**20)
     each = placement.slots_of_each
     flags = {
         "BigMoeOnEdge": None if mib is None else f"--cache-mb {mib}",
@@ -117,9 +118,9 @@ def said_sizes(placement: Placement, _options: Options) -> dict[str, str]:
     return {engine: flag for engine, flag in flags.items() if flag is not None}
 
 
-def render_sizes(placement: Placement, options: Options) -> bytes:
+def render_sizes(flags: dict[str, str], _placement: Placement, _options: Options) -> bytes:
     """A line `engine: flag` each."""
-    return "".join(f"{engine}: {flag}\n" for engine, flag in said_sizes(placement, options).items()).encode()
+    return "".join(f"{engine}: {flag}\n" for engine, flag in flags.items()).encode()
 
 
 def parse_sizes(data: bytes, model: ModelShape, _options: Options) -> dict[str, str]:

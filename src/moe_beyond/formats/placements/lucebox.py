@@ -18,12 +18,12 @@ def said(placement: Placement, _options: Options) -> list[list[int]]:
     return placement.rows_of_model
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(counts: list[list[int]], placement: Placement, _options: Options) -> bytes:
     """The file."""
     lines = [
         _header(placement.model),
         "# format: one row per layer, columns are expert activation counts (expert 0..N-1)",
-        *(",".join(map(str, row)) for row in said(placement, options)),
+        *(",".join(map(str, row)) for row in counts),
     ]
     return ("\n".join(lines) + "\n").encode()
 

@@ -26,10 +26,10 @@ def said(placement: Placement, _options: Options) -> list[Row]:
     return sorted(rows, key=lambda row: (-row[3], row[0]))
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(rows: list[Row], _placement: Placement, _options: Options) -> bytes:
     """The file."""
-    rows = (f"{expert},{mass:.6f},{share:.6f},{n}" for expert, mass, share, n in said(placement, options))
-    return ("\n".join([_HEADER, *rows]) + "\n").encode()
+    lines = (f"{expert},{mass:.6f},{share:.6f},{n}" for expert, mass, share, n in rows)
+    return ("\n".join([_HEADER, *lines]) + "\n").encode()
 
 
 def parse(data: bytes, model: ModelShape, _options: Options) -> list[Row]:

@@ -25,7 +25,7 @@ def said(placement: Placement, _options: Options) -> list[list[int]]:
     return rows
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(rows: list[list[int]], placement: Placement, _options: Options) -> bytes:
     """The file."""
     model = placement.model
     lines = [
@@ -35,7 +35,7 @@ def render(placement: Placement, options: Options) -> bytes:
         "# format: 'layer <il>: <eid_most_freq> <eid_next> ...' (descending by activation count)",
         f"n_layer {model.model_layers}",
         f"n_expert {model.num_experts}",
-        *(f"layer {layer}: {' '.join(map(str, row))}" for layer, row in enumerate(said(placement, options))),
+        *(f"layer {layer}: {' '.join(map(str, row))}" for layer, row in enumerate(rows)),
     ]
     return ("\n".join(lines) + "\n").encode()
 

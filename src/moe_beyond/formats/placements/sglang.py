@@ -29,9 +29,9 @@ def said_counts(placement: Placement, _options: Options) -> list[list[int]]:
     return placement.rows_of_model
 
 
-def render_counts(placement: Placement, options: Options) -> bytes:
+def render_counts(counts: list[list[int]], _placement: Placement, _options: Options) -> bytes:
     """`logical_count` as JSON."""
-    return json.dumps({_COUNTS: said_counts(placement, options)}).encode()
+    return json.dumps({_COUNTS: counts}).encode()
 
 
 def parse_counts(data: bytes, model: ModelShape, _options: Options) -> list[list[int]]:
@@ -74,9 +74,9 @@ def _dealt(experts: np.ndarray, load_E: np.ndarray, ranks: int) -> list[int]:
     return [expert for of_rank in held for expert in of_rank]
 
 
-def render_map(placement: Placement, options: Options) -> bytes:
+def render_map(rows: list[list[int]], _placement: Placement, _options: Options) -> bytes:
     """`physical_to_logical_map` as JSON."""
-    return json.dumps({_MAP: said_map(placement, options)}).encode()
+    return json.dumps({_MAP: rows}).encode()
 
 
 def parse_map(data: bytes, model: ModelShape, options: Options) -> list[list[int]]:
@@ -85,18 +85,18 @@ def parse_map(data: bytes, model: ModelShape, options: Options) -> list[list[int
     for layer, row in enumerate(rows):
         if set(row) != set(range(model.num_experts)):
             raise InputError(f"{_MAP}: layer {layer} does not name each of {model.num_experts} experts, and no other")
-    if len(rows[0]) % options.expert_parallel:
+    if options.expert_parallel < 1 or len(rows[0]) % options.expert_parallel:
         raise InputError(f"{_MAP}: {len(rows[0])} places do not divide by {options.expert_parallel} ranks")
     return rows
 
 
-def render_tensor(placement: Placement, *, steps: bool) -> bytes:
+def render_tensor(counts: list[list[int]], *, steps: bool) -> bytes:
     """`logical_count` as torch saves it: [L, E], or with `steps` [1, L, E]."""
     import torch  # noqa: PLC0415 - seconds; two formats of many need it
 
-    counts = torch.tensor(placement.rows_of_model, dtype=torch.int64)
+    tensor = torch.tensor(counts, dtype=torch.int64)
     buffer = io.BytesIO()
-    torch.save({_COUNTS: counts[None] if steps else counts}, buffer)
+    torch.save({_COUNTS: tensor[None] if steps else tensor}, buffer)
     return buffer.getvalue()
 
 

@@ -32,9 +32,9 @@ def said(placement: Placement, _options: Options) -> dict[str, Any]:
     return {"slots": placement.num_kept, "pairs": placement.ranked, "shares": shares.tolist()}
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(what: dict[str, Any], placement: Placement, _options: Options) -> bytes:
     """The file; raises InputError for a model with dense layers."""
-    model, what = placement.model, said(placement, options)
+    model = placement.model
     model.require_no_dense_layers("STRP")
     pairs = np.asarray(what["pairs"], "<u2")
     head = (_MAGIC, _VERSION, model.model_layers, model.num_experts, what["slots"], len(pairs))
@@ -74,9 +74,9 @@ def said_json(placement: Placement, _options: Options) -> list[list[int]]:
     return [order_E.tolist() for order_E in placement.order_LE]
 
 
-def render_json(placement: Placement, options: Options) -> bytes:
+def render_json(orders: list[list[int]], _placement: Placement, _options: Options) -> bytes:
     """The JSON twin."""
-    return json.dumps({"layers": said_json(placement, options)}).encode()
+    return json.dumps({"layers": orders}).encode()
 
 
 def parse_json(data: bytes, model: ModelShape, _options: Options) -> list[list[int]]:

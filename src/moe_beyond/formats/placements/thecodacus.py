@@ -24,10 +24,10 @@ def said(placement: Placement, _options: Options) -> list[list[int]]:
     return placement.kept
 
 
-def render(placement: Placement, options: Options) -> bytes:
+def render(kept: list[list[int]], placement: Placement, _options: Options) -> bytes:
     """The file; raises InputError for rows longer than the engine's buffer."""
-    layers = list(zip(placement.counts.layer_numbers, said(placement, options), strict=True))
-    rows = [",".join(map(str, (pos, layer, *kept))) + "\n" for pos in range(ROWS) for layer, kept in layers]
+    layers = list(zip(placement.counts.layer_numbers, kept, strict=True))
+    rows = [",".join(map(str, (pos, layer, *experts))) + "\n" for pos in range(ROWS) for layer, experts in layers]
     if max(map(len, rows)) >= _LINE_BYTES:
         raise InputError(f"{placement.slots_of_each} experts make a row longer than the engine's {_LINE_BYTES} bytes")
     return "".join(rows).encode()
