@@ -187,13 +187,15 @@ def test_what_the_engine_would_refuse_or_take_silently_is_refused(name, change, 
 def test_damage_is_refused_in_one_line_or_changes_nothing_that_counts(name):
     data, rng = file_of(name), np.random.default_rng(3)
     model, parse = toy(name).model, FORMATS[name].parse
-    for _ in range(400):
+    for _ in range(1000):
         damaged = bytearray(data)
         for _ in range(rng.integers(1, 4)):
             place = int(rng.integers(len(damaged)))
-            match rng.integers(3):
+            match rng.integers(4):
                 case 0:
                     damaged[place] = int(rng.integers(256))
+                case 3:
+                    damaged[place] = int(rng.choice(list(b"0123456789,.-e[]{}: \n")))
                 case 1:
                     del damaged[place:]
                 case _:
