@@ -277,6 +277,15 @@ def test_the_pattern_finds_the_architecture_s_tensors_and_no_others(architecture
     refused("expected all of its experts", read, "llamacpp-ot", tmp_path / "flag", toy("llamacpp-ot").model, other)
 
 
+def test_llama_cpp_s_own_form_of_the_flag_is_read(tmp_path):
+    line = r'-ot "blk\.(0|1|2|7)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"'
+    (tmp_path / "flag").write_text(line + "\n")
+    assert read("llamacpp-ot", tmp_path / "flag", ModelShape(tuple(range(12)), 12, 4)) == [0, 1, 2, 7]
+    # a number that is not closed finds others, as it does in llama.cpp
+    (tmp_path / "flag").write_text(line.replace(r"(0|1|2|7)\.", "1.*") + "\n")
+    assert read("llamacpp-ot", tmp_path / "flag", ModelShape(tuple(range(12)), 12, 4)) == [1, 10, 11]
+
+
 def test_the_engine_is_told_of_the_file(tmp_path):
     line = load_line("thecodacus-profile", toy("thecodacus-profile"), tmp_path / "p.csv")
     assert line.endswith("--moe-cache-profile p.csv --moe-cache-slots 2")
