@@ -3,40 +3,15 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moe_beyond.advisor.placement_file import Order, export_placement
 from moe_beyond.cli import app
-from moe_beyond.devices.device import load_device
 from moe_beyond.formats.placements import FORMATS, ModelShape, Options, read
 from moe_beyond.traces import store
-from moe_beyond.traces.counts import count_experts
-from tests.traces.refusals import refused
-from tests.traces_of_chance import chance_trace
+from tests.advisor.placed import favourites, turning
 
-# every token uses expert 0 of each layer: pinning it pays, and LRU of one slot a layer loses it
 SHAPE = ModelShape((1, 2, 3), 4, 16, 2)
-
-
-def favourites(num_prompts, seed=0):
-    trace = chance_trace(num_prompts, seed=seed, name=f"of{seed}_")
-    experts = np.zeros_like(trace.experts_TLK)
-    experts[..., 1] = 1 + (trace.token_ids_T[:, None] + 5 * trace.positions_T[:, None]) % 15
-    # the router names its favourite now first, now second
-    experts[::2] = experts[::2, :, ::-1]
-    return replace(trace, experts_TLK=experts)
-
-
-def turning(num_prompts):
-    """Every prompt has a pair of experts of its own: LRU of two slots a layer keeps it, pins know one pair of eight."""
-    trace = chance_trace(num_prompts)
-    prompt_T = np.repeat(np.arange(num_prompts), np.diff(trace.prompt_offsets))
-    experts = np.zeros_like(trace.experts_TLK)
-    experts[..., 0], experts[..., 1] = 2 * (prompt_T % 8)[:, None], 2 * (prompt_T % 8)[:, None] + 1
-    experts[::2] = experts[::2, :, ::-1]
-    return replace(trace, experts_TLK=experts)
 
 
 @pytest.fixture
@@ -121,27 +96,3 @@ def test_a_format_of_whole_traces_is_still_the_first_word(files):
     assert run("export", "hub", files / "trace.parquet", files / "hub").exit_code == 0
     assert (files / "hub" / "README.md").exists()
     assert "placement" in run("export", "--help").stdout
-
-
-def test_counts_alone_need_a_trace_that_judges_or_a_word(tmp_path):
-    trace, other = favourites(24), favourites(8, seed=3)
-    counts = replace(count_experts(trace), expert_bytes=None, top_k=None)
-    order = Order("fitz-pins", load_device("laptop_nvme"), slots=1)
-    refused("give --top-k", export_placement, order, counts, tmp_path / "out", other)
-    order = replace(order, top_k=2)
-    refused("give a trace of others with --test", export_placement, order, counts, tmp_path / "out")
-    assert export_placement(replace(order, anyway=True), counts, tmp_path / "out")["held_out"] is None
-    found = export_placement(order, counts, tmp_path / "out", other)
-    assert found["held_out"]["verdict"].startswith("pin: ")
-    assert "whether the counts hold its prompts is not known" in found["notes"][-1]
-    stranger = chance_trace(4, num_layers=2)
-    refused("test trace: its MoE layers and experts", export_placement, order, counts, tmp_path / "out", stranger)
-
-
-def test_one_prompt_is_written_only_when_asked_for(tmp_path):
-    order = Order("fitz-pins", load_device("laptop_nvme"), slots=1)
-    trace = favourites(1)
-    refused("all prompts are the same or nearly", export_placement, order, trace, tmp_path / "out")
-    found = export_placement(replace(order, anyway=True), trace, tmp_path / "out")
-    assert found["held_out"] is None
-    assert found["notes"][-1].startswith("What these experts are worth is not known")
