@@ -246,6 +246,7 @@ def test_what_stood_there_stays_where_the_new_file_reads_back_wrongly(tmp_path):
         replace(encoded, said=[]).save(path)
     refused("line 1: expected", replace(encoded, data=b"x\n").save, path)
     assert (path.read_text(), [*tmp_path.iterdir()]) == ("before", [path])
+    refused("a folder stands there; name a file", encoded.save, tmp_path)
 
 
 def test_what_the_format_cannot_say_is_refused(tmp_path):

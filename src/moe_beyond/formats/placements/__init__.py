@@ -185,7 +185,13 @@ class Encoded:
     data: bytes
 
     def save(self, path: Path) -> None:
-        """Write the file; what stood at `path` is replaced when the new one reads back as it should."""
+        """Write the file; what stood at `path` is replaced when the new one reads back as it should.
+
+        Raises:
+            InputError: A folder stands there, or the one around it cannot be written to.
+        """
+        if path.is_dir():
+            raise InputError(f"{path}: a folder stands there; name a file")
         with replacing(path) as temporary:
             temporary.write_bytes(self.data)
             if read(self.name, temporary, self.model, self.options) != self.said:
