@@ -3,6 +3,7 @@
     python -m benchmarks.golden [TRACES]
     python -m benchmarks.golden --publish-device-errors [TRACES]     # rewrite the table of modelled times' errors
     python -m benchmarks.golden --publish-known-models [TRACES]      # rewrite hit curves and cards of recorded models
+    python -m benchmarks.golden --publish-pinning [TRACES]           # rewrite the table of pinning against LRU
 
 A known shortfall is printed with its reason and does not fail, unless the figure has come to agree: then the reason is
 out of date.
@@ -18,6 +19,7 @@ from pathlib import Path
 from benchmarks.golden.checks import FAMILIES
 from benchmarks.golden.device_errors import device_errors
 from benchmarks.golden.known_models import known_model_tables
+from benchmarks.golden.pinning import pinning
 from benchmarks.golden.recordings import TRACES
 from moe_beyond.files import write_json
 
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("traces", nargs="?", type=Path, default=TRACES, help="folder of published traces")
     parser.add_argument("--publish-device-errors", action="store_true", help="rewrite the table that is checked")
     parser.add_argument("--publish-known-models", action="store_true", help="rewrite the tables that are checked")
+    parser.add_argument("--publish-pinning", action="store_true", help="rewrite the table of pinning that is checked")
     arguments = parser.parse_args()
     traces = arguments.traces
     if not traces.is_dir():
@@ -42,6 +45,9 @@ def main() -> None:
     if arguments.publish_known_models:
         for name, table in known_model_tables(traces).items():
             table.write_csv(ROOT / "src" / "moe_beyond" / "assess" / f"{name.removesuffix('s')}s.csv")
+        return
+    if arguments.publish_pinning:
+        pinning(traces).write_csv(ROOT / "src" / "moe_beyond" / "advisor" / "pinning.csv")
         return
     results, failed = [], []
     for family, checks in FAMILIES.items():

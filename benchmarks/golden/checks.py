@@ -18,6 +18,7 @@ from benchmarks.golden.card_checks import card_checks
 from benchmarks.golden.check import Check
 from benchmarks.golden.device_checks import device_checks
 from benchmarks.golden.known_models import known_model_checks
+from benchmarks.golden.pinning import pinning_checks
 from benchmarks.golden.recordings import PhoneRun, phone_run, toy
 from moe_beyond.devices.calibrate import fit_token_time
 from moe_beyond.formats import importers
@@ -205,4 +206,5 @@ FAMILIES: dict[str, Callable[[Path], Iterator[Check]]] = {
     "devices": device_checks,
     "known models": known_model_checks,
     "card": card_checks,
+    "pinning": pinning_checks,
 }

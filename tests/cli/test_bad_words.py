@@ -18,7 +18,8 @@ WORDS = {
     "describe": ("t.parquet",),
     "assess": ("t.parquet",),
     "card": ("h.gguf",),
-    "export": ("parquet", "t.parquet", "e.parquet"),
+    "export trace": ("parquet", "t.parquet", "e.parquet"),
+    "export placement": ("fitz-pins", "t.parquet", "out", "--slots", "2"),
     "import": ("moe-beyond-csv", "x", "o.parquet"),
     "replay": ("t.parquet", "--policy", "lru", "--capacity", "6", "--device", "d.yaml"),
     "advise": ("t.parquet", "--budget-mib", "0.005", "--device", "d.yaml"),
@@ -36,7 +37,12 @@ WORDS = {
 }
 NUMBERS = ("nan", "inf", "-inf", "1e308", "1" + "0" * 400, "x", "")
 TEXTS = ("", "x" * 5000, "a\nb", "../..", "/dev/null", "\x1b[31m", "é" * 300)
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined] # a group
+GROUPS = typer.main.get_command(app).commands  # type: ignore[attr-defined] # a group
+COMMANDS = {
+    f"{name} {inner}".strip(): command
+    for name, outer in GROUPS.items()
+    for inner, command in getattr(outer, "commands", {"": outer}).items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def test_every_bad_word_ends_in_one_short_line(command, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("moe_beyond.live.measure.measure_device", not_measured)
     for words, numeric in variants(command):
-        ended = CliRunner().invoke(app, [command, *words])
+        ended = CliRunner().invoke(app, [*command.split(), *words])
         shown = [word[:40] for word in words]
         assert isinstance(ended.exception, SystemExit | None), (shown, ended.exception)
         assert ended.exit_code in (0, 1, 2, 3), (shown, ended.exit_code)

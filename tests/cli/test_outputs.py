@@ -12,6 +12,8 @@ COMMANDS = {
     "export parquet": ("export", "parquet", "trace.parquet", "OUT"),
     "export hub": ("export", "hub", "trace.parquet", "OUT"),
     "export moe-beyond-csv": ("export", "moe-beyond-csv", "trace.parquet", "OUT"),
+    "export placement": ("export", "placement", "fitz-pins", "trace.parquet", "OUT", "--slots", "2", "--anyway"),
+    "assess": ("assess", "trace.parquet", "--figure", "OUT.svg"),
     "calibrate-device": ("calibrate-device", "run.csv", "OUT.yaml", "--resident-mib", "1"),
     "fit-device": (
         *("fit-device", "run.csv", "--out", "OUT.yaml", "--layers", "2", "--top-k", "2"),

@@ -60,8 +60,11 @@ class _Command(TyperCommand):
             raise typer.Exit(status) from error
 
 
-class _App(typer.Typer):
+class App(typer.Typer):
+    """Commands that end in one line for whatever a user can mend."""
+
     def command(self, name: str | None = None, **options: Any) -> Callable[[_Function], _Function]:
+        """As typer's, for `_Command`."""
         return super().command(name, **{"cls": _Command} | options)
 
 
@@ -69,7 +72,7 @@ def _show_error(message: str, status: int) -> None:
     print(json.dumps({"error": message, "status": status}, indent=2))  # noqa: T201 - the command's output
 
 
-app = _App(
+app = App(
     help="Which experts of a Mixture-of-Experts model come next, and what is that worth?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

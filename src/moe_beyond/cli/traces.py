@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from moe_beyond.cli.common import (
+    App,
     AsJson,
     Beside,
     TracePath,
@@ -18,9 +19,16 @@ from moe_beyond.cli.common import (
     read_trace,
     show,
 )
+from moe_beyond.cli.groups import WHOLE_TRACE, FormatFirst
 from moe_beyond.errors import InputError, naming
 from moe_beyond.files import check_output
 
+exports = App(
+    cls=FormatFirst,
+    help="Write traces for others (hub, moe-beyond-csv, parquet), or `placement`: experts for an engine to keep.",
+    no_args_is_help=True,
+)
+app.add_typer(exports, name="export")
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
 
 
@@ -59,7 +67,7 @@ def import_traces(
         show(describe_path(out), as_json)
 
 
-@app.command("export")
+@exports.command(WHOLE_TRACE, hidden=True)
 def export_traces(
     format: Annotated[str, typer.Argument(help="hub, moe-beyond-csv or parquet.")],  # noqa: A002
     trace: TracePath,
