@@ -34,6 +34,7 @@ AllowTrainingPrompts = Annotated[
     typer.Option("--allow-training-prompts", help="Go on though the predictor's training data holds these prompts."),
 ]
 RESAMPLES = 1000
+_LONG = 10
 
 
 @contextmanager
@@ -59,6 +60,8 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False, box=None)
     for key, value in flatten({key: value for key, value in result.items() if key != "notes"}).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        if isinstance(value, list) and len(value) > _LONG:
+            shown = f"{len(value)} values; --json lists them"
         table.add_row(key, shown)
     Console().print(table)
     for note in result.get("notes", []):
