@@ -11,6 +11,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from moe_beyond.devices.link_curve import Point, complaint, read_ms, with_bandwidth
 from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
 
@@ -36,6 +37,9 @@ class Device(Settings):
     """Time from a request to its first byte."""
     lanes: int = Field(ge=1)
     """Requests under way at once: they hide each other's setup, and share the bandwidth."""
+    link_curve: tuple[Point, ...] = ()
+    """KiB of a read, lanes, and GB/s of all lanes together: an expert's load takes what this curve says of its size at
+    `lanes`; empty: `setup_us` and `link_gb_per_s` describe the link."""
     memory_gb_per_s: float = Field(gt=0)
     """Bandwidth at which the processor reads resident weights."""
     layer_overhead_us: float = Field(ge=0)
@@ -96,6 +100,12 @@ class Device(Settings):
             raise ValueError("page_gb_per_s needs memory_gib, and miss: load; give both, or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _larger_reads_take_longer(self) -> Device:
+        if (wrong := complaint(self.link_curve, self.lanes)) is not None:
+            raise ValueError(f"link_curve: {wrong}")
+        return self
+
     @property
     def depends_on_memory(self) -> bool:
         """Whether a larger cache takes something away: the page cache, or memory for dense weights."""
@@ -113,9 +123,17 @@ class Device(Settings):
     def transfer_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes.
 
-        That is its bytes over the bandwidth, and the setup over the lanes.
+        That is its bytes over the bandwidth, and the setup over the lanes, or what `link_curve` says.
         """
+        if self.link_curve:
+            ms = read_ms(self.link_curve, self.lanes, np.asarray(num_bytes, np.float64))
+            return ms if isinstance(num_bytes, np.ndarray) else float(ms)
         return num_bytes / (self.link_gb_per_s * 1e9) * MILLISECONDS + self.setup_us / self.lanes / 1e3
+
+    def with_link(self, gb_per_s: float) -> Device:
+        """The device with a link of another bandwidth."""
+        curve = with_bandwidth(self.link_curve, self.link_gb_per_s, gb_per_s)
+        return self.model_copy(update={"link_gb_per_s": gb_per_s, "link_curve": curve})
 
     def page_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which an expert of this size is read from the page cache."""

@@ -74,8 +74,13 @@ class Workload:
 
         Each counts as the smallest expert, without setup, and as if it lay in the page cache where there is one.
         """
-        fastest = max(device.link_gb_per_s, device.page_gb_per_s or 0.0)
-        return loads * int(self.expert_bytes_L.min()) / (fastest * 1e9) * MILLISECONDS
+        smallest = float(self.expert_bytes_L.min())
+        each_ms = smallest / (device.link_gb_per_s * 1e9) * MILLISECONDS
+        if device.link_curve:
+            each_ms = device.transfer_ms(smallest)
+        if device.page_gb_per_s is not None:
+            each_ms = min(each_ms, device.page_ms(smallest))
+        return loads * each_ms
 
     def held_bytes(self, capacity_experts: int) -> float:
         """Bytes of a cache of so many experts of mean size, and of the dense weights."""

@@ -135,7 +135,7 @@ class TimedReplay:
         """Share of the decoding time in which the link carried nothing; 0 where nothing was decoded."""
         decode = self.replay.decode
         loaded = (decode.demand_bytes + decode.prefetch_bytes) * self.expert_bytes_scale
-        busy_ms = self.device.transfer_ms(loaded) + (decode.loads - 1) * self.device.transfer_ms(0.0)
+        busy_ms = decode.loads * self.device.transfer_ms(loaded / max(1, decode.loads))
         total_ms = float(self.time.numerator_P.sum())
         return max(0.0, 1 - busy_ms / total_ms) if total_ms else 0.0
 
