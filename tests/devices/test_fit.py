@@ -185,3 +185,13 @@ def test_the_document_shows_the_published_errors():
     document = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
     for row in published_errors().iter_rows():
         assert f"| {' | '.join(map(str, row))} |" in document
+
+
+@pytest.mark.parametrize(
+    ("hits", "misses", "decode_ms"), [(41487, 29053, 58520), (45165, 25375, 53773), (47995, 22545, 50300)]
+)
+def test_the_card_beside_a_drive_tells_the_runs_that_it_was_fitted_to(hits, misses, decode_ms):
+    """Hits and misses of 43 layers and 256 tokens; the first token's time is that of the prompt."""
+    shape = Shape(43, 6, 12.75 * 2**20, 7000 * 2**20)
+    missing_S = np.array([shape.accesses * misses / (hits + misses)])
+    assert expected_ms(load_device("gpu_rtx5090_nvme"), shape, missing_S)[0] == pytest.approx(decode_ms / 255, rel=0.01)
