@@ -166,6 +166,22 @@ def test_the_command_writes_a_device_that_can_be_used_at_once(tmp_path):
     assert load_device(str(other)).link_gb_per_s == found.link_gb_per_s
 
 
+def test_the_command_fits_prompts_and_the_start_too(tmp_path):
+    path, out = tokens(tmp_path / "run.csv", device_of(), parts=True), tmp_path / "mine.yaml"
+    made = tmp_path / "prompts.csv"
+    made.write_text("prompt_tokens,prefill_ms\n100,2500\n1000,20500\n")
+    words = ["fit-device", str(path), "--out", str(out), *WORDS, "--prompts", str(made), "--start-s", "10", "--json"]
+    ended = CliRunner().invoke(app, [*words, "--model-gib", "20"])
+    assert ended.exit_code == 0, ended.output
+    found = load_device(str(out))
+    assert found.prefill_tokens_per_s == pytest.approx(50)
+    assert found.prompt_overhead_ms == pytest.approx(500, rel=0.01)
+    assert found.start_gb_per_s == pytest.approx(2 * 2**30 / 1e9, rel=1e-3)
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 1
+    assert "give both --start-s and --model-gib" in ended.stderr
+
+
 def test_the_published_errors_are_reached_on_the_recordings():
     checks = list(device_checks(shared()))
     assert [check.name for check in checks if check.fails] == []

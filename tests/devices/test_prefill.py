@@ -3,8 +3,10 @@
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 
+from benchmarks.golden.prompt_errors import misses_of_prompt
 from moe_beyond.devices.device import Device
 from moe_beyond.devices.expected import Prompts, Shape, expected_prompt_ms
 from moe_beyond.devices.prefill import fit_prefill, read_prompts
@@ -105,3 +107,14 @@ def test_a_table_that_does_not_say_it_ends_in_one_line(tmp_path, text, said):
 def test_what_a_start_takes_is_the_models_bytes_over_its_rate():
     assert device_of(start_gb_per_s=0.5).start_ms(10**10) == 20_000
     assert device_of().start_ms(10**10) is None
+
+
+def test_a_prompts_misses_follow_from_a_hit_counter_that_counts_them():
+    """Experts are 0.8 % larger than the shape says, and the counter is printed to a hundredth of a point."""
+    random = np.random.default_rng(4)
+    accesses, hits = 700, 90
+    misses_S = random.integers(0, 24, 200)
+    used_S = 24 * np.arange(1, 201)
+    counter_S = np.round(100 * (hits + used_S - np.cumsum(misses_S)) / (accesses + used_S), 2)
+    tokens = pl.DataFrame({"cache_hit_pct": counter_S, "read_bytes": misses_S * 3_024_000})
+    assert misses_of_prompt(tokens, SHAPE) == pytest.approx(accesses - hits, abs=3)
