@@ -16,6 +16,7 @@ from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.timing import timed_replay
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
+from tests.phone_traces import recording
 from tests.simulator.strategies import make_trace
 
 BASE = {"link_gb_per_s": 2, "setup_us": 100, "lanes": 2, "memory_gb_per_s": 20, "layer_overhead_us": 50}
@@ -118,3 +119,12 @@ def test_a_prompts_misses_follow_from_a_hit_counter_that_counts_them():
     counter_S = np.round(100 * (hits + used_S - np.cumsum(misses_S)) / (accesses + used_S), 2)
     tokens = pl.DataFrame({"cache_hit_pct": counter_S, "read_bytes": misses_S * 3_024_000})
     assert misses_of_prompt(tokens, SHAPE) == pytest.approx(accesses - hits, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("qwen", Shape(48, 6, 2.736 * 2**20, 0)), ("gptoss", Shape(36, 2, 13_219_200, 0))]
+)
+def test_recorded_prompts_missed_all_that_their_routing_says(name, shape):
+    run = recording(name)
+    used = np.sum(~run.events.is_decode_A)
+    assert misses_of_prompt(run.metrics, shape) == pytest.approx(used, rel=0.003)
