@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,11 @@ from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
-from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table
+from moe_beyond.formats.counts import COUNT_FORMATS, read_counts
+from moe_beyond.formats.recognise import recognise
+from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table, write
+from tests.formats.count_cases import COUNTS
+from tests.formats.engine_cases import CASES, SHAPE
 from tests.traces.refusals import refused
 
 
@@ -198,7 +204,8 @@ def test_files_that_do_not_belong_or_are_missing_are_named(tmp_path, name, files
 
 
 def test_every_format_has_a_valid_source_here(tmp_path):
-    assert set(SOURCES) == set(importers.FORMATS)
+    assert set(SOURCES) | set(CASES) == set(importers.FORMATS)
+    assert set(COUNTS) == set(COUNT_FORMATS)
     for name, files in SOURCES.items():
         assert read(name, tmp_path / name, files).num_tokens > 1
 
@@ -233,3 +240,56 @@ def test_any_damage_is_a_trace_or_an_input_error(tmp_path_factory, name, edits, 
         assert read(name, tmp_path_factory.mktemp("source"), damaged).num_tokens > 0
     except InputError as error:
         assert len(str(error).splitlines()) == 1
+
+
+EDIT = st.tuples(st.sampled_from(["replace", "insert", "delete", "number"]), st.integers(0), st.integers(0), BYTES)
+# numbers that a header may promise
+LARGE = (2**31 - 1, -1, -(2**31), 2**16, 0, 2**24)
+
+
+def damaged(files, edits, cut, instead):
+    """The files with bytes changed, the first one cut, or something else in its place."""
+    files = {path: bytearray(data) for path, data in files.items()}
+    for kind, which, position, value in edits:
+        data = files[sorted(files)[which % len(files)]]
+        place = position % max(1, len(data))
+        if kind == "number":
+            place -= place % 4
+            data[place : place + 4] = int(LARGE[value % len(LARGE)]).to_bytes(4, "little", signed=True)
+        else:
+            data[place : place + (kind != "insert")] = b"" if kind == "delete" else bytes([value])
+    first = next(iter(files))
+    if cut is not None:
+        del files[first][cut:]
+    if instead is not None:
+        files[first] = bytearray(instead)
+    return {path: bytes(data) for path, data in files.items()}
+
+
+# `HYPOTHESIS_EXAMPLES=2000` tries so many of each format
+@pytest.mark.parametrize("name", [*CASES, *(f"counts {name}" for name in COUNTS)])
+@given(
+    edits=st.lists(EDIT, max_size=4),
+    cut=st.none() | st.integers(1, 900),
+    instead=st.none() | st.none() | st.none() | st.binary(max_size=400) | TEXT,
+)
+def test_any_damage_to_an_engines_file_is_read_or_one_line(name, edits, cut, instead):
+    files = CASES[name].files if name in CASES else COUNTS[name.removeprefix("counts ")]
+    with tempfile.TemporaryDirectory() as folder:
+        source = write(Path(folder), damaged(files, edits, cut, instead))
+        for attempt in (read_as, recognise):
+            try:
+                attempt(*((name, source) if attempt is read_as else (source,)))
+            except InputError as error:
+                assert len(str(error).splitlines()) == 1
+
+
+def read_as(name, source):
+    """The source as that format: valid, whatever it holds."""
+    if name in CASES:
+        trace = importers.read(name, source, shape=CASES[name].shape)
+        assert trace.num_tokens > 0
+        assert trace.experts_TLK.max() < SHAPE.num_experts
+    else:
+        counts = read_counts(name.removeprefix("counts "), next(source.iterdir()), SHAPE)
+        assert counts.counts_LE.sum() > 0

@@ -73,4 +73,23 @@ def read_trace(path: Path) -> Trace:
     """
     from moe_beyond.traces import store  # noqa: PLC0415
 
+    _refuse_other_formats(path)
     return store.open_working(path) if store.has_working(path) else store.read_parquet(path)
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raise InputError for a file of an engine: counts, which have no order, or a trace that is not imported."""
+    if not path.is_file() or path.suffix == ".parquet":
+        return
+    from moe_beyond.formats.recognise import recognise  # noqa: PLC0415
+
+    try:
+        kind, found, reason = recognise(path)
+    except InputError:
+        return  # no known format: the reader of traces says what it is not
+    if kind == "counts":
+        raise InputError(
+            f"{path}: {found}: {reason}; counts, without the order of the tokens that this needs: only "
+            f"`assess --counts {found}` and placements take them"
+        )
+    raise InputError(f"{path}: {found}: {reason}; import it first: moe-beyond import {found} {path} trace.parquet")
