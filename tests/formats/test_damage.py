@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,8 @@ from moe_beyond.formats.counts import COUNT_FORMATS, read_counts
 from moe_beyond.formats.recognise import recognise
 from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table, write
 from tests.formats.count_cases import COUNTS
-from tests.formats.engine_cases import CASES, SHAPE
+from tests.formats.engine_cases import CASES, IDS, PASSES, SHAPE, parquet, recorder, saved
+from tests.formats.engine_cases import npz as engine_npz
 from tests.traces.refusals import refused
 
 
@@ -282,6 +284,66 @@ def test_any_damage_to_an_engines_file_is_read_or_one_line(name, edits, cut, ins
                 attempt(*((name, source) if attempt is read_as else (source,)))
             except InputError as error:
                 assert len(str(error).splitlines()) == 1
+
+
+ODD = [2**31, 2**40, 1e30, "x", "", [], [1], [[1]], {}, True, [None], [-1, 0]]
+VALUES = st.none() | st.integers(-3, 12) | st.sampled_from(ODD)
+ARRAYS = st.sampled_from(
+    [np.zeros(0), np.zeros((4, 2)), -np.ones((4, 2), np.int32), np.full((4, 2), 99), np.zeros((1, 1, 1))]
+)
+COLUMNS = st.sampled_from(
+    [[1] * 4, [[1]] * 4, [[1, 2], [3], [1, 2], [3]], [[1, 99]] * 4, [None] * 4, [[]] * 4, [[0.5, -1.0]] * 4, ["x"] * 4]
+)
+JSON_LINES = ("megatron", "lattice", "flash-moe", "vllm-routes", "moe-trace-b")
+
+
+@given(record=st.integers(0, 2), key=st.sampled_from(sorted(PASSES[0])), value=VALUES | ARRAYS, drop=st.booleans())
+def test_any_recorder_of_sglang_is_read_or_one_line(record, key, value, drop):
+    records = [dict(each) for each in PASSES]
+    records[record][key] = torch.tensor(value) if isinstance(value, np.ndarray) else value
+    if drop:
+        del records[record][key]
+    read_or_one_line("sglang-recorder", {"x.pt": recorder(records)})
+    read_or_one_line("counts logical-count-pt", {"x.pt": saved({"logical_count": value})})
+
+
+@given(layer=st.integers(1, 3), key=st.sampled_from(["indices", "weights", "token"]), value=ARRAYS, seqs=VALUES)
+def test_any_arrays_of_0xbakeer_are_read_or_one_line(layer, key, value, seqs):
+    named = {"indices": np.ascontiguousarray(IDS[:, 0]), "weights": np.ones((4, 2), np.float16), "token": np.arange(4)}
+    files = CASES["0xbakeer-npz"].files | {f"trace/layer{layer}.npz": engine_npz(**(named | {key: value}))}
+    read_or_one_line("0xbakeer-npz", files)
+    meta = {"meta.json": json.dumps({"seqs": [{"id": "a", "n": seqs}, {"id": seqs, "n": 2}]}).encode()}
+    read_or_one_line("0xbakeer-npz", CASES["0xbakeer-npz"].files | meta)
+
+
+@given(key=st.sampled_from(["indices", "scores", "token_id"]), value=COLUMNS)
+def test_any_columns_of_flame_are_read_or_one_line(key, value):
+    columns = {"indices": IDS[:, 0].tolist(), "scores": [[0.5, 0.25]] * 4}
+    path = "samples/000.parquet" if key == "token_id" else "actives/iter_10/layer_01.parquet"
+    changed = {key: value} if key == "token_id" else columns | {key: value}
+    read_or_one_line("flame", CASES["flame"].files | {path: parquet(**changed)})
+
+
+@given(
+    name=st.sampled_from(JSON_LINES),
+    value=VALUES,
+    place=st.integers(0),
+)
+def test_any_values_in_json_lines_are_read_or_one_line(name, value, place):
+    path = next(iter(CASES[name].files))
+    lines = CASES[name].files[path].decode().splitlines()
+    fields = json.loads(lines[place % len(lines)])
+    fields[sorted(fields)[place // len(lines) % len(fields)]] = value
+    lines[place % len(lines)] = json.dumps(fields)
+    read_or_one_line(name, CASES[name].files | {path: "\n".join(lines).encode()})
+
+
+def read_or_one_line(name, files):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            read_as(name, write(Path(folder), files))
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
 
 
 def read_as(name, source):

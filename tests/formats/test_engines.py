@@ -307,7 +307,7 @@ BROKEN = [
         "moe-trace-f",
         {"x.csv": engines.moe_trace_f().replace(b"prefill", b"x")},
         {},
-        "phase is x, expected prefill or decode",
+        "line 2: 'x,0,1,0,1', expected the header .* then a phase",
     ),
     (
         "moe-trace-f",

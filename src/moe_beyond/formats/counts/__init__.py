@@ -18,14 +18,13 @@ from moe_beyond.traces.counts import ExpertCounts, checked_counts
 
 _READERS: dict[str, Callable[[bytes, str, ShapeOverride], ExpertCounts]] = {
     "coli-usage": text_counts.coli_usage,
-    "imatrix": imatrix.imatrix,
     "logical-count-json": json_counts.logical_count,
     "logical-count-pt": recorder.logical_count,
     "lucebox-hotness": text_counts.hotness,
     "mbolt-heat": json_counts.heat,
     "vllm-routes": routes.route_log,
 }
-COUNT_FORMATS = tuple(_READERS)
+COUNT_FORMATS = ("imatrix", *_READERS)
 """Names of the formats."""
 
 
@@ -34,18 +33,19 @@ def read_counts(format: str, source: Path, shape: ShapeOverride = NONE) -> Exper
 
     Args:
         format: One of `COUNT_FORMATS`.
-        source: The file. A config.json beside it gives model, top-k and bytes.
+        source: The file; an imatrix is not packed. A config.json beside it gives model, top-k and bytes.
         shape: What is said of the model where neither file nor config.json can say it.
 
     Raises:
         InputError: An unknown format, no single file, or the first rule that is broken; names file and place.
     """
-    if format not in _READERS:
+    if format not in COUNT_FORMATS:
         raise InputError(f"unknown format of counts {format!r}; expected one of {', '.join(COUNT_FORMATS)}")
     if not is_single_file(source):
         raise InputError(f"{source}: no such file, or a folder or archive; give one file of counts")
-    counts = None
-    for name, stream in members(source, ""):
+    # an imatrix may be larger than what the others read at once
+    counts = checked_counts(imatrix.imatrix(source), str(source)) if format == "imatrix" else None
+    for name, stream in members(source, "") if counts is None else ():
         where = locate(source, name)
         counts = checked_counts(_READERS[format](stream.read(), where, shape), where)
     if counts is None:

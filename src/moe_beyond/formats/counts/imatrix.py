@@ -7,7 +7,6 @@ alone. The older `.dat` keeps no count by expert. Layout: llama.cpp, tools/imatr
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError, reason_of
-from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.traces.counts import ExpertCounts
 
 _COUNTS = re.compile(r"blk\.([0-9]{1,4})\.ffn_(?:gate|up|down|gate_up)_(?:ch)?exps\.weight\.counts")
 _MOST_FIELDS = 65536
 
 
-def imatrix(data: bytes, where: str, override: ShapeOverride) -> ExpertCounts:
-    """Counts of an imatrix GGUF.
+def imatrix(path: Path) -> ExpertCounts:
+    """Counts of an imatrix GGUF, a file that is not packed.
 
     Raises:
         InputError: No GGUF, none of an imatrix, one without experts, or tensors of a layer that differ.
     """
-    if not data.startswith(b"GGUF"):
+    where = str(path)
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
         raise InputError(f"{where}: does not begin with 'GGUF'; an imatrix.dat keeps no counts by expert: write a GGUF")
     found: dict[int, npt.NDArray[np.float64]] = {}
-    for name, values in _tensors(data, where):
+    for name, values in _tensors(path, where):
         match = _COUNTS.fullmatch(name)
         if match is None:
             continue
@@ -52,7 +53,7 @@ def imatrix(data: bytes, where: str, override: ShapeOverride) -> ExpertCounts:
     return ExpertCounts("unknown", layers, np.rint([found[n] for n in layers]).astype(np.int64), "llama.cpp imatrix")
 
 
-def _tensors(data: bytes, where: str) -> list[tuple[str, Any]]:
+def _tensors(path: Path, where: str) -> list[tuple[str, Any]]:
     """Names and values of the tensors; sizes that the header names are compared with the file's."""
     import gguf  # noqa: PLC0415 - takes a while, and only this format needs it
 
@@ -81,11 +82,8 @@ def _tensors(data: bytes, where: str) -> list[tuple[str, Any]]:
                 raise ValueError(f"{count} tensors")
             return super()._build_tensor_info(offs, count)
 
-    # the reader wants a file to map; the source may be packed
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # numbers of the header that overflow are refused by their size
-        path = Path(folder) / "x.gguf"
-        path.write_bytes(data)
         try:
             reader = Strict(path)
             kind = reader.get_field("general.type")

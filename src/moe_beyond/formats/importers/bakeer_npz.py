@@ -32,7 +32,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     """
     layers: dict[int, tuple[str, Arrays]] = {}
     meta: Any = None
-    left = 4 * MAX_BYTES
+    left = 2 * MAX_BYTES
     for name, stream in members(source, (".npz", "meta.json")):
         where, path = locate(source, name), PurePosixPath(name)
         if path.name == "meta.json":
@@ -43,7 +43,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
             layers[int(found[1])] = (where, load_npz(stream.read(), _ARRAYS, where))
             left -= sum(array.nbytes for array in layers[int(found[1])][1].values())
             if left < 0:
-                raise InputError(f"{source}: more than {4 * MAX_BYTES >> 20} MiB of arrays; give fewer sequences")
+                raise InputError(f"{source}: more than {2 * MAX_BYTES >> 20} MiB of arrays; give fewer sequences")
     if meta is None or not layers:
         raise InputError(
             f"{source}: needs meta.json and trace/layer0.npz, ...; {'meta.json' if layers else 'layers'} missing"

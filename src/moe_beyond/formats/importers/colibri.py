@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.engine_log import lines_of, read_logs, rectangle, whole
+from moe_beyond.formats.importers.engine_log import Table, lines_of, read_logs, whole
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.formats.importers.passes import Passes
 from moe_beyond.traces.schema import Trace
@@ -23,21 +23,20 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
 
 
 def _parse(data: bytes, where: str) -> Passes:
-    numbers: list[int] = []
-    places, ids, gates = [], [], []
+    places, ids, gates = Table(where), Table(where), Table(where, "f")
     for number, line in lines_of(data, where):
         at, cells = f"{where}: line {number}", line.split()
         pairs = [cell.partition(":") for cell in cells[3:]]
         if not pairs:
             raise InputError(f"{at}: {line!r:.60}, expected 'call row layer id:gate ...'")
-        places.append([whole(cell, name, at) for cell, name in zip(cells, ("call", "row", "layer"), strict=False)])
-        ids.append([whole(expert, "an expert", at) for expert, _, _ in pairs])
+        call, row, layer = (whole(cell, name, at) for cell, name in zip(cells, ("call", "row", "layer"), strict=False))
+        places.add([number, call, row, layer], number)
+        ids.add([whole(expert, "an expert", at) for expert, _, _ in pairs], number)
         try:
-            gates.append([float(gate) for _, _, gate in pairs])
+            gates.add([float(gate) for _, _, gate in pairs], number)
         except ValueError:
             raise InputError(f"{at}: {line!r:.60}, expected 'call row layer id:gate ...' with numbers") from None
-        numbers.append(number)
-    call_R, row_R, layer_R = rectangle(places, numbers, where, np.int64).T
+    number_R, call_R, row_R, layer_R = places.array().T
     begins_R = np.concatenate([[True], np.diff(call_R) != 0])
     firsts = np.flatnonzero(begins_R)
     wrong = row_R != np.arange(len(row_R)) - np.repeat(firsts, np.diff([*firsts, len(row_R)]))
@@ -45,16 +44,16 @@ def _parse(data: bytes, where: str) -> Passes:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(
-            f"{where}: line {numbers[row]}: call {call_R[row]}, row {row_R[row]}, layer {layer_R[row]}; expected the "
+            f"{where}: line {number_R[row]}: call {call_R[row]}, row {row_R[row]}, layer {layer_R[row]}; expected the "
             "rows of a call from 0, all of one layer"
         )
     return Passes(
         where,
         layer_R[firsts],
         np.diff([*firsts, len(row_R)]),
-        rectangle(ids, numbers, where, np.int64),
-        rectangle(gates, numbers, where, np.float64),
+        ids.array(),
+        gates.array(),
         what="line",
-        number_R=np.array(numbers)[firsts],
+        number_R=number_R[firsts],
         extra_layer=True,
     )

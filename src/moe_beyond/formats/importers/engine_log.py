@@ -5,7 +5,9 @@ Sizes that a file names are compared with its length before anything is allocate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from struct import Struct
 from typing import IO, Any
@@ -13,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.formats.importers.model_config import NAME, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
 from moe_beyond.formats.importers.routed import data_set, routed_prompts
@@ -142,10 +144,10 @@ def layer_records(
         InputError: A record is cut short, of no tokens, or has another number of experts than the first.
     """
     begins, width = Struct(head), np.dtype(id_type).itemsize
-    heads: list[tuple[int, ...]] = []
-    parts = []
+    # flat, without an object a record: there may be millions
+    heads, ids, count = array("q"), bytearray(), 0
     while start < len(data):
-        at = f"{where}: record {len(heads)}"
+        at = f"{where}: record {count}"
         if start + begins.size > len(data):
             if may_be_cut:
                 break
@@ -165,19 +167,22 @@ def layer_records(
                 f"{at}: {tokens} tokens of {k} experts need {size} bytes, {len(data) - start - begins.size} are left; "
                 "the file is cut short"
             )
-        heads.append(numbers)
-        parts.append(np.frombuffer(data, id_type, tokens * k, start + begins.size))
+        heads.extend(numbers)
+        count += 1
+        ids += data[start + begins.size : start + begins.size + size]
         start += begins.size + size
-    if not heads:
+    if not count:
         raise InputError(f"{where}: no records; remove the file")
-    return np.array(heads, np.int64), np.concatenate(parts).reshape(-1, top_k or 1)
+    ids_AK = np.frombuffer(ids, id_type).reshape(-1, top_k or 1)
+    return np.frombuffer(heads, np.int64).reshape(count, -1), ids_AK
 
 
 def lines_of(data: bytes, where: str) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, and their numbers from 1. Raises InputError if the file is not UTF-8."""
-    for number, line in enumerate(decode_utf8(data, where).split("\n"), start=1):
-        if line.strip():
-            yield number, line.rstrip("\r")
+    for number, line in enumerate(BytesIO(data), start=1):
+        text = decode_utf8(line, f"{where}: line {number}").strip("\r\n")
+        if text.strip():
+            yield number, text
 
 
 def json_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -189,37 +194,57 @@ def json_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, fields
 
 
+def _shown(value: Any) -> str:
+    """A value in a message: one short line, whatever it is."""
+    return reason_of(repr(value))[:40]
+
+
 def whole(value: Any, name: str, at: str) -> int:
     """A whole number of 32 bits from JSON or text. Raises InputError if it is none."""
     if isinstance(value, str) and len(value) <= 10 and value.isascii() and value.removeprefix("-").isdecimal():
         value = int(value)
     if type(value) is not int or not -(2**31) <= value < 2**31:
-        raise InputError(f"{at}: {name} is {value!r:.40}, expected a whole number")
+        raise InputError(f"{at}: {name} is {_shown(value)}, expected a whole number")
     return value
 
 
 def whole_list(value: Any, name: str, at: str) -> list[int]:
     """A list of whole numbers, at least one. Raises InputError if it is none."""
     if not isinstance(value, list) or not value:
-        raise InputError(f"{at}: {name} is {value!r:.40}, expected a list of whole numbers")
+        raise InputError(f"{at}: {name} is {_shown(value)}, expected a list of whole numbers")
     return [whole(item, name, at) for item in value]
 
 
 def number_list(value: Any, name: str, at: str) -> list[float]:
     """A list of numbers. Raises InputError if it is none."""
     if not isinstance(value, list) or not all(type(item) in (int, float) and abs(item) < 1e30 for item in value):
-        raise InputError(f"{at}: {name} is {value!r:.40}, expected a list of numbers")
+        raise InputError(f"{at}: {name} is {_shown(value)}, expected a list of numbers")
     return [float(item) for item in value]
 
 
-def rectangle(lists: list[list[Any]], numbers: list[int], where: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Lists of one length as an array. Raises InputError without any, or naming the first line of another length."""
-    if not lists:
-        raise InputError(f"{where}: no rows; remove the file")
-    for number, items in zip(numbers, lists, strict=True):
-        if len(items) != len(lists[0]):
+class Table:
+    """Lists of numbers of one length, kept without an object a number while lines are read."""
+
+    def __init__(self, where: str, code: str = "i") -> None:
+        self._where = where
+        self._numbers = array(code)
+        self._width = 0
+        self._first = 0
+
+    def add(self, items: Sequence[float], line: int) -> None:
+        """Add a list of a line. Raises InputError if its length is another than that of the lists before."""
+        if not self._width:
+            self._width, self._first = len(items), line
+        if len(items) != self._width:
             raise InputError(
-                f"{where}: line {number}: {len(items)} numbers, line {numbers[0]} has {len(lists[0])}; a router "
+                f"{self._where}: line {line}: {len(items)} numbers, line {self._first} has {self._width}; a router "
                 "chooses as many experts for every token"
             )
-    return np.array(lists, dtype)
+        self._numbers.extend(items)  # type: ignore[arg-type]  # an array of integers is given integers
+
+    def array(self) -> npt.NDArray[Any]:
+        """All lists, [lines, length]; int64 or float32. Raises InputError if there are none."""
+        if not self._width:
+            raise InputError(f"{self._where}: no rows; remove the file")
+        flat = np.frombuffer(self._numbers, self._numbers.typecode).reshape(-1, self._width)
+        return flat.astype(np.int64) if self._numbers.typecode == "i" else flat

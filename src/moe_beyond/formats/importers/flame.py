@@ -26,8 +26,8 @@ from moe_beyond.formats.importers.sources import natural_order
 from moe_beyond.traces.schema import Trace, trace_of
 
 NUM_EXPERTS = 64
-_MOST_BYTES = 2**30
-_ID_BYTES, _SCORE_BYTES = 8, 4
+_MOST_BYTES = 768 << 20
+_ID_BYTES, _SCORE_BYTES = 4, 4
 
 
 def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Trace:
@@ -61,7 +61,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
         most = _MOST_BYTES // (top_k * shape.num_layers * (_ID_BYTES + _SCORE_BYTES))
         raise InputError(f"{source}: {total} tokens in samples/, at most {most} fit; leave files of samples out")
     token_T = np.concatenate([_column(path, "token_id", count) for path, count in zip(samples, tokens, strict=True)])
-    experts_TLK = np.zeros((total, shape.num_layers, top_k), np.int64)
+    experts_TLK = np.zeros((total, shape.num_layers, top_k), np.int32)
     weights_TLK = np.zeros(experts_TLK.shape, np.float32)
     for place, layer in enumerate(sorted(layers)):
         path = layers[layer]

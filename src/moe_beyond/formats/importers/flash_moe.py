@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.engine_log import json_lines, read_logs, rectangle, whole, whole_list
+from moe_beyond.formats.importers.engine_log import Table, json_lines, read_logs, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.formats.importers.passes import Passes
 from moe_beyond.traces.schema import Trace
@@ -25,8 +25,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
 
 
 def _parse(data: bytes, where: str) -> Passes:
-    numbers: list[int] = []
-    layers, ids, starts, begins = [], [], [], True
+    places, ids, begins = Table(where), Table(where), True
     for number, fields in json_lines(data, where):
         at = f"{where}: line {number}"
         if "label" in fields:
@@ -38,21 +37,19 @@ def _parse(data: bytes, where: str) -> Passes:
         if tokens > 1:
             begins = True
             continue
-        numbers.append(number)
-        layers.append(layer)
-        ids.append(experts)
-        starts.append(begins)
+        places.add([number, layer, begins], number)
+        ids.add(experts, number)
         begins = False
-    if not numbers:
-        raise InputError(f"{where}: no decoded tokens: of a batch the format keeps no token's experts; record decoding")
-    ones = np.ones(len(numbers), np.int64)
+    if begins:
+        raise InputError(f"{where}: no decoded tokens at its end: of a batch the format keeps no token's experts")
+    number_R, layer_R, begins_R = places.array().T
     return Passes(
         where,
-        np.array(layers),
-        ones,
-        rectangle(ids, numbers, where, np.int64),
+        layer_R,
+        np.ones(len(number_R), np.int64),
+        ids.array(),
         what="line",
-        number_R=np.array(numbers),
-        prefill_R=np.zeros(len(numbers), np.bool_),
-        starts_R=np.array(starts),
+        number_R=number_R,
+        prefill_R=np.zeros(len(number_R), np.bool_),
+        starts_R=begins_R > 0,
     )

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from moe_beyond.formats.importers.engine_log import json_lines, number_list, read_logs, rectangle, whole, whole_list
+from moe_beyond.formats.importers.engine_log import Table, json_lines, number_list, read_logs, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.formats.importers.rows import Rows
 from moe_beyond.traces.schema import Trace
@@ -27,21 +25,19 @@ def _parse(data: bytes, where: str) -> Rows:
 def json_rows(data: bytes, where: str, names: tuple[str, str, str, str | None]) -> Rows:
     """Objects that name token, layer, experts and perhaps weights by these keys."""
     token, layer, experts, gates = names
-    numbers: list[int] = []
-    tokens, layers, ids, weights = [], [], [], []
+    places, ids, weights = Table(where), Table(where), Table(where, "f")
     for number, fields in json_lines(data, where):
         at = f"{where}: line {number}"
-        numbers.append(number)
-        tokens.append(whole(fields.get(token), token, at))
-        layers.append(whole(fields.get(layer), layer, at))
-        ids.append(whole_list(fields.get(experts), experts, at))
+        places.add([number, whole(fields.get(token), token, at), whole(fields.get(layer), layer, at)], number)
+        ids.add(whole_list(fields.get(experts), experts, at), number)
         if gates is not None:
-            weights.append(number_list(fields.get(gates), gates, at))
+            weights.add(number_list(fields.get(gates), gates, at), number)
+    number_R, token_R, layer_R = places.array().T
     return Rows(
         where,
-        lambda row: f"{where}: line {numbers[row]}",
-        np.array(tokens, np.int64),
-        np.array(layers, np.int64),
-        rectangle(ids, numbers, where, np.int64),
-        rectangle(weights, numbers, where, np.float64) if weights else None,
+        lambda row: f"{where}: line {number_R[row]}",
+        token_R,
+        layer_R,
+        ids.array(),
+        None if gates is None else weights.array(),
     )

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.engine_log import json_lines, rectangle, whole, whole_list
+from moe_beyond.formats.importers.engine_log import Table, json_lines, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
 from moe_beyond.formats.importers.routed import data_set, routed_prompts
@@ -61,8 +61,10 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
 
 
 def _parse(data: bytes, where: str, sidecars: dict[str, bytes]) -> Passes:
-    numbers: list[int] = []
-    steps, layers, ids, logits = [], [], [], []
+    places, ids = Table(where), Table(where)
+    # weights of each record, and how many experts its logits are of; 0: it has none
+    weighed: list[npt.NDArray[np.float32]] = []
+    widths = set[int]()
     for number, fields in json_lines(data, where):
         at = f"{where}: line {number}"
         if fields.get("block") == "mtp":
@@ -77,34 +79,28 @@ def _parse(data: bytes, where: str, sidecars: dict[str, bytes]) -> Passes:
         if tokens < 1 or len(chosen) != tokens or any(len(row) != top_k for row in chosen):
             raise InputError(f"{at}: top_indices of {len(chosen)} tokens, expected {tokens} of {top_k} experts")
         parts = {kind: _sidecar(fields, kind, tokens, sidecars, at) for kind in _KINDS}
-        numbers.append(number)
-        steps.append(step)
-        layers.append(layer)
-        ids.append(np.array(chosen, np.int64))
-        logits.append(parts["logit"])
-    if not numbers:
-        raise InputError(f"{where}: no records of the block decoder; remove the file")
-    rectangle([row[0].tolist() for row in ids], numbers, where, np.int64)
-    tokens_R = np.array([len(row) for row in ids])
-    step_R = np.array(steps)
+        places.add([number, step, layer, tokens], number)
+        experts_TK, weights_TK, logits_TE = np.array(chosen, np.int64), None, parts["logit"]
+        widths.add(0 if logits_TE is None else logits_TE.shape[1])
+        if logits_TE is not None:
+            experts_TK, weights_TK = _weighed(experts_TK, logits_TE, at)
+        for row in experts_TK.tolist():
+            ids.add(row, number)
+        if weights_TK is not None:
+            weighed.append(weights_TK)
+    number_R, step_R, layer_R, tokens_R = places.array().T
     if (np.diff(step_R) < 0).any():
-        raise InputError(
-            f"{where}: line {numbers[int(np.argmax(np.diff(step_R) < 0)) + 1]}: a step that falls; two runs?"
-        )
+        raise InputError(f"{where}: line {number_R[np.argmax(np.diff(step_R) < 0) + 1]}: a step that falls; two runs?")
     prompts = np.unique(step_R[tokens_R > 1])
     if len(prompts) > 1:
         raise InputError(
-            f"{where}: line {numbers[int(np.argmax(step_R == prompts[1]))]}: step {prompts[1]} has several tokens, as "
+            f"{where}: line {number_R[np.argmax(step_R == prompts[1])]}: step {prompts[1]} has several tokens, as "
             f"step {prompts[0]} had: training, several requests or a second prompt; record one request at a time"
         )
-    experts_AK, weights_AK, num_experts = np.concatenate(ids), None, None
-    if all(logit is not None for logit in logits):
-        widths = {logit.shape[1] for logit in logits if logit is not None}
-        if len(widths) > 1:
-            raise InputError(f"{where}: logits of {sorted(widths)} experts; expected one number")
-        (num_experts,) = widths
-        experts_AK, weights_AK = _weighed(experts_AK, np.concatenate([x for x in logits if x is not None]), where)
-    return Passes(where, np.array(layers), tokens_R, experts_AK, weights_AK, num_experts, "line", np.array(numbers))
+    if len(widths) > 1:
+        raise InputError(f"{where}: logits of {sorted(widths)} experts; expected one number for all records")
+    weights_AK = np.concatenate(weighed) if len(weighed) == len(number_R) else None
+    return Passes(where, layer_R, tokens_R, ids.array(), weights_AK, widths.pop() or None, "line", number_R)
 
 
 def _sidecar(

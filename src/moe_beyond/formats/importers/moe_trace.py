@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.csv_table import CsvTable
-from moe_beyond.formats.importers.engine_log import layer_records, lines_of, read_logs, rectangle, whole
+from moe_beyond.formats.importers.engine_log import Table, layer_records, lines_of, read_logs, whole
 from moe_beyond.formats.importers.lattice import json_rows
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.formats.importers.passes import Passes
@@ -38,22 +37,22 @@ def read(variant: str, source: Path, domain: str | None, override: ShapeOverride
     return read_logs(source, domain, override, suffix=suffix, parse=parse, origin=f"llama.cpp moe-trace, {variant}")
 
 
-def _integers(data: bytes, where: str, separator: str | None, fewest: int) -> tuple[list[int], list[list[int]]]:
-    """Numbers of the lines, and the whole numbers in each."""
-    numbers: list[int] = []
-    rows = []
+def _integers(
+    data: bytes, where: str, separator: str | None, fewest: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the lines, and the whole numbers in each, [lines, numbers]."""
+    numbers, table = Table(where), Table(where)
     for number, line in lines_of(data, where):
         at, cells = f"{where}: line {number}", line.split(separator)
         if len(cells) < fewest:
             raise InputError(f"{at}: {len(cells)} numbers, expected {fewest} and more; check the format")
-        rows.append([whole(cell, "a field", at) for cell in cells])
-        numbers.append(number)
-    return numbers, rows
+        numbers.add([number], number)
+        table.add([whole(cell, "a field", at) for cell in cells], number)
+    return numbers.array()[:, 0], table.array()
 
 
 def _a(data: bytes, where: str) -> Passes:
-    numbers, lines = _integers(data, where, ",", 3)
-    table = rectangle(lines, numbers, where, np.int64)
+    numbers, table = _integers(data, where, ",", 3)
     position_R, layer_R = table[:, 0], table[:, 1]
     decoded_R = position_R >= 0
     step_R = np.diff(position_R, prepend=position_R[0])
@@ -69,7 +68,7 @@ def _a(data: bytes, where: str) -> Passes:
         np.ones(len(table), np.int64),
         table[:, 2:],
         what="line",
-        number_R=np.array(numbers),
+        number_R=numbers,
         prefill_R=~decoded_R,
         starts_R=both_R & (step_R < 0),
         whole_layers=False,
@@ -101,8 +100,7 @@ def _before(ends: npt.NDArray[np.int64], heads: npt.NDArray[np.int64], record: i
 
 
 def _d(data: bytes, where: str) -> Rows:
-    numbers, lines = _integers(data, where, None, 4)
-    table = rectangle(lines, numbers, where, np.int64)
+    numbers, table = _integers(data, where, None, 4)
     prompts, prompt_R = np.unique(table[:, 0], return_inverse=True)
     return Rows(
         where,
@@ -116,36 +114,43 @@ def _d(data: bytes, where: str) -> Rows:
     )
 
 
-_F = ("phase", "token", "layer", "rank", "expert")
+_HEADER, _PHASES = "phase,token,layer,rank,expert", {"decode": 0, "prefill": 1}
 
 
 def _f(data: bytes, where: str) -> Rows:
-    table = CsvTable.read(data, _F, where)
-    phase_A = np.array(table.columns["phase"])
-    table.refuse(~np.isin(phase_A, ["prefill", "decode"]), "phase", "prefill or decode")
-    token_A, layer_A, rank_A, expert_A = (table.integers(name) for name in _F[1:])
-    pairs, row_A = np.unique(np.stack([token_A, layer_A], axis=1), axis=0, return_inverse=True)
+    table = Table(where)
+    for number, line in lines_of(data, where):
+        at, cells = f"{where}: line {number}", line.split(",")
+        if number == 1 and line == _HEADER:
+            continue
+        if number == 1 or len(cells) != 5 or cells[0] not in _PHASES:
+            raise InputError(f"{at}: {line!r:.60}, expected the header {_HEADER}, then a phase and four numbers")
+        table.add([number, _PHASES[cells[0]], *(whole(cell, "a field", at) for cell in cells[1:])], number)
+    number_A, phase_A, token_A, layer_A, rank_A, expert_A = table.array().T
+    pairs, pair_A = np.unique(np.stack([token_A, layer_A], axis=1), axis=0, return_inverse=True)
     top_k = int(rank_A.max()) + 1
     # before anything of that shape is allocated
-    if len(token_A) != len(pairs) * top_k:
+    if rank_A.min() < 0 or len(token_A) != len(pairs) * top_k:
         raise InputError(
-            f"{where}: {len(token_A)} rows for {len(pairs)} pairs of token and layer, ranks 0 to {top_k - 1}; expected "
-            "each rank once a pair"
+            f"{where}: {len(token_A)} rows for {len(pairs)} pairs of token and layer, ranks {rank_A.min()} to "
+            f"{top_k - 1}; expected each rank once a pair"
         )
-    first_RK = np.full((len(pairs), top_k), -1)
-    first_RK[row_A, rank_A] = np.arange(len(token_A))
-    table.refuse(first_RK[row_A, rank_A] != np.arange(len(token_A)), "rank", "each rank once a token and layer")
-    prefill_R = phase_A[first_RK] == "prefill"
-    if (prefill_R != prefill_R[:, :1]).any():
-        row = int(np.argmax((prefill_R != prefill_R[:, :1]).any(axis=1)))
-        raise InputError(f"{table.at(int(first_RK[row, 0]))}: a token of two phases; correct the column phase")
+    row_RK = np.full((len(pairs), top_k), -1)
+    row_RK[pair_A, rank_A] = np.arange(len(token_A))
+    wrong = (row_RK[pair_A, rank_A] != np.arange(len(token_A))) | (phase_A != phase_A[row_RK[:, 0]][pair_A])
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"{where}: line {number_A[row]}: token {token_A[row]}, layer {layer_A[row]}, rank {rank_A[row]} twice, or "
+            "in two phases; does a second prompt begin here? Split the file at this place"
+        )
     return Rows(
         where,
-        lambda row: table.at(int(first_RK[row, 0])),
+        lambda row: f"{where}: line {number_A[row_RK[row, 0]]}",
         pairs[:, 0],
         pairs[:, 1],
-        expert_A[first_RK],
-        prefill_R=prefill_R[:, 0],
+        expert_A[row_RK],
+        prefill_R=phase_A[row_RK[:, 0]] > 0,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.routed import Routed, require_experts
+from moe_beyond.formats.importers.routed import Routed, require_experts, require_fewer
 from moe_beyond.traces.schema import TraceMetadata
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -89,6 +89,7 @@ def routed_passes(log: Passes, shape: TraceMetadata, num_layers: int) -> list[Ro
         log = _only(log, np.flatnonzero(log.layer_R != num_layers))
     if not len(log.layer_R):
         raise InputError(f"{log.where}: routing of no tokens; remove the file")
+    require_fewer(int(log.tokens_R.sum()), log.where)
     layer_R = _layer_indices(log, shape)
     token_R = np.repeat(np.arange(len(log.layer_R)), log.tokens_R)
     require_experts(log.experts_AK, log.weights_AK, shape, lambda access: log.at(token_R[access]))

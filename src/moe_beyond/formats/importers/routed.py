@@ -17,6 +17,17 @@ from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.sources import name_of
 from moe_beyond.traces.schema import RoutedPrompt, TraceMetadata
 
+MAX_ROUTED = 8_000_000
+"""Tokens times layers that one file may hold: more would need gigabytes of memory at once."""
+
+
+def require_fewer(count: int, where: str) -> None:
+    """Raise InputError for a file of more than `MAX_ROUTED` tokens times layers."""
+    if count > MAX_ROUTED:
+        raise InputError(
+            f"{where}: {count} tokens times layers in one file, at most {MAX_ROUTED} can be read; split it"
+        )
+
 
 @dataclass(frozen=True)
 class Routed:

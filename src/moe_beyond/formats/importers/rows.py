@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.routed import Routed, require_experts
+from moe_beyond.formats.importers.routed import Routed, require_experts, require_fewer
 from moe_beyond.traces.schema import TraceMetadata
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -57,6 +57,7 @@ def routed_rows(rows: Rows, shape: TraceMetadata) -> list[Routed]:
     """
     if not len(rows.token_R):
         raise InputError(f"{rows.where}: routing of no tokens; remove the file")
+    require_fewer(len(rows.token_R), rows.where)
     numbers = np.array(shape.layer_numbers)
     wrong = ~np.isin(rows.layer_R, numbers)
     if wrong.any():

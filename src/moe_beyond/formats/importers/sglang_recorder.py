@@ -96,7 +96,7 @@ def _experts(record: dict[str, Any], at: str, shape: TraceMetadata, num_layers: 
 
 def _list(record: dict[str, Any], key: str, at: str) -> list[int]:
     value = record.get(key)
-    return [] if value == [] else whole_list(value, key, at)
+    return [] if isinstance(value, list) and not value else whole_list(value, key, at)
 
 
 def _logical(

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 from moe_beyond.errors import InputError
 
 Item = TypeVar("Item")
-MAX_BYTES = 512 << 20
+MAX_BYTES = 256 << 20
 """Bytes that one file may have, unpacked."""
 _Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 _PACKED: dict[str, Callable[[IO[bytes]], _Stream]] = {

@@ -15,10 +15,10 @@ import numpy as np
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.engine_log import (
+    Table,
     json_lines,
     number_list,
     read_logs,
-    rectangle,
     whole,
     whole_list,
 )
@@ -56,8 +56,8 @@ def parse_log(data: bytes, where: str) -> tuple[Rows, dict[str, Any]]:
         InputError: A line that is neither, or no rows behind the profile pass.
     """
     meta: dict[str, Any] = {}
-    numbers: list[int] = []
-    requests, tokens, layers, ids, weights = [], [], [], [], []
+    places, ids, weights = Table(where), Table(where), Table(where, "f")
+    place: dict[str, int] = {}
     for number, fields in json_lines(data, where):
         at = f"{where}: line {number}"
         if fields.get("type") == "meta":
@@ -65,29 +65,28 @@ def parse_log(data: bytes, where: str) -> tuple[Rows, dict[str, Any]]:
             continue
         if fields.get("type") != "route":
             raise InputError(f"{at}: type is {fields.get('type')!r:.40}, expected meta or route")
-        numbers.append(number)
-        requests.append(str(fields.get("req_id"))[:200])
-        tokens.append(whole(fields.get("token_idx"), "token_idx", at))
-        layers.append(whole(fields.get("layer"), "layer", at))
-        ids.append(whole_list(fields.get("topk_ids"), "topk_ids", at))
-        weights.append(number_list(fields.get("topk_weights"), "topk_weights", at))
-    ids_RK = rectangle(ids, numbers, where, np.int64)
-    layer_R = np.array(layers, np.int64)
+        request = place.setdefault(str(fields.get("req_id"))[:200], len(place))
+        token, layer = (whole(fields.get(name), name, at) for name in ("token_idx", "layer"))
+        places.add([number, request, token, layer], number)
+        ids.add(whole_list(fields.get("topk_ids"), "topk_ids", at), number)
+        weights.add(number_list(fields.get("topk_weights"), "topk_weights", at), number)
+    ids_RK = ids.array()
+    number_R, request_R, token_R, layer_R = places.array().T
     kept = np.flatnonzero(~_profile_pass(ids_RK, layer_R))
     if not len(kept):
         raise InputError(f"{where}: no routes behind the engine's profile pass; log requests")
-    names = list(dict.fromkeys(requests[row] for row in kept.tolist()))
-    place = {name: number for number, name in enumerate(names)}
-    weights_RK = rectangle(weights, numbers, where, np.float64)
+    # requests whose every row was the profile pass's are none
+    requests, prompt_R = np.unique(request_R[kept], return_inverse=True)
+    names = list(place)
     rows = Rows(
         where,
-        lambda row: f"{where}: line {numbers[int(kept[row])]}",
-        np.array(tokens, np.int64)[kept],
+        lambda row: f"{where}: line {number_R[kept[row]]}",
+        token_R[kept],
         layer_R[kept],
         ids_RK[kept],
-        weights_RK[kept],
-        prompt_R=np.array([place[requests[row]] for row in kept.tolist()]),
-        names=names,
+        weights.array()[kept],
+        prompt_R=prompt_R,
+        names=[names[request] for request in requests.tolist()],
     )
     return rows, meta
 
