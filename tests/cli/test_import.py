@@ -40,7 +40,7 @@ def test_auto_names_the_format_and_imports_it(tmp_path):
     assert "does not say which tokens are the prompt's; give --prefill-tokens" in run(*words).stderr
     result = run(*words, "--prefill-tokens", "2")
     assert result.exit_code == 0
-    assert "lucebox: x.bin has records of layer, k, 4 numbers and k ids" in result.stderr
+    assert "read as lucebox: x.bin has records of layer, k, 4 numbers and k ids" in result.stderr
     found = printed("describe", tmp_path / "trace.parquet")
     assert (found["model_id"], found["prefill_tokens"], found["decode_tokens"]) == ("m/x", 2, 2)
 

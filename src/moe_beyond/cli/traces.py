@@ -26,7 +26,7 @@ def _recognised(source: Path) -> str:
     kind, found, reason = recognise(source)
     if kind == "counts":
         raise InputError(counts_are_no_trace(str(source), found))
-    print(f"{source}: {found}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
+    print(f"{source}: read as {found}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
     return found
 
 
@@ -144,5 +144,5 @@ def _assess_counts(source: Path, format_: str, num_experts: int | None, top_k: i
         _, format_, reason = recognise(source)
         if format_ not in COUNT_FORMATS:
             raise InputError(f"{source}: {format_}: {reason}; a trace, no counts: import it")
-        print(f"{source}: {format_}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
+        print(f"{source}: read as {format_}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
     return assess_counts(read_counts(format_, source, ShapeOverride(num_experts=num_experts, top_k=top_k)))
