@@ -1,7 +1,7 @@
-"""Counts of experts that engines and tools write: how often each was chosen, without the order of the tokens.
+"""Counts of experts that engines write, read into `ExpertCounts`.
 
-Not traces: what needs order (LRU, Belady's bound, predictors, times) cannot be had from them. A format is a function
-that makes a file's bytes into counts.
+How often each expert was chosen, without the order of the tokens. Not traces: what needs order (LRU, Belady's bound,
+predictors, times) cannot be had from them. A format is a function that makes a file's bytes into counts.
 """
 
 from __future__ import annotations
