@@ -128,6 +128,18 @@ def test_prompts_that_are_certain_are_divided(tmp_path):
     )
 
 
+def test_batches_one_after_another_are_prompts_where_one_has_ended(tmp_path):
+    """A last layer for one token alone ends a prompt; where all tokens have it, a person must say."""
+    three = groups(3, 2, 1)
+    trace = read("mbolt", tmp_path / "mbolt", {"x.mblt": engines.mbolt(three)})
+    assert (trace.num_prefill_P.tolist(), trace.prompt_offsets.tolist()) == ([3, 2], [0, 3, 6])
+    for name, data in (("strata", engines.strata(three)), ("mstr", engines.mstr(three))):
+        message = "a second batch of several tokens: the same prompt's, or another's"
+        refused(message, read, name, tmp_path / name, {f"x.{name}": data} | {"x.bin": data})
+        trace = importers.read(name, tmp_path / name / "x.bin", shape=replace(SHAPE, prefill_tokens="5"))
+        assert (trace.num_prefill_P.tolist(), trace.num_tokens) == ([5], 6)
+
+
 def test_decode_steps_that_begin_anew_are_another_prompt(tmp_path):
     data = engines.moe_trace_a(groups(1, 1, 1)) + engines.moe_trace_a(groups(1, 1, seed=4))
     assert read("moe-trace-a", tmp_path, {"x.csv": data}).prompt_offsets.tolist() == [0, 3, 5]

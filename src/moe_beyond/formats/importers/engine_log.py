@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from struct import Struct
@@ -71,9 +72,17 @@ def read_logs(
             raise InputError(
                 f"{log.where}: {log.num_experts} experts, the model has {shape.num_experts}; use one model"
             )
-        routed = routed_passes(log, shape, num_layers) if isinstance(log, Passes) else routed_rows(log, shape)
+        if isinstance(log, Passes):
+            routed = routed_passes(said_of(log, override), shape, num_layers)
+        else:
+            routed = routed_rows(log, shape)
         prompts += routed_prompts(routed, name, log.where, domain, override.prefill_tokens)
     return trace_of(shape.model_copy(update={"source": origin, "decoding": decoding}), prompts)
+
+
+def said_of(log: Passes, override: ShapeOverride) -> Passes:
+    """The log, as one prompt where a person gives the length of its prefill."""
+    return log if override.prefill_tokens in (None, "0", "all") else replace(log, unmarked=True)
 
 
 def fixed_records(

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.csv_table import CsvTable
+from moe_beyond.formats.importers.engine_log import said_of
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
 from moe_beyond.formats.importers.routed import data_set, routed_prompts
@@ -47,7 +48,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
         raise InputError(f"{source}: a model with one MoE layer; its batches cannot be told apart in this format")
     domain, prompts = data_set(source, domain), []
     for name, log in read_each(source, ".csv", partial(_read_file, shape)):
-        routed = routed_passes(log, shape, num_layers)
+        routed = routed_passes(said_of(log, override), shape, num_layers)
         prompts += routed_prompts(routed, name, log.where, domain, override.prefill_tokens)
     return trace_of(shape.model_copy(update={"source": "expert CSV of llama.cpp"}), prompts)
 

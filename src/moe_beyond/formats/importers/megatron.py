@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.engine_log import Table, json_lines, whole, whole_list
+from moe_beyond.formats.importers.engine_log import Table, json_lines, said_of, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
 from moe_beyond.formats.importers.routed import data_set, routed_prompts
@@ -54,7 +54,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     sidecars = {kind: files.get(f"{word}_rank{rank and rank[1]}.bin") for kind, (word, _, _) in _KINDS.items()}
     log = _parse(data, where, {kind: found[1] for kind, found in sidecars.items() if found is not None})
     shape, num_layers = shape_beside(source, override, log.num_experts, override.top_k or log.experts_AK.shape[1])
-    routed = routed_passes(log, shape, num_layers)
+    routed = routed_passes(said_of(log, override), shape, num_layers)
     domain = data_set(source, domain)
     prompts = routed_prompts(routed, name, where, domain, override.prefill_tokens)
     return trace_of(shape.model_copy(update={"source": "Megatron-core router trace"}), prompts)

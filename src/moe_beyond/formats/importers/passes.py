@@ -123,7 +123,7 @@ def _layer_indices(log: Passes, shape: TraceMetadata) -> npt.NDArray[np.int64]:
         record = int(np.argmax(wrong))
         raise InputError(
             f"{log.at(record)}: layer is {log.layer_R[record]}, expected a layer with experts, "
-            f"{numbers[0]} to {numbers[-1]}; --moe-layers names others"
+            f"{numbers[0]} to {numbers[-1]}{' by their order' * log.by_order}; --moe-layers names others"
         )
     return np.searchsorted(numbers, log.layer_R)
 
@@ -216,7 +216,9 @@ def _prompts(log: Passes, runs: _Runs, shape: TraceMetadata) -> list[Routed]:
     if log.one_prompt:
         prefill_S[0] = True
     begins_S = np.concatenate([[True], prefill_S[1:] & ~prefill_S[:-1]])
-    _require_certain(log, begins_S, (np.bincount(step_B, runs.alone_B | ~runs.complete_B) > 0), record_S, size_S)
+    if not log.unmarked:
+        cut_S = np.bincount(step_B, runs.alone_B | ~runs.complete_B) > 0
+        begins_S |= _certain_begins(log, prefill_S, cut_S, record_S, size_S)
     if log.starts_R is not None:
         begins_S |= log.starts_R[record_S]
     if log.unmarked:
@@ -235,16 +237,26 @@ def _prompts(log: Passes, runs: _Runs, shape: TraceMetadata) -> list[Routed]:
     ]
 
 
-def _require_certain(log: Passes, begins_S: Flags, cut_S: Flags, record_S: Integers, size_S: Integers) -> None:
-    """Refuse a batch of several tokens after decoded ones that may be a speculative one."""
-    if log.prefill_R is not None or log.unmarked:
-        return
-    # a batch whose last layer has one token alone is the end of a prompt
-    doubtful = begins_S.copy() if log.one_prompt else begins_S & ~cut_S
-    doubtful[0] = False
-    if doubtful.any():
-        step = int(np.argmax(doubtful))
+def _certain_begins(log: Passes, prefill_S: Flags, cut_S: Flags, record_S: Integers, size_S: Integers) -> Flags:
+    """Steps of prefill after one that ended its prompt. Refuses steps that may be another prompt's or not.
+
+    A step whose last layer has one token of several is the end of a prompt. Otherwise several tokens after decoded ones
+    may be a speculative block, and several after several the same prompt's, longer than a ubatch.
+    """
+    after_decode_S = np.concatenate([[False], prefill_S[1:] & ~prefill_S[:-1]])
+    after_prefill_S = np.concatenate([[False], prefill_S[1:] & prefill_S[:-1]])
+    doubtful_S = after_decode_S if log.one_prompt else after_decode_S & ~cut_S
+    if log.prefill_R is None and doubtful_S.any():
+        step = int(np.argmax(doubtful_S))
         raise InputError(
             f"{log.at(record_S[step])}: a batch of {size_S[step]} tokens after decoded ones: does a second prompt "
             "begin here? Split the file at this row; speculative decoding cannot be read"
         )
+    ended_S = np.concatenate([[False], cut_S[:-1]])
+    if not log.one_prompt and (after_prefill_S & ~ended_S).any():
+        step = int(np.argmax(after_prefill_S & ~ended_S))
+        raise InputError(
+            f"{log.at(record_S[step])}: a second batch of several tokens: the same prompt's, or another's? If all are "
+            "one prompt's, give its length by --prefill-tokens; else split the file at this row"
+        )
+    return np.zeros_like(ended_S) if log.one_prompt else np.asarray(after_prefill_S & ended_S)
