@@ -8,7 +8,9 @@ import pytest
 
 from moe_beyond.formats import importers
 from moe_beyond.formats.importers import ShapeOverride
+from moe_beyond.formats.importers.passes import Passes, routed_passes
 from moe_beyond.formats.recognise import recognise
+from moe_beyond.traces.schema import TraceMetadata
 from tests.formats import engine_cases as engines
 from tests.formats.cases import CONFIG, write
 from tests.formats.engine_cases import CASES, IDS, NUM_EXPERTS, SHAPE, TOP_K
@@ -201,6 +203,34 @@ def test_sglangs_places_for_dense_layers_and_a_cached_prefix(tmp_path):
     assert trace.num_prefill_P.tolist() == [2]
     counts = {"x.pt": engines.saved({"logical_count": engines.PLACES})}
     refused("'logical_count' holds counts", read, "sglang-recorder", tmp_path / "counts", counts)
+
+
+def test_hidden_states_are_those_of_the_traces_tokens(tmp_path):
+    toy = shared("engines", "toy-synthetic", "lucebox-routing.bin")
+    states_TLD = importers.read_hidden("lucebox", toy, ShapeOverride("0-2", "1000", 4, 2, 4, None, "0"))
+    expected = [[[t + layer / 4 + i / 16 for i in range(4)] for layer in range(3)] for t in (2, 3)]
+    np.testing.assert_array_equal(states_TLD, np.array(expected, np.float16))
+    states_TLD = importers.read_hidden("megatron", write(tmp_path, engines.megatron()), SHAPE)
+    assert (states_TLD.shape, states_TLD.dtype) == ((4, 3, 4), np.float16)
+    (tmp_path / "hidden_states_rank0.bin").unlink()
+    refused("no hidden states for all tokens", importers.read_hidden, "megatron", tmp_path, SHAPE)
+    refused("format mbolt has no hidden states", importers.read_hidden, "mbolt", tmp_path, SHAPE)
+    huge = engines.ints(1, TOP_K) + engines.floats(1e30, 0, 0, 0) + engines.ints(0, 1)
+    write(tmp_path / "huge", {"x.bin": huge})
+    refused("too large for float16", importers.read_hidden, "lucebox", tmp_path / "huge", CASES["lucebox"].shape)
+
+
+def test_left_out_layers_have_no_hidden_states():
+    """Of a prompt whose last layer has one token alone."""
+    ids = np.array([[0, 1]] * 5)
+    states = np.arange(5, dtype=np.float16)[:, None]
+    log = Passes("f", np.array([0, 1]), np.array([4, 1]), ids, hidden_AD=states)
+    shape = TraceMetadata(
+        model_id="m", layer_numbers=(0, 1), num_experts=4, top_k=2, expert_bytes=(1, 1), source="", licence=""
+    )
+    (routed,) = routed_passes(log, shape, 2)
+    np.testing.assert_array_equal(routed.hidden_TLD[:, 0, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(routed.hidden_TLD[:, 1, 0], [np.nan, np.nan, np.nan, 4])
 
 
 MOE_A = engines.moe_trace_a().decode()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers import (
@@ -62,7 +63,8 @@ _WITH_CONFIG: dict[str, Callable[[Path, str | None, ShapeOverride], Trace]] = {
     "strata": strata.read,
     "vllm-routes": vllm_routes.read,
 }
-__all__ = ["FORMATS", "ShapeOverride", "read"]
+_WITH_HIDDEN = {"lucebox": lucebox.hidden_states, "megatron": megatron.hidden_states}
+__all__ = ["FORMATS", "ShapeOverride", "read", "read_hidden"]
 FORMATS = (*_COMPLETE, *_WITH_CONFIG)
 
 
@@ -105,3 +107,14 @@ def read(
     if privacy == "routing":
         trace = replace(trace, token_ids_T=None)
     return validate(trace, str(source))
+
+
+def read_hidden(format: str, source: Path, shape: ShapeOverride = NONE) -> npt.NDArray[np.float16]:  # noqa: A002 - as `read`
+    """Hidden states that routers were given, float16 [T, L, width], T as in the trace that `read` makes of the source.
+
+    Raises:
+        InputError: The format has none, or as `read`.
+    """
+    if format not in _WITH_HIDDEN:
+        raise InputError(f"format {format} has no hidden states; {' and '.join(_WITH_HIDDEN)} have")
+    return _WITH_HIDDEN[format](source, shape)

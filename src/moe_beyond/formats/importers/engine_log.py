@@ -19,10 +19,10 @@ import numpy.typing as npt
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.formats.importers.model_config import NAME, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
-from moe_beyond.formats.importers.routed import data_set, routed_prompts
+from moe_beyond.formats.importers.routed import Routed, data_set, routed_prompts
 from moe_beyond.formats.importers.rows import Rows, routed_rows
 from moe_beyond.formats.importers.sources import decode_utf8, is_single_file, read_each, read_json
-from moe_beyond.traces.schema import Decoding, Trace, trace_of
+from moe_beyond.traces.schema import Decoding, Trace, TraceMetadata, trace_of
 
 MAX_TOP_K = 4096
 """Experts per token that a record may name; more is another format."""
@@ -53,7 +53,17 @@ def read_logs(
     Raises:
         InputError: As `parse`, and as the readers of passes, rows and the model's shape.
     """
-    domain = data_set(source, domain)
+    domain, prompts = data_set(source, domain), []
+    shape, files = routed_logs(source, override, suffix, parse)
+    for name, where, routed in files:
+        prompts += routed_prompts(routed, name, where, domain, override.prefill_tokens)
+    return trace_of(shape.model_copy(update={"source": origin, "decoding": decoding}), prompts)
+
+
+def routed_logs(
+    source: Path, override: ShapeOverride, suffix: str | tuple[str, ...], parse: Parse
+) -> tuple[TraceMetadata, list[tuple[str, str, list[Routed]]]]:
+    """The model's shape; and of each file its name, its name in messages, and its prompts. As `read_logs`."""
 
     def read_file(stream: IO[bytes], name: str, where: str) -> tuple[str, Passes | Rows] | None:
         return None if name.rpartition("/")[2] == NAME else (name, parse(stream.read(), where))
@@ -66,7 +76,7 @@ def read_logs(
     experts = first.experts_AK if isinstance(first, Passes) else first.experts_RK
     # where the format cuts a person's number of experts off, it says none itself
     shape, num_layers = shape_beside(source, override, first.num_experts, override.top_k or experts.shape[1])
-    prompts = []
+    files = []
     for name, log in logs:
         if log.num_experts not in (None, shape.num_experts):
             raise InputError(
@@ -76,8 +86,8 @@ def read_logs(
             routed = routed_passes(said_of(log, override), shape, num_layers)
         else:
             routed = routed_rows(log, shape)
-        prompts += routed_prompts(routed, name, log.where, domain, override.prefill_tokens)
-    return trace_of(shape.model_copy(update={"source": origin, "decoding": decoding}), prompts)
+        files.append((name, log.where, routed))
+    return shape, files
 
 
 def said_of(log: Passes, override: ShapeOverride) -> Passes:

@@ -6,7 +6,7 @@ gave a mask, ids rise and are in no router's order.
 
 `logits_rank<N>.bin` holds router logits [tokens, E] of each record. Where each token's experts are those of its largest
 logits, the softmax over all E gives their weights and their order; else (biases, groups) a trace has no weights.
-`hidden_states_rank<N>.bin` is checked for its size and left out: a trace has no place for it.
+`hidden_states_rank<N>.bin` is checked for its size; a trace has no place for it, `--hidden-states` writes it beside.
 
 Layout: NVIDIA/Megatron-LM, megatron/core/transformer/moe/router_trace.py.
 """
@@ -25,9 +25,9 @@ from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.engine_log import Table, json_lines, said_of, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
-from moe_beyond.formats.importers.routed import data_set, routed_prompts
+from moe_beyond.formats.importers.routed import Routed, data_set, half, joined_hidden, routed_prompts
 from moe_beyond.formats.importers.sources import is_single_file, locate, members
-from moe_beyond.traces.schema import Trace, trace_of
+from moe_beyond.traces.schema import Trace, TraceMetadata, trace_of
 
 _TRACE = re.compile(r"router_trace_rank([0-9]{1,6})\.jsonl")
 _KINDS = {"logit": ("logits", "logit_shape", "logit_bytes"), "hs": ("hidden_states", "hs_shape", "hs_bytes")}
@@ -39,6 +39,19 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     Raises:
         InputError: Traces of several ranks, several steps of many tokens, or a broken rule of the format.
     """
+    shape, name, where, routed = _routed(source, override, keep=False)
+    prompts = routed_prompts(routed, name, where, data_set(source, domain), override.prefill_tokens)
+    return trace_of(shape.model_copy(update={"source": "Megatron-core router trace"}), prompts)
+
+
+def hidden_states(source: Path, override: ShapeOverride = NONE) -> npt.NDArray[np.float16]:
+    """The sidecar's, float16 [T, L, width], T as in the trace. Raises InputError as `read`, or if there are none."""
+    _, _, where, routed = _routed(source, override, keep=True)
+    return joined_hidden(routed, where)
+
+
+def _routed(source: Path, override: ShapeOverride, *, keep: bool) -> tuple[TraceMetadata, str, str, list[Routed]]:
+    """The model's shape, the trace's name, its name in messages, and its prompts."""
     files = {PurePosixPath(name).name: (name, stream.read()) for name, stream in members(source, (".jsonl", ".bin"))}
     if is_single_file(source):
         beside = [path for path in source.parent.glob("*_rank*.bin") if path.is_file()]
@@ -52,19 +65,17 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     name, data = files[traces[0]]
     where, rank = locate(source, name), _TRACE.fullmatch(traces[0])
     sidecars = {kind: files.get(f"{word}_rank{rank and rank[1]}.bin") for kind, (word, _, _) in _KINDS.items()}
-    log = _parse(data, where, {kind: found[1] for kind, found in sidecars.items() if found is not None})
+    log = _parse(data, where, {kind: found[1] for kind, found in sidecars.items() if found is not None}, keep=keep)
     shape, num_layers = shape_beside(source, override, log.num_experts, override.top_k or log.experts_AK.shape[1])
-    routed = routed_passes(said_of(log, override), shape, num_layers)
-    domain = data_set(source, domain)
-    prompts = routed_prompts(routed, name, where, domain, override.prefill_tokens)
-    return trace_of(shape.model_copy(update={"source": "Megatron-core router trace"}), prompts)
+    return shape, name, where, routed_passes(said_of(log, override), shape, num_layers)
 
 
-def _parse(data: bytes, where: str, sidecars: dict[str, bytes]) -> Passes:
+def _parse(data: bytes, where: str, sidecars: dict[str, bytes], *, keep: bool) -> Passes:
     places, ids = Table(where), Table(where)
     # weights of each record, and how many experts its logits are of; 0: it has none
     weighed: list[npt.NDArray[np.float32]] = []
     widths = set[int]()
+    hidden: list[npt.NDArray[np.float16]] = []
     for number, fields in json_lines(data, where):
         at = f"{where}: line {number}"
         if fields.get("block") == "mtp":
@@ -88,6 +99,9 @@ def _parse(data: bytes, where: str, sidecars: dict[str, bytes]) -> Passes:
             ids.add(row, number)
         if weights_TK is not None:
             weighed.append(weights_TK)
+        states_TD = parts["hs"]
+        if keep and states_TD is not None:
+            hidden.append(half(states_TD, at))
     number_R, step_R, layer_R, tokens_R = places.array().T
     if (np.diff(step_R) < 0).any():
         raise InputError(f"{where}: line {number_R[np.argmax(np.diff(step_R) < 0) + 1]}: a step that falls; two runs?")
@@ -100,7 +114,18 @@ def _parse(data: bytes, where: str, sidecars: dict[str, bytes]) -> Passes:
     if len(widths) > 1:
         raise InputError(f"{where}: logits of {sorted(widths)} experts; expected one number for all records")
     weights_AK = np.concatenate(weighed) if len(weighed) == len(number_R) else None
-    return Passes(where, layer_R, tokens_R, ids.array(), weights_AK, widths.pop() or None, "line", number_R)
+    wide = {part.shape[1] for part in hidden}
+    return Passes(
+        where,
+        layer_R,
+        tokens_R,
+        ids.array(),
+        weights_AK,
+        np.concatenate(hidden) if len(hidden) == len(number_R) and len(wide) == 1 else None,
+        widths.pop() or None,
+        "line",
+        number_R,
+    )
 
 
 def _sidecar(
@@ -123,8 +148,6 @@ def _sidecar(
         raise InputError(
             f"{at}: {name} ends at byte {len(data)}, the record at {offset + size}; the sidecar is cut short"
         )
-    if kind == "hs":
-        return None
     # bfloat16 is the upper half of float32
     words = np.frombuffer(data, "<u2", size // 2, offset).astype(np.uint32) << 16
     return words.view(np.float32).reshape(shape[0], shape[1])

@@ -35,6 +35,7 @@ class Passes:
         tokens_R: Tokens of each record.
         experts_AK: Experts of the records' tokens, one after another.
         weights_AK: Combine weights, or None.
+        hidden_AD: What the router was given, or None.
         num_experts: Experts of a layer where the file says it.
         what: What a record is called in messages.
         number_R: Number of each record in messages; None: they count from 0.
@@ -53,6 +54,7 @@ class Passes:
     tokens_R: Integers
     experts_AK: Integers
     weights_AK: Floats | None = None
+    hidden_AD: npt.NDArray[np.float16] | None = None
     num_experts: int | None = None
     what: str = "record"
     number_R: Integers | None = None
@@ -111,6 +113,7 @@ def _only(log: Passes, kept: Integers) -> Passes:
             **{name: None if column is None else column[kept] for name, column in columns.items()},
             "experts_AK": log.experts_AK[access],
             "weights_AK": None if log.weights_AK is None else log.weights_AK[access],
+            "hidden_AD": None if log.hidden_AD is None else log.hidden_AD[access],
         }
     )
 
@@ -201,6 +204,10 @@ def _prompts(log: Passes, runs: _Runs, shape: TraceMetadata) -> list[Routed]:
     if log.weights_AK is not None:
         weights_TLK = np.zeros(experts_TLK.shape, np.float16)
         weights_TLK[place] = log.weights_AK[: runs.accesses]
+    hidden_TLD = None
+    if log.hidden_AD is not None:
+        hidden_TLD = np.full((*experts_TLK.shape[:2], log.hidden_AD.shape[1]), np.nan, np.float16)
+        hidden_TLD[place] = log.hidden_AD[: runs.accesses]
     # a step ends with the batch that has the last layer
     step_B = np.concatenate([[0], np.cumsum(runs.complete_B)[:-1]])
     first_B = np.flatnonzero(np.concatenate([[True], np.diff(step_B) > 0]))
@@ -232,6 +239,7 @@ def _prompts(log: Passes, runs: _Runs, shape: TraceMetadata) -> list[Routed]:
             experts_TLK[start:end],
             None if weights_TLK is None else weights_TLK[start:end],
             None if log.unmarked else prefill,
+            hidden_TLD=None if hidden_TLD is None else hidden_TLD[start:end],
         )
         for start, end, prefill in zip(starts, ends, prefills, strict=True)
     ]

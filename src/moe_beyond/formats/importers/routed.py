@@ -40,6 +40,8 @@ class Routed:
         name: What the file calls the prompt; empty: nothing.
         token_ids_T: Ids of the tokenizer, or None.
         domain: Domain that the file names; empty: none.
+        hidden_TLD: What each layer's router was given, float16, NaN where the engine left a layer out; None: not asked
+            for.
     """
 
     experts_TLK: npt.NDArray[np.integer[Any]]
@@ -48,6 +50,7 @@ class Routed:
     name: str = ""
     token_ids_T: npt.NDArray[np.integer[Any]] | None = None
     domain: str = ""
+    hidden_TLD: npt.NDArray[np.float16] | None = None
 
 
 def require_experts(
@@ -140,6 +143,21 @@ def _num_prefill(routed: Routed, said: str | None, tokens: int, prompts: int, wh
             "give all, 0, or the length of the prompt of a single one"
         )
     return int(said)
+
+
+def half(hidden: npt.NDArray[np.floating[Any]], where: str) -> npt.NDArray[np.float16]:
+    """Hidden states in half precision. Raises InputError if they are not finite or do not fit."""
+    if not (np.abs(hidden) <= 65504).all():
+        raise InputError(f"{where}: hidden states that are not finite, or too large for float16")
+    return hidden.astype(np.float16)
+
+
+def joined_hidden(found: Sequence[Routed], where: str) -> npt.NDArray[np.float16]:
+    """Hidden states of all prompts, float16 [T, L, width], T as in their trace. Raises InputError if there are none."""
+    parts = [routed.hidden_TLD for routed in found if routed.hidden_TLD is not None]
+    if len(parts) < len(found) or len({part.shape[2] for part in parts}) != 1:
+        raise InputError(f"{where}: no hidden states for all tokens; record them, or leave --hidden-states out")
+    return np.concatenate(parts)
 
 
 def placed(where: str, what: str = "row", per: int = 1) -> Callable[[int], str]:
