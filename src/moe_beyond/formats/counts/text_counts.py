@@ -29,7 +29,7 @@ def coli_usage(data: bytes, where: str, override: ShapeOverride) -> ExpertCounts
     counts: dict[tuple[int, int], int] = {}
     for number, line in lines_of(data, where):
         at = f"{where}: line {number}"
-        if not re.fullmatch(r"\s*-?[0-9]{1,18}(\s+[0-9]{1,18}){2}\s*", line):
+        if not re.fullmatch(r"[ \t]*-?[0-9]{1,18}([ \t]+[0-9]{1,18}){2}[ \t]*", line):
             raise InputError(f"{at}: {line!r:.60}, expected three whole numbers")
         layer, second, third = (int(cell) for cell in line.split())
         if layer == -1:
@@ -67,7 +67,7 @@ def hotness(data: bytes, where: str, override: ShapeOverride) -> ExpertCounts:
         if line.startswith("#"):
             continue
         cells = line.split(",")
-        if len(cells) != num_experts or not all(re.fullmatch(r"\s*[0-9]{1,18}\s*", cell) for cell in cells):
+        if len(cells) != num_experts or not all(re.fullmatch(r"[ \t]*[0-9]{1,18}[ \t]*", cell) for cell in cells):
             raise InputError(f"{where}: line {number}: {len(cells)} fields, expected {num_experts} whole numbers")
         rows.append([int(cell) for cell in cells])
     if len(rows) != num_layers:
