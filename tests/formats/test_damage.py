@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
-from moe_beyond.formats.counts import COUNT_FORMATS, read_counts
+from moe_beyond.formats.count_files import COUNT_FORMATS, read_counts
 from moe_beyond.formats.recognise import recognise
 from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table, write
 from tests.formats.count_cases import COUNTS

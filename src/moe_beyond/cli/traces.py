@@ -146,7 +146,7 @@ def assess(
 
 def _assess_counts(source: Path, format_: str, num_experts: int | None, top_k: int | None) -> dict[str, Any]:
     from moe_beyond.assess.counts import assess_counts  # noqa: PLC0415
-    from moe_beyond.formats.counts import COUNT_FORMATS, read_counts  # noqa: PLC0415
+    from moe_beyond.formats.count_files import COUNT_FORMATS, read_counts  # noqa: PLC0415
     from moe_beyond.formats.importers import ShapeOverride  # noqa: PLC0415
     from moe_beyond.formats.recognise import recognise  # noqa: PLC0415
 

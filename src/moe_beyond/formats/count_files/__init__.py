@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.counts import imatrix, json_counts, recorder, routes, text_counts
+from moe_beyond.formats.count_files import imatrix, json_counts, recorder, routes, text_counts
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_of_layers
 from moe_beyond.formats.importers.sources import is_single_file, locate, members
 from moe_beyond.traces.counts import ExpertCounts, checked_counts

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.counts.text_counts import without_empty
+from moe_beyond.formats.count_files.text_counts import without_empty
 from moe_beyond.formats.importers.engine_log import whole
 from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.formats.importers.sources import read_json

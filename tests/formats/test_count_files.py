@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_beyond.formats.counts import read_counts
+from moe_beyond.formats.count_files import read_counts
 from moe_beyond.formats.importers import ShapeOverride
 from moe_beyond.formats.recognise import recognise
 from tests.formats.cases import BESIDE, CONFIG, write

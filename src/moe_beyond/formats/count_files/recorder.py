@@ -7,7 +7,7 @@ model, rows of zeros have no experts; passes that were not used are zeros.
 from __future__ import annotations
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.counts.json_counts import summed
+from moe_beyond.formats.count_files.json_counts import summed
 from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.formats.importers.torch_file import integers_of, load_pt
 from moe_beyond.traces.counts import ExpertCounts

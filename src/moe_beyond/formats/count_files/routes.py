@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.counts.text_counts import require_size
+from moe_beyond.formats.count_files.text_counts import require_size
 from moe_beyond.formats.importers.engine_log import whole
 from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.formats.importers.vllm_routes import parse_log
