@@ -43,11 +43,12 @@ deepseek: $(VENV)/.ok  ## ... DeepSeek-V2-Lite: the paper's traces, puffin to tr
 gpt-oss: $(VENV)/.ok  ## ... gpt-oss-20b: decode traces, divided by prompt
 	python scripts/published.py gpt-oss --traces $(TRACES)
 
+# the same examples in the same order each time
 test: $(VENV)/.ok  ## Fast tests
-	pytest -m "not slow"
+	pytest -m "not slow" --randomly-seed=20250823
 
-test-slow: $(VENV)/.ok  ## Every test, the end-to-end ones too
-	pytest -m "not slow"
+test-slow: $(VENV)/.ok  ## Every test, the end-to-end ones too; examples and their order are drawn anew
+	HYPOTHESIS_PROFILE=new pytest -m "not slow"
 	pytest -p no:randomly -m slow
 
 # numpy below 2, and nothing else of the project's environment

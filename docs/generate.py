@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from docs.card import example, known_models
 from docs.figures import block, figures, spread
 from moe_beyond.files import replacing, write_json
 from moe_beyond.params import Params
@@ -78,6 +79,7 @@ def main() -> None:
         if (root / "reports/simulate/tables/on_device.parquet").exists():
             write_json(FIGURES / f"{name}.json", figures(root))
     write(ROOT / "README.md", filled_readme((ROOT / "README.md").read_text(encoding="utf-8")))
+    write(ROOT / "docs/card.md", filled_card((ROOT / "docs/card.md").read_text(encoding="utf-8")))
     with replacing(ROOT / "docs/images/ms_per_token.png") as temporary:
         shutil.copy(ROOT / "reports/figures/ms_per_token.png", temporary)
 
@@ -88,6 +90,11 @@ def filled_readme(readme: str) -> str:
         readme = filled(readme, name, block(name, read(name)))
     readme = filled(readme, "spread", spread(read("spread")))
     return filled(readme, "tree", tree())
+
+
+def filled_card(text: str) -> str:
+    """docs/card.md with its blocks written anew, from the tables that come with the package."""
+    return filled(filled(text, "card", example()), "known models", known_models())
 
 
 def tree() -> str:

@@ -19,6 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "moe_beyond"
 READ_AT_RUN_TIME = {
+    "advisor/pinning_table.py": "advisor/pinning.csv",
     "devices/device.py": "devices/profiles",
     "devices/errors.py": "devices/errors.csv",
     "reporting/page.py": "reporting/templates",

@@ -36,6 +36,11 @@ def test_the_readme_holds_the_committed_figures():
     assert len(re.findall("<!-- figures", text)) == len(RUNS) + 2
 
 
+def test_the_page_of_the_card_says_what_the_command_says():
+    text = (ROOT / "docs/card.md").read_text()
+    assert generate.filled_card(text) == text, "run `make docs`"
+
+
 def test_the_committed_figures_are_those_of_the_run_whose_metrics_are_committed():
     shown, metrics = generate.read("default"), json.loads(committed("reports/simulate/metrics.json"))
     tables = {f"reports/{stage}/tables" for stage in ("export", "simulate", "verify")}

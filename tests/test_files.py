@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from moe_beyond.files import replacing, write_json
+from moe_beyond.errors import InputError
+from moe_beyond.files import begins_with, check_output, list_files, replacing, write_json
+from tests.traces.refusals import refused
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -31,6 +33,61 @@ def test_a_directory_is_replaced_whole(tmp_path):
         temporary.mkdir()
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_never_takes_the_place_of_a_folder_nor_a_folder_that_of_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(InputError, match="folder: is a folder already"), replacing(tmp_path / "folder") as temporary:
+        temporary.write_text("x")
+    with pytest.raises(InputError, match="file: is a file already"), replacing(tmp_path / "file") as temporary:
+        temporary.mkdir()
+    assert (tmp_path / "folder" / "mine").read_text() == (tmp_path / "file").read_text() == "dear"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("output", ["in", "in/deep/out", ".", "link", "in/../in"])
+def test_an_output_that_is_holds_or_lies_in_an_input_is_refused(output, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    refused("is, holds or lies in the input", check_output, tmp_path / output, inputs=[tmp_path / "in"])
+    check_output(tmp_path / "input", inputs=[tmp_path / "in"])
+
+
+def test_only_a_folder_with_just_what_was_written_there_is_replaced(tmp_path):
+    folder = tmp_path / "out"
+    check_output(folder)
+    (folder / "deep").mkdir(parents=True)
+    check_output(folder / "deep")
+    (folder / "deep" / "a.txt").write_text("a")
+    refused("out: holds deep/a.txt, which this command did not write", check_output, folder)
+    list_files(folder)
+    check_output(folder)
+    for name, what in (("b.txt", "file"), ("deep/empty", "folder"), ("c", "link")):
+        path = folder / name
+        {"file": path.touch, "folder": path.mkdir, "link": lambda path=path: path.symlink_to("nowhere")}[what]()
+        refused(f"out: holds {name}", check_output, folder)
+        path.rmdir() if what == "folder" else path.unlink()
+    check_output(folder)
+    (tmp_path / "file").touch()
+    refused("file: is a file, and a folder is to be written", check_output, tmp_path / "file")
+
+
+def test_only_a_file_that_the_command_wrote_is_replaced(tmp_path):
+    ours = begins_with(b"# written", b"by us")
+    for content, kept in (
+        (b"", True),
+        (b"# written by us: x", True),
+        (b"# written by me", False),
+        (b"\x00\xff", False),
+    ):
+        (tmp_path / "a").write_bytes(content)
+        if kept:
+            check_output(tmp_path / "a", ours=ours)
+        else:
+            refused("a: was not written by this command", check_output, tmp_path / "a", ours=ours)
+    refused("is a folder, and a file is to be written", check_output, tmp_path, ours=ours)
 
 
 def test_json_refuses_what_is_not_a_number(tmp_path):

@@ -21,6 +21,7 @@ DATA_OF_MODULES = {
     "moe_beyond.devices.device": "src/moe_beyond/devices/profiles",
     "moe_beyond.reporting.page": "src/moe_beyond/reporting/templates",
     "moe_beyond.devices.errors": "src/moe_beyond/devices/errors.csv",
+    "moe_beyond.advisor.pinning_table": "src/moe_beyond/advisor/pinning.csv",
 }
 REST = [stage for stage in STAGES if not DVC[stage].get("always_changed")]
 

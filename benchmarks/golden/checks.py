@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.golden.card_checks import card_checks
 from benchmarks.golden.check import Check
 from benchmarks.golden.device_checks import device_checks
+from benchmarks.golden.known_models import known_model_checks
+from benchmarks.golden.pinning import pinning_checks
 from benchmarks.golden.recordings import PhoneRun, phone_run, toy
 from moe_beyond.devices.calibrate import fit_token_time
 from moe_beyond.formats import importers
@@ -201,4 +204,7 @@ FAMILIES: dict[str, Callable[[Path], Iterator[Check]]] = {
     "paper": paper_checks,
     "importers": importer_checks,
     "devices": device_checks,
+    "known models": known_model_checks,
+    "card": card_checks,
+    "pinning": pinning_checks,
 }

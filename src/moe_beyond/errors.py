@@ -1,19 +1,52 @@
 """The one exception that a user can fix: bad input, described in one line."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 
-_MOST = 600
+_MOST, _SHOWN = 600, 80
+# a part of a path, a name or a value; what a path holds besides is worth reading whole
+_LONG = re.compile(rf"[^\s/,;]{{{_SHOWN + 20},}}")
 
 
 class InputError(ValueError):
     """Input that breaks a contract.
 
     The message is one line: where (file, row or field), what was found, what was expected and how to fix it.
-    Stage scripts and the command line print it without a traceback and exit with status 1.
+    Stage scripts and the command line print it without a traceback and exit with `status`.
     """
+
+    status = 1
+
+
+class TamperedError(InputError):
+    """A file that is not the one that was exported or registered: damaged on its way, or changed by somebody."""
+
+    status = 4
+
+
+SYSTEM_ERRORS = (OSError, MemoryError, RecursionError, OverflowError)
+"""What a path, a full disk or an impossible size raises anywhere: a user can mend these, too."""
+
+
+def line_of(error: BaseException) -> str:
+    """What an `InputError` or one of `SYSTEM_ERRORS` says, in one line in which no part of a path or name is long."""
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Text on one line, without what a terminal would act on, and of a long word its beginning."""
+    return _LONG.sub(lambda found: f"{found[0][:_SHOWN]}...", "".join(map(_visible, text)))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def reason_of(error: object) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,19 @@ from moe_beyond.errors import InputError
 if TYPE_CHECKING:
     import polars as pl
 
+_LISTING = ".written-by-moe-beyond"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place, on an exception it is removed.
 
-    The caller creates a file or a directory at the temporary path. What stood at `path` before stays until then.
+    The caller creates a file or a directory at the temporary path. What stood at `path` before stays until then; a
+    folder is replaced by a folder only. For a path that a person names, `check_output` first.
 
     Raises:
-        InputError: The folder that `path` lies in cannot be made, or not be written to.
+        InputError: The folder that `path` lies in cannot be made, or not be written to; a file where a folder stands,
+            or a folder where a file does.
     """
     make_folder(path.parent)
     _remove_orphans(path)
@@ -35,6 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        if path.exists() and temporary.is_dir() != path.is_dir():
+            raise InputError(f"{path}: is a {'folder' if path.is_dir() else 'file'} already; give another name")
         if path.is_dir() and not path.is_symlink():
             # a directory cannot be replaced in one step: move the old one aside first
             old = path.with_name(f"{own}.old")
@@ -46,6 +52,62 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+def list_files(folder: Path) -> None:
+    """Write the names of a folder's files beside them, so that `check_output` knows later that nothing was added."""
+    (folder / _LISTING).write_text("".join(f"{name}\n" for name in sorted(_names(folder))), encoding="utf-8")
+
+
+def check_output(path: Path, *, inputs: Iterable[Path] = (), ours: Callable[[Path], bool] | None = None) -> None:
+    """Refuse, before any work, an output path at which something would be lost.
+
+    Args:
+        path: Where a command is to write.
+        inputs: What the command reads.
+        ours: Whether a file that stands there is one that the command itself wrote; None: a folder is to be written,
+            which replaces an empty one, or one with just the files that `list_files` listed.
+
+    Raises:
+        InputError: The path is an input or lies inside one, or holds what the command did not write; names both.
+    """
+    target = path.resolve()
+    for source in inputs:
+        if target == source.resolve() or source.resolve() in target.parents or target in source.resolve().parents:
+            raise InputError(f"{path}: is, holds or lies in the input {source}; give another place to write to")
+    if not path.exists():
+        return
+    if ours is None:
+        if not path.is_dir():
+            raise InputError(f"{path}: is a file, and a folder is to be written; give another name")
+        listing = path / _LISTING
+        listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.is_file() else set()
+        foreign = sorted(_names(path) - listed)
+        if foreign:
+            raise InputError(
+                f"{path}: holds {foreign[0]}, which this command did not write; give a new or empty folder"
+            )
+    elif path.is_dir():
+        raise InputError(f"{path}: is a folder, and a file is to be written; name a file")
+    elif path.stat().st_size and not ours(path):
+        raise InputError(f"{path}: was not written by this command; give another name, or delete it")
+
+
+def begins_with(*words: bytes) -> Callable[[Path], bool]:
+    """Whether all of these words stand in a file's first 4,096 bytes."""
+
+    def check(path: Path) -> bool:
+        with path.open("rb") as file:
+            head = file.read(4096)
+        return all(word in head for word in words)
+
+    return check
+
+
+def _names(folder: Path) -> set[str]:
+    """Paths in a folder, without the listing and without folders that hold something."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
+    return {path.relative_to(folder).as_posix() for path in paths} - {_LISTING}
 
 
 def make_folder(path: Path) -> None:
@@ -142,6 +204,15 @@ def folder_digest(path: Path) -> str:
     entries.sort(key=lambda entry: entry["relpath"])
     listing = json.dumps(entries, sort_keys=True).encode()
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file in a folder, by its path there."""
+    digests = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _file_digest(path: Path) -> str:

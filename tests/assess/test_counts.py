@@ -3,7 +3,7 @@
 import numpy as np
 
 from moe_beyond.assess.counts import assess_counts
-from moe_beyond.traces.counts import ExpertCounts
+from moe_beyond.formats.counts import ExpertCounts
 
 
 def test_coverage_is_the_share_of_the_most_popular_experts():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from docs.card import sample_header
 from moe_beyond.cli import app
 from moe_beyond.devices.device import NO_RECORDING, load_device
 from moe_beyond.devices.workload import ASSUMED_DENSE
@@ -57,6 +58,7 @@ def test_describe_prints_a_table_or_json_and_help_names_every_command(trace_file
         "import",
         "export",
         "describe",
+        "card",
         "assess",
         "score",
         "replay",
@@ -83,7 +85,7 @@ def test_an_exported_dataset_reads_as_the_trace_it_came_from(trace_file, tmp_pat
 
 def test_an_error_is_one_line_with_status_one(tmp_path):
     assert "none.parquet" in error_of("describe", tmp_path / "none.parquet")
-    assert "unknown" in error_of("import", "unknown", tmp_path, tmp_path / "out")
+    assert "unknown" in error_of("import", "unknown", tmp_path / "in", tmp_path / "out")
 
 
 def test_messages_name_the_file_that_they_speak_of(tmp_path, monkeypatch):
@@ -246,7 +248,7 @@ def test_prompts_of_the_training_data_or_of_another_model_are_refused(tmp_path, 
         ((), "how large is the cache? give either --capacity in experts or --budget-mib in MiB"),
         (("--capacity", 5, "--device", "abacus"), "device 'abacus' is unknown; known are apple_ssd,"),
         (("--capacity", 5, "--batch", 0), "batch: 0 prompts at once; give at least 1"),
-        (("--capacity", 5, "--predictor", "nowhere"), "nowhere/token_step.onnx: no such file"),
+        (("--capacity", 5, "--predictor", "nowhere"), "nowhere/manifest.json: no such file"),
         (("--capacity", 5, "--sequential", "--device", "phone_ufs"), "a sequential replay has no clock"),
     ],
 )
@@ -296,3 +298,31 @@ def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):
     assert error_of("calibrate-device", recorded, device).endswith("give either --trace or --resident-mib")
     message = f"{text}: a device file ends in .yaml"
     assert error_of("calibrate-device", recorded, text, "--resident-mib", 100) == message
+
+
+def test_card_tells_of_a_header_and_assess_draws_a_model_beside_others(tmp_path, trace_file):
+    header = sample_header(tmp_path / "first_bytes")
+    found = printed("card", header, "--device", "laptop_nvme", "--memory-gib", "12")
+    (device,) = found["devices"]
+    assert device["budget_bytes"] == 12 * 2**30 - found["dense_bytes"]
+    worst, best = device["tokens_per_s_worst_and_best"]
+    assert worst < device["tokens_per_s"][0] < device["tokens_per_s"][1] < best
+    assert len(found["expert_bytes_by_layer"]) == found["moe_layers"] == 48
+    said = run("card", header, "--budget-mib", "4000").stdout
+    assert "48 of them with 128 experts, top-8" in said
+    assert NO_RECORDING in said
+    assert "give either --memory-gib" in error_of("card", header, "--budget-mib", 1, "--memory-gib", 1)
+    assert "not readable" in error_of("card", tmp_path / "none")
+
+    assert run("export", "hub", trace_file, tmp_path / "set").exit_code == 0
+    figure = tmp_path / "beside.svg"
+    rows = printed("assess", trace_file, "--beside", tmp_path / "set", "--beside", "known", "--figure", figure)[
+        "beside"
+    ]
+    assert [row["model"] for row in rows[:2]] == ["chance (this trace)", "chance"]
+    assert figure.read_text().startswith("<svg")
+    assert "24 x 32, top-4" in run("assess", trace_file, "--beside", "known").stdout
+    assert "a figure ends in" in error_of("assess", trace_file, "--figure", tmp_path / "a.txt")
+    assert "no hit_curves/" in error_of("assess", trace_file, "--beside", tmp_path)
+    # a single other model gives the card no band
+    assert "curves of a single model" in error_of("card", header, "--beside", tmp_path / "set")

@@ -55,6 +55,13 @@ def test_counts_are_assessed_without_a_verdict_and_refused_where_order_counts(tm
     assert "'imatrix' holds counts" in error_of("import", "auto", source, tmp_path / "x.parquet")
 
 
+def test_counts_make_a_placement(tmp_path):
+    source, out = write(tmp_path, COUNTS["imatrix"]) / "x.gguf", tmp_path / "x.coli_usage"
+    words = ("export", "placement", "colibri-usage", source, out, "--slots", 2, "--counts", "auto", "--expert-size", 100)
+    assert run(*words, "--top-k", 2, "--engine", "olmoe", "--anyway").exit_code == 0
+    assert printed("assess", out, "--counts", "coli-usage")["moe_layers"] == [1, 2, 3]
+
+
 def test_a_trace_that_is_not_imported_is_named(tmp_path):
     source = write(tmp_path, CASES["mbolt"].files) / "x.mblt"
     assert "import it first: moe-beyond import mbolt" in error_of("assess", source)

@@ -100,8 +100,11 @@ def test_ctrl_c_ends_with_what_was_decoded_and_whole_files(words, tmp_path):
     # reading the second prompt alone loads experts for seconds, however few tokens are drawn
     options = ("--link-gb-per-s", 0.00002, "--record", record, "--json", "--max-new-tokens", 2)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    # what runs in the background of a shell ignores Ctrl-C
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{handler}; from moe_beyond.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", "from moe_beyond.cli import main; main()", *map(str, (*words, *options))],
+        [sys.executable, "-c", code, *map(str, (*words, *options))],
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

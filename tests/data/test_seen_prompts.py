@@ -64,5 +64,5 @@ def test_an_exported_predictor_refuses_the_prompts_of_its_fit(exported, train_tr
         refused(message, predictor.refuse_training_prompts, seen.select(np.array([2, 5])))
     copy = OnnxPredictor(shutil.copytree(exported[0], tmp_path / "copy"))
     (tmp_path / "copy" / TRAINING_PROMPTS).unlink()
-    message = f"{TRAINING_PROMPTS}: no such file; export the predictor again"
+    message = f"{TRAINING_PROMPTS}: no such file; run the export stage first"
     refused(message, copy.refuse_training_prompts, train_trace)

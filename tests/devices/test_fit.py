@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.golden.device_checks import device_checks
 from moe_beyond.cli import app
-from moe_beyond.devices.device import Device, load_device
+from moe_beyond.devices.device import WRITTEN, Device, load_device
 from moe_beyond.devices.errors import published_errors
 from moe_beyond.devices.expected import Shape, expected_ms
 from moe_beyond.devices.fit import Known, fit, refit_memory
@@ -128,12 +128,13 @@ def test_what_tells_nothing_is_one_line_and_nothing_is_written(tmp_path, table, 
     pl.DataFrame(table).write_csv(path)
     with pytest.raises(InputError, match=message):
         fit([read_recording(path)], SHAPE, Known(), "mine")
-    out.write_text("as it was")
+    before = f"{WRITTEN}\nas it was"
+    out.write_text(before)
     ended = CliRunner().invoke(app, ["fit-device", str(path), "--out", str(out), *WORDS])
     assert ended.exit_code != 0
     assert "run.csv" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
-    assert out.read_text() == "as it was"
+    assert out.read_text() == before
 
 
 def test_what_is_visible_of_loads_is_not_overlapped_again(tmp_path):

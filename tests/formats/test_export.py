@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import yaml
 
 from moe_beyond.formats import importers
@@ -33,7 +34,7 @@ def test_a_hub_dataset_has_splits_shards_and_a_card_whose_example_works(tmp_path
     trace = replace(full_trace([5, 9, 4]), held_out_P=np.array([False, True, False]), domains=("a", "b|c", "a"))
     export("hub", trace, tmp_path / "set")
     files = {f"{split}-00000-of-00001.parquet" for split in ("train", "test")}
-    assert {path.name for path in (tmp_path / "set").iterdir()} == files | {"README.md"}
+    assert {path.name for path in (tmp_path / "set").iterdir()} == files | {"README.md", ".written-by-moe-beyond"}
     text = (tmp_path / "set" / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     paths = [{"split": split, "path": f"{split}-*.parquet"} for split in ("train", "test")]
@@ -44,6 +45,27 @@ def test_a_hub_dataset_has_splits_shards_and_a_card_whose_example_works(tmp_path
     names = {}
     exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)  # noqa: S102 - the example that we print
     np.testing.assert_array_equal(names["first"], trace.experts_TLK[:5])
+
+
+def test_a_hub_dataset_has_summaries_as_further_configurations(tmp_path):
+    seen = []
+
+    def summaries(trace):
+        seen.append(trace.metadata.model_id)
+        return {"card": pl.DataFrame({"model": ["m"], "verdict": ["go"]})}
+
+    trace = full_trace([5])
+    local = replace(trace, metadata=trace.metadata.model_copy(update={"model_id": "/home/alice/org name/mod:el"}))
+    export("hub", local, tmp_path / "set", summaries)
+    text = (tmp_path / "set" / "README.md").read_text()
+    configs = yaml.safe_load(text.split("---\n")[1])["configs"]
+    assert configs[1:] == [{"config_name": "card", "data_files": "card/*.parquet"}]
+    assert pl.read_parquet(tmp_path / "set" / "card" / "mod_el.parquet").columns == ["model", "verdict"]
+    assert (
+        "- `card/`, a file a model: what decides whether offloading its experts pays; columns `model`, `verdict`"
+        in text
+    )
+    assert seen == ["mod:el"]  # no place on this machine
 
 
 def test_a_hub_dataset_names_no_place_on_this_machine(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_beyond.predictor import latency
+from moe_beyond.predictor.contents import Contents
 from moe_beyond.predictor.latency import FILE, Latency, modelled, read_charge
 from tests.predictor.small import SHAPE
 from tests.traces.refusals import refused
@@ -68,7 +69,7 @@ def test_the_median_is_of_the_calls_after_warm_up(monkeypatch):
 
 GOOD = {"token_step_ms": 1, "layer_step_ms": 1, "table_ms": 1}
 DAMAGED = [
-    (None, "no such file; export the predictor again"),
+    (None, "no such file; run the export stage first"),
     ("[1]", "not a predictor's latency"),
     (json.dumps(GOOD | {"more": 1}), "not a predictor's latency"),
     (json.dumps(GOOD | {"layer_step_ms": "1"}), "layer_step_ms: expected milliseconds, found '1'"),
@@ -79,8 +80,9 @@ DAMAGED = [
 @pytest.mark.parametrize(("content", "message"), DAMAGED)
 def test_a_charge_comes_back_and_a_missing_or_damaged_one_is_named(tmp_path, content, message):
     latency.write_charge(tmp_path, Latency(0.3, 0.05, 0.0015))
-    assert read_charge(tmp_path) == Latency(0.3, 0.05, 0.0015)
+    files = Contents(tmp_path, finished=False)
+    assert read_charge(files) == Latency(0.3, 0.05, 0.0015)
     (tmp_path / FILE).unlink()
     if content is not None:
         (tmp_path / FILE).write_text(content)
-    refused(rf"{FILE}: .*{message}", read_charge, tmp_path)
+    refused(rf"{FILE}: .*{message}", read_charge, files)

@@ -1,5 +1,6 @@
 """The gate against a registry in a local database: which predictor becomes champion, and rollback."""
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -13,15 +14,20 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
+from typer.testing import CliRunner
 
+from moe_beyond.cli import app
 from moe_beyond.errors import InputError
 from moe_beyond.params import Params
+from moe_beyond.predictor.contents import write_manifest
+from moe_beyond.predictor.graph_file import LEAST_ONNXRUNTIME
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry import publishing
 from moe_beyond.registry.publishing import Gate, publish
-from moe_beyond.registry.registry import Registry
+from moe_beyond.registry.registry import BUNDLE_DIGEST, Registry
 from moe_beyond.registry.settings import PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
+from moe_beyond.traces import store
 from moe_beyond.tracking.client import connected
 from moe_beyond.tracking.pipeline import log_pipeline
 from tests.registry.bundles import small_bundle, small_project
@@ -58,6 +64,14 @@ def spoil(predictor, share):
                 noise = rng.normal(0, values.std() + 1e-3, values.shape) * (rng.random(values.shape) < share)
                 tensor.CopyFrom(onnx.numpy_helper.from_array((values + noise).astype(np.float32), tensor.name))
         onnx.save(model, path)
+    write_manifest(predictor, LEAST_ONNXRUNTIME)
+
+
+def reregistered(project, stored, text):
+    """Write a bundle.json as if the champion had been registered with it."""
+    stored.write_text(text)
+    digest = hashlib.sha256(stored.read_bytes()).hexdigest()
+    client(project).set_model_version_tag(NAME, "1", BUNDLE_DIGEST, digest)
 
 
 def aliases(project):
@@ -195,21 +209,43 @@ def test_after_a_move_the_champion_is_found_and_a_challenger_is_judged(project, 
         assert (folder / "predictor/token_step.onnx").is_file()
 
 
+@pytest.mark.parametrize("name", ["predictor/token_step.onnx", "predictor/manifest.json", "bundle.json", "window.npz"])
+def test_a_champion_that_somebody_changed_is_neither_judged_nor_drift(name, project, monkeypatch):
+    run_publish(project)
+    trace = chance_trace(10, seed=9)
+    store.write_parquet(trace, project / "new.parquet")
+    monkeypatch.chdir(project)
+    words = ("drift", "new.parquet", "--against", f"{NAME}@champion", "--no-log")
+    assert CliRunner().invoke(app, words).exit_code in (0, 3)
+    stored = next((project / "mlartifacts").rglob(f"bundle/{name}"))
+    data = bytearray(stored.read_bytes())
+    data[len(data) // 2] ^= 1
+    stored.write_bytes(data)
+    # neither 0, no drift, nor 3, which retrains and replaces it
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 4
+    assert len(ended.stderr.strip().splitlines()) == 1
+    spoil(project / "models/predictor", 0.1)
+    assert run_publish(project)["outcome"] == "incomparable"
+    assert aliases(project)["champion"] == "1"
+
+
 def test_a_champion_of_another_shape_stays_with_the_reason(project, caplog):
     run_publish(project)
     stored = next((project / "mlartifacts").rglob("bundle/bundle.json"))
-    manifest = json.loads(stored.read_text())
+    whole = stored.read_text()
+    manifest = json.loads(whole)
     spoil(project / "models/predictor", 0.1)
     for damage, words in (({"num_experts": 8}, "made for chance, 3 layers of 8"), ({"bundle_version": 99}, "99")):
-        stored.write_text(json.dumps(manifest | damage))
+        reregistered(project, stored, json.dumps(manifest | damage))
         other = run_publish(project)
         assert other["outcome"] == "incomparable"
         assert words in other["reasons"][0]
         assert warnings(caplog)[-1].startswith("gate: incomparable: ")
         assert words in warnings(caplog)[-1]
     stored.unlink()
-    assert "this is no bundle" in run_publish(project)["reasons"][0]
+    assert "its bundle is not the one that was registered" in run_publish(project)["reasons"][0]
     assert aliases(project) == {"champion": "1", "challenger": "2"}
     # once it is repaired
-    stored.write_text(json.dumps(manifest))
+    reregistered(project, stored, whole)
     assert run_publish(project)["outcome"] in ("promoted", "refused")

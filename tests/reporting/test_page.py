@@ -13,6 +13,7 @@ from xml.etree.ElementTree import TreeBuilder
 import polars as pl
 import pytest
 
+from moe_beyond.advisor.pinning_table import published_pinning
 from moe_beyond.devices.errors import published_errors
 from moe_beyond.errors import InputError
 from moe_beyond.files import folder_digest
@@ -271,3 +272,9 @@ def test_the_page_says_how_far_modelled_times_were_from_recorded_ones(tree):
     rows = next(rows for rows in tables_of(section(tree, "method")) if "Rows predicted" in rows[0])
     assert len(rows) == published_errors().height
     assert [row["Regime"] for row in rows] == published_errors()["regime"].to_list()
+
+
+def test_the_page_says_what_pinning_was_worth_on_published_traces(tree):
+    rows = next(rows for rows in tables_of(section(tree, "method")) if "Profile from" in rows[0])
+    assert len(rows) == published_pinning().height
+    assert [row["What to do"] for row in rows] == published_pinning()["verdict"].to_list()

@@ -1,1 +1,1 @@
-"""Is this model worth offloading? Judged from traces alone."""
+"""Is this model worth offloading? Judged from traces alone, and before its download from its header."""

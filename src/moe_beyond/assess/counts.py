@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_beyond.assess.statistics import entropy_bits, gini
-from moe_beyond.traces.counts import ExpertCounts
+from moe_beyond.formats.counts import ExpertCounts
 
 _SHARES = (0.05, 0.1, 0.2, 0.25, 0.5)
 _COVERED = (0.5, 0.8, 0.9, 0.95)

@@ -3,11 +3,22 @@
 `--json` prints one JSON document, errors are one line. Each command imports what it needs: `--help` stays quick.
 """
 
-from moe_beyond.cli import caches, fitting, live, predictors, registry, traces
+from moe_beyond.cli import before_download, caches, fitting, live, placements, predictors, registry, traces
 from moe_beyond.cli.common import app
 from moe_beyond.cli.progress import shown
 
-__all__ = ["app", "caches", "fitting", "live", "main", "predictors", "registry", "traces"]
+__all__ = [
+    "app",
+    "before_download",
+    "caches",
+    "fitting",
+    "live",
+    "main",
+    "placements",
+    "predictors",
+    "registry",
+    "traces",
+]
 
 
 def main() -> None:

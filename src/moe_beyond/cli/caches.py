@@ -13,6 +13,7 @@ from moe_beyond.cli.common import (
     AsJson,
     TracePath,
     app,
+    check_device_output,
     one_line_errors,
     read_trace,
     show,
@@ -231,8 +232,7 @@ def calibrate_device(
     from moe_beyond.files import replacing  # noqa: PLC0415
 
     with one_line_errors():
-        if out.suffix not in (".yaml", ".yml"):
-            raise InputError(f"{out}: a device file ends in .yaml")
+        check_device_output(out, recording, *filter(None, (trace,)))
         resident_bytes, source = _bytes(resident_mib), "given"
         if (resident_bytes is None) == (trace is None):
             raise InputError("what does a token read in fast memory? give either --trace or --resident-mib")

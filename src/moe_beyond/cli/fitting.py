@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import AsJson, app, one_line_errors, read_trace, show
+from moe_beyond.cli.common import AsJson, app, check_device_output, one_line_errors, read_trace, show
 from moe_beyond.errors import InputError
 
 
@@ -43,8 +43,7 @@ def fit_device(
     from moe_beyond.files import replacing  # noqa: PLC0415
 
     with one_line_errors():
-        if out.suffix not in (".yaml", ".yml"):
-            raise InputError(f"{out}: a device file ends in .yaml")
+        check_device_output(out, *recordings, *filter(None, (trace, base)))
         if lanes and len(lanes) != len(recordings):
             raise InputError(
                 f"--lanes is given {len(lanes)} times, for {len(recordings)} recordings; give one for each"

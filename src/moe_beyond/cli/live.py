@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_beyond.cli.caches import BudgetMib, Capacity, Lookahead, PredictorPath, cache_size
-from moe_beyond.cli.common import AsJson, app, one_line_errors, read_trace, show
+from moe_beyond.cli.common import AsJson, app, check_device_output, one_line_errors, read_trace, show
 from moe_beyond.errors import InputError
+from moe_beyond.files import begins_with, check_output
 from moe_beyond.settings import DEFAULT_SEED
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def run(
     with one_line_errors():
         size = cache_size(capacity, budget_mib)
         _require(link_gb_per_s, dtype, device)
+        _check_recording(record, prompts)
 
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
@@ -174,6 +176,11 @@ def _packed(source: Any, revision: str, folder: Path | None) -> ExpertStore:
     return ExpertStore.open(folder, revision=revision)
 
 
+def _check_recording(record: Path | None, prompts: Path) -> None:
+    if record is not None:
+        check_output(record, inputs=[prompts], ours=begins_with(b"\nstep,prompt,wall_ms"))
+
+
 def _policy(  # noqa: PLR0917 - the options of `run`
     name: str,
     meta: TraceMetadata,
@@ -231,8 +238,7 @@ def measure(
 ) -> None:
     """Measure this machine for a minute: its drive past the page cache, or its card, and the processor; no engine."""
     with one_line_errors():
-        if out.suffix not in (".yaml", ".yml"):
-            raise InputError(f"{out}: a device file ends in .yaml")
+        check_device_output(out)
 
         from moe_beyond.devices.device import dump_device  # noqa: PLC0415
         from moe_beyond.files import replacing  # noqa: PLC0415

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import AsJson, TracePath, app, named, one_line_errors, read_trace, show
+from moe_beyond.cli.common import (
+    App,
+    AsJson,
+    Beside,
+    CountFormat,
+    NumExperts,
+    TopK,
+    TracePath,
+    app,
+    known_tables_of,
+    named,
+    one_line_errors,
+    read_counts_of,
+    read_trace,
+    show,
+)
+from moe_beyond.cli.groups import WHOLE_TRACE, FormatFirst
 from moe_beyond.errors import InputError, naming
+from moe_beyond.files import check_output, replacing
 
+exports = App(
+    cls=FormatFirst,
+    help="Write traces for others (hub, moe-beyond-csv, parquet), or `placement`: experts for an engine to keep.",
+    no_args_is_help=True,
+)
+app.add_typer(exports, name="export")
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
-
-
-NumExperts = Annotated[int | None, typer.Option(help="Experts of a layer, where nothing else says it.", min=2)]
-TopK = Annotated[int | None, typer.Option(help="Experts per token, where nothing else says it.", min=1)]
 
 
 def _recognised(source: Path) -> str:
@@ -70,12 +89,14 @@ def import_traces(
     """Read published traces, check them, and write them as Parquet. The format `auto` is recognised and named."""
     import numpy as np  # noqa: PLC0415
 
-    from moe_beyond.files import replacing  # noqa: PLC0415
     from moe_beyond.formats import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
     from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
+        check_output(out, inputs=[source], ours=store.is_trace_file)
+        if hidden_states is not None:  # nothing in an array says who wrote it
+            check_output(hidden_states, inputs=[source], ours=lambda _path: False)
         if format == "auto":
             format = _recognised(source)  # noqa: A001 - the word on the command line
         shape = importers.ShapeOverride(
@@ -90,19 +111,24 @@ def import_traces(
         show(describe_path(out), as_json)
 
 
-@app.command("export")
+@exports.command(WHOLE_TRACE, hidden=True)
 def export_traces(
     format: Annotated[str, typer.Argument(help="hub, moe-beyond-csv or parquet.")],  # noqa: A002
     trace: TracePath,
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
 ) -> None:
-    """Write traces for others: a dataset folder for the Hub, or the paper's CSVs."""
+    """Write traces for others: a dataset folder for the Hub, with hit curves and card, or the paper's CSVs."""
+    from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.assess.known import hub_tables  # noqa: PLC0415
     from moe_beyond.formats.export import export  # noqa: PLC0415
+    from moe_beyond.params import Params  # noqa: PLC0415
+    from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
+        check_output(out, inputs=[trace], ours=store.is_trace_file if format == "parquet" else None)
         routing = read_trace(trace)
         with naming(trace):
-            export(format, routing, out)
+            export(format, routing, out, lambda public: hub_tables(judge(public, Params().assess)))
 
 
 @app.command()
@@ -120,39 +146,50 @@ def assess(
         Path, typer.Argument(help="A trace as Parquet or working form, or counts with --counts.", callback=named)
     ],
     *,
-    counts: Annotated[
-        str | None,
-        typer.Option(
-            help="The file holds counts of this format (imatrix, coli-usage, ...), or auto: coverage, no verdict."
-        ),
+    beside: Beside = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="SVG or PNG to draw LRU's hit rates into, beside those of other models.")
     ] = None,
+    counts: CountFormat = None,
     num_experts: NumExperts = None,
     top_k: TopK = None,
     as_json: AsJson = False,
 ) -> None:
-    """Assess from a trace alone whether offloading the model's experts pays; from counts, what pinning covers."""
+    """Assess from a trace alone whether offloading the model's experts pays; compare it with other models.
+
+    From counts it says what pinning covers, and no verdict.
+    """
     from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.assess.counts import assess_counts  # noqa: PLC0415
     from moe_beyond.params import Params  # noqa: PLC0415
 
     with one_line_errors():
         if counts is not None:
-            show(_assess_counts(trace, counts, num_experts, top_k), as_json)
+            if beside or figure is not None:
+                raise InputError(f"{trace}: counts have no curves of LRU; leave --beside and --figure out")
+            show(assess_counts(read_counts_of(trace, counts, num_experts, top_k)), as_json)
             return
+        if figure is not None and figure.suffix not in (".svg", ".png"):
+            raise InputError(f"{figure}: a figure ends in .svg or .png")
+        if figure is not None:  # nothing in a picture says who drew it
+            check_output(figure, inputs=[trace], ours=lambda _path: False)
+        others = known_tables_of(beside or (["known"] if figure else []))
         routing = read_trace(trace)
         with naming(trace):
-            card = judge(routing, Params().assess).card
-        show(card, as_json)
+            assessment = judge(routing, Params().assess)
+        if not others:
+            show(assessment.card, as_json)
+            return
+        from moe_beyond.assess.known import beside_table, hub_tables, known_curves  # noqa: PLC0415
+        from moe_beyond.reporting.beside import draw, print_beside  # noqa: PLC0415
 
-
-def _assess_counts(source: Path, format_: str, num_experts: int | None, top_k: int | None) -> dict[str, Any]:
-    from moe_beyond.assess.counts import assess_counts  # noqa: PLC0415
-    from moe_beyond.formats.count_files import COUNT_FORMATS, read_counts  # noqa: PLC0415
-    from moe_beyond.formats.importers import ShapeOverride  # noqa: PLC0415
-    from moe_beyond.formats.recognise import recognise  # noqa: PLC0415
-
-    if format_ == "auto":
-        _, format_, reason = recognise(source)
-        if format_ not in COUNT_FORMATS:
-            raise InputError(f"{source}: {format_}: {reason}; a trace, no counts: import it")
-        print(f"{source}: read as {format_}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
-    return assess_counts(read_counts(format_, source, ShapeOverride(num_experts=num_experts, top_k=top_k)))
+        own = hub_tables(assessment, f"{assessment.card['model_id']} (this trace)")
+        curves = known_curves([own["hit_curves"], *(table for table, _ in others)])
+        rows = beside_table(curves, [own["card"], *(table for _, table in others)])
+        if figure is not None:
+            draw(curves, figure)
+        if as_json:
+            show({**assessment.card, "beside": rows}, as_json)
+        else:
+            show(assessment.card, as_json)
+            print_beside(rows)

@@ -15,6 +15,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
 
 MILLISECONDS = 1e3
+WRITTEN = "# written by moe-beyond"
 LARGE_ERROR = 0.1
 """A fit's error from which on something beside loading and computing decides."""
 NO_RECORDING = "No recording backs this device: how far its times are off is not known."
@@ -128,10 +129,9 @@ def load_device(name: str) -> Device:
 
 
 def dump_device(device: Device) -> str:
-    """The YAML of a device, as `load_device` reads it."""
-    return yaml.safe_dump(
-        device.model_dump(mode="json", exclude={"name"}, exclude_none=True), sort_keys=False, width=100
-    )
+    """The YAML of a device, as `load_device` reads it, under a comment by which a command knows its own files."""
+    values = device.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+    return f"{WRITTEN}\n{yaml.safe_dump(values, sort_keys=False, width=100)}"
 
 
 def _parse(name: str, text: str, where: str) -> Device:

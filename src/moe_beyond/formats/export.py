@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_beyond.errors import InputError
-from moe_beyond.files import replacing
+from moe_beyond.files import list_files, replacing
 from moe_beyond.formats.describe import describe
 from moe_beyond.traces.schema import SCHEMA_VERSION, Trace, TraceMetadata
 from moe_beyond.traces.store import write_parquet
 
+if TYPE_CHECKING:
+    import polars as pl
+
+Summaries = Callable[[Trace], "Mapping[str, pl.DataFrame]"]
+"""What is told of a trace beside it: tables by name."""
 _SHARD_TOKENS = 1_000_000
 # the Hub's identifiers of licences; it calls any other one "other"
 _HUB_LICENCES = {"apache-2.0": "apache-2.0", "mit": "mit", "cc-by-4.0": "cc-by-4.0", "cc0-1.0": "cc0-1.0"}
@@ -29,31 +35,51 @@ _COLUMN_NOTES = {
     "token_texts": "string list, one a token: token strings as the source writes them",
     "predicted_experts": "as `experts`: what a published predictor had named for the token",
 }
+_SUMMARY_NOTES = {
+    "hit_curves": "hit rates of caches by policy and by the share of the experts that they hold, from an empty cache; ",
+    "card": "what decides whether offloading its experts pays; ",
+}
 
 
-def export(format: str, trace: Trace, target: Path) -> None:  # noqa: A002 - as in `importers.read`
+def export(
+    format: str,  # noqa: A002 - as in `importers.read`
+    trace: Trace,
+    target: Path,
+    summaries: Summaries | None = None,
+) -> None:
     """Write a trace for others; what stood at `target` is replaced when all is written.
 
     Args:
         format: One of `FORMATS`.
         trace: A valid trace.
         target: A file for `parquet`, a folder otherwise.
+        summaries: As in `write_hub_dataset`; other formats have no place for them.
 
     Raises:
         InputError: An unknown format, or a trace that lacks what the format needs.
     """
     if format not in FORMATS:
         raise InputError(f"unknown export format {format!r}; expected one of {', '.join(FORMATS)}")
-    FORMATS[format](trace, target)
+    if format == "hub":
+        write_hub_dataset(trace, target, summaries)
+    else:
+        FORMATS[format](trace, target)
 
 
-def write_hub_dataset(trace: Trace, folder: Path) -> None:
+def write_hub_dataset(trace: Trace, folder: Path, summaries: Summaries | None = None) -> None:
     """Write Parquet shards of about a million tokens and a README.md that the Hugging Face Hub understands.
 
     Prompts of held-out domains become the split `test`, the others `train`. Of paths on this machine that stand in the
     metadata, as those of prompt files or of a local model, the last name alone is written.
+
+    Args:
+        trace: A valid trace.
+        folder: To write.
+        summaries: Tables of the trace, each a configuration and a folder of its own, with one file named after the
+            model, so that others can add theirs.
     """
     trace = replace(trace, metadata=_public(trace.metadata))
+    tables = summaries(trace) if summaries else {}
     with replacing(folder) as temporary:
         temporary.mkdir()
         for split, prompts in _hub_splits(trace).items():
@@ -61,11 +87,17 @@ def write_hub_dataset(trace: Trace, folder: Path) -> None:
             shards = [prompts[shard_P == shard] for shard in np.unique(shard_P)]
             for number, shard in enumerate(shards):
                 write_parquet(trace.select(shard), temporary / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
-        (temporary / "README.md").write_text(dataset_card(trace), encoding="utf-8")
+        for name, table in tables.items():
+            (temporary / name).mkdir()
+            slug = re.sub(r"[^\w.-]+", "_", trace.metadata.model_id)
+            table.write_parquet(temporary / name / f"{slug}.parquet")
+        (temporary / "README.md").write_text(dataset_card(trace, tables), encoding="utf-8")
+        list_files(temporary)
 
 
-def dataset_card(trace: Trace) -> str:
+def dataset_card(trace: Trace, tables: Mapping[str, pl.DataFrame] | None = None) -> str:
     """The README.md of a dataset folder: YAML for the Hub, then what the columns hold, in Markdown."""
+    tables = tables or {}
     facts = describe(trace)
     name = facts["model_id"].split("/")[-1]
     licence = _HUB_LICENCES.get(facts["licence"].lower(), "other")
@@ -81,12 +113,18 @@ def dataset_card(trace: Trace) -> str:
         "- config_name: default",
         "  data_files:",
         *(line for split in _hub_splits(trace) for line in (f"  - split: {split}", f"    path: {split}-*.parquet")),
+        *(line for name in tables for line in (f"- config_name: {name}", f"  data_files: {name}/*.parquet")),
         "---",
     ]
     domains = [
         f"| {_cell(domain)} | {entry['prompts']} | {entry['tokens']} | {'yes' if entry['held_out'] else 'no'} |"
         for domain, entry in facts["domains"].items()
     ]
+    summaries = [
+        f"- `{name}/`, a file a model: {_SUMMARY_NOTES.get(name, '')}columns `{'`, `'.join(table.columns)}`"
+        for name, table in tables.items()
+    ]
+    beside = ["", "## Summaries", "", "Add a file of your own model to each folder to compare it.", "", *summaries]
     body = f"""
 # Expert routing of {name}
 
@@ -120,7 +158,7 @@ meta = json.loads(table.schema.metadata[b"moe_beyond"])
 first = np.array(table.column("experts")[0].as_py()).reshape(-1, len(meta["layer_numbers"]), meta["top_k"])
 ```
 """
-    return "\n".join(header) + "\n" + body
+    return "\n".join(header) + "\n" + body + ("\n".join([*beside, ""]) if tables else "")
 
 
 def write_csv_folder(trace: Trace, folder: Path) -> None:
@@ -154,6 +192,7 @@ def write_csv_folder(trace: Trace, folder: Path) -> None:
                         [number, 0, token, str(experts)]
                         for token, experts in zip(tokens[start:end], experts_TK, strict=True)
                     )
+        list_files(temporary)
 
 
 FORMATS: dict[str, Callable[[Trace, Path], None]] = {

@@ -14,7 +14,8 @@ from moe_beyond.network.onnx import export_steps, require_parity
 from moe_beyond.network.quantise import quantise_steps
 from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor.baselines import TokenUnigram
-from moe_beyond.predictor.graph_file import STEPS, Precision, graph_file
+from moe_beyond.predictor.contents import write_manifest
+from moe_beyond.predictor.graph_file import LEAST_ONNXRUNTIME, STEPS, Precision, graph_file
 from moe_beyond.predictor.latency import Latency, charged, quietest, write_charge
 from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
 from moe_beyond.traces.schema import Trace
@@ -59,10 +60,12 @@ def export_predictor(
         int8: dict[str, Any] = {f"{step}_lost_points": points for step, points in lost.items()}
         marks = training_marks(fitted_on.values())
         (temporary / TRAINING_PROMPTS).write_text("\n".join(marks) + "\n", encoding="utf-8")
-        predictor, table, n = OnnxPredictor(temporary), TokenUnigram.fit(fitted_on["train"]), settings.latency_repeats
+        predictor, n = OnnxPredictor(temporary, finished=False), settings.latency_repeats
+        table = TokenUnigram.fit(fitted_on["train"])
         measured = quietest(lambda: Latency(predictor.token_step_ms(n), predictor.layer_step_ms(n), table.lookup_ms(n)))
         charge = charged(checkpoint.network.shape, measured)
         write_charge(temporary, charge)
+        write_manifest(temporary, LEAST_ONNXRUNTIME)
         metrics = {**errors, **_sizes(temporary, "fp32"), "int8": int8 | _sizes(temporary, "int8")}
         return Exported(metrics, measured, charge)
 

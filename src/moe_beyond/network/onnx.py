@@ -185,7 +185,7 @@ def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: in
     Returns:
         By step.
     """
-    predictor = OnnxPredictor(directory)
+    predictor = OnnxPredictor(directory, finished=False)
     worst: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
     compared, prompt = 0, 0
     while compared < max_tokens and prompt < trace.num_prompts:

@@ -32,7 +32,7 @@ def quantise_steps(directory: Path, validation: Trace, allowed_points: float) ->
     """
     for step in STEPS:
         quantise(directory / graph_file(step), directory / graph_file(step, "int8"))
-    plain, int8 = (recalls(OnnxPredictor(directory, precision=p), validation) for p in ("fp32", "int8"))
+    plain, int8 = (recalls(OnnxPredictor(directory, precision=p, finished=False), validation) for p in ("fp32", "int8"))
     lost = {step: 100 * (plain[step] - int8[step]) for step in STEPS}
     if max(lost.values()) > allowed_points:
         for step in STEPS:

@@ -10,14 +10,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moe_beyond.errors import InputError, reason_of
+from moe_beyond.predictor.onnx_nodes import refusal
 
 Step = Literal["token_step", "layer_step"]
 Precision = Literal["fp32", "int8"]
@@ -38,6 +40,41 @@ _REFUSALS: tuple[type[Exception], ...] = (
 _SAYS = re.compile(r"(Unsupported model IR version|Opset \d+ is|Current official support).*", re.DOTALL)
 
 
+class Description(BaseModel):
+    """What a file's metadata say of it. Both steps of a fit agree in all but the last two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[3]
+    step: Step
+    fit: str = Field(pattern=r"^[0-9a-f]{16}$")
+    """Digest of the weights of both steps."""
+    model_id: str = Field(min_length=1, max_length=1000)
+    layer_numbers: tuple[Annotated[int, Field(ge=0, le=100_000)], ...] = Field(min_length=1, max_length=10_000)
+    num_experts: int = Field(ge=2, le=65_536)
+    top_k: int = Field(ge=1, le=65_536)
+    horizon: int = Field(ge=1, le=10_000)
+    window: int = Field(ge=1, le=1_000_000)
+    depth: int = Field(ge=1, le=1_000)
+    width: int = Field(ge=1, le=1_000_000)
+    layer_width: int = Field(ge=1, le=1_000_000)
+    reach: int = Field(ge=1, le=10_000)
+    features: str = Field(max_length=1000)
+    letter_buckets: int | None = Field(default=None, ge=2, le=2**31)
+    known_tokens: tuple[str, ...] | None = Field(default=None, max_length=10_000_000)
+    """Strings that have a row of their own in the embedding; as `letter_buckets`, of the token step alone."""
+
+    @model_validator(mode="after")
+    def _layers_and_experts_are_possible(self) -> Self:
+        if list(self.layer_numbers) != sorted(set(self.layer_numbers)):
+            raise ValueError("layer_numbers must rise without repetition")
+        if self.top_k > self.num_experts:
+            raise ValueError("top_k exceeds num_experts")
+        if self.step == "token_step" and (self.letter_buckets is None or self.known_tokens is None):
+            raise ValueError("letter_buckets and known_tokens are missing")
+        return self
+
+
 def graph_file(step: Step, precision: Precision = "fp32") -> str:
     """Name of a step's file in a predictor directory."""
     return f"{step}.onnx" if precision == "fp32" else f"{step}.{precision}.onnx"
@@ -51,25 +88,35 @@ class GraphFile:
         description: Its metadata.
     """
 
-    def __init__(self, path: Path, step: Step, threads: int) -> None:
+    def __init__(self, path: Path, data: bytes, step: Step, threads: int) -> None:
         """Open the file.
 
+        Args:
+            path: Its name in messages.
+            data: Its bytes.
+            step: What it must hold.
+            threads: Of onnxruntime.
+
         Raises:
-            InputError: No such file, not an ONNX file, one of an IR or opset that onnxruntime does not know, or one
-                without our metadata, of another step or release.
+            InputError: Not an ONNX file, one whose graph the export stage cannot have written, one of an IR or opset
+                that onnxruntime does not know, or one without our metadata, of another step or release.
         """
-        if not path.exists():
-            raise InputError(f"{path}: no such file; run the export stage first")
+        try:
+            refused = refusal(data)
+        except ValueError as error:
+            raise InputError(f"{path}: not an ONNX file ({error}); export it again") from error
+        if refused:
+            raise InputError(f"{path}: {refused}; use a file that the export stage wrote")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except _REFUSALS as error:
             raise InputError(_refusal(path, str(error))) from error
         self.path, self.description = path, _read_description(path, self.session)
-        if self.description["step"] != step:
-            raise InputError(f"{path}: holds the {self.description['step']}, expected the {step}; export it again")
+        if self.description.step != step:
+            raise InputError(f"{path}: holds the {self.description.step}, expected the {step}; export it again")
         self._sizes = {node.name: node.shape for node in self.session.get_inputs()}
         self._outputs = [node.name for node in self.session.get_outputs()]
         self._accepted: tuple[tuple[int, ...], ...] = ()
@@ -105,17 +152,24 @@ def _refusal(path: Path, message: str) -> str:
     return f"{path}: {reason}; export it again"
 
 
-def _read_description(path: Path, session: ort.InferenceSession) -> dict[str, Any]:
+def _read_description(path: Path, session: ort.InferenceSession) -> Description:
     properties = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in properties:
         raise InputError(f"{path}: no {METADATA_KEY!r} metadata; use a file that the export stage wrote")
     try:
-        description: dict[str, Any] = json.loads(properties[METADATA_KEY])
-        version = int(description["format_version"])
+        raw: dict[str, Any] = json.loads(properties[METADATA_KEY])
+        version = int(raw["format_version"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: the {METADATA_KEY!r} metadata are damaged; export it again") from error
     if version != FORMAT_VERSION:
         newer = f"newer than this release, which reads {FORMAT_VERSION}; upgrade moe-beyond"
         age = newer if version > FORMAT_VERSION else "of an older release; export it again"
         raise InputError(f"{path}: format version {version} is {age}")
-    return description
+    try:
+        return Description.model_validate_json(properties[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: the {METADATA_KEY!r} metadata are damaged ({where}: {first['msg']}); export it again"
+        ) from error

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import write_json
+from moe_beyond.predictor.contents import Contents
 from moe_beyond.predictor.shape import NetworkShape
 
 FILE = "latency.json"
@@ -110,17 +111,15 @@ def write_charge(directory: Path, latency: Latency) -> None:
     write_json(directory / FILE, asdict(latency))
 
 
-def read_charge(directory: Path) -> Latency:
+def read_charge(files: Contents) -> Latency:
     """What is charged for a predictor.
 
     Raises:
         InputError: The file is missing or not as `write_charge` makes it.
     """
-    path = directory / FILE
+    path, data = files.directory / FILE, files.read(FILE)
     try:
-        found = Latency(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; export the predictor again") from error
+        found = Latency(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a predictor's latency ({error}); export the predictor again") from error
     for name, value in asdict(found).items():

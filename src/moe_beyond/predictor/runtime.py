@@ -18,7 +18,8 @@ from moe_beyond.data.features import Features, token_features
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.predictor.base import Floats, sigmoid
-from moe_beyond.predictor.graph_file import GraphFile, Precision, graph_file
+from moe_beyond.predictor.contents import Contents
+from moe_beyond.predictor.graph_file import GraphFile, Precision, Step, graph_file
 from moe_beyond.predictor.latency import Latency, median_ms, read_charge
 from moe_beyond.predictor.stream import LayerState, Stream
 from moe_beyond.traces.schema import ExpertIds, Trace, TraceMetadata
@@ -46,7 +47,13 @@ class OnnxPredictor:
     """
 
     def __init__(
-        self, directory: Path, *, precision: Precision = "fp32", threads: int = 1, name: str = "predictor"
+        self,
+        directory: Path,
+        *,
+        precision: Precision = "fp32",
+        threads: int = 1,
+        name: str = "predictor",
+        finished: bool = True,
     ) -> None:
         """Open the token step; the layer step is opened at its first use.
 
@@ -55,22 +62,24 @@ class OnnxPredictor:
             precision: Which of them.
             threads: Of onnxruntime.
             name: In tables and plots.
+            finished: False while the directory is being written and has no manifest.
 
         Raises:
             InputError: No such file, not an ONNX file, or one without our metadata or of another format.
+            TamperedError: A file is not the one that was exported.
         """
         self.precision = precision
-        self._directory, self._threads, self.name = directory, threads, name
-        self._token = GraphFile(directory / graph_file("token_step", precision), "token_step", threads)
+        self._files, self._threads, self.name = Contents(directory, finished=finished), threads, name
+        self._token = self._open("token_step")
         self.path, description = self._token.path, self._token.description
-        self.model_id: str = description["model_id"]
-        self.layer_numbers: tuple[int, ...] = tuple(description["layer_numbers"])
-        self.num_experts: int = description["num_experts"]
-        self.top_k: int = description["top_k"]
-        self.horizon: int = description["horizon"]
-        self.window: int = description["window"]
-        self._depth, self._width = description["depth"], description["width"]
-        self.encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
+        self.model_id: str = description.model_id
+        self.layer_numbers: tuple[int, ...] = description.layer_numbers
+        self.num_experts: int = description.num_experts
+        self.top_k: int = description.top_k
+        self.horizon: int = description.horizon
+        self.window: int = description.window
+        self._depth, self._width = description.depth, description.width
+        self.encoder = TokenEncoder(description.known_tokens or (), description.letter_buckets or 0)
 
     @property
     def num_layers(self) -> int:
@@ -79,11 +88,14 @@ class OnnxPredictor:
 
     @cached_property
     def _layer(self) -> GraphFile:
-        file = self._directory / graph_file("layer_step", self.precision)
-        layer = GraphFile(file, "layer_step", self._threads)
-        if self._token.description["fit"] != layer.description["fit"]:
-            raise InputError(f"{file}: from another fit than {self.path.name}; export both again")
+        layer = self._open("layer_step")
+        if self._token.description.fit != layer.description.fit:
+            raise InputError(f"{layer.path}: from another fit than {self.path.name}; export both again")
         return layer
+
+    def _open(self, step: Step) -> GraphFile:
+        file = graph_file(step, self.precision)
+        return GraphFile(self._files.directory / file, self._files.read(file), step, self._threads)
 
     def stream(self) -> Stream:
         """Start a prompt."""
@@ -112,7 +124,7 @@ class OnnxPredictor:
 
     def layer_state(self, logits_BLE: Floats, context_BW: Floats) -> LayerState:
         """State ahead of the first layer of each token, from what `run` gave."""
-        evidence_BRE = np.zeros((len(logits_BLE), self._token.description["reach"], self.num_experts), np.float32)
+        evidence_BRE = np.zeros((len(logits_BLE), self._token.description.reach, self.num_experts), np.float32)
         return LayerState(logits_BLE, context_BW, evidence_BRE)
 
     def run_layer(self, layer: int, experts_BK: npt.NDArray[np.int64], state: LayerState) -> tuple[Floats, LayerState]:
@@ -156,18 +168,15 @@ class OnnxPredictor:
     @cached_property
     def charge(self) -> Latency:
         """What is charged for its steps wherever a time is shown. Raises InputError as `latency.read_charge`."""
-        return read_charge(self._directory)
+        return read_charge(self._files)
 
     def refuse_training_prompts(self, trace: Trace) -> None:
         """Raise InputError where the predictor was fitted on prompts of this trace, which would flatter it."""
-        path = self._directory / TRAINING_PROMPTS
-        if not path.exists():
-            raise InputError(f"{path}: no such file; export the predictor again")
-        seen = seen_prompts(trace, path.read_text(encoding="utf-8").split())
+        seen = seen_prompts(trace, self._files.read(TRAINING_PROMPTS).decode(errors="replace").split())
         if seen:
             raise InputError(
                 f"{len(seen)} of {trace.num_prompts} prompts ({seen[0]!r} for one) took part in the fit of "
-                f"{self._directory}; give other prompts, or go on with --allow-training-prompts"
+                f"{self._files.directory}; give other prompts, or go on with --allow-training-prompts"
             )
 
     def token_step_ms(self, repeats: int) -> float:
@@ -183,7 +192,7 @@ class OnnxPredictor:
         """Median milliseconds of the layer step of one layer of one token, as `token_step_ms`."""
         draw = np.random.default_rng(0)
         logits_BLE = draw.standard_normal((1, self.num_layers, self.num_experts), np.float32)
-        context_BW = draw.standard_normal((1, self._token.description["layer_width"]), np.float32)
+        context_BW = draw.standard_normal((1, self._token.description.layer_width), np.float32)
         state = self.layer_state(logits_BLE, context_BW)
         experts_BK = draw.integers(0, self.num_experts, (1, self.top_k))
         return median_ms(lambda: self.run_layer(0, experts_BK, state), repeats)

@@ -1,7 +1,7 @@
 """The bundle: everything that belongs to a predictor, in one folder that a registry can keep.
 
 README.md       model card
-bundle.json     whose model, which layers and experts, how a token becomes numbers, digests of all data
+bundle.json     whose model, which layers and experts, how a token becomes numbers, digests of all data and files
 predictor/      the ONNX graphs
 calibration.csv, quality.csv    how far its probabilities can be trusted, recall by split, horizon and layer
 advice.json     is the model worth offloading, and every policy's time on the device at the gate's capacity
@@ -21,8 +21,8 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.data.tokens import MAX_NGRAMS, NGRAM_SIZES
-from moe_beyond.errors import InputError
-from moe_beyond.files import write_json
+from moe_beyond.errors import InputError, TamperedError
+from moe_beyond.files import file_digests, write_json
 from moe_beyond.predictor.graph_file import LEAST_ONNXRUNTIME
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.registry.drift.window import Measures, Window, write_window
@@ -93,12 +93,13 @@ def write_bundle(  # noqa: PLR0917 - all of it goes into the bundle
         for path in sorted((root / "reports").glob("*/metrics.json"))
         if path.parent.name != "publish"
     }
-    write_json(folder / MANIFEST, manifest)
     write_json(folder / "advice.json", advice)
     write_json(folder / "metrics.json", metrics)
     write_window(folder, *window)
     card = render("model_card.md.j2", manifest=manifest, advice=advice, metrics=metrics, measures=window[1])
     (folder / "README.md").write_text(card, encoding="utf-8")
+    manifest["files"] = file_digests(folder)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -153,6 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: It is missing or damaged, or of a newer layout than this release reads.
+        TamperedError: The folder's files are not those that it names.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -166,6 +168,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: bundle version {version}, this release reads up to {BUNDLE_VERSION}; upgrade moe-beyond"
         )
+    expected = manifest.get("files")
+    if not isinstance(expected, dict):
+        raise InputError(f"{path}: names no files: an older release wrote it; publish the bundle again")
+    found = file_digests(folder)
+    del found[MANIFEST]
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            what = "missing" if name not in found else "not named" if name not in expected else "damaged or changed"
+            raise TamperedError(f"{folder / name}: {what}, by {MANIFEST}; fetch or publish the bundle again")
     return manifest
 
 

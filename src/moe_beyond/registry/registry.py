@@ -5,6 +5,7 @@ The order of champions is kept in the registered model's tag `champion.history`,
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.errors import InputError, TamperedError, reason_of
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FOLDER = "bundle"
 """Name of a bundle's folder: MLflow keeps it under the name that it came with."""
-DIGEST, ROLLED_BACK = "predictor.digest", "rolled_back"
+DIGEST, BUNDLE_DIGEST, ROLLED_BACK = "predictor.digest", "bundle.sha256", "rolled_back"
 _HISTORY = "champion.history"
 _NEEDED = ("onnxruntime", "numpy", "pandas", "pydantic")
 
@@ -90,10 +91,11 @@ class Registry:
         return found[0] if found else None
 
     def bundle_of(self, version: ModelVersion) -> Path:
-        """Fetch the bundle of a version.
+        """Fetch the bundle of a version, whose bundle.json must be the one that was registered; it names the rest.
 
         Raises:
             InputError: Its artifacts are gone.
+            TamperedError: They are others than the version's tags say.
         """
         try:
             local = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version.version}")
@@ -103,11 +105,25 @@ class Registry:
                 f"{self.name} version {version.version}: its artifacts cannot be fetched ({reason}); bring them back, "
                 "or make another version the champion: moe-beyond rollback --to VERSION"
             ) from error
-        return Path(local) / "artifacts" / FOLDER
+        folder = Path(local) / "artifacts" / FOLDER
+        expected = version.tags.get(BUNDLE_DIGEST)
+        if expected is None:
+            raise InputError(
+                f"{self.name} version {version.version}: no tag {BUNDLE_DIGEST}: an older release registered it, "
+                "without a digest to believe it by; make another version the champion: moe-beyond rollback --to VERSION"
+            )
+        if _manifest_digest(folder) != expected:
+            raise TamperedError(
+                f"{self.name} version {version.version}: its bundle is not the one that was registered (tag "
+                f"{BUNDLE_DIGEST}): damaged or changed; bring its artifacts back, or make another version the "
+                "champion: moe-beyond rollback --to VERSION"
+            )
+        return folder
 
     def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Log a bundle, a folder named FOLDER, as a pyfunc model of a run that has ended, and make a version of it."""
         manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+        tags = tags | {BUNDLE_DIGEST: _manifest_digest(bundle)}
         experiment = self.client.get_run(run_id).info.experiment_id
         model = self.client.create_logged_model(experiment, "predictor", source_run_id=run_id, tags=tags)
         mlflow.pyfunc.log_model(
@@ -181,6 +197,11 @@ class Registry:
         self.client.set_registered_model_alias(self.name, CHAMPION, version)
         self.client.set_registered_model_tag(self.name, _HISTORY, json.dumps(history))
         self.client.delete_model_version_tag(self.name, version, ROLLED_BACK)
+
+
+def _manifest_digest(bundle: Path) -> str:
+    path = bundle / "bundle.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
 def example(manifest: dict[str, Any]) -> Any:

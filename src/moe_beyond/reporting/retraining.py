@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.errors import InputError
-from moe_beyond.files import replacing
+from moe_beyond.files import begins_with, check_output, replacing
 from moe_beyond.registry.markdown import render
 from moe_beyond.registry.states import revision, workspace
 from moe_beyond.reporting.compare import Number, differing_params, numbers, text
@@ -28,8 +28,9 @@ def write_report(root: Path, base: str, out: Path, defaults: dict[str, Any]) -> 
         defaults: Parameters that a params.yaml does not set, flat.
 
     Raises:
-        InputError: The publish stage has not run.
+        InputError: The publish stage has not run, or something else stands at `out`.
     """
+    check_output(root / out, ours=begins_with(b"# Retraining"))
     reports = root / "reports" / "publish"
     if not (reports / "verdict.json").exists():
         raise InputError(f"{reports / 'verdict.json'}: no such file; run dvc repro first")

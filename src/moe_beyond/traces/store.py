@@ -62,6 +62,14 @@ def write_parquet(trace: Trace, path: Path) -> None:
         )
 
 
+def is_trace_file(path: Path) -> bool:
+    """Whether it is a Parquet file that `write_parquet` wrote."""
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except _UNREADABLE:
+        return False
+
+
 def read_parquet(path: Path) -> Trace:
     """Read one Parquet file or every `*.parquet` of a directory, in order of name, as one trace.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import SYSTEM_ERRORS, InputError, line_of
 from moe_beyond.numerics import Numerics, pin
 from moe_beyond.settings import Settings, read_params
 from moe_beyond.tracking.dvc import RECEIPT, DvcStage, read_stage, restore_outs, write_receipt
@@ -91,9 +91,9 @@ def main() -> None:
         raise SystemExit("usage: python -m moe_beyond.tracking STAGE")
     try:
         run_stage(Path.cwd(), sys.argv[1])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line for the user
-        raise SystemExit(1) from error
+    except (InputError, *SYSTEM_ERRORS) as error:
+        print(f"error: {line_of(error)}", file=sys.stderr)  # noqa: T201 - the one line for the user
+        raise SystemExit(getattr(error, "status", 1)) from error
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.count_files import imatrix, json_counts, recorder, routes, text_counts
+from moe_beyond.formats.counts import ExpertCounts, checked_counts
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_of_layers
 from moe_beyond.formats.importers.sources import is_single_file, locate, members
-from moe_beyond.traces.counts import ExpertCounts, checked_counts
 
 _READERS: dict[str, Callable[[bytes, str, ShapeOverride], ExpertCounts]] = {
     "coli-usage": text_counts.coli_usage,

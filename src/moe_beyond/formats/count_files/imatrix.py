@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError, reason_of
-from moe_beyond.traces.counts import ExpertCounts
+from moe_beyond.formats.counts import ExpertCounts
 
 _COUNTS = re.compile(r"blk\.([0-9]{1,4})\.ffn_(?:gate|up|down|gate_up)_(?:ch)?exps\.weight\.counts")
 _MOST_FIELDS = 65536

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.count_files.text_counts import without_empty
+from moe_beyond.formats.counts import ExpertCounts
 from moe_beyond.formats.importers.engine_log import whole
 from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.formats.importers.sources import read_json
 from moe_beyond.formats.importers.torch_file import integers_of
-from moe_beyond.traces.counts import ExpertCounts
 
 _MOST = 2**40
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.count_files.json_counts import summed
+from moe_beyond.formats.counts import ExpertCounts
 from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.formats.importers.torch_file import integers_of, load_pt
-from moe_beyond.traces.counts import ExpertCounts
 
 
 def logical_count(data: bytes, where: str, override: ShapeOverride) -> ExpertCounts:

@@ -6,10 +6,10 @@ import numpy as np
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.count_files.text_counts import require_size
+from moe_beyond.formats.counts import ExpertCounts
 from moe_beyond.formats.importers.engine_log import whole
 from moe_beyond.formats.importers.model_config import ShapeOverride
 from moe_beyond.formats.importers.vllm_routes import parse_log
-from moe_beyond.traces.counts import ExpertCounts
 
 
 def route_log(data: bytes, where: str, override: ShapeOverride) -> ExpertCounts:

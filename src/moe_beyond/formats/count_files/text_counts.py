@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
+from moe_beyond.formats.counts import ExpertCounts
 from moe_beyond.formats.importers.engine_log import lines_of
 from moe_beyond.formats.importers.model_config import ShapeOverride
-from moe_beyond.traces.counts import ExpertCounts
 
 _MOST = 2**24
 """Experts of a whole model that a header may name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from moe_beyond.advisor.pinning_table import published_pinning
 from moe_beyond.devices.errors import published_errors
 from moe_beyond.reporting.blocks import Block, Section, Text, facts, folded, section, table
 from moe_beyond.reporting.columns import cells
@@ -46,4 +47,5 @@ def method_section(run: Run) -> Section:
     ]
     if run.devices:
         blocks.append(table("How far modelled time is from measured", published_errors(), cells("device_errors")))
+        blocks.append(table("What pinning was worth on published traces", published_pinning(), cells("pinning")))
     return section("method", [*blocks, *folded("Parameters", [facts("Parameters", run.parameters)])])

@@ -1,6 +1,6 @@
 """How often each expert was chosen, where the order of the choices is not known or does not matter.
 
-Shape suffixes as in `schema`: L Mixture-of-Experts layers, E routed experts in a layer.
+Shape suffixes as in `traces.schema`: L Mixture-of-Experts layers, E routed experts in a layer.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moe_beyond.traces.counts import ExpertCounts, checked_counts, count_experts
+from moe_beyond.formats.counts import ExpertCounts, checked_counts, count_experts
 from tests.simulator.strategies import make_trace
 from tests.traces.refusals import refused
 
