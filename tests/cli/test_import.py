@@ -57,8 +57,9 @@ def test_counts_are_assessed_without_a_verdict_and_refused_where_order_counts(tm
 
 def test_counts_make_a_placement(tmp_path):
     source, out = write(tmp_path, COUNTS["imatrix"]) / "x.gguf", tmp_path / "x.coli_usage"
-    words = ("export", "placement", "colibri-usage", source, out, "--slots", 2, "--counts", "auto", "--expert-size", 100)
-    assert run(*words, "--top-k", 2, "--engine", "olmoe", "--anyway").exit_code == 0
+    words = ("export", "placement", "colibri-usage", source, out, "--slots", 2, "--counts", "auto")
+    said = ("--expert-size", 100, "--top-k", 2, "--engine", "olmoe", "--anyway")
+    assert run(*words, *said).exit_code == 0
     assert printed("assess", out, "--counts", "coli-usage")["moe_layers"] == [1, 2, 3]
 
 
