@@ -158,6 +158,12 @@ def test_ubatches_without_a_last_layer_belong_to_the_one_that_has_it(tmp_path):
     assert (trace.experts_TLK[:5, 2] == second[-1, 2]).all()
 
 
+def test_a_decoded_token_without_its_last_layer_is_a_gap(tmp_path):
+    data = engines.moe_trace_a().splitlines(keepends=True)
+    message = "line 7: the batch that begins here has 2 layers of 1 to 1 tokens"
+    refused(message, read, "moe-trace-a", tmp_path, {"x.csv": b"".join([*data[:8], *data[9:]])})
+
+
 def test_an_unfinished_end_is_left_out_where_the_writer_may_be_stopped(tmp_path):
     data = engines.mstr()
     for cut in (1, 5, 12, 20):

@@ -90,6 +90,10 @@ def read(
     Raises:
         InputError: An unknown format, or the first rule of the format or the schema that is broken.
     """
+    if shape.hidden_size is not None and format != "lucebox":
+        raise InputError(f"format {format} has no width to be said; leave --hidden-size out")
+    if shape.prefill_tokens is not None and format == "vllm-npz":
+        raise InputError(f"format {format} says the prompt's length itself; leave --prefill-tokens out")
     if format in _WITH_CONFIG:
         trace = _WITH_CONFIG[format](source, domain, shape)
     elif format not in _COMPLETE:

@@ -170,7 +170,9 @@ def _runs(log: Passes, layer_R: Integers, begins_R: Flags, num_layers: int) -> _
     order_N = np.arange(len(firsts)) - begins_B[batch_N]
     last_N = layer_N == num_layers - 1
     wrong_N = (layer_N != order_N) | ((tokens_N != size_B[batch_N]) & ~(last_N & (tokens_N == 1))) | (tokens_N < 1)
-    wrong_B = (layers_B < num_layers - 1) | (np.bincount(batch_N, wrong_N) > 0)
+    # a single token without its last layer is no part of a prompt but a gap in the file
+    shortest_B = np.where(size_B > 1, num_layers - 1, num_layers)
+    wrong_B = (layers_B < shortest_B) | (np.bincount(batch_N, wrong_N) > 0)
     batches = len(size_B)
     if log.may_be_cut and batches > 1 and (wrong_B[-1] or layers_B[-1] < num_layers):
         batches -= 1
