@@ -3,15 +3,23 @@
 import csv
 import io
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats import importers
-from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table
+from moe_beyond.formats.count_files import COUNT_FORMATS, read_counts
+from moe_beyond.formats.recognise import recognise
+from tests.formats.cases import CONFIG, PAPER, SMALL, SOURCES, arrays, experts, predicted, read, routed, table, write
+from tests.formats.count_cases import COUNTS
+from tests.formats.engine_cases import CASES, IDS, PASSES, SHAPE, parquet, recorder, saved
+from tests.formats.engine_cases import npz as engine_npz
 from tests.traces.refusals import refused
 
 
@@ -198,7 +206,8 @@ def test_files_that_do_not_belong_or_are_missing_are_named(tmp_path, name, files
 
 
 def test_every_format_has_a_valid_source_here(tmp_path):
-    assert set(SOURCES) == set(importers.FORMATS)
+    assert set(SOURCES) | set(CASES) == set(importers.FORMATS)
+    assert set(COUNTS) == set(COUNT_FORMATS)
     for name, files in SOURCES.items():
         assert read(name, tmp_path / name, files).num_tokens > 1
 
@@ -233,3 +242,116 @@ def test_any_damage_is_a_trace_or_an_input_error(tmp_path_factory, name, edits, 
         assert read(name, tmp_path_factory.mktemp("source"), damaged).num_tokens > 0
     except InputError as error:
         assert len(str(error).splitlines()) == 1
+
+
+EDIT = st.tuples(st.sampled_from(["replace", "insert", "delete", "number"]), st.integers(0), st.integers(0), BYTES)
+# numbers that a header may promise
+LARGE = (2**31 - 1, -1, -(2**31), 2**16, 0, 2**24)
+
+
+def damaged(files, edits, cut, instead):
+    """The files with bytes changed, the first one cut, or something else in its place."""
+    files = {path: bytearray(data) for path, data in files.items()}
+    for kind, which, position, value in edits:
+        data = files[sorted(files)[which % len(files)]]
+        place = position % max(1, len(data))
+        if kind == "number":
+            place -= place % 4
+            data[place : place + 4] = int(LARGE[value % len(LARGE)]).to_bytes(4, "little", signed=True)
+        else:
+            data[place : place + (kind != "insert")] = b"" if kind == "delete" else bytes([value])
+    first = next(iter(files))
+    if cut is not None:
+        del files[first][cut:]
+    if instead is not None:
+        files[first] = bytearray(instead)
+    return {path: bytes(data) for path, data in files.items()}
+
+
+# `HYPOTHESIS_EXAMPLES=2000` tries so many of each format
+@pytest.mark.parametrize("name", [*CASES, *(f"counts {name}" for name in COUNTS)])
+@given(
+    edits=st.lists(EDIT, max_size=4),
+    cut=st.none() | st.integers(1, 900),
+    instead=st.none() | st.none() | st.none() | st.binary(max_size=400) | TEXT,
+)
+def test_any_damage_to_an_engines_file_is_read_or_one_line(name, edits, cut, instead):
+    files = CASES[name].files if name in CASES else COUNTS[name.removeprefix("counts ")]
+    with tempfile.TemporaryDirectory() as folder:
+        source = write(Path(folder), damaged(files, edits, cut, instead))
+        for attempt in (read_as, recognise):
+            try:
+                attempt(*((name, source) if attempt is read_as else (source,)))
+            except InputError as error:
+                assert len(str(error).splitlines()) == 1
+
+
+ODD = [2**31, 2**40, 1e30, "x", "", [], [1], [[1]], {}, True, [None], [-1, 0]]
+VALUES = st.none() | st.integers(-3, 12) | st.sampled_from(ODD)
+ARRAYS = st.sampled_from(
+    [np.zeros(0), np.zeros((4, 2)), -np.ones((4, 2), np.int32), np.full((4, 2), 99), np.zeros((1, 1, 1))]
+)
+COLUMNS = st.sampled_from(
+    [[1] * 4, [[1]] * 4, [[1, 2], [3], [1, 2], [3]], [[1, 99]] * 4, [None] * 4, [[]] * 4, [[0.5, -1.0]] * 4, ["x"] * 4]
+)
+JSON_LINES = ("megatron", "lattice", "flash-moe", "vllm-routes", "moe-trace-b")
+
+
+@given(record=st.integers(0, 2), key=st.sampled_from(sorted(PASSES[0])), value=VALUES | ARRAYS, drop=st.booleans())
+def test_any_recorder_of_sglang_is_read_or_one_line(record, key, value, drop):
+    records = [dict(each) for each in PASSES]
+    records[record][key] = torch.tensor(value) if isinstance(value, np.ndarray) else value
+    if drop:
+        del records[record][key]
+    read_or_one_line("sglang-recorder", {"x.pt": recorder(records)})
+    read_or_one_line("counts logical-count-pt", {"x.pt": saved({"logical_count": value})})
+
+
+@given(layer=st.integers(1, 3), key=st.sampled_from(["indices", "weights", "token"]), value=ARRAYS, seqs=VALUES)
+def test_any_arrays_of_0xbakeer_are_read_or_one_line(layer, key, value, seqs):
+    named = {"indices": np.ascontiguousarray(IDS[:, 0]), "weights": np.ones((4, 2), np.float16), "token": np.arange(4)}
+    files = CASES["0xbakeer-npz"].files | {f"trace/layer{layer}.npz": engine_npz(**(named | {key: value}))}
+    read_or_one_line("0xbakeer-npz", files)
+    meta = {"meta.json": json.dumps({"seqs": [{"id": "a", "n": seqs}, {"id": seqs, "n": 2}]}).encode()}
+    read_or_one_line("0xbakeer-npz", CASES["0xbakeer-npz"].files | meta)
+
+
+@given(key=st.sampled_from(["indices", "scores", "token_id"]), value=COLUMNS)
+def test_any_columns_of_flame_are_read_or_one_line(key, value):
+    columns = {"indices": IDS[:, 0].tolist(), "scores": [[0.5, 0.25]] * 4}
+    path = "samples/000.parquet" if key == "token_id" else "actives/iter_10/layer_01.parquet"
+    changed = {key: value} if key == "token_id" else columns | {key: value}
+    read_or_one_line("flame", CASES["flame"].files | {path: parquet(**changed)})
+
+
+@given(
+    name=st.sampled_from(JSON_LINES),
+    value=VALUES,
+    place=st.integers(0),
+)
+def test_any_values_in_json_lines_are_read_or_one_line(name, value, place):
+    path = next(iter(CASES[name].files))
+    lines = CASES[name].files[path].decode().splitlines()
+    fields = json.loads(lines[place % len(lines)])
+    fields[sorted(fields)[place // len(lines) % len(fields)]] = value
+    lines[place % len(lines)] = json.dumps(fields)
+    read_or_one_line(name, CASES[name].files | {path: "\n".join(lines).encode()})
+
+
+def read_or_one_line(name, files):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            read_as(name, write(Path(folder), files))
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+def read_as(name, source):
+    """The source as that format: valid, whatever it holds."""
+    if name in CASES:
+        trace = importers.read(name, source, shape=CASES[name].shape)
+        assert trace.num_tokens > 0
+        assert trace.experts_TLK.max() < SHAPE.num_experts
+    else:
+        counts = read_counts(name.removeprefix("counts "), next(source.iterdir()), SHAPE)
+        assert counts.counts_LE.sum() > 0

@@ -138,6 +138,9 @@ def test_a_prompts_routing_alone_is_prefill(tmp_path):
 def test_formats_that_say_the_models_shape_take_no_other(tmp_path):
     shape = importers.ShapeOverride(expert_size="Q4_K")
     refused("leave --moe-layers and --expert-size out", read, "esft", tmp_path, SOURCES["esft"], shape=shape)
+    for said in ({"hidden_size": 4}, {"prefill_tokens": "2"}):
+        shape = importers.ShapeOverride(**said)
+        refused(f"leave --{next(iter(said)).replace('_', '-')} out", importers.read, "vllm-npz", tmp_path, shape=shape)
 
 
 SLOW = [

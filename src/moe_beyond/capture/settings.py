@@ -36,7 +36,7 @@ class ImportSource(Settings):
     held_out: str | None = "data/raw/webglm"
     """Folder or archive of another domain, kept for testing only."""
     moe_layers: str | None = None
-    """Layers with experts, such as `1-47` or `1,3,5`, instead of the config.json's (`vllm-npz`, `llamacpp-csv`)."""
+    """Layers with experts, such as `1-47` or `1,3,5`, instead of the config.json's, where the format says no layers."""
     expert_size: str | None = None
     """Bytes of one expert, or the GGUF type of its tensors, such as `Q4_K`, instead of the config.json's; as above."""
 

@@ -20,6 +20,7 @@ from moe_beyond.files import begins_with, check_output
 if TYPE_CHECKING:
     import polars as pl
 
+    from moe_beyond.formats.counts import ExpertCounts
     from moe_beyond.traces.schema import Trace
 
 
@@ -87,6 +88,12 @@ Beside = Annotated[
     list[str] | None,
     typer.Option(help="Models to compare with: `known`, the package's, or a folder of `export hub`; may be repeated."),
 ]
+NumExperts = Annotated[int | None, typer.Option(help="Experts of a layer, where nothing else says it.", min=2)]
+TopK = Annotated[int | None, typer.Option(help="Experts per token, where nothing else says it.", min=1)]
+CountFormat = Annotated[
+    str | None,
+    typer.Option("--counts", help="The file holds counts, no trace: their format (imatrix, coli-usage, ...), or auto."),
+]
 RESAMPLES = 1000
 _LONG = 10
 
@@ -144,7 +151,47 @@ def read_trace(path: Path) -> Trace:
     """
     from moe_beyond.traces import store  # noqa: PLC0415
 
+    _refuse_other_formats(path)
     return store.open_working(path) if store.has_working(path) else store.read_parquet(path)
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raise InputError for a file of an engine: counts, which have no order, or a trace that is not imported."""
+    if not path.is_file() or path.suffix == ".parquet":
+        return
+    from moe_beyond.formats.recognise import recognise  # noqa: PLC0415
+
+    try:
+        kind, found, reason = recognise(path)
+    except InputError:
+        return  # no known format: the reader of traces says what it is not
+    if kind == "counts":
+        raise InputError(
+            f"{path}: {found}: {reason}; counts, without the order of the tokens that this needs: only "
+            f"`assess` and `export placement` take them, with --counts {found}"
+        )
+    raise InputError(f"{path}: {found}: {reason}; import it first: moe-beyond import {found} {path} trace.parquet")
+
+
+def read_counts_of(
+    path: Path, format_: str, num_experts: int | None, top_k: int | None, expert_size: str | None = None
+) -> ExpertCounts:
+    """Counts of a file, of this format or of the one that is recognised and named on stderr.
+
+    Raises:
+        InputError: The file is a trace, or no counts of that format.
+    """
+    from moe_beyond.formats.count_files import COUNT_FORMATS, read_counts  # noqa: PLC0415
+    from moe_beyond.formats.importers import ShapeOverride  # noqa: PLC0415
+    from moe_beyond.formats.recognise import recognise  # noqa: PLC0415
+
+    if format_ == "auto":
+        _, format_, reason = recognise(path)
+        if format_ not in COUNT_FORMATS:
+            raise InputError(f"{path}: {format_}: {reason}; a trace, no counts: import it")
+        print(f"{path}: read as {format_}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
+    said = ShapeOverride(num_experts=num_experts, top_k=top_k, expert_size=expert_size)
+    return read_counts(format_, path, said)
 
 
 def known_tables_of(beside: list[str]) -> list[tuple[pl.DataFrame, pl.DataFrame]]:

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from moe_beyond.cli.caches import BudgetMib, DenseMib, DeviceName, Seed
-from moe_beyond.cli.common import AsJson, TracePath, named, one_line_errors, read_trace, show
+from moe_beyond.cli.common import (
+    AsJson,
+    CountFormat,
+    NumExperts,
+    TracePath,
+    named,
+    one_line_errors,
+    read_counts_of,
+    read_trace,
+    show,
+)
 from moe_beyond.cli.traces import exports
 from moe_beyond.errors import naming
 from moe_beyond.files import check_output
@@ -27,6 +37,11 @@ def export_placement(
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="Trace of other prompts that judges; else some of TRACE's own do.")
+    ] = None,
+    counts: CountFormat = None,
+    num_experts: NumExperts = None,
+    expert_size: Annotated[
+        str | None, typer.Option(help="Bytes of one expert, where counts have no config.json beside them.")
     ] = None,
     device: DeviceName = "gpu_pcie4_wsl",
     dense_mib: DenseMib = None,
@@ -67,7 +82,8 @@ def export_placement(
             anyway=anyway,
             seed=seed,
         )
-        routing, judged = read_trace(trace), None if test is None else read_trace(test)
+        routing = read_trace(trace) if counts is None else read_counts_of(trace, counts, num_experts, None, expert_size)
+        judged = None if test is None else read_trace(test)
         with naming(trace):
             found = placement_file.export_placement(order, routing, out, judged)
         show(found, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,17 +12,21 @@ from moe_beyond.cli.common import (
     App,
     AsJson,
     Beside,
+    CountFormat,
+    NumExperts,
+    TopK,
     TracePath,
     app,
     known_tables_of,
     named,
     one_line_errors,
+    read_counts_of,
     read_trace,
     show,
 )
 from moe_beyond.cli.groups import WHOLE_TRACE, FormatFirst
 from moe_beyond.errors import InputError, naming
-from moe_beyond.files import check_output
+from moe_beyond.files import check_output, replacing
 
 exports = App(
     cls=FormatFirst,
@@ -32,9 +37,21 @@ app.add_typer(exports, name="export")
 ParquetPath = Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.", callback=named)]
 
 
+def _recognised(source: Path) -> str:
+    """The format of a trace, named on stderr with the reason."""
+    from moe_beyond.formats.importers.sources import counts_are_no_trace  # noqa: PLC0415
+    from moe_beyond.formats.recognise import recognise  # noqa: PLC0415
+
+    kind, found, reason = recognise(source)
+    if kind == "counts":
+        raise InputError(counts_are_no_trace(str(source), found))
+    print(f"{source}: read as {found}: {reason}", file=sys.stderr)  # noqa: T201 - what was recognised, for a person
+    return found
+
+
 @app.command("import")
 def import_traces(
-    format: Annotated[str, typer.Argument(help="moe-beyond-csv, ...; a wrong name lists them all.")],  # noqa: A002
+    format: Annotated[str, typer.Argument(help="auto, mbolt, vllm-npz, ...; a wrong name lists them all.")],  # noqa: A002
     source: Annotated[Path, typer.Argument(help="Folder, archive or file as it was published.", callback=named)],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     *,
@@ -52,18 +69,45 @@ def import_traces(
         str | None,
         typer.Option(help="Bytes of one expert, or the GGUF type of its tensors (Q4_K), instead of config.json's."),
     ] = None,
+    num_experts: NumExperts = None,
+    top_k: TopK = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(help="Width of the hidden states among the ids (lucebox).", min=1)
+    ] = None,
+    model_id: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    prefill_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="How many of a prompt's first tokens were prefill, or all, where the format does not say it."
+        ),
+    ] = None,
+    hidden_states: Annotated[
+        Path | None, typer.Option(help="Also write the routers' inputs as .npy, tokens x layers x width (float16).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read published traces, check them, and write them as Parquet."""
+    """Read published traces, check them, and write them as Parquet. The format `auto` is recognised and named."""
+    import numpy as np  # noqa: PLC0415
+
     from moe_beyond.formats import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
     from moe_beyond.traces import store  # noqa: PLC0415
 
     with one_line_errors():
         check_output(out, inputs=[source], ours=store.is_trace_file)
-        shape = importers.ShapeOverride(moe_layers, expert_size)
+        if hidden_states is not None:  # nothing in an array says who wrote it
+            check_output(hidden_states, inputs=[source], ours=lambda _path: False)
+        if format == "auto":
+            format = _recognised(source)  # noqa: A001 - the word on the command line
+        shape = importers.ShapeOverride(
+            moe_layers, expert_size, num_experts, top_k, hidden_size, model_id, prefill_tokens
+        )
         trace = importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy, shape=shape)
+        hidden_TLD = None if hidden_states is None else importers.read_hidden(format, source, shape)
         store.write_parquet(trace, out)
+        if hidden_states is not None and hidden_TLD is not None:
+            with replacing(hidden_states) as temporary, temporary.open("wb") as stream:
+                np.save(stream, hidden_TLD)
         show(describe_path(out), as_json)
 
 
@@ -98,19 +142,33 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def assess(
-    trace: TracePath,
+    trace: Annotated[
+        Path, typer.Argument(help="A trace as Parquet or working form, or counts with --counts.", callback=named)
+    ],
     *,
     beside: Beside = None,
     figure: Annotated[
         Path | None, typer.Option(help="SVG or PNG to draw LRU's hit rates into, beside those of other models.")
     ] = None,
+    counts: CountFormat = None,
+    num_experts: NumExperts = None,
+    top_k: TopK = None,
     as_json: AsJson = False,
 ) -> None:
-    """Assess from a trace alone whether offloading the model's experts pays; compare it with other models."""
+    """Assess from a trace alone whether offloading the model's experts pays; compare it with other models.
+
+    From counts it says what pinning covers, and no verdict.
+    """
     from moe_beyond.assess.assessment import assess as judge  # noqa: PLC0415
+    from moe_beyond.assess.counts import assess_counts  # noqa: PLC0415
     from moe_beyond.params import Params  # noqa: PLC0415
 
     with one_line_errors():
+        if counts is not None:
+            if beside or figure is not None:
+                raise InputError(f"{trace}: counts have no curves of LRU; leave --beside and --figure out")
+            show(assess_counts(read_counts_of(trace, counts, num_experts, top_k)), as_json)
+            return
         if figure is not None and figure.suffix not in (".svg", ".png"):
             raise InputError(f"{figure}: a figure ends in .svg or .png")
         if figure is not None:  # nothing in a picture says who drew it

@@ -8,13 +8,36 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers import bigmoe_route, esft, gpt_oss_fingerprint, llamacpp_csv, moe_beyond_csv, vllm_npz
+from moe_beyond.formats.importers import (
+    bakeer_npz,
+    bigmoe_route,
+    colibri,
+    esft,
+    fitz,
+    flame,
+    flash_moe,
+    gpt_oss_fingerprint,
+    lattice,
+    llamacpp_csv,
+    lucebox,
+    mbolt,
+    megatron,
+    moe_beyond_csv,
+    moe_trace,
+    mstr,
+    sglang_json,
+    sglang_recorder,
+    strata,
+    vllm_npz,
+    vllm_routes,
+)
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.traces.schema import Trace, validate
 
-# these say the model's shape themselves; the others read it from a config.json
+# these say the model's shape themselves; the others read it from a config.json, or from what a person says
 _COMPLETE: dict[str, Callable[[Path, str | None], Trace]] = {
     "moe-beyond-csv": moe_beyond_csv.read,
     "esft": esft.read,
@@ -24,8 +47,24 @@ _COMPLETE: dict[str, Callable[[Path, str | None], Trace]] = {
 _WITH_CONFIG: dict[str, Callable[[Path, str | None, ShapeOverride], Trace]] = {
     "vllm-npz": vllm_npz.read,
     "llamacpp-csv": llamacpp_csv.read,
+    "0xbakeer-npz": bakeer_npz.read,
+    "colibri": colibri.read,
+    "fitz": fitz.read,
+    "flame": flame.read,
+    "flash-moe": flash_moe.read,
+    "lattice": lattice.read,
+    "lucebox": lucebox.read,
+    "mbolt": mbolt.read,
+    "megatron": megatron.read,
+    **moe_trace.READERS,
+    "mstr": mstr.read,
+    "sglang-json": sglang_json.read,
+    "sglang-recorder": sglang_recorder.read,
+    "strata": strata.read,
+    "vllm-routes": vllm_routes.read,
 }
-__all__ = ["FORMATS", "ShapeOverride", "read"]
+_WITH_HIDDEN = {"lucebox": lucebox.hidden_states, "megatron": megatron.hidden_states}
+__all__ = ["FORMATS", "ShapeOverride", "read", "read_hidden"]
 FORMATS = (*_COMPLETE, *_WITH_CONFIG)
 
 
@@ -46,18 +85,23 @@ def read(
         domain: Name of the data set; by default the one of the format or the source's name.
         held_out: Keep all of these prompts for testing only.
         privacy: `ids` drops token strings, `routing` drops token ids too.
-        shape: What is said of the model where its config.json cannot say it.
+        shape: What is said of the model and of prefill where neither config.json nor the format can say it.
 
     Raises:
         InputError: An unknown format, or the first rule of the format or the schema that is broken.
     """
+    if shape.hidden_size is not None and format != "lucebox":
+        raise InputError(f"format {format} has no width to be said; leave --hidden-size out")
+    if shape.prefill_tokens is not None and format == "vllm-npz":
+        raise InputError(f"format {format} says the prompt's length itself; leave --prefill-tokens out")
     if format in _WITH_CONFIG:
         trace = _WITH_CONFIG[format](source, domain, shape)
     elif format not in _COMPLETE:
-        raise InputError(f"unknown trace format {format!r}; expected one of {', '.join(FORMATS)}")
+        raise InputError(f"unknown trace format {format!r}; expected one of {', '.join(FORMATS)}, or auto")
     elif shape:
         raise InputError(
-            f"format {format} says the model's layers and bytes itself; leave --moe-layers and --expert-size out"
+            f"format {format} says the model's layers and bytes itself; leave --moe-layers and --expert-size out, and "
+            "what else describes the model"
         )
     else:
         trace = _COMPLETE[format](source, domain)
@@ -67,3 +111,14 @@ def read(
     if privacy == "routing":
         trace = replace(trace, token_ids_T=None)
     return validate(trace, str(source))
+
+
+def read_hidden(format: str, source: Path, shape: ShapeOverride = NONE) -> npt.NDArray[np.float16]:  # noqa: A002 - as `read`
+    """Hidden states that routers were given, float16 [T, L, width], T as in the trace that `read` makes of the source.
+
+    Raises:
+        InputError: The format has none, or as `read`.
+    """
+    if format not in _WITH_HIDDEN:
+        raise InputError(f"format {format} has no hidden states; {' and '.join(_WITH_HIDDEN)} have")
+    return _WITH_HIDDEN[format](source, shape)

@@ -93,7 +93,9 @@ class CsvTable:
         """Raise InputError for the first row whose cell of a column is wrong, if there is one."""
         if wrong.any():
             index = int(np.argmax(wrong))
-            raise InputError(f"{self.at(index)}: {name} is {self.columns[name][index]}, expected {expected}")
+            cell = self.columns[name][index]
+            shown = cell if cell.isalnum() else repr(cell)
+            raise InputError(f"{self.at(index)}: {name} is {shown:.60}, expected {expected}")
 
     def integers(self, name: str) -> npt.NDArray[np.int64]:
         """Non-negative integers of a column, int64."""

@@ -17,6 +17,13 @@ from typing import IO, Any, TypeVar
 from moe_beyond.errors import InputError
 
 Item = TypeVar("Item")
+MAX_BYTES = 256 << 20
+"""Bytes that one file may have, unpacked."""
+_Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
+_PACKED: dict[str, Callable[[IO[bytes]], _Stream]] = {
+    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
+    ".xz": lzma.LZMAFile,
+}
 _ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 # what decompressors raise for bytes that are cut short or damaged
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
@@ -37,7 +44,11 @@ def counts_are_no_trace(where: str, name: str) -> str:
 def name_of(source: Path) -> str:
     """The source's name without the endings of archives and data files: `puffin` for `a/puffin.tar.xz`."""
     name = source.resolve().name
-    while (shorter := re.sub(r"\.(tar|xz|txz|gz|tgz|bz2|tbz2|zip|csv|json|npz|route)$", "", name)) != name:
+    while (
+        shorter := re.sub(
+            r"\.(tar|xz|txz|gz|tgz|bz2|tbz2|zip|csv|jsonl?|npz|route|bin|txt|mblt|mstr|rtrace|pt)$", "", name
+        )
+    ) != name:
         name = shorter
     return name
 
@@ -60,7 +71,7 @@ def is_single_file(source: Path) -> bool:
     return source.is_file() and not source.name.endswith((*_ARCHIVE_SUFFIXES, ".zip"))
 
 
-def read_each(source: Path, suffix: str, read: Callable[[IO[bytes], str, str], Item]) -> list[Item]:
+def read_each(source: Path, suffix: str | tuple[str, ...], read: Callable[[IO[bytes], str, str], Item]) -> list[Item]:
     """What `read` makes of each file, in natural order of names; it gets stream, name and the place for messages.
 
     Raises:
@@ -100,15 +111,17 @@ def read_json(data: bytes, where: str) -> Any:
         raise InputError(f"{where}: not valid JSON ({reason}); fetch it again") from error
 
 
-def members(source: Path, suffix: str, fix: str = "check the path and the format") -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
+def members(source: Path, suffix: str | tuple[str, ...], *, required: bool = True) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the name and an open stream of every file with such an ending; a `.gz` or `.xz` behind it is unpacked.
 
     Names are relative to the folder or archive, with forward slashes. The order is the archive's or the file
     system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
 
     Raises:
-        InputError: Nothing there, no such file inside, an empty file, a damaged archive, or a name that leaves it.
+        InputError: Nothing there, no such file inside where one is `required`, an empty file, a damaged archive, a name
+            that leaves it, or more than `MAX_BYTES`.
     """
+    endings = (suffix,) if isinstance(suffix, str) else suffix
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give the published folder, archive or file")
     found = set[str]()
@@ -116,12 +129,13 @@ def members(source: Path, suffix: str, fix: str = "check the path and the format
         for name, stream in _walk(source):
             # hidden folders hold editors' copies, `.ipynb_checkpoints` in the paper's repository for one
             hidden = any(part.startswith(".") for part in PurePosixPath(name).parts if part != ".")
-            if name.endswith((suffix, suffix + ".gz")) and not hidden:
+            if name.endswith(tuple(end + packed for end in endings for packed in ("", *_PACKED))) and not hidden:
                 where = locate(source, name)
                 if name in found:
                     raise InputError(f"{where}: the archive holds this file twice; pack it again")
                 found.add(name)
-                plain = gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
+                opened = _PACKED.get(PurePosixPath(name).suffix)
+                plain = stream if opened is None else opened(stream)
                 with stream, io.BufferedReader(_Guarded(plain, where)) as readable:
                     if not readable.peek(1):
                         raise InputError(f"{where}: the file is empty (0 bytes); fetch it again or remove it")
@@ -130,8 +144,8 @@ def members(source: Path, suffix: str, fix: str = "check the path and the format
         raise
     except _DAMAGED_HEADER as error:
         raise _damaged(str(source), error) from error
-    if not found:
-        raise InputError(f"{source}: holds no file named *{suffix}; {fix}")
+    if not found and required:
+        raise InputError(f"{source}: holds no file named *{' or *'.join(endings)}; check the path and the format")
 
 
 def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -168,9 +182,10 @@ def _refuse_escape(source: Path, name: str) -> None:
 class _Guarded(io.RawIOBase):
     """A stream whose damage is an InputError for every reader."""
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, where: str) -> None:
+    def __init__(self, stream: _Stream, where: str) -> None:
         self._stream = stream
         self._where = where
+        self._left = MAX_BYTES
 
     def readable(self) -> bool:
         return True
@@ -180,6 +195,10 @@ class _Guarded(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except _DAMAGED as error:
             raise _damaged(self._where, error) from error
+        # a few bytes can unpack to any number
+        self._left -= len(data)
+        if self._left < 0:
+            raise InputError(f"{self._where}: more than {MAX_BYTES >> 20} MiB in one file; split it")
         buffer[: len(data)] = data
         return len(data)
 

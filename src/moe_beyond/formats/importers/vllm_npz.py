@@ -14,21 +14,17 @@ versions and none in others; both are understood. Shape suffixes as in `schema`.
 
 from __future__ import annotations
 
-import math
-import tokenize
-import zipfile
-import zlib
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
-from moe_beyond.formats.importers.sources import COUNTS, counts_are_no_trace, name_of, read_each
+from moe_beyond.formats.importers.npz import load_npz
+from moe_beyond.formats.importers.sources import name_of, read_each
 from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
@@ -58,7 +54,7 @@ def _request(
             raise InputError(
                 f"{where}: routing of shape {part.shape}, expected tokens x layers x {shape.top_k} as config.json says"
             )
-    ids_TLK = _moe_layers(np.concatenate(parts), shape, num_layers, where)
+    ids_TLK = moe_layers(np.concatenate(parts), shape, num_layers, where)
     if len(ids_TLK) == 0:
         raise InputError(f"{where}: routing of no tokens; remove the file")
     if not ((ids_TLK >= 0) & (ids_TLK < shape.num_experts)).all():
@@ -113,7 +109,7 @@ def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.
     return ids
 
 
-def _moe_layers(
+def moe_layers(
     ids_TLK: npt.NDArray[np.int64], shape: TraceMetadata, num_layers: int, where: str
 ) -> npt.NDArray[np.int64]:
     """The layers with experts, whether or not the engine gave the others a place."""
@@ -134,8 +130,10 @@ def _moe_layers(
 
 
 def _load(data: bytes, where: str) -> _Arrays:
-    """The known arrays of an .npz, without trusting the sizes that it claims and without unpickling anything."""
-    arrays = {name: _load_array(content, f"{where}: {name}") for name, content in _unzip(data, where).items()}
+    arrays = load_npz(data, _NAMES, where)
+    for name, array in arrays.items():
+        if array.dtype.kind == "f":
+            raise InputError(f"{where}: {name}: {array.dtype} in C order, expected integers in C order")
     for name in ("prompt_token_ids", "token_ids"):
         if name in arrays and arrays[name].ndim != 1:
             raise InputError(
@@ -144,45 +142,3 @@ def _load(data: bytes, where: str) -> _Arrays:
     if "routed_experts" not in arrays:
         raise InputError(f"{where}: no array 'routed_experts'; save what the engine returned with numpy.savez")
     return arrays
-
-
-def _unzip(data: bytes, where: str) -> dict[str, bytes]:
-    try:
-        with zipfile.ZipFile(BytesIO(data)) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            for name in names:
-                if name in COUNTS:
-                    raise InputError(counts_are_no_trace(where, name))
-                if names.count(name) > 1:
-                    raise InputError(f"{where}: array {name!r} is there twice; save the file again")
-            return {name: archive.read(f"{name}.npy") for name in _NAMES if name in names}
-    except InputError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
-
-
-def _load_array(data: bytes, where: str) -> npt.NDArray[np.int64]:
-    stream = BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header: Any = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"format version {version}")
-        shape, fortran_order, dtype = read_header(stream)
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        raise InputError(f"{where}: not a NumPy array ({str(error).splitlines()[0]}); save it again") from error
-    if dtype.kind not in "iu" or fortran_order:
-        raise InputError(
-            f"{where}: {dtype} in {'Fortran' if fortran_order else 'C'} order, expected integers in C order"
-        )
-    content = data[stream.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content):
-        raise InputError(
-            f"{where}: {len(content)} bytes for shape {shape} of {dtype}; the file is cut short, save it again"
-        )
-    return np.frombuffer(content, dtype).reshape(shape).astype(np.int64)
