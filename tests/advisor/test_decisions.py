@@ -96,9 +96,15 @@ def test_a_cache_that_takes_the_page_cache_away_is_marked_with_what_it_leaves():
     slower = [slots for slots, row in rows.items() if row["slower_than_smaller"]]
     assert slower
     assert rows[slower[0]]["ms_per_token"] > rows[4]["ms_per_token"]
-    (said,) = [one for one in found["advice"] if one.startswith("More cache is slower from ")]
-    assert said.startswith(f"More cache is slower from {slower[0]} experts on, ")
-    assert said.endswith(f"instead of {rows[prior(rows, slower[0])]['page_cache_mib']:.0f}.")
+    first, smaller = slower[0], prior(rows, slower[0])
+    limit_ms = rows[smaller]["ms_per_token"]
+    faster = [slots for slots in rows if slots > first and rows[slots]["ms_per_token"] < limit_ms]
+    left, before = rows[first]["page_cache_mib"], rows[smaller]["page_cache_mib"]
+    (said,) = [one for one in found["advice"] if one.startswith("More cache is slower ")]
+    where = f"at {first} experts, " if faster else f"from {first} experts on, "
+    assert said.startswith(f"More cache is slower {where}")
+    assert f"keeps {left:.0f} MiB instead of {before:.0f}." in said
+    assert ("it is faster again." in said) == bool(faster)
 
 
 def prior(rows, slots):

@@ -162,9 +162,13 @@ def _more_is_slower(advice: Advice, sweep: list[dict[str, Any]]) -> list[str]:
                 if device.fault_gb_per_s is not None
                 else "cache and dense weights no longer fit"
             )
+            larger = [one for one in sweep[sweep.index(row) :] if one["ms_per_token"] < smaller["ms_per_token"]]
+            where = f"at {size_text(row)}" if larger else f"from {size_text(row)} on"
+            again = f" From {size_text(larger[0])} on it is faster again." if larger else ""
             return [
-                f"More cache is slower from {size_text(row)} on, {row['ms_per_token']:.1f} ms a token instead of "
+                f"More cache is slower {where}, {row['ms_per_token']:.1f} ms a token instead of "
                 f"{smaller['ms_per_token']:.1f} with {size_text(smaller)}: of the {device.memory_gib:g} GiB {lost}."
+                f"{again}"
             ]
     return [f"Of the caches tried none is slower than a smaller one within the {device.memory_gib:g} GiB of memory."]
 
