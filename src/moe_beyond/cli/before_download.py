@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moe_beyond.cli.common import AsJson, Beside, app, known_tables_of, named, one_line_errors, show
+from moe_beyond.cli.common import AsJson, Beside, app, known_tables_of, named, show
 from moe_beyond.errors import InputError
 
 
@@ -31,22 +31,21 @@ def card(
     from moe_beyond.devices.device import known_devices, load_device  # noqa: PLC0415
     from moe_beyond.formats.headers import read_sizes  # noqa: PLC0415
 
-    with one_line_errors():
-        if memory_gib is not None and budget_mib is not None:
-            raise InputError("give either --memory-gib, for all weights, or --budget-mib, for the experts' cache")
-        devices = [load_device(name) for name in device or known_devices()]
-        curves = known_curves([table for table, _ in known_tables_of(beside or ["known"])])
-        found = judge(
-            read_sizes(headers),
-            devices,
-            curves,
-            budget_bytes=None if budget_mib is None else round(budget_mib * 2**20),
-            memory_bytes=None if memory_gib is None else round(memory_gib * 2**30),
-        )
-        if as_json:
-            show(found, as_json)
-            return
-        from rich.console import Console  # noqa: PLC0415
+    if memory_gib is not None and budget_mib is not None:
+        raise InputError("give either --memory-gib, for all weights, or --budget-mib, for the experts' cache")
+    devices = [load_device(name) for name in device or known_devices()]
+    curves = known_curves([table for table, _ in known_tables_of(beside or ["known"])])
+    found = judge(
+        read_sizes(headers),
+        devices,
+        curves,
+        budget_bytes=None if budget_mib is None else round(budget_mib * 2**20),
+        memory_bytes=None if memory_gib is None else round(memory_gib * 2**30),
+    )
+    if as_json:
+        show(found, as_json)
+        return
+    from rich.console import Console  # noqa: PLC0415
 
-        for sentence in [*sentences(found), *found["notes"]]:
-            Console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for sentence in [*sentences(found), *found["notes"]]:
+        Console().print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -14,7 +14,6 @@ from moe_beyond.cli.common import (
     TracePath,
     app,
     check_device_output,
-    one_line_errors,
     read_trace,
     show,
 )
@@ -82,34 +81,33 @@ def replay(
     from moe_beyond.advisor.one_replay import Setup, replay_one  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
 
-    with one_line_errors():
-        size = cache_size(capacity, budget_mib)
-        where = None if device is None else load_device(device)
-        routing = read_trace(trace)
-        model, charge = _predictor(predictor, routing, allow_training_prompts)
-        setup = Setup(
-            policy=policy,
-            size=size,
-            split=split,
-            width=width,
-            threshold=threshold,
-            prefill=prefill,
-            batch=batch,
-            block=block_tokens,
-            accepted_share=accepted_share,
-            keep_warm=not cold,
-            sequential=sequential,
-            device=where,
-            token_step_ms=charge.token_step_ms,
-            layer_step_ms=charge.layer_step_ms,
-            lookahead=lookahead,
-            dense_bytes=_bytes(dense_mib),
-            overrun=overrun,
-            samples=RESAMPLES,
-            seed=seed,
-        )
-        training = _training(train, routing)
-        show(replay_one(routing, setup, training, model), as_json)
+    size = cache_size(capacity, budget_mib)
+    where = None if device is None else load_device(device)
+    routing = read_trace(trace)
+    model, charge = _predictor(predictor, routing, allow_training_prompts)
+    setup = Setup(
+        policy=policy,
+        size=size,
+        split=split,
+        width=width,
+        threshold=threshold,
+        prefill=prefill,
+        batch=batch,
+        block=block_tokens,
+        accepted_share=accepted_share,
+        keep_warm=not cold,
+        sequential=sequential,
+        device=where,
+        token_step_ms=charge.token_step_ms,
+        layer_step_ms=charge.layer_step_ms,
+        lookahead=lookahead,
+        dense_bytes=_bytes(dense_mib),
+        overrun=overrun,
+        samples=RESAMPLES,
+        seed=seed,
+    )
+    training = _training(train, routing)
+    show(replay_one(routing, setup, training, model), as_json)
 
 
 @app.command()
@@ -136,24 +134,23 @@ def conform(
     from moe_beyond.advisor import conform as comparison  # noqa: PLC0415
     from moe_beyond.advisor.one_replay import Setup  # noqa: PLC0415
 
-    with one_line_errors():
-        if (engine_hits is None) == (engine_rows is None):
-            raise InputError("what did the engine count? give either --engine-hits or --engine-rows")
-        routing = read_trace(trace)
-        setup = Setup(
-            policy=policy,
-            size=cache_size(capacity, budget_mib),
-            split=split,
-            prefill=prefill,
-            keep_warm=not cold,
-            sequential=sequential,
-            overrun=overrun,
-            seed=seed,
-        )
-        training = _training(train, routing)
-        engine = engine_hits if engine_rows is None else comparison.read_rows(engine_rows, routing.metadata)
-        found = comparison.conform(routing, setup, training, 0 if engine is None else engine)
-        show(found, as_json)
+    if (engine_hits is None) == (engine_rows is None):
+        raise InputError("what did the engine count? give either --engine-hits or --engine-rows")
+    routing = read_trace(trace)
+    setup = Setup(
+        policy=policy,
+        size=cache_size(capacity, budget_mib),
+        split=split,
+        prefill=prefill,
+        keep_warm=not cold,
+        sequential=sequential,
+        overrun=overrun,
+        seed=seed,
+    )
+    training = _training(train, routing)
+    engine = engine_hits if engine_rows is None else comparison.read_rows(engine_rows, routing.metadata)
+    found = comparison.conform(routing, setup, training, 0 if engine is None else engine)
+    show(found, as_json)
     if not found["equal"]:
         raise typer.Exit(3)
 
@@ -185,32 +182,31 @@ def advise(
     from moe_beyond.advisor.document import document, print_advice  # noqa: PLC0415
     from moe_beyond.devices.device import load_device  # noqa: PLC0415
 
-    with one_line_errors():
-        size, where = cache_size(capacity, budget_mib), load_device(device)
-        routing = read_trace(trace)
-        model, charge = _predictor(predictor, routing, allow_training_prompts)
-        settings = AdviceSettings(
-            device=where,
-            size=size,
-            token_step_ms=charge.token_step_ms,
-            layer_step_ms=charge.layer_step_ms,
-            lookahead=lookahead,
-            batch=batch,
-            block=block_tokens,
-            accepted_share=accepted_share,
-            dense_bytes=_bytes(dense_mib),
-            overrun=overrun,
-            lossy=lossy,
-            max_tokens=max_tokens,
-            samples=RESAMPLES,
-            seed=seed,
-        )
-        with naming(trace):
-            found = document(recommend(routing, settings, model, tell), target)
-        if as_json:
-            show(found, as_json)
-        else:
-            print_advice(found)
+    size, where = cache_size(capacity, budget_mib), load_device(device)
+    routing = read_trace(trace)
+    model, charge = _predictor(predictor, routing, allow_training_prompts)
+    settings = AdviceSettings(
+        device=where,
+        size=size,
+        token_step_ms=charge.token_step_ms,
+        layer_step_ms=charge.layer_step_ms,
+        lookahead=lookahead,
+        batch=batch,
+        block=block_tokens,
+        accepted_share=accepted_share,
+        dense_bytes=_bytes(dense_mib),
+        overrun=overrun,
+        lossy=lossy,
+        max_tokens=max_tokens,
+        samples=RESAMPLES,
+        seed=seed,
+    )
+    with naming(trace):
+        found = document(recommend(routing, settings, model, tell), target)
+    if as_json:
+        show(found, as_json)
+    else:
+        print_advice(found)
 
 
 @app.command("calibrate-device")
@@ -231,28 +227,27 @@ def calibrate_device(
     from moe_beyond.devices.workload import ASSUMED_DENSE, Workload, dense_size  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
 
-    with one_line_errors():
-        check_device_output(out, recording, *filter(None, (trace,)))
-        resident_bytes, source = _bytes(resident_mib), "given"
-        if (resident_bytes is None) == (trace is None):
-            raise InputError("what does a token read in fast memory? give either --trace or --resident-mib")
-        if trace is not None:
-            meta = read_trace(trace).metadata
-            dense_bytes, source = dense_size(meta, _bytes(dense_mib), None)
-            resident_bytes = Workload.of(meta, 0, dense_bytes=dense_bytes).resident_bytes(meta.top_k)
-        fitted = calibrate(recording, resident_bytes or 0, out.stem)
-        with replacing(out) as temporary:
-            temporary.write_text(dump_device(fitted.device), encoding="utf-8")
-        result = {
-            "device": str(out),
-            **fitted.device.model_dump(include={"link_gb_per_s", "memory_gb_per_s", "resident_mib"}),
-            "dense_size_from": source,
-            "tokens": fitted.tokens,
-            "mean_error_on_second_half": fitted.device.fit_error,
-            "median_error_on_second_half": fitted.median_error,
-            "notes": [*fitted.notes, *([ASSUMED_DENSE] if source == "assumed" else [])],
-        }
-        show(result, as_json)
+    check_device_output(out, recording, *filter(None, (trace,)))
+    resident_bytes, source = _bytes(resident_mib), "given"
+    if (resident_bytes is None) == (trace is None):
+        raise InputError("what does a token read in fast memory? give either --trace or --resident-mib")
+    if trace is not None:
+        meta = read_trace(trace).metadata
+        dense_bytes, source = dense_size(meta, _bytes(dense_mib), None)
+        resident_bytes = Workload.of(meta, 0, dense_bytes=dense_bytes).resident_bytes(meta.top_k)
+    fitted = calibrate(recording, resident_bytes or 0, out.stem)
+    with replacing(out) as temporary:
+        temporary.write_text(dump_device(fitted.device), encoding="utf-8")
+    result = {
+        "device": str(out),
+        **fitted.device.model_dump(include={"link_gb_per_s", "memory_gb_per_s", "resident_mib"}),
+        "dense_size_from": source,
+        "tokens": fitted.tokens,
+        "mean_error_on_second_half": fitted.device.fit_error,
+        "median_error_on_second_half": fitted.median_error,
+        "notes": [*fitted.notes, *([ASSUMED_DENSE] if source == "assumed" else [])],
+    }
+    show(result, as_json)
 
 
 def _bytes(mib: float | None) -> int | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -105,12 +104,6 @@ def check_device_output(out: Path, *inputs: Path) -> None:
     if out.suffix not in (".yaml", ".yml"):
         raise InputError(f"{out}: a device file ends in .yaml")
     check_output(out, inputs=inputs, ours=begins_with(WRITTEN.encode()))
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """The errors of a command end in `_Command`."""
-    yield
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

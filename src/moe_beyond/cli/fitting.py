@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moe_beyond.cli.common import AsJson, app, check_device_output, one_line_errors, read_trace, show
+from moe_beyond.cli.common import AsJson, app, check_device_output, read_trace, show
 from moe_beyond.errors import InputError
 
 
@@ -50,37 +50,34 @@ def fit_device(
     from moe_beyond.devices.workload import MIB, Workload, dense_size  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
 
-    with one_line_errors():
-        check_device_output(out, *recordings, *filter(None, (trace, base, prompts)))
-        if (start_s is None) != (model_gib is None):
-            raise InputError("how fast does the engine start? give both --start-s and --model-gib, or neither")
-        if lanes and len(lanes) != len(recordings):
-            raise InputError(
-                f"--lanes is given {len(lanes)} times, for {len(recordings)} recordings; give one for each"
-            )
-        if trace is not None:
-            meta = read_trace(trace).metadata
-            given = None if dense_mib is None else round(dense_mib * MIB)
-            workload = Workload.of(meta, 0, dense_bytes=dense_size(meta, given, None)[0])
-            sizes_L, dense = workload.expert_bytes_L, float(workload.dense_bytes_L.sum())
-            shape = Shape(meta.num_layers, meta.top_k, float(sizes_L.mean()), dense)
-        elif layers is None or top_k is None or expert_mib is None or dense_mib is None:
-            raise InputError("which model? give --trace, or --layers, --top-k, --expert-mib and --dense-mib")
-        else:
-            shape = Shape(layers, top_k, expert_mib * MIB, dense_mib * MIB)
-        read = [read_recording(path, lanes[i] if lanes else None) for i, path in enumerate(recordings)]
-        if base is not None:
-            fitted, notes = refit_memory(load_device(str(base)), read, shape, out.stem), tuple[str, ...]()
-        else:
-            known = Known(miss, overlap, at_lanes, link_gb_per_s, memory_gb_per_s, source)
-            found = fit(read, shape, known, out.stem)
-            fitted, notes = found.device, found.notes
-        if prompts is not None:
-            fitted = fit_prefill(fitted, shape, read_prompts(prompts), prompts.name)
-        if start_s is not None and model_gib is not None:
-            start_gb_per_s = float(f"{model_gib * 2**30 / 1e9 / start_s:.4g}")
-            fitted = fitted.model_copy(update={"start_gb_per_s": start_gb_per_s})
-        with replacing(out) as temporary:
-            temporary.write_text(dump_device(fitted), encoding="utf-8")
-        numbers = fitted.model_dump(exclude_defaults=True, exclude={"name", "about", "recording"}, exclude_none=True)
-        show({"device": str(out), **numbers, "notes": list(notes)}, as_json)
+    check_device_output(out, *recordings, *filter(None, (trace, base, prompts)))
+    if (start_s is None) != (model_gib is None):
+        raise InputError("how fast does the engine start? give both --start-s and --model-gib, or neither")
+    if lanes and len(lanes) != len(recordings):
+        raise InputError(f"--lanes is given {len(lanes)} times, for {len(recordings)} recordings; give one for each")
+    if trace is not None:
+        meta = read_trace(trace).metadata
+        given = None if dense_mib is None else round(dense_mib * MIB)
+        workload = Workload.of(meta, 0, dense_bytes=dense_size(meta, given, None)[0])
+        sizes_L, dense = workload.expert_bytes_L, float(workload.dense_bytes_L.sum())
+        shape = Shape(meta.num_layers, meta.top_k, float(sizes_L.mean()), dense)
+    elif layers is None or top_k is None or expert_mib is None or dense_mib is None:
+        raise InputError("which model? give --trace, or --layers, --top-k, --expert-mib and --dense-mib")
+    else:
+        shape = Shape(layers, top_k, expert_mib * MIB, dense_mib * MIB)
+    read = [read_recording(path, lanes[i] if lanes else None) for i, path in enumerate(recordings)]
+    if base is not None:
+        fitted, notes = refit_memory(load_device(str(base)), read, shape, out.stem), tuple[str, ...]()
+    else:
+        known = Known(miss, overlap, at_lanes, link_gb_per_s, memory_gb_per_s, source)
+        found = fit(read, shape, known, out.stem)
+        fitted, notes = found.device, found.notes
+    if prompts is not None:
+        fitted = fit_prefill(fitted, shape, read_prompts(prompts), prompts.name)
+    if start_s is not None and model_gib is not None:
+        start_gb_per_s = float(f"{model_gib * 2**30 / 1e9 / start_s:.4g}")
+        fitted = fitted.model_copy(update={"start_gb_per_s": start_gb_per_s})
+    with replacing(out) as temporary:
+        temporary.write_text(dump_device(fitted), encoding="utf-8")
+    numbers = fitted.model_dump(exclude_defaults=True, exclude={"name", "about", "recording"}, exclude_none=True)
+    show({"device": str(out), **numbers, "notes": list(notes)}, as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_beyond.cli.caches import BudgetMib, Capacity, Lookahead, PredictorPath, cache_size
-from moe_beyond.cli.common import AsJson, app, check_device_output, one_line_errors, read_trace, show
+from moe_beyond.cli.common import AsJson, app, check_device_output, read_trace, show
 from moe_beyond.errors import InputError
 from moe_beyond.files import begins_with, check_output
 from moe_beyond.settings import DEFAULT_SEED
@@ -61,78 +61,77 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Decode with experts on disk and a bounded cache before them: text, tokens a second, hits, bytes, waiting."""
-    with one_line_errors():
-        size = cache_size(capacity, budget_mib)
-        _require(link_gb_per_s, dtype, device)
-        _check_recording(record, prompts)
+    size = cache_size(capacity, budget_mib)
+    _require(link_gb_per_s, dtype, device)
+    _check_recording(record, prompts)
 
-        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
-        from moe_beyond.advisor.plans import Fetch, parse_plan  # noqa: PLC0415
-        from moe_beyond.capture.models import ModelSource  # noqa: PLC0415
-        from moe_beyond.capture.prompts import encode, read_prompts  # noqa: PLC0415
-        from moe_beyond.capture.settings import ExtractSettings  # noqa: PLC0415
-        from moe_beyond.live.decoding import Decoded, decode, peak_memory_mib  # noqa: PLC0415
-        from moe_beyond.live.dense_model import load_without_experts  # noqa: PLC0415
-        from moe_beyond.live.recording import summary, write_recording  # noqa: PLC0415
-        from moe_beyond.live.session import metadata_of, offloaded  # noqa: PLC0415
-        from moe_beyond.threads import torch_threads  # noqa: PLC0415
+    from moe_beyond.advisor.plans import Fetch, parse_plan  # noqa: PLC0415
+    from moe_beyond.capture.models import ModelSource  # noqa: PLC0415
+    from moe_beyond.capture.prompts import encode, read_prompts  # noqa: PLC0415
+    from moe_beyond.capture.settings import ExtractSettings  # noqa: PLC0415
+    from moe_beyond.live.decoding import Decoded, decode, peak_memory_mib  # noqa: PLC0415
+    from moe_beyond.live.dense_model import load_without_experts  # noqa: PLC0415
+    from moe_beyond.live.recording import summary, write_recording  # noqa: PLC0415
+    from moe_beyond.live.session import metadata_of, offloaded  # noqa: PLC0415
+    from moe_beyond.threads import torch_threads  # noqa: PLC0415
 
-        disable_progress_bar()  # a bar for each layer that is packed would break up the lines here
-        # names and files first: they are quick to check, a model is slow to load
-        parse_plan(policy, Fetch(width or 1, threshold), None)
-        texts = read_prompts(prompts)
-        source = ModelSource(model, trust_remote_code=trust_remote_code, device_map=device, dtype=dtype)
-        loaded = load_without_experts(source)
-        with _packed(source, loaded.revision, experts) as store, torch_threads(threads):
-            meta = metadata_of(loaded.model, store)
-            decides = _policy(policy, meta, size, predictor, train, width, threshold, seed)
-            encoded = encode(texts, loaded.tokenizer, held_out=False, chat_template=True)
-            settings = ExtractSettings(decode_tokens=max_new_tokens, decoding="greedy" if greedy else "sampled")
-            done: list[dict[str, str]] = []
+    disable_progress_bar()  # a bar for each layer that is packed would break up the lines here
+    # names and files first: they are quick to check, a model is slow to load
+    parse_plan(policy, Fetch(width or 1, threshold), None)
+    texts = read_prompts(prompts)
+    source = ModelSource(model, trust_remote_code=trust_remote_code, device_map=device, dtype=dtype)
+    loaded = load_without_experts(source)
+    with _packed(source, loaded.revision, experts) as store, torch_threads(threads):
+        meta = metadata_of(loaded.model, store)
+        decides = _policy(policy, meta, size, predictor, train, width, threshold, seed)
+        encoded = encode(texts, loaded.tokenizer, held_out=False, chat_template=True)
+        settings = ExtractSettings(decode_tokens=max_new_tokens, decoding="greedy" if greedy else "sampled")
+        done: list[dict[str, str]] = []
 
-            def finished(one: Decoded) -> None:
-                text = str(loaded.tokenizer.decode(one.token_ids_T[one.num_prefill :], skip_special_tokens=True))
-                done.append({"prompt": one.prompt_id, "text": text})
-                print(f"{len(done)} of {len(encoded)} prompts: {one.prompt_id}", file=sys.stderr)  # noqa: T201
-                if not as_json:
-                    print(text)  # noqa: T201 - what the model says
+        def finished(one: Decoded) -> None:
+            text = str(loaded.tokenizer.decode(one.token_ids_T[one.num_prefill :], skip_special_tokens=True))
+            done.append({"prompt": one.prompt_id, "text": text})
+            print(f"{len(done)} of {len(encoded)} prompts: {one.prompt_id}", file=sys.stderr)  # noqa: T201
+            if not as_json:
+                print(text)  # noqa: T201 - what the model says
 
-            chosen, online, budget = decides
-            complete = True
-            with offloaded(
-                loaded.model,
-                store,
-                chosen,
-                budget,
-                len(encoded),
-                online=online,
-                lookahead=lookahead,
-                lanes=lanes,
-                gb_per_s=link_gb_per_s,
-            ) as running:
-                try:
-                    decode(loaded.model, loaded.tokenizer, encoded, running, settings, seed=seed, progress=finished)
-                except KeyboardInterrupt:
-                    complete = False
-            if not complete and not any(time.decodes for time in running.times):
-                print("interrupted before a token was decoded", file=sys.stderr)  # noqa: T201
-                raise typer.Exit(_INTERRUPTED)
-            about = f"{meta.model_id}, {chosen.name}, {budget.capacity_experts} experts"
-            if record is not None:
-                write_recording(record, running.times, about)
-        result: dict[str, Any] = {
-            "model": meta.model_id,
-            "policy": chosen.name,
-            "capacity_experts": budget.capacity_experts,
-            "slots_mib": running.slots_mib,
-            "link_gb_per_s": link_gb_per_s,
-            "prompts_decoded": len(done),
-            "prompts": len(encoded),
-            **summary(running.times, running.cache.result()),
-            "peak_memory_mib": peak_memory_mib(),
-        }
-        show(result | {"texts": done} if as_json else result, as_json)
+        chosen, online, budget = decides
+        complete = True
+        with offloaded(
+            loaded.model,
+            store,
+            chosen,
+            budget,
+            len(encoded),
+            online=online,
+            lookahead=lookahead,
+            lanes=lanes,
+            gb_per_s=link_gb_per_s,
+        ) as running:
+            try:
+                decode(loaded.model, loaded.tokenizer, encoded, running, settings, seed=seed, progress=finished)
+            except KeyboardInterrupt:
+                complete = False
+        if not complete and not any(time.decodes for time in running.times):
+            print("interrupted before a token was decoded", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(_INTERRUPTED)
+        about = f"{meta.model_id}, {chosen.name}, {budget.capacity_experts} experts"
+        if record is not None:
+            write_recording(record, running.times, about)
+    result: dict[str, Any] = {
+        "model": meta.model_id,
+        "policy": chosen.name,
+        "capacity_experts": budget.capacity_experts,
+        "slots_mib": running.slots_mib,
+        "link_gb_per_s": link_gb_per_s,
+        "prompts_decoded": len(done),
+        "prompts": len(encoded),
+        **summary(running.times, running.cache.result()),
+        "peak_memory_mib": peak_memory_mib(),
+    }
+    show(result | {"texts": done} if as_json else result, as_json)
     if not complete:
         print(f"interrupted after {len(done)} of {len(encoded)} prompts", file=sys.stderr)  # noqa: T201
         raise typer.Exit(_INTERRUPTED)
@@ -237,14 +236,13 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine for a minute: its drive past the page cache, or its card, and the processor; no engine."""
-    with one_line_errors():
-        check_device_output(out)
+    check_device_output(out)
 
-        from moe_beyond.devices.device import dump_device  # noqa: PLC0415
-        from moe_beyond.files import replacing  # noqa: PLC0415
-        from moe_beyond.live.measure import measure_device  # noqa: PLC0415
+    from moe_beyond.devices.device import dump_device  # noqa: PLC0415
+    from moe_beyond.files import replacing  # noqa: PLC0415
+    from moe_beyond.live.measure import measure_device  # noqa: PLC0415
 
-        device, found = measure_device(folder, out.stem)
-        with replacing(out) as temporary:
-            temporary.write_text(dump_device(device), encoding="utf-8")
-        show({"device": str(out), **found}, as_json)
+    device, found = measure_device(folder, out.stem)
+    with replacing(out) as temporary:
+        temporary.write_text(dump_device(device), encoding="utf-8")
+    show({"device": str(out), **found}, as_json)

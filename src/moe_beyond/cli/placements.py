@@ -14,7 +14,6 @@ from moe_beyond.cli.common import (
     NumExperts,
     TracePath,
     named,
-    one_line_errors,
     read_counts_of,
     read_trace,
     show,
@@ -66,24 +65,23 @@ def export_placement(
     from moe_beyond.devices.workload import MIB  # noqa: PLC0415
     from moe_beyond.formats.placements import Options, of_name  # noqa: PLC0415
 
-    with one_line_errors():
-        of_name(format)
-        # an engine's own record of its experts would look just as this file does
-        check_output(out, inputs=filter(None, [trace, test]), ours=lambda _path: False)
-        order = placement_file.Order(
-            format,
-            load_device(device),
-            budget_bytes=None if budget_mib is None else round(budget_mib * MIB),
-            slots=slots,
-            model_layers=model_layers,
-            top_k=top_k,
-            dense_bytes=None if dense_mib is None else round(dense_mib * MIB),
-            options=Options(engine, arch, ep_size),
-            anyway=anyway,
-            seed=seed,
-        )
-        routing = read_trace(trace) if counts is None else read_counts_of(trace, counts, num_experts, None, expert_size)
-        judged = None if test is None else read_trace(test)
-        with naming(trace):
-            found = placement_file.export_placement(order, routing, out, judged)
-        show(found, as_json)
+    of_name(format)
+    # an engine's own record of its experts would look just as this file does
+    check_output(out, inputs=filter(None, [trace, test]), ours=lambda _path: False)
+    order = placement_file.Order(
+        format,
+        load_device(device),
+        budget_bytes=None if budget_mib is None else round(budget_mib * MIB),
+        slots=slots,
+        model_layers=model_layers,
+        top_k=top_k,
+        dense_bytes=None if dense_mib is None else round(dense_mib * MIB),
+        options=Options(engine, arch, ep_size),
+        anyway=anyway,
+        seed=seed,
+    )
+    routing = read_trace(trace) if counts is None else read_counts_of(trace, counts, num_experts, None, expert_size)
+    judged = None if test is None else read_trace(test)
+    with naming(trace):
+        found = placement_file.export_placement(order, routing, out, judged)
+    show(found, as_json)

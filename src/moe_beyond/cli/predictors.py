@@ -13,7 +13,6 @@ from moe_beyond.cli.common import (
     AsJson,
     TracePath,
     app,
-    one_line_errors,
     read_trace,
     show,
 )
@@ -38,28 +37,27 @@ def score(
     from moe_beyond.predictor.recall import hits_at_k, logits_by_horizon, most_probable  # noqa: PLC0415
     from moe_beyond.predictor.runtime import OnnxPredictor  # noqa: PLC0415
 
-    with one_line_errors():
-        routing, model = read_trace(trace), OnnxPredictor(predictor)
-        if not allow_training_prompts:
-            model.refuse_training_prompts(routing)
-        hits: dict[str, list[Any]] = {}
-        named: dict[str, list[Any]] = {}
-        done = 0
-        for part, logits in logits_by_horizon(model, routing):
-            for horizon, logits_TLE in logits.items():
-                hits.setdefault(horizon, []).append(hits_at_k(logits_TLE, part.experts_TLK))
-                named.setdefault(horizon, []).append(most_probable(logits_TLE, routing.metadata.top_k))
-            done += part.num_prompts
-            tell(f"scored {done} of {routing.num_prompts} prompts")
-        result: dict[str, dict[str, dict[str, object]]] = {"quality": {}, "published_protocol": {}}
-        for horizon, hits_TL in hits.items():
-            name = horizon if horizon == "token" else f"{horizon}_ahead"
-            quality = quality_rows(routing, np.concatenate(hits_TL), RESAMPLES, seed)
-            replayed = published_rows(
-                routing, np.concatenate(named[horizon]), RESAMPLES, seed, rival_TLM=routing.predicted_TLK
-            )
-            result["quality"][name] = {f"{row.pop('phase')}/{row.pop('layer')}": row for row in quality.to_dicts()}
-            result["published_protocol"][name] = {
-                f"{row.pop('capacity_experts')} experts": row for row in replayed.to_dicts()
-            }
-        show(result, as_json)
+    routing, model = read_trace(trace), OnnxPredictor(predictor)
+    if not allow_training_prompts:
+        model.refuse_training_prompts(routing)
+    hits: dict[str, list[Any]] = {}
+    named: dict[str, list[Any]] = {}
+    done = 0
+    for part, logits in logits_by_horizon(model, routing):
+        for horizon, logits_TLE in logits.items():
+            hits.setdefault(horizon, []).append(hits_at_k(logits_TLE, part.experts_TLK))
+            named.setdefault(horizon, []).append(most_probable(logits_TLE, routing.metadata.top_k))
+        done += part.num_prompts
+        tell(f"scored {done} of {routing.num_prompts} prompts")
+    result: dict[str, dict[str, dict[str, object]]] = {"quality": {}, "published_protocol": {}}
+    for horizon, hits_TL in hits.items():
+        name = horizon if horizon == "token" else f"{horizon}_ahead"
+        quality = quality_rows(routing, np.concatenate(hits_TL), RESAMPLES, seed)
+        replayed = published_rows(
+            routing, np.concatenate(named[horizon]), RESAMPLES, seed, rival_TLM=routing.predicted_TLK
+        )
+        result["quality"][name] = {f"{row.pop('phase')}/{row.pop('layer')}": row for row in quality.to_dicts()}
+        result["published_protocol"][name] = {
+            f"{row.pop('capacity_experts')} experts": row for row in replayed.to_dicts()
+        }
+    show(result, as_json)

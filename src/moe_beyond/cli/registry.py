@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_beyond.cli.common import AsJson, app, named, one_line_errors, show
+from moe_beyond.cli.common import AsJson, app, named, show
 
 Name = Annotated[str | None, typer.Option(help="Registered model; by default the only one of this project.")]
 DRIFTED = 3
@@ -29,14 +29,13 @@ def compare(
     from moe_beyond.registry.states import find_states  # noqa: PLC0415
     from moe_beyond.reporting.compare import document, print_tables  # noqa: PLC0415
 
-    with one_line_errors():
-        if len(set(states)) < 2:
-            raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
-        found = find_states(Path.cwd(), list(dict.fromkeys(states)), _defaults())
-        if as_json:
-            show(document(found), as_json)
-        else:
-            print_tables(found)
+    if len(set(states)) < 2:
+        raise InputError(f"compare: found {len(set(states))} state, expected two or more different ones")
+    found = find_states(Path.cwd(), list(dict.fromkeys(states)), _defaults())
+    if as_json:
+        show(document(found), as_json)
+    else:
+        print_tables(found)
 
 
 @app.command()
@@ -52,12 +51,11 @@ def drift(
     from moe_beyond.params import load_params  # noqa: PLC0415
     from moe_beyond.registry.drift.check import check_drift  # noqa: PLC0415
 
-    with one_line_errors():
-        root = Path.cwd()
-        params = load_params(root / "params.yaml")
-        simulate = params.simulate.of_source(params.traces.source)
-        report = check_drift(root, trace, against, params.publish, simulate, seed=params.seed, log=log)
-        show(report.document(), as_json)
+    root = Path.cwd()
+    params = load_params(root / "params.yaml")
+    simulate = params.simulate.of_source(params.traces.source)
+    report = check_drift(root, trace, against, params.publish, simulate, seed=params.seed, log=log)
+    show(report.document(), as_json)
     if report.drifted:
         raise typer.Exit(DRIFTED)
 
@@ -73,11 +71,10 @@ def rollback(
     from moe_beyond.registry.states import only_model  # noqa: PLC0415
     from moe_beyond.tracking.client import connected  # noqa: PLC0415
 
-    with one_line_errors():
-        with connected(Path.cwd()) as connection:
-            registry = Registry(connection.client, name or only_model(connection.client))
-            left, now = registry.roll_back(to)
-        show({"registered_model": registry.name, "left": left, "champion": now}, as_json)
+    with connected(Path.cwd()) as connection:
+        registry = Registry(connection.client, name or only_model(connection.client))
+        left, now = registry.roll_back(to)
+    show({"registered_model": registry.name, "left": left, "champion": now}, as_json)
 
 
 @app.command()
@@ -88,8 +85,7 @@ def resend(
     """Log to MLflow what it refused or missed when a stage ended; exits with 1 where something is still missing."""
     from moe_beyond.tracking.client import send  # noqa: PLC0415
 
-    with one_line_errors():
-        sent = send(root)
+    sent = send(root)
     missing = sent.sentences()
     if as_json:
         show({"logged": sent.logged, "missing": missing}, as_json)
@@ -107,8 +103,7 @@ def retrain_report(
     """Write the report of a retraining: the gate's verdict, what changed against a revision, and the curves."""
     from moe_beyond.reporting.retraining import write_report  # noqa: PLC0415
 
-    with one_line_errors():
-        write_report(Path.cwd(), base, out, _defaults())
+    write_report(Path.cwd(), base, out, _defaults())
 
 
 def _defaults() -> dict[str, Any]:

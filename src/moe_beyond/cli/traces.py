@@ -19,7 +19,6 @@ from moe_beyond.cli.common import (
     app,
     known_tables_of,
     named,
-    one_line_errors,
     read_counts_of,
     read_trace,
     show,
@@ -93,22 +92,19 @@ def import_traces(
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
     from moe_beyond.traces import store  # noqa: PLC0415
 
-    with one_line_errors():
-        check_output(out, inputs=[source], ours=store.is_trace_file)
-        if hidden_states is not None:  # nothing in an array says who wrote it
-            check_output(hidden_states, inputs=[source], ours=lambda _path: False)
-        if format == "auto":
-            format = _recognised(source)  # noqa: A001 - the word on the command line
-        shape = importers.ShapeOverride(
-            moe_layers, expert_size, num_experts, top_k, hidden_size, model_id, prefill_tokens
-        )
-        trace = importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy, shape=shape)
-        hidden_TLD = None if hidden_states is None else importers.read_hidden(format, source, shape)
-        store.write_parquet(trace, out)
-        if hidden_states is not None and hidden_TLD is not None:
-            with replacing(hidden_states) as temporary, temporary.open("wb") as stream:
-                np.save(stream, hidden_TLD)
-        show(describe_path(out), as_json)
+    check_output(out, inputs=[source], ours=store.is_trace_file)
+    if hidden_states is not None:  # nothing in an array says who wrote it
+        check_output(hidden_states, inputs=[source], ours=lambda _path: False)
+    if format == "auto":
+        format = _recognised(source)  # noqa: A001 - the word on the command line
+    shape = importers.ShapeOverride(moe_layers, expert_size, num_experts, top_k, hidden_size, model_id, prefill_tokens)
+    trace = importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy, shape=shape)
+    hidden_TLD = None if hidden_states is None else importers.read_hidden(format, source, shape)
+    store.write_parquet(trace, out)
+    if hidden_states is not None and hidden_TLD is not None:
+        with replacing(hidden_states) as temporary, temporary.open("wb") as stream:
+            np.save(stream, hidden_TLD)
+    show(describe_path(out), as_json)
 
 
 @exports.command(WHOLE_TRACE, hidden=True)
@@ -124,11 +120,10 @@ def export_traces(
     from moe_beyond.params import Params  # noqa: PLC0415
     from moe_beyond.traces import store  # noqa: PLC0415
 
-    with one_line_errors():
-        check_output(out, inputs=[trace], ours=store.is_trace_file if format == "parquet" else None)
-        routing = read_trace(trace)
-        with naming(trace):
-            export(format, routing, out, lambda public: hub_tables(judge(public, Params().assess)))
+    check_output(out, inputs=[trace], ours=store.is_trace_file if format == "parquet" else None)
+    routing = read_trace(trace)
+    with naming(trace):
+        export(format, routing, out, lambda public: hub_tables(judge(public, Params().assess)))
 
 
 @app.command()
@@ -136,8 +131,7 @@ def describe(trace: ParquetPath, as_json: AsJson = False) -> None:
     """Describe a trace: model, prompts, tokens, columns, origin, size."""
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
 
-    with one_line_errors():
-        show(describe_path(trace), as_json)
+    show(describe_path(trace), as_json)
 
 
 @app.command()
@@ -163,33 +157,32 @@ def assess(
     from moe_beyond.assess.counts import assess_counts  # noqa: PLC0415
     from moe_beyond.params import Params  # noqa: PLC0415
 
-    with one_line_errors():
-        if counts is not None:
-            if beside or figure is not None:
-                raise InputError(f"{trace}: counts have no curves of LRU; leave --beside and --figure out")
-            show(assess_counts(read_counts_of(trace, counts, num_experts, top_k)), as_json)
-            return
-        if figure is not None and figure.suffix not in (".svg", ".png"):
-            raise InputError(f"{figure}: a figure ends in .svg or .png")
-        if figure is not None:  # nothing in a picture says who drew it
-            check_output(figure, inputs=[trace], ours=lambda _path: False)
-        others = known_tables_of(beside or (["known"] if figure else []))
-        routing = read_trace(trace)
-        with naming(trace):
-            assessment = judge(routing, Params().assess)
-        if not others:
-            show(assessment.card, as_json)
-            return
-        from moe_beyond.assess.known import beside_table, hub_tables, known_curves  # noqa: PLC0415
-        from moe_beyond.reporting.beside import draw, print_beside  # noqa: PLC0415
+    if counts is not None:
+        if beside or figure is not None:
+            raise InputError(f"{trace}: counts have no curves of LRU; leave --beside and --figure out")
+        show(assess_counts(read_counts_of(trace, counts, num_experts, top_k)), as_json)
+        return
+    if figure is not None and figure.suffix not in (".svg", ".png"):
+        raise InputError(f"{figure}: a figure ends in .svg or .png")
+    if figure is not None:  # nothing in a picture says who drew it
+        check_output(figure, inputs=[trace], ours=lambda _path: False)
+    others = known_tables_of(beside or (["known"] if figure else []))
+    routing = read_trace(trace)
+    with naming(trace):
+        assessment = judge(routing, Params().assess)
+    if not others:
+        show(assessment.card, as_json)
+        return
+    from moe_beyond.assess.known import beside_table, hub_tables, known_curves  # noqa: PLC0415
+    from moe_beyond.reporting.beside import draw, print_beside  # noqa: PLC0415
 
-        own = hub_tables(assessment, f"{assessment.card['model_id']} (this trace)")
-        curves = known_curves([own["hit_curves"], *(table for table, _ in others)])
-        rows = beside_table(curves, [own["card"], *(table for _, table in others)])
-        if figure is not None:
-            draw(curves, figure)
-        if as_json:
-            show({**assessment.card, "beside": rows}, as_json)
-        else:
-            show(assessment.card, as_json)
-            print_beside(rows)
+    own = hub_tables(assessment, f"{assessment.card['model_id']} (this trace)")
+    curves = known_curves([own["hit_curves"], *(table for table, _ in others)])
+    rows = beside_table(curves, [own["card"], *(table for _, table in others)])
+    if figure is not None:
+        draw(curves, figure)
+    if as_json:
+        show({**assessment.card, "beside": rows}, as_json)
+    else:
+        show(assessment.card, as_json)
+        print_beside(rows)
