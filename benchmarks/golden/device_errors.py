@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.golden.prompt_errors import desktop_prompts, phone_prompts
 from moe_beyond.devices.calibrate import least_absolute
 from moe_beyond.devices.device import Device
 from moe_beyond.devices.errors import COLUMNS
@@ -46,6 +47,9 @@ def device_errors(recordings: Path) -> pl.DataFrame:
     """The table, in the columns of `COLUMNS`."""
     rows = [*_phone(recordings / "bigmoe-on-edge"), _pcie(recordings / "tables" / "imp.csv")]
     rows += _desktops(recordings / "strata.csv")
+    rows += [
+        _summary(*one) for one in desktop_prompts(pl.read_csv(recordings / "strata.csv", infer_schema_length=None))
+    ]
     return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
@@ -90,6 +94,8 @@ def _phone(folder: Path) -> Iterator[tuple[Any, ...]]:
             devices = {lanes: device.model_copy(update=memory) for lanes, device in link.items()}
             regime = "dense weights paged" if paged else "dense weights held"
             yield _summary(("phone_oneplus_15r", regime, model, "memory: 1 run"), *_errors(others, devices, line))
+    phones = [(run.row, run.shape, _running(run, link)) for run in runs]
+    yield from (_summary(*one) for one in phone_prompts(folder, phones, FITTED))
 
 
 def _run(folder: Path, row: Row) -> _Run:
@@ -116,10 +122,15 @@ def _gb_S(recording: Recording, shape: Shape) -> F64:
     return np.asarray(recording.misses_S(shape.accesses, shape.expert_bytes) * size_S / 1e9)
 
 
+def _running(run: _Run, devices: dict[int, Device]) -> Device:
+    """The device at the run's lanes, overlapping as it did."""
+    return devices[run.recording.lanes or 4].model_copy(update={"overlap": bool(run.row["overlap"])})
+
+
 def _errors(runs: Sequence[_Run], devices: dict[int, Device], line: F64) -> tuple[list[float], list[float]]:
     told, lines = [], []
     for run in runs:
-        device = devices[run.recording.lanes or 4].model_copy(update={"overlap": bool(run.row["overlap"])})
+        device = _running(run, devices)
         told.append(errors_of(device, run.recording, run.shape, admits=run.row["cache_mb"] != "0"))
         lines.append(float(line @ [1, _gb_S(run.recording, run.shape).mean()] / run.recording.wall_S.mean() - 1))
     return told, lines

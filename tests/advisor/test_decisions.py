@@ -74,3 +74,48 @@ def test_verify_blocks_that_slow_decoding_are_warned_of_with_the_number():
 def test_blocks_without_an_accepted_share_are_refused():
     with pytest.raises(InputError, match="give accepted_share too"):
         advise(TRACE, replace(SETTINGS, block=4))
+
+
+GIB, MIB = 2**30, 2**20
+NEVER_ENOUGH = {"link_gb_per_s": 0.5, "memory_gib": 160e6 / GIB}
+"""Beside 32 MB of dense weights, as assumed, 128 MB are left: 32 experts."""
+
+
+def sweep_of(**terms):
+    device = SETTINGS.device.model_copy(update={**NEVER_ENOUGH, **terms})
+    return decisions(advise(TRACE, replace(SETTINGS, device=device, samples=20)))
+
+
+def test_a_cache_that_takes_the_page_cache_away_is_marked_with_what_it_leaves():
+    found = sweep_of(page_gb_per_s=400.0)
+    rows = {row["budget_experts"]: row for row in found["memory_sweep"]}
+    for slots, row in rows.items():
+        assert row["page_cache_mib"] == pytest.approx(max(0, 32 - slots) * 4e6 / MIB)
+        assert row["dense_fits"] == (slots <= 32)
+    # pages are read so fast that a larger cache only takes them away
+    slower = [slots for slots, row in rows.items() if row["slower_than_smaller"]]
+    assert slower
+    assert rows[slower[0]]["ms_per_token"] > rows[4]["ms_per_token"]
+    (said,) = [one for one in found["advice"] if one.startswith("More cache is slower from ")]
+    assert said.startswith(f"More cache is slower from {slower[0]} experts on, ")
+    assert said.endswith(f"instead of {rows[prior(rows, slower[0])]['page_cache_mib']:.0f}.")
+
+
+def prior(rows, slots):
+    return max(smaller for smaller in rows if smaller < slots)
+
+
+def test_a_cache_that_leaves_no_memory_for_dense_weights_is_marked():
+    found = sweep_of(fault_gb_per_s=0.05)
+    rows = {row["budget_experts"]: row for row in found["memory_sweep"]}
+    assert [slots for slots, row in rows.items() if not row["dense_fits"]] == [42]
+    assert [slots for slots, row in rows.items() if row["slower_than_smaller"]] == [42]
+    assert rows[42]["ms_per_token"] - rows[28]["ms_per_token"] > 32e6 / 0.05e6 - rows[28]["ms_per_token"]
+    (said,) = [one for one in found["advice"] if one.startswith("More cache is slower from 42 experts on")]
+    assert said.endswith("dense weights no longer fit and come by page faults.")
+
+
+def test_where_memory_is_no_matter_nothing_is_said_of_it(advice):
+    found = decisions(advice)
+    assert not any("cache is slower" in one or "caches tried none" in one for one in found["advice"])
+    assert not any(row["slower_than_smaller"] for row in found["memory_sweep"])

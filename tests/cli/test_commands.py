@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from docs.card import sample_header
+from moe_beyond.advisor.one_replay import NO_PREFILL
 from moe_beyond.cli import app
 from moe_beyond.devices.device import NO_RECORDING, load_device
 from moe_beyond.devices.workload import ASSUMED_DENSE
@@ -216,7 +217,7 @@ def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
         assert (time["token_step_ms_charged"], time["layer_step_ms_charged"]) == pytest.approx(expected)
     # two hit rates: with any link in time, and on the device
     time = ahead.pop("time")
-    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE, NO_RECORDING]
+    assert ahead.pop("notes") == [*unlimited.pop("notes"), ASSUMED_DENSE, NO_PREFILL, NO_RECORDING]
     assert ahead == unlimited
     assert time["prefetches_late"] > 0
     assert time["hit_rate"] < unlimited["decode_hit_rate_unlimited_link"]
@@ -277,6 +278,23 @@ def test_replay_gives_the_range_of_heat_where_a_recording_tells_it(trace_file):
     assert low_ms < phone["time"]["ms_per_token"] < high_ms
     assert (NO_RECORDING in phone["notes"], NO_RECORDING in laptop["notes"]) == (False, True)
     assert laptop["time"]["ms_per_token_by_heat"] is None
+
+
+def test_a_first_token_is_modelled_for_each_prompt_and_so_is_a_start(trace_file):
+    phone, laptop = (
+        printed("replay", trace_file, *LRU, "--device", name) for name in ("phone_oneplus_15r", "laptop_nvme")
+    )
+    ms = phone["time"]["modelled_first_token_ms_by_prompt"]
+    assert len(ms) == phone["prompts"]
+    assert phone["time"]["modelled_first_token_ms"] == pytest.approx(sum(ms) / len(ms))
+    assert phone["time"]["modelled_first_token_ms_longest"] == max(ms)
+    assert phone["time"]["modelled_start_ms"] > 0
+    assert laptop["time"]["modelled_start_ms"] is None
+    assert (NO_PREFILL in phone["notes"], NO_PREFILL in laptop["notes"]) == (False, True)
+    assert "values; --json lists them" in run("replay", trace_file, *LRU, "--device", "phone_oneplus_15r").stdout
+    screen = " ".join(run("advise", trace_file, "--device", "phone_oneplus_15r", "--capacity", 20).stdout.split())
+    assert "First token, modelled: " in screen
+    assert "starting the engine takes" in screen
 
 
 def test_a_calibrated_device_can_be_used_at_once(tmp_path, trace_file):

@@ -167,6 +167,22 @@ def test_the_command_writes_a_device_that_can_be_used_at_once(tmp_path):
     assert load_device(str(other)).link_gb_per_s == found.link_gb_per_s
 
 
+def test_the_command_fits_prompts_and_the_start_too(tmp_path):
+    path, out = tokens(tmp_path / "run.csv", device_of(), parts=True), tmp_path / "mine.yaml"
+    made = tmp_path / "prompts.csv"
+    made.write_text("prompt_tokens,prefill_ms\n100,2500\n1000,20500\n")
+    words = ["fit-device", str(path), "--out", str(out), *WORDS, "--prompts", str(made), "--start-s", "10", "--json"]
+    ended = CliRunner().invoke(app, [*words, "--model-gib", "20"])
+    assert ended.exit_code == 0, ended.output
+    found = load_device(str(out))
+    assert found.prefill_tokens_per_s == pytest.approx(50)
+    assert found.prompt_overhead_ms == pytest.approx(500, rel=0.01)
+    assert found.start_gb_per_s == pytest.approx(2 * 2**30 / 1e9, rel=1e-3)
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 1
+    assert "give both --start-s and --model-gib" in ended.stderr
+
+
 def test_the_published_errors_are_reached_on_the_recordings():
     checks = list(device_checks(shared()))
     assert [check.name for check in checks if check.fails] == []
@@ -186,3 +202,13 @@ def test_the_document_shows_the_published_errors():
     document = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
     for row in published_errors().iter_rows():
         assert f"| {' | '.join(map(str, row))} |" in document
+
+
+@pytest.mark.parametrize(
+    ("hits", "misses", "decode_ms"), [(41487, 29053, 58520), (45165, 25375, 53773), (47995, 22545, 50300)]
+)
+def test_the_card_beside_a_drive_tells_the_runs_that_it_was_fitted_to(hits, misses, decode_ms):
+    """Hits and misses of 43 layers and 256 tokens; the first token's time is that of the prompt."""
+    shape = Shape(43, 6, 12.75 * 2**20, 7000 * 2**20)
+    missing_S = np.array([shape.accesses * misses / (hits + misses)])
+    assert expected_ms(load_device("gpu_rtx5090_nvme"), shape, missing_S)[0] == pytest.approx(decode_ms / 255, rel=0.01)

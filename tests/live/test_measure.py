@@ -8,10 +8,12 @@ import yaml
 from typer.testing import CliRunner
 
 from moe_beyond.cli import app
-from moe_beyond.devices.device import load_device
+from moe_beyond.devices.device import Device, load_device
 from moe_beyond.errors import InputError
 from moe_beyond.live import link_speed
 from moe_beyond.live.link_speed import LANES, SIZES, Curve, LinkFit, curve_of, drive
+
+DEVICE = {"name": "any", "about": "-", "link_gb_per_s": 1, "setup_us": 0, "memory_gb_per_s": 1, "layer_overhead_us": 0}
 
 
 @pytest.fixture
@@ -35,6 +37,18 @@ def test_a_link_of_known_bandwidth_and_setup_is_found_again():
     assert fit.lanes == 4
     assert fit.error == pytest.approx(0, abs=1e-9)
     assert curve.spread_BN == pytest.approx(np.zeros((len(SIZES), len(LANES))))
+
+
+def test_a_link_that_two_numbers_do_not_describe_is_a_curve_of_its_measurements():
+    # small reads of several lanes wait for each other
+    curve = curve_of(lambda size, lanes: size / 1e9 / (size / 3e9 + 200e-6 / lanes + 3e-4 * (size == SIZES[2])))
+    assert LinkFit.of(curve).error > 0.1
+    assert len(curve.points) == 3 * len(LANES)
+    device = Device.model_validate({**DEVICE, "lanes": 4, "link_curve": curve.points})
+    for size in SIZES[1:]:
+        assert size / device.transfer_ms(float(size)) / 1e6 == pytest.approx(
+            size / 1e9 / (size / 3e9 + 50e-6 + 3e-4 * (size == SIZES[2])), rel=1e-3
+        )
 
 
 def test_rounds_that_differ_widen_the_range_and_no_setup_is_negative():

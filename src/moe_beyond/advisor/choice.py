@@ -132,7 +132,7 @@ class Advice:
         saved: By how much that is slower, paired by prompt.
         bound: The clairvoyant bound at this cache size.
         capacity_experts: Experts that the cache holds.
-        dense_bytes: Resident weights beside the experts.
+        workload: What there is to move and to compute.
         other_memory: The best plan with smaller and larger caches on the second half, by rising size.
         without_blocks: The fastest of that plan and of what engines do today, where every step decodes one token;
             None: it does.
@@ -152,7 +152,7 @@ class Advice:
     saved: Interval
     bound: TimeBound
     capacity_experts: int
-    dense_bytes: int
+    workload: Workload
     other_memory: dict[CacheSize, Measured]
     without_blocks: Measured | None
 
@@ -160,6 +160,11 @@ class Advice:
     def more_memory(self) -> dict[CacheSize, Measured]:
         """The larger ones of `other_memory`."""
         return {size: more for size, more in self.other_memory.items() if size.total > self.settings.size.total}
+
+    @property
+    def dense_bytes(self) -> int:
+        """Resident weights beside the experts."""
+        return int(self.workload.dense_bytes_L.sum())
 
     @property
     def share_of_bound(self) -> float:
@@ -247,7 +252,7 @@ class Advisor:
             saved=resamples.difference(usual.timed.time, first.timed.time),
             bound=bound,
             capacity_experts=slots,
-            dense_bytes=int(self.workload.dense_bytes_L.sum()),
+            workload=self.workload,
             other_memory={size: self._measure_at(best.plan, data, size) for size in self._other_sizes()},
             without_blocks=None
             if plain is None

@@ -1,10 +1,11 @@
-"""What follows from an advice beside the plan: memory and its cliff, pins, the worst domain, verify blocks.
+"""What follows from an advice beside the plan: memory, pins, the worst domain, verify blocks.
 
 Shape suffixes: A accesses, P prompts.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from moe_beyond.advisor.choice import PINS, WARM, Advice, Measured
 from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies.on_demand import Lru
+
+_NO_CHANCE = 1.01
 
 
 def decisions(advice: Advice) -> dict[str, Any]:
@@ -48,9 +51,23 @@ def _sweep(advice: Advice) -> list[dict[str, Any]]:
                 "tokens_per_second": measured.timed.tokens_per_second,
                 "hit_rate": measured.timed.hits.value,
                 "below_cliff": size.total < (num_bytes if size.in_bytes else experts),
+                **_memory_left(advice, measured),
             }
         )
+    for smaller, row in pairwise(rows):
+        # a cache that keeps more is never slower by itself, but for the chance of single evictions
+        row["slower_than_smaller"] = row["ms_per_token"] > _NO_CHANCE * smaller["ms_per_token"]
     return rows
+
+
+def _memory_left(advice: Advice, measured: Measured) -> dict[str, Any]:
+    """What the device's memory leaves beside a cache and the dense weights: MiB of page cache, and whether both fit."""
+    device = advice.settings.device
+    if device.memory_gib is None:
+        return {"page_cache_mib": None, "dense_fits": None, "slower_than_smaller": False}
+    left = device.memory_left(advice.workload.held_bytes(measured.budget.capacity_experts))
+    pages = None if device.page_gb_per_s is None else max(0.0, left) / MIB
+    return {"page_cache_mib": pages, "dense_fits": left >= 0, "slower_than_smaller": False}
 
 
 def _beside_lru(advice: Advice, prefix: str) -> dict[str, Any] | None:
@@ -103,6 +120,7 @@ def _sentences(advice: Advice, found: dict[str, Any]) -> list[str]:
         if share < 1
         else f"{of_step}: below that is the cliff; this cache holds {share:.1f} times as much."
     ]
+    said += _more_is_slower(advice, found["memory_sweep"])
     if (pins := found["pins"]) is not None:
         said.append(
             f"Pins are {_than_lru(pins)}: with {pins['experts']} experts pinned, "
@@ -128,6 +146,32 @@ def _sentences(advice: Advice, found: dict[str, Any]) -> list[str]:
             f"{blocks['ms_per_token_without']:.1f} without; drafting is not counted)."
         )
     return said
+
+
+def _more_is_slower(advice: Advice, sweep: list[dict[str, Any]]) -> list[str]:
+    """A sentence on the smallest cache that is slower than the next smaller one; none where memory is no matter."""
+    device = advice.settings.device
+    if not device.depends_on_memory:
+        return []
+    for smaller, row in pairwise(sweep):
+        if row["slower_than_smaller"]:
+            lost = (
+                f"the page cache keeps {row['page_cache_mib']:.0f} MiB instead of {smaller['page_cache_mib']:.0f}"
+                if row["dense_fits"]
+                else "dense weights no longer fit and come by page faults"
+                if device.fault_gb_per_s is not None
+                else "cache and dense weights no longer fit"
+            )
+            return [
+                f"More cache is slower from {size_text(row)} on, {row['ms_per_token']:.1f} ms a token instead of "
+                f"{smaller['ms_per_token']:.1f} with {size_text(smaller)}: of the {device.memory_gib:g} GiB {lost}."
+            ]
+    return [f"Of the caches tried none is slower than a smaller one within the {device.memory_gib:g} GiB of memory."]
+
+
+def size_text(row: dict[str, Any]) -> str:
+    """The size of a cache, from a row of the sweep."""
+    return f"{row['budget_mib']:.0f} MiB" if row["budget_mib"] is not None else f"{row['budget_experts']} experts"
 
 
 def _than_lru(row: dict[str, Any]) -> str:

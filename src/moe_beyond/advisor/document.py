@@ -11,8 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from moe_beyond.advisor.choice import Advice, Measured
-from moe_beyond.advisor.decisions import decisions
-from moe_beyond.advisor.one_replay import decoding
+from moe_beyond.advisor.decisions import decisions, size_text
+from moe_beyond.advisor.one_replay import NO_PREFILL, decoding, first_token
 from moe_beyond.devices.device import MILLISECONDS, NO_RECORDING
 from moe_beyond.devices.workload import ASSUMED_DENSE, dense_size
 from moe_beyond.simulator.engine.results import MIB
@@ -43,6 +43,7 @@ def document(advice: Advice, target_tokens_per_second: float) -> dict[str, Any]:
             "ms_per_token_high": advice.interval.high,
             "ms_per_token_where_chosen": advice.tried[0].ms_per_token,
             "slots_per_layer": _slots(advice),
+            **first_token(advice.best.timed, advice.workload),
         },
         "runner_up": _measured(advice.runner_up) | {"slower_by_ms": asdict(advice.ahead)},
         "today": _measured(advice.today) | {"slower_by_ms": asdict(advice.saved)},
@@ -150,6 +151,7 @@ def _notes(advice: Advice) -> list[str]:
         "The trace holds prefill alone; it was replayed as if it was decoded.": advice.prefill == "token_by_token",
         "The runner-up is faster on the prompts that confirm: take it, or record more to choose on.": ahead.below(0),
         "These prompts do not separate the best plan from the runner-up: take the simpler one.": indistinguishable,
+        NO_PREFILL: advice.best.timed.first_token.counts and advice.settings.device.prefill_tokens_per_s is None,
         NO_RECORDING: advice.settings.device.recording is None and advice.settings.device.fit_error is None,
         ASSUMED_DENSE: _memory(advice)["dense_size_from"] == "assumed",
         f"Up to {held} experts are held, the cache is for {slots}: what an event has just used is kept.": held > slots,
@@ -189,6 +191,13 @@ def print_advice(found: dict[str, Any]) -> None:
         f"{speed['clairvoyant_bound_ms_per_token']:.1f} ms, of which the best plan reaches "
         f"{100 * speed['share_of_bound']:.0f} %."
     )
+    if best["modelled_first_token_ms"] is not None:
+        start = best["modelled_start_ms"]
+        cold = "" if start is None else f"; starting the engine takes {start / MILLISECONDS:.1f} s more"
+        console.print(
+            f"First token, modelled: after {best['modelled_first_token_ms'] / MILLISECONDS:.2f} s on average, "
+            f"{best['modelled_first_token_ms_longest'] / MILLISECONDS:.2f} s at most{cold}."
+        )
     if best["slots_per_layer"] is not None:
         console.print("Experts a layer: " + " ".join(map(str, best["slots_per_layer"])))
     console.print("Memory: " + "; ".join(map(_size, found["decisions"]["memory_sweep"])))
@@ -225,5 +234,6 @@ def _plans(found: dict[str, Any]) -> Table:
 
 
 def _size(row: dict[str, Any]) -> str:
-    size = f"{row['budget_mib']:.0f} MiB" if row["budget_mib"] is not None else f"{row['budget_experts']} experts"
-    return f"{size} {row['tokens_per_second']:.2f} tokens/s" + (" (below the cliff)" if row["below_cliff"] else "")
+    marks = {"below the cliff": row["below_cliff"], "slower than a smaller cache": row["slower_than_smaller"]}
+    said = ", ".join(mark for mark, applies in marks.items() if applies)
+    return f"{size_text(row)} {row['tokens_per_second']:.2f} tokens/s" + (f" ({said})" if said else "")

@@ -22,6 +22,10 @@ from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.schedule.events import Prefill, events_of
 from moe_beyond.traces.schema import Trace
 
+NO_PREFILL = (
+    "The device's file has no prefill_tokens_per_s: the time to the first token counts loads and reading weights once, "
+    "which is too little for long prompts."
+)
 _COUNTED = ("evictions", "prefetches", "prefetches_useful", "prefetches_useless")
 
 
@@ -144,6 +148,7 @@ def replay_one(
             "device_error": setup.device.fit_error,
             "device_recording": setup.device.recording,
             "ms_per_token_by_heat": timed.by_heat,
+            **first_token(timed, workload),
         }
     document["notes"] = _notes(document)
     return document
@@ -193,12 +198,30 @@ def _notes(document: dict[str, Any]) -> list[str]:
         f"The device was fitted to tokens that read {fitted or 0:.0f} MiB of resident weights, these read "
         f"{resident:.0f}: if it is the same model, correct --dense-mib.": fitted is not None
         and abs(fitted - resident) > 1,
+        NO_PREFILL: bool(time.get("modelled_first_token_ms_by_prompt")) and time["prefill_tokens_per_s"] is None,
         NO_RECORDING: "device" in time and time["device_recording"] is None and error is None,
         f"The device's fit was {error or 0:.0%} off on tokens that it had not seen: so may this time be.": (
             (error or 0) > LARGE_ERROR
         ),
     }
     return [note for note, applies in notes.items() if applies]
+
+
+def first_token(timed: TimedReplay, workload: Workload) -> dict[str, Any]:
+    """When prompts got their first token, for JSON; the same for a start of the engine, None where it is not known.
+
+    A batched prefill's time, loads included; it does not say how long a prompt waited for others.
+    """
+    first, events = timed.first_token, timed.events
+    ms = first.numerator_P[first.denominator_P > 0].tolist()
+    model_bytes = int(workload.expert_bytes_L.sum()) * events.metadata.num_experts + int(workload.dense_bytes_L.sum())
+    return {
+        "modelled_first_token_ms": first.value if ms else None,
+        "modelled_first_token_ms_longest": max(ms, default=None),
+        "modelled_first_token_ms_by_prompt": ms,
+        "modelled_start_ms": timed.device.start_ms(model_bytes),
+        "prefill_tokens_per_s": timed.device.prefill_tokens_per_s,
+    }
 
 
 def decoding(timed: TimedReplay) -> dict[str, float | None]:

@@ -95,6 +95,7 @@ CountFormat = Annotated[
     typer.Option("--counts", help="The file holds counts, no trace: their format (imatrix, coli-usage, ...), or auto."),
 ]
 RESAMPLES = 1000
+_LONG = 10
 
 
 def check_device_output(out: Path, *inputs: Path) -> None:
@@ -125,6 +126,8 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False, box=None)
     for key, value in flatten({key: value for key, value in result.items() if key != "notes"}).items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        if isinstance(value, list) and len(value) > _LONG:
+            shown = f"{len(value)} values; --json lists them"
         table.add_row(key, shown)
     Console().print(table)
     for note in result.get("notes", []):

@@ -32,18 +32,28 @@ def fit_device(
     memory_gb_per_s: Annotated[float | None, typer.Option(min=1e-6, help="If measured elsewhere.")] = None,
     source: Annotated[str | None, typer.Option(help="Repository, commit and date of the recordings.")] = None,
     base: Annotated[Path | None, typer.Option(help="Device that knows the link: fit memory of another model.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="CSV of prompts too: prompt_tokens, prefill_ms or prefill_tok_s, misses.")
+    ] = None,
+    start_s: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds in which the engine started, with --model-gib.")
+    ] = None,
+    model_gib: Annotated[float | None, typer.Option(min=0.001, help="Size of all weights, with --start-s.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a device to recordings of an engine, with the interval of each number and the error on what was held out."""
     from moe_beyond.devices.device import dump_device, load_device  # noqa: PLC0415
     from moe_beyond.devices.expected import Shape  # noqa: PLC0415
     from moe_beyond.devices.fit import Known, fit, refit_memory  # noqa: PLC0415
+    from moe_beyond.devices.prefill import fit_prefill, read_prompts  # noqa: PLC0415
     from moe_beyond.devices.recordings import read_recording  # noqa: PLC0415
     from moe_beyond.devices.workload import MIB, Workload, dense_size  # noqa: PLC0415
     from moe_beyond.files import replacing  # noqa: PLC0415
 
     with one_line_errors():
-        check_device_output(out, *recordings, *filter(None, (trace, base)))
+        check_device_output(out, *recordings, *filter(None, (trace, base, prompts)))
+        if (start_s is None) != (model_gib is None):
+            raise InputError("how fast does the engine start? give both --start-s and --model-gib, or neither")
         if lanes and len(lanes) != len(recordings):
             raise InputError(
                 f"--lanes is given {len(lanes)} times, for {len(recordings)} recordings; give one for each"
@@ -65,6 +75,11 @@ def fit_device(
             known = Known(miss, overlap, at_lanes, link_gb_per_s, memory_gb_per_s, source)
             found = fit(read, shape, known, out.stem)
             fitted, notes = found.device, found.notes
+        if prompts is not None:
+            fitted = fit_prefill(fitted, shape, read_prompts(prompts), prompts.name)
+        if start_s is not None and model_gib is not None:
+            start_gb_per_s = float(f"{model_gib * 2**30 / 1e9 / start_s:.4g}")
+            fitted = fitted.model_copy(update={"start_gb_per_s": start_gb_per_s})
         with replacing(out) as temporary:
             temporary.write_text(dump_device(fitted), encoding="utf-8")
         numbers = fitted.model_dump(exclude_defaults=True, exclude={"name", "about", "recording"}, exclude_none=True)

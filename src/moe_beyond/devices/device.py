@@ -11,6 +11,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from moe_beyond.devices.link_curve import Point, complaint, read_ms, with_bandwidth
 from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
 
@@ -37,6 +38,9 @@ class Device(Settings):
     """Time from a request to its first byte."""
     lanes: int = Field(ge=1)
     """Requests under way at once: they hide each other's setup, and share the bandwidth."""
+    link_curve: tuple[Point, ...] = ()
+    """KiB of a read, lanes, and GB/s of all lanes together: an expert's load takes what this curve says of its size at
+    `lanes`; empty: `setup_us` and `link_gb_per_s` describe the link."""
     memory_gb_per_s: float = Field(gt=0)
     """Bandwidth at which the processor reads resident weights."""
     layer_overhead_us: float = Field(ge=0)
@@ -57,7 +61,18 @@ class Device(Settings):
     """Bandwidth at which the host's processor reads the missing experts that it computes."""
     fault_gb_per_s: float | None = Field(default=None, gt=0)
     """Bandwidth at which page faults bring dense weights that do not stay in memory, all of them for each token; null:
-    they stay."""
+    they stay. With `memory_gib`: only where cache and dense weights together exceed it."""
+    page_gb_per_s: float | None = Field(default=None, gt=0)
+    """Bandwidth at which an expert is read that lies in the operating system's page cache, which has what is left of
+    `memory_gib` beside the cache and the dense weights; null: reads go past the page cache."""
+    prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+    """Rate at which the processor computes a prompt whose weights are all there, where that takes longer than reading
+    them once; null: only reading takes time."""
+    prompt_overhead_ms: float = Field(default=0.0, ge=0)
+    """Time of a prompt beside its tokens and its loads: the request, the first launch."""
+    start_gb_per_s: float | None = Field(default=None, gt=0)
+    """All weights of the model over the time in which the engine starts, from the command until it takes a prompt;
+    null: not known."""
     predictor_slowdown: float = Field(default=1.0, gt=0)
     """How many times longer the predictor takes on this device's processor than on the one that export timed it on."""
     predictor_slowdown_source: str = "assumed: as fast as the processor that export timed the predictor on"
@@ -80,12 +95,50 @@ class Device(Settings):
             raise ValueError(f"miss: {self.miss} needs cpu_gb_per_s")
         return self
 
+    @model_validator(mode="after")
+    def _pages_lie_in_memory_of_a_known_size(self) -> Device:
+        if self.page_gb_per_s is not None and (self.memory_gib is None or self.miss != "load"):
+            raise ValueError("page_gb_per_s needs memory_gib, and miss: load; give both, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _larger_reads_take_longer(self) -> Device:
+        if (wrong := complaint(self.link_curve, self.lanes)) is not None:
+            raise ValueError(f"link_curve: {wrong}")
+        return self
+
+    @property
+    def depends_on_memory(self) -> bool:
+        """Whether a larger cache takes something away: the page cache, or memory for dense weights."""
+        return self.memory_gib is not None and (self.page_gb_per_s or self.fault_gb_per_s) is not None
+
+    def memory_left(self, held_bytes: float) -> float:
+        """Bytes of memory beside so many that are held, negative where they do not fit; infinite where not known."""
+        return np.inf if self.memory_gib is None else self.memory_gib * 2**30 - held_bytes
+
+    def holding(self, held_bytes: float) -> Device:
+        """The device with a cache and dense weights of so many bytes: dense weights that fit do not fault."""
+        fits = self.memory_gib is not None and self.memory_left(held_bytes) >= 0
+        return self.model_copy(update={"fault_gb_per_s": None}) if fits else self
+
     def transfer_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds that the link is busy with one expert of this size, or with one of each of several sizes.
 
-        That is its bytes over the bandwidth, and the setup over the lanes.
+        That is its bytes over the bandwidth, and the setup over the lanes, or what `link_curve` says.
         """
+        if self.link_curve:
+            ms = read_ms(self.link_curve, self.lanes, np.asarray(num_bytes, np.float64))
+            return ms if isinstance(num_bytes, np.ndarray) else float(ms)
         return num_bytes / (self.link_gb_per_s * 1e9) * MILLISECONDS + self.setup_us / self.lanes / 1e3
+
+    def with_link(self, gb_per_s: float) -> Device:
+        """The device with a link of another bandwidth."""
+        curve = with_bandwidth(self.link_curve, self.link_gb_per_s, gb_per_s)
+        return self.model_copy(update={"link_gb_per_s": gb_per_s, "link_curve": curve})
+
+    def page_ms(self, num_bytes: Amount) -> Amount:
+        """Milliseconds in which an expert of this size is read from the page cache."""
+        return num_bytes / ((self.page_gb_per_s or np.inf) * 1e9) * MILLISECONDS
 
     def read_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the processor reads this many resident bytes."""
@@ -98,6 +151,14 @@ class Device(Settings):
     def cpu_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the host's processor computes experts of this many bytes that are missing."""
         return num_bytes / ((self.cpu_gb_per_s or np.inf) * 1e9) * MILLISECONDS
+
+    def prefill_ms(self, num_tokens: Amount) -> Amount:
+        """Milliseconds that computing so many tokens of a prompt takes at least."""
+        return num_tokens / (self.prefill_tokens_per_s or np.inf) * MILLISECONDS
+
+    def start_ms(self, num_bytes: int) -> float | None:
+        """Milliseconds in which the engine starts with a model of so many bytes; None where that is not known."""
+        return None if self.start_gb_per_s is None else num_bytes / (self.start_gb_per_s * 1e9) * MILLISECONDS
 
     def dense_ms(self, num_bytes: Amount) -> Amount:
         """Milliseconds in which the processor reads this many dense bytes, from memory or by page faults."""

@@ -70,8 +70,21 @@ class Workload:
         return dense_ms_L[layer_N], expert_ms_L[layer_N] * experts_N
 
     def least_transfer_ms(self, loads: int, device: Device) -> float:
-        """Milliseconds that so many loads keep the link busy at least: each counts as the smallest expert, no setup."""
-        return loads * int(self.expert_bytes_L.min()) / (device.link_gb_per_s * 1e9) * MILLISECONDS
+        """Milliseconds that so many loads keep the link busy at least.
+
+        Each counts as the smallest expert, without setup, and as if it lay in the page cache where there is one.
+        """
+        smallest = float(self.expert_bytes_L.min())
+        each_ms = smallest / (device.link_gb_per_s * 1e9) * MILLISECONDS
+        if device.link_curve:
+            each_ms = device.transfer_ms(smallest)
+        if device.page_gb_per_s is not None:
+            each_ms = min(each_ms, device.page_ms(smallest))
+        return loads * each_ms
+
+    def held_bytes(self, capacity_experts: int) -> float:
+        """Bytes of a cache of so many experts of mean size, and of the dense weights."""
+        return float(capacity_experts * self.expert_bytes_L.mean() + self.dense_bytes_L.sum())
 
     def resident_bytes(self, top_k: int) -> int:
         """Bytes of fast memory that a decoded token reads: dense parts of all layers, and k experts in each."""

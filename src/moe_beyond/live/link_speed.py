@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from moe_beyond.devices.link_curve import Point
 from moe_beyond.errors import InputError
 from moe_beyond.live.store import open_direct
 from moe_beyond.simulator.jit import F64
@@ -52,6 +53,15 @@ class Curve:
     def median_BN(self) -> F64:
         """GB/s at the median of the rounds."""
         return np.asarray(np.median(self.gb_per_s_RBN, axis=0))
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The median as a device's `link_curve`, of reads of 128 KiB and more."""
+        return tuple(
+            (float(size // 1024), lanes, float(f"{gb_per_s:.4g}"))
+            for size, of_size_N in zip(SIZES[1:], self.median_BN[1:], strict=True)
+            for lanes, gb_per_s in zip(LANES, of_size_N.tolist(), strict=True)
+        )
 
     @property
     def spread_BN(self) -> F64:

@@ -53,6 +53,7 @@ def measure_device(folder: Path | None, name: str) -> tuple[Device, dict[str, An
         link_gb_per_s=round(fit.gb_per_s, 4),
         setup_us=round(fit.setup_us, 2),
         lanes=fit.lanes,
+        link_curve=links[slowest].points if fit.error > LARGE_ERROR else (),
         memory_gb_per_s=round(reads[0], 3),
         layer_overhead_us=round(processor.layer_us[0], 2),
     )
@@ -61,7 +62,7 @@ def measure_device(folder: Path | None, name: str) -> tuple[Device, dict[str, An
         f"Rounds of the {slowest} differ from {low:.3g} to {high:.3g} GB/s: measure again, and give a range.": (
             high / low - 1 > LARGE_ERROR
         ),
-        f"One bandwidth and one setup miss the {slowest}'s times by up to {fit.error:.0%}: the curve says more.": (
+        f"One bandwidth and one setup miss the {slowest}'s times by up to {fit.error:.0%}: the file holds the curve.": (
             fit.error > LARGE_ERROR
         ),
         f"Computing experts differs from {reads[1]:.3g} to {reads[2]:.3g} GB/s by round.": (

@@ -12,7 +12,8 @@ after another. An event has four parts, and the link prefetches during each:
    meanwhile. An accessed expert whose prefetch is under way is waited for: that takes as long as its rest needs. The
    layer step of the predictor works at the same time. Where loading takes longer, the processor stalls for the
    difference; where the layer step takes longer, the link prefetches for the difference.
-4. The experts compute, one after another. The requests known when the router had chosen count from here on.
+4. The experts compute, one after another, and what a prefill's tokens take beyond that. The requests known when the
+   router had chosen count from here on.
 
 **Misses.** Loading the first missing expert of an event may take a time of its own beside the transfer, and the
 processor may copy each into the cache before it computes it. Instead of being loaded, a missing expert may be computed
@@ -21,6 +22,9 @@ in order, each is loaded unless the host would be done sooner with it. What the 
 background, ahead of prefetches; a step begins when the copies of the one before are done, and waits for them after
 its token step. With overlap the experts compute while others of the event load; the last that is waited for computes
 when it is there.
+
+**Pages.** Whatever the link reads, by demand or when a prefetch begins, is read sooner where it is among the experts
+that were read last, as many as a limit of bytes allows. Emptying the cache does not change which these are.
 
 **Prefetch requests.** A request names experts for one coming event, each with a priority, the most wanted first. It
 replaces an earlier request for the same event; what of that is loaded, or under way, stays. With a lookahead of H no
@@ -177,6 +181,7 @@ class _Replay:
         self.token_step_ms = none if times is None else times.token_step_N.tolist()
         self.layer_step_ms = none if times is None else times.layer_step_N.tolist()
         self.dense_ms = some if times is None else times.dense_N.tolist()
+        self.tokens_ms = none if times is None or times.tokens_N is None else times.tokens_N.tolist()
         # of each expert
         self.layer_of = [expert // meta.num_experts for expert in range(meta.num_model_experts)]
         self.bytes_of = [meta.expert_bytes[layer] for layer in self.layer_of]
@@ -187,6 +192,10 @@ class _Replay:
         self.load_ms, self.cpu_ms, self.admit_ms = (of[0].tolist() for of in misses[:3])
         self.first_load_ms, self.overlap = misses.layer_ms, misses.overlap
         self.owed_ms = 0.0  # copies in the background
+        pages = None if times is None else times.pages
+        self.page_limit = 0 if pages is None else pages.held
+        self.page_saves_ms, self.page_bytes = ([], []) if pages is None else (of[0].tolist() for of in pages[:2])
+        self.read_last: list[int] = []  # the latest read at the end
         # of each group
         self.budgets = case.budget.budget_G.tolist()
         self.records = [Record() for _ in self.members]
@@ -281,7 +290,8 @@ class _Replay:
 
     def access_members(self) -> tuple[float, float, float, float]:
         """Returns how long loading takes, computing here, here with the last expert waited for, and on the host."""
-        loading_ms = here_ms = last_ms = host_ms = 0.0
+        loading_ms = last_ms = host_ms = 0.0
+        here_ms = self.tokens_ms[self.event]
         any_load = False
         for expert in self.members[self.event]:
             outcome = self.outcome_of(expert)
@@ -298,7 +308,7 @@ class _Replay:
                     self.owed_ms += self.transfer_ms[expert]
                     own_ms = 0.0
                 else:
-                    loading_ms, any_load = loaded_at, True
+                    loading_ms, any_load = loaded_at - self.saved_by_pages(expert), True
                     own_ms += self.admit_ms[expert]
                     last_ms = own_ms
                 self.records[self.event].demand_bytes += self.bytes_of[expert]
@@ -333,6 +343,19 @@ class _Replay:
 
     # the link
 
+    def saved_by_pages(self, expert: int) -> float:
+        """Read an expert; returns how much sooner that is done."""
+        if not self.page_limit:
+            return 0.0
+        found = expert in self.read_last
+        if found:
+            self.read_last.remove(expert)
+        self.read_last.append(expert)
+        while self.read_last and sum(self.page_bytes[one] for one in self.read_last) > self.page_limit:
+            del self.read_last[0]
+        saved: float = self.page_saves_ms[expert] if found else 0.0
+        return saved
+
     def prefetch_for(self, time_ms: float) -> None:
         copied_ms = min(self.owed_ms, max(0.0, time_ms))
         self.owed_ms -= copied_ms
@@ -358,7 +381,7 @@ class _Replay:
                 self.records[self.event].prefetches += 1
                 self.records[self.event].prefetch_bytes += self.bytes_of[expert]
                 self.under_way = expert
-                self.rest_ms = self.transfer_ms[expert]
+                self.rest_ms = self.transfer_ms[expert] - self.saved_by_pages(expert)
                 return True
             self.without_space.add(event)
             event = self.highest_priority()

@@ -15,7 +15,7 @@ from moe_beyond.simulator.engine.cache import NUM_COUNTERS
 from moe_beyond.simulator.engine.policy import Prefetches
 from moe_beyond.simulator.engine.policy_inputs import prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
-from moe_beyond.simulator.engine.timed_loop import Misses, Times, just_in_time, run
+from moe_beyond.simulator.engine.timed_loop import Misses, Pages, Times, just_in_time, run
 from moe_beyond.simulator.engine.usage import MISSED, NUM_LOSSES, PREFETCHED
 from moe_beyond.simulator.policies.anticipate import MEMORY, PERSISTENCE, Anticipate
 from moe_beyond.simulator.policies.on_demand import Fifo, LeastStale, Lfru, Lfu, LfuResident, Lru
@@ -194,6 +194,10 @@ def draw_times(events, random):
         layer_ms=random.choice([0.0, 1.5]),
         overlap=random.random() < 0.5,
     )
+    page_bytes_VM = np.rint(size_M[None] * 100).astype(np.int64)
+    # a read from the page cache takes half, a quarter or none of the time; the cache keeps nothing, some, or all
+    saves_VM = random.choice([0.5, 0.75, 1.0]) * np.minimum(transfer_VM, transfer_VM / 2)
+    pages = Pages(saves_VM, page_bytes_VM, int(random.choice([0, 0.2, 0.5, 1]) * page_bytes_VM.sum()))
     only_load = misses._replace(load_VM=transfer_VM, cpu_VM=np.full_like(transfer_VM, np.inf))
     return Times(
         transfer_VM=transfer_VM,
@@ -202,6 +206,8 @@ def draw_times(events, random):
         token_step_N=quarters(0, 4, 20),
         layer_step_N=quarters(0, 4, 20, 60),
         dense_N=quarters(0, 4, 12, 40),
+        tokens_N=random.choice([None, quarters(0, 4, 20)]),
+        pages=random.choice([None, pages]),
     )
 
 

@@ -47,6 +47,7 @@ def time_bound(
             Where each layer has a group of its own, the layer's next event may find all of that: then it counts as
             moved for nothing, so that it stays a bound.
     """
+    device = device.holding(workload.held_bytes(slots))
     tokens = int(events.prompt_tokens_PF[:, 1].sum())
     decode_N = events.is_decode_S[events.step_N]
     dense_N, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)

@@ -10,6 +10,12 @@ waited for.
 Missing experts may be computed by the host's processor instead: beside the accelerator, from the end of the layer step
 on. They are copied in the background, ahead of prefetches; the next step begins when all copies are done.
 
+The experts of a prefill may compute longer than reading them takes, for all its tokens; with overlap that too goes on
+while others load.
+
+What the link read last lies in the operating system's page cache too, from where it is read faster; a cache that is
+emptied between prompts leaves that alone.
+
 A layer step of a predictor keeps the processor between router and experts, while demand is loading. A prefetch without
 space in the cache waits until the next event, when something may be evicted.
 
@@ -49,7 +55,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types as t
 
-from moe_beyond.simulator.engine import cache, stepper
+from moe_beyond.simulator.engine import cache, page_cache, stepper
 from moe_beyond.simulator.engine.policy import FULL
 from moe_beyond.simulator.engine.stepper import FARTHEST, LOADING, NOTHING
 from moe_beyond.simulator.engine.untimed_kernel import COMMON
@@ -75,6 +81,9 @@ def _work(
     bytes_VM: I64,
     units_VM: I64,
     transfer_ms_VM: F64,
+    saves_ms_VM: F64,
+    page_bytes_VM: I64,
+    pages: I64,
     remaining_ms: float,
     time_ms: float,
     event: int,
@@ -104,6 +113,8 @@ def _work(
             if expert == NOTHING:
                 return remaining_ms
             remaining_ms = transfer_ms_VM[0, expert]
+            if page_cache.read(pages, page_bytes_VM, 0, expert):
+                remaining_ms -= saves_ms_VM[0, expert]
         if remaining_ms > time_ms:
             return remaining_ms - time_ms
         time_ms -= remaining_ms
@@ -118,7 +129,7 @@ _RESULT: Any = t.Tuple((_I8_2, _F8_2, _I4, _F8, _F8, t.int8[::1], _I4, _I4))
 _DEMAND: Any = (t.FunctionType(DEMAND), t.boolean[::1], _F4)
 _REQUESTS: Any = (_I8, _I8, _I8, _I4, _F4)
 _UNITS: Any = (_I8_2, _I8, _I8)
-_TIMES: Any = (_F8_2, _F8_2, _F8, _F8, _F8, _F8_2, _F8_2, _F8_2, t.float64, t.boolean)
+_TIMES: Any = (_F8_2, _F8_2, _F8, _F8, _F8, _F8, _F8_2, _F8_2, _F8_2, t.float64, t.boolean, _F8_2, _I8_2, t.int64)
 
 
 @compiled(
@@ -156,11 +167,15 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     token_step_ms_N: F64,
     layer_step_ms_N: F64,
     dense_ms_N: F64,
+    tokens_ms_N: F64,
     load_ms_VM: F64,
     cpu_ms_VM: F64,
     admit_ms_VM: F64,
     miss_layer_ms: float,
     overlap: bool,
+    saves_ms_VM: F64,
+    page_bytes_VM: I64,
+    page_limit: int,
 ) -> tuple[I64, F64, I32, F64, F64, npt.NDArray[np.int8], I32, I32]:
     """Replay all events with a clock; the arguments that `untimed_kernel.replay` has too are documented there.
 
@@ -182,11 +197,15 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
         layer_step_ms_N: Time between an event's router and its experts in which the predictor works; demand loads
             meanwhile, and then only what was requested earlier is prefetched.
         dense_ms_N: Time of the event's layer before its experts are known.
+        tokens_ms_N: What the event's experts compute together beyond `read_ms_VM`.
         load_ms_VM: Milliseconds that the link needs for each expert on demand, infinite: never.
         cpu_ms_VM: Milliseconds that the host's processor needs to compute it instead, infinite: never.
         admit_ms_VM: Milliseconds in which an expert loaded on demand is copied into the cache.
         miss_layer_ms: Time ahead of the first load of an event.
         overlap: Whether experts compute while others of their event load.
+        saves_ms_VM: By how much sooner the link is done with each expert that lies in the page cache.
+        page_bytes_VM: What each expert takes of the page cache.
+        page_limit: Bytes that the page cache keeps at most.
 
     Returns:
         Counts int64 [R, C]; router weight lost float64 [R, W]; of each event: misses int32, time and stall in
@@ -205,6 +224,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     link, requests = stepper.new_link(layer_M[-1] + 1)
     actions_I, busy_M = np.full(len(layer_M), FULL), np.full(len(layer_M), NOTHING)
     computes_I, precision_I = np.empty(len(layer_M), np.int64), np.empty(len(layer_M), np.int64)
+    pages = page_cache.new(page_bytes_VM, page_limit)
     remaining_ms, owed_ms = 0.0, 0.0
     if len(scores_SM) == 1:
         cache.set_scores(features, scores_SM[0])
@@ -217,7 +237,7 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
             owed_ms = 0.0
         # until its router has chosen, the layer has not run: its own residents are needed at once
         at = (start, step, layer - 1, row)
-        wait_ms, expert_ms, cpu_ms, last_ms, copying_ms = 0.0, 0.0, 0.0, 0.0, 0.0
+        wait_ms, expert_ms, cpu_ms, last_ms, copying_ms = 0.0, tokens_ms_N[event], 0.0, 0.0, 0.0
         stall_ms, hidden_ms, begins_loading_ms = 0.0, 0.0, miss_layer_ms
         for part in range(4):
             if part == TOKEN_STEP:
@@ -277,6 +297,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                         loaded_ms = wait_ms + begins_loading_ms + load_ms_VM[precision, computes]
                         computed_ms = cpu_ms + cpu_ms_VM[precision, computes]
                         if loaded_ms <= computed_ms:
+                            if page_cache.read(pages, page_bytes_VM, precision, computes):
+                                loaded_ms -= saves_ms_VM[precision, computes]
                             wait_ms, begins_loading_ms = loaded_ms, 0.0
                             own_ms += admit_ms_VM[precision, computes]
                             last_ms = own_ms
@@ -315,6 +337,9 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
                     bytes_VM,
                     units_VM,
                     transfer_ms_VM,
+                    saves_ms_VM,
+                    page_bytes_VM,
+                    pages,
                     remaining_ms,
                     time_ms,
                     event,

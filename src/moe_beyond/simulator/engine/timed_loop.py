@@ -17,7 +17,7 @@ from moe_beyond.simulator.engine.policy import Prefetches
 from moe_beyond.simulator.engine.policy_inputs import Prepared
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.usage import full_precision
-from moe_beyond.simulator.jit import F64, I32
+from moe_beyond.simulator.jit import F64, I32, I64
 from moe_beyond.simulator.schedule.prefetches import before
 
 
@@ -44,6 +44,20 @@ class Misses(NamedTuple):
         return cls(transfer_VM, np.full_like(transfer_VM, np.inf), np.zeros_like(transfer_VM))
 
 
+class Pages(NamedTuple):
+    """The operating system's page cache, which keeps what the link read last.
+
+    Attributes:
+        saves_VM: By how many milliseconds a read is sooner done where the expert lies in it.
+        bytes_VM: What each expert takes of it.
+        held: Bytes that it keeps at most.
+    """
+
+    saves_VM: F64
+    bytes_VM: I64
+    held: int
+
+
 @dataclass(frozen=True)
 class Times:
     """How long everything takes, in milliseconds.
@@ -55,6 +69,8 @@ class Times:
         layer_step_N: Its layer step, between an event's router and its experts.
         dense_N: What else an event computes, ahead of its router's choice.
         misses: What becomes of experts that are missing; None: they take `transfer_VM`.
+        tokens_N: What an event's experts compute beyond `read_VM`, as where a prefill has many tokens; None: nothing.
+        pages: What is read again sooner; None: nothing.
     """
 
     transfer_VM: F64
@@ -63,6 +79,8 @@ class Times:
     layer_step_N: F64
     dense_N: F64
     misses: Misses | None = None
+    tokens_N: F64 | None = None
+    pages: Pages | None = None
 
     @classmethod
     def none(cls, prepared: Prepared) -> Times:
@@ -128,7 +146,9 @@ def run(prepared: Prepared, prefetches: Prefetches, budget: Budget, times: Times
         times.token_step_N,
         times.layer_step_N,
         times.dense_N,
+        np.zeros_like(times.dense_N) if times.tokens_N is None else times.tokens_N,
         *(times.misses or Misses.loaded(times.transfer_VM)),
+        *(times.pages or Pages(np.zeros_like(times.transfer_VM), prepared.bytes_VM, 0)),
     )
     replay = prepared.result(budget, counts_RC, weight_lost_RW, misses_N)
     return Run(replay, time_N, stall_N, outcome_A, evictions_N, wasted_N)

@@ -23,12 +23,12 @@ from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.replay import in_threads
 from moe_beyond.simulator.engine.results import MIB, Replay
-from moe_beyond.simulator.engine.timed_loop import Misses, Run, Times, run
+from moe_beyond.simulator.engine.timed_loop import Misses, Pages, Run, Times, run
 from moe_beyond.simulator.engine.usage import LATE
 from moe_beyond.simulator.jit import F64, I64
 from moe_beyond.simulator.schedule.events import Events
 
-_DECODE = 1
+_PREFILL, _DECODE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,19 @@ class TimedReplay:
         return Ratio(np.asarray(bytes_P * (self.expert_bytes_scale / MIB), np.float64), self.tokens_P)
 
     @property
+    def first_token(self) -> Ratio:
+        """Milliseconds from a prompt's start to its first token, by prompt: its prefill, which counts as one step.
+
+        Prompts whose prefill was not replayed as one step do not count.
+        """
+        starts_P = np.asarray(self.replay.tokens_PF[:, _PREFILL] > 0, np.int64)
+        prefill_ms_S = self.step_ms_S[~self.events.is_decode_S]
+        ms_P = np.zeros(len(starts_P))
+        # a prompt's prefill is one step, and prefills come in the order of their prompts
+        ms_P[starts_P > 0] = prefill_ms_S
+        return Ratio(ms_P, starts_P)
+
+    @property
     def ms_per_token(self) -> float:
         """Mean time of a decoded token; 0 where nothing was decoded."""
         return self.time.value
@@ -122,7 +135,7 @@ class TimedReplay:
         """Share of the decoding time in which the link carried nothing; 0 where nothing was decoded."""
         decode = self.replay.decode
         loaded = (decode.demand_bytes + decode.prefetch_bytes) * self.expert_bytes_scale
-        busy_ms = self.device.transfer_ms(loaded) + (decode.loads - 1) * self.device.transfer_ms(0.0)
+        busy_ms = decode.loads * self.device.transfer_ms(loaded / max(1, decode.loads))
         total_ms = float(self.time.numerator_P.sum())
         return max(0.0, 1 - busy_ms / total_ms) if total_ms else 0.0
 
@@ -176,20 +189,24 @@ def timed_run(prepared: Prepared, budget: Budget, device: Device, workload: Work
     """One replay with a clock, event by event."""
     lookahead = workload.lookahead if prepared.policy.lookahead is None else prepared.policy.lookahead
     prefetches = prepared.prefetches.within(prepared.events, lookahead)
-    return run(prepared, prefetches, budget, times_of(prepared, device, workload), overrun=overrun)
+    times = times_of(prepared, device, workload, budget.capacity_experts)
+    return run(prepared, prefetches, budget, times, overrun=overrun)
 
 
-def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:
-    """How long everything takes that a policy does on a device."""
+def times_of(prepared: Prepared, device: Device, workload: Workload, capacity_experts: int) -> Times:
+    """How long everything takes that a policy does on a device, beside a cache of so many experts."""
     policy, events = prepared.policy, prepared.events
+    held_bytes = workload.held_bytes(capacity_experts)
+    device = device.holding(held_bytes)
     bytes_VM = np.rint(np.repeat(workload.expert_bytes_L, events.metadata.num_experts) * prepared.size_VM)
-    dense_N, _ = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
+    dense_N, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
     slowdown, load_VM = device.predictor_slowdown, device.transfer_ms(bytes_VM)
     admit_VM, never_VM = device.admit_ms(bytes_VM), np.full(bytes_VM.shape, np.inf)
     return Times(
         transfer_VM=load_VM + admit_VM,
         read_VM=device.read_ms(bytes_VM),
-        token_step_N=_token_step_N(events) * (policy.token_step_ms * slowdown + device.token_overhead_us / 1e3),
+        token_step_N=_token_step_N(events) * (policy.token_step_ms * slowdown + device.token_overhead_us / 1e3)
+        + _first_N(events) * ~events.is_decode_S[events.step_N] * device.prompt_overhead_ms,
         layer_step_N=_layer_step_N(events) * policy.layer_step_ms * slowdown,
         dense_N=dense_N,
         misses=Misses(
@@ -198,6 +215,14 @@ def times_of(prepared: Prepared, device: Device, workload: Workload) -> Times:
             admit_VM=admit_VM,
             layer_ms=device.miss_layer_us / 1e3,
             overlap=device.overlap,
+        ),
+        tokens_N=np.maximum(0.0, _prefill_N(events, device) - dense_N - experts_N),
+        pages=None
+        if device.page_gb_per_s is None
+        else Pages(
+            saves_VM=load_VM - device.page_ms(bytes_VM),
+            bytes_VM=bytes_VM.astype(np.int64),
+            held=max(0, int(device.memory_left(held_bytes))),
         ),
     )
 
@@ -208,18 +233,18 @@ def time_on_demand(prepared: Prepared, replay: Replay, device: Device, workload:
     Args:
         prepared: The policy; a lossless one.
         replay: What it missed.
-        device: Link and processor; one that loads what is missing.
+        device: Link and processor; one that loads what is missing, past the page cache.
         workload: What there is to move and to compute.
     """
     events = prepared.events
-    times = times_of(prepared, device, workload)
+    times = times_of(prepared, device, workload, replay.capacity_experts)
     _, experts_N = workload.compute_ms(events.layer_N, np.diff(events.offsets_N), device)
     bytes_L = workload.expert_bytes_L.astype(np.float64)
     transfer_N, admit_N = device.transfer_ms(bytes_L)[events.layer_N], device.admit_ms(bytes_L)[events.layer_N]
     wait_N = transfer_N * replay.misses_N + device.miss_layer_us / 1e3 * (replay.misses_N > 0)
     # loads go on while the layer step runs
     stall_N = np.maximum(0, wait_N - times.layer_step_N)
-    experts_N += admit_N * replay.misses_N
+    experts_N += (0.0 if times.tokens_N is None else times.tokens_N) + admit_N * replay.misses_N
     if device.overlap:
         last_N = device.read_ms(bytes_L)[events.layer_N] + admit_N
         stall_N -= np.minimum(stall_N, np.maximum(0, experts_N - last_N))
@@ -244,11 +269,22 @@ def _timed(  # noqa: PLR0917 - all of it is the result
     )
 
 
-def _token_step_N(events: Events) -> F64:
-    """1 for the first event of each decode step, ahead of which the token step runs."""
+def _first_N(events: Events) -> F64:
+    """1 for the first event of each step."""
     first_N = np.ones(events.num_events)
     first_N[1:] = events.step_N[1:] != events.step_N[:-1]
-    return first_N * events.is_decode_S[events.step_N]
+    return first_N
+
+
+def _token_step_N(events: Events) -> F64:
+    """1 for the first event of each decode step, ahead of which the token step runs."""
+    return _first_N(events) * events.is_decode_S[events.step_N]
+
+
+def _prefill_N(events: Events, device: Device) -> F64:
+    """Milliseconds that each layer of a prefill computes at least: those of its tokens, shared by all layers."""
+    prefill_ms_S = device.prefill_ms(events.num_tokens_S.astype(np.float64)) / events.metadata.num_layers
+    return np.asarray((prefill_ms_S * ~events.is_decode_S)[events.step_N])
 
 
 def _layer_step_N(events: Events) -> F64:

@@ -44,9 +44,7 @@ class Case:
     def links(self) -> list[Device]:
         """The devices with each of the bandwidths that are tried."""
         return [
-            device.model_copy(update={"link_gb_per_s": bandwidth})
-            for device in self.devices
-            for bandwidth in self.settings.bandwidths_gb_per_s
+            device.with_link(bandwidth) for device in self.devices for bandwidth in self.settings.bandwidths_gb_per_s
         ]
 
 

@@ -114,7 +114,7 @@ def clocked(
     case: Case, prepared: Prepared, replays: Sequence[Replay], devices: Sequence[Device], on_demand: bool
 ) -> list[TimedReplay]:
     """The same replays with a clock on each device, devices first; what loads on demand needs no second replay."""
-    if on_demand and all(device.miss == "load" for device in devices):
+    if on_demand and all(device.miss == "load" and device.page_gb_per_s is None for device in devices):
         return [time_on_demand(prepared, replay, device, case.workload) for device in devices for replay in replays]
     budgets = _budgets(case, prepared.policy, [replay.capacity_experts for replay in replays])
     return timed_sweep(prepared, budgets, devices, case.workload, overrun=case.settings.overrun)

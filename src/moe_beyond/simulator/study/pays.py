@@ -225,7 +225,7 @@ def _pays_from(contest: _Contest, draws: Resamples) -> float | None:
     """The first of some faster links with which prefetching pays; None: none of them."""
     own, rival = contest.own, contest.rival
     links = [own.device.link_gb_per_s * factor for factor in _FASTER_LINKS]
-    replayed = contest.timed([own.device.model_copy(update={"link_gb_per_s": link}) for link in links])
+    replayed = contest.timed([own.device.with_link(link) for link in links])
     loaded_mb_P = rival.moved.numerator_P * (MIB / 1e6)
     for link, faster in zip(links, replayed, strict=True):
         # on demand a token's loads come one after another: their time shrinks with the bandwidth, their setups do not
