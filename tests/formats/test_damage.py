@@ -268,7 +268,7 @@ def damaged(files, edits, cut, instead):
     return {path: bytes(data) for path, data in files.items()}
 
 
-# `HYPOTHESIS_EXAMPLES=2000` tries so many of each format
+# `HYPOTHESIS_PROFILE=new HYPOTHESIS_EXAMPLES=2000` tries so many of each format
 @pytest.mark.parametrize("name", [*CASES, *(f"counts {name}" for name in COUNTS)])
 @given(
     edits=st.lists(EDIT, max_size=4),
