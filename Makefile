@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
+MINUTES ?= 5
 # folder of published traces: puffin, webglm, gpt-oss-20b, each a folder or a .tar.xz
 TRACES ?= ../shared/traces
 TORCH_INDEX ?=
@@ -20,7 +21,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow test-oldest smoke lint format docs bench golden ui servers servers-stop retrain rollback lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow test-oldest fuzz smoke lint format docs bench golden ui servers servers-stop retrain rollback lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -57,6 +58,10 @@ test-oldest: $(VENV)/.ok  ## The exported predictor in the oldest onnxruntime th
 	$(OLDEST)/bin/pip install -q --disable-pip-version-check pydantic 'numpy<2' \
 		"onnxruntime==$$(sed -n 's/^LEAST_ONNXRUNTIME = "\(.*\)"/\1/p' src/moe_beyond/predictor/graph_file.py).*"
 	OLDEST_PYTHON=$(abspath $(OLDEST))/bin/python pytest tests/predictor/test_oldest_runtime.py
+
+# an hour by hand before a release: MINUTES=60
+fuzz: $(VENV)/.ok  ## Damaged inputs of every format for MINUTES: a traceback, another result, 30 s or 2 GiB fail
+	python -W ignore -m tests.fuzz.run --minutes $(MINUTES) --seed $$(date +%s)
 
 smoke: $(VENV)/.ok  ## The whole pipeline with tiny parameters, in a temporary clone of the last commit
 	pytest -p no:randomly -m slow tests/test_end_to_end.py

@@ -20,7 +20,7 @@ def run(*words):
 
 
 def test_workflows_follow_their_published_schema():
-    assert {path.stem for path in WORKFLOWS} == {"test", "retrain"}
+    assert {path.stem for path in WORKFLOWS} == {"test", "retrain", "fuzz"}
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
     gitlab = [".gitlab-ci.example.yml", "--data-transform", "gitlab-ci"]
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.gitlab-ci", *gitlab)
@@ -46,6 +46,12 @@ def test_ci_runs_the_predictor_in_the_oldest_onnxruntime_too():
     assert "make test-oldest" in (ROOT / ".ci/run").read_text()
     steps = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
     assert ".ci/run" in [step.get("run") for step in steps]
+
+
+def test_ci_looks_for_damage_that_no_reader_bears_every_week():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/fuzz.yml").read_text())
+    assert "schedule" in workflow[True]  # YAML reads the key `on` as a truth
+    assert "make fuzz" in [step.get("run") for step in workflow["jobs"]["fuzz"]["steps"]]
 
 
 def made(folder, *words):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moe_beyond.documents import load_yaml, read_plain
 from moe_beyond.errors import InputError
 
 STAGES = (
@@ -39,7 +39,9 @@ _SHARED = ("seed", "numerics", "traces")
 class Settings(BaseModel):
     """Frozen, typed parameters; an unknown key is an error. The string below a field is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def flatten(value: dict[str, Any], separator: str = ".") -> dict[str, Any]:
@@ -64,11 +66,9 @@ def read_params(path: Path, model: type[Parameters]) -> Parameters:
             message names the key, the value and what was expected.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(read_plain(path), str(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; run from the project's root") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected sections, found {type(raw).__name__}")
     return parse_params(raw, model, path.name)

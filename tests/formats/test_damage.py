@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -187,10 +188,14 @@ def test_a_broken_array_is_one_line(tmp_path, named, message):
 ESFT, BOTH = SOURCES["esft"], SOURCES["moe-beyond-csv"]
 GAP = predicted(experts(3, PAPER), experts(3, PAPER)).replace(b"1,1,", b"1,2,", 1)
 ONE_LAYER = {"config.json": json.dumps(CONFIG | {"num_hidden_layers": 2}).encode()}
+TOO_MANY = {"a.csv": b"layer,layer_id,expert\n1,1,0\n", "config.json": SOURCES["llamacpp-csv"]["config.json"]}
+OTHER_CONFIG = {f"{run}/config.json": json.dumps(CONFIG | {"hidden_size": run}).encode() for run in (16, 32)}
 MISFITS = [
+    ("llamacpp-csv", TOO_MANY, "columns layer and layer_id say the same"),
+    ("vllm-npz", {"a.npz": SOURCES["vllm-npz"]["a.npz"]} | OTHER_CONFIG, r"says another model than 16/config\.json"),
     ("esft", {path: ESFT[path] for path in ESFT if "_4." not in path}, r"expert_weights_4\.txt is missing"),
     ("esft", ESFT | {"law/notes.txt": b"x"}, "unexpected name"),
-    ("esft", ESFT | {"law/expert_weights_01.txt": ESFT["law/expert_weights_1.txt"]}, "a second file for layer 1"),
+    ("esft", ESFT | {"law/expert_weights_01.txt": ESFT["law/expert_weights_1.txt"]}, "has the same name but for zeros"),
     ("moe-beyond-csv", {"predicted/p_predicted.csv": GAP}, "row 3: position 2 breaks the count"),
     ("moe-beyond-csv", {path: BOTH[path] for path in BOTH if "predicted" in path}, "add the folder formatted/"),
     ("llamacpp-csv", SOURCES["llamacpp-csv"] | ONE_LAYER, "a model with one MoE layer"),
@@ -355,3 +360,33 @@ def read_as(name, source):
     else:
         counts = read_counts(name.removeprefix("counts "), next(source.iterdir()), SHAPE)
         assert counts.counts_LE.sum() > 0
+
+
+def without(first, lines):
+    """A file without some of its lines."""
+    return b"".join(line for n, line in enumerate(first.splitlines(keepends=True)) if n not in lines)
+
+
+def token(name):
+    """The first token's lines are left out."""
+    lines = CASES[name].files[next(iter(CASES[name].files))].splitlines()
+    if name == "moe-trace-a":
+        return {n for n, line in enumerate(lines) if line.startswith(b"0,")}
+    return {n for n, line in enumerate(lines) if re.search(rb'"(pos|token_idx)": 0,|^7 0 |prefill,0,', line)}
+
+
+@pytest.mark.parametrize("name", ["moe-trace-a", "moe-trace-b", "moe-trace-d", "moe-trace-f", "lattice"])
+def test_a_first_token_or_step_that_is_missing_is_named(tmp_path, name):
+    path, data = next(iter(CASES[name].files.items()))
+    write(tmp_path, {path: without(data, token(name))})
+    refused("(token|step) 0 is missing", read_as, name, tmp_path)
+
+
+def test_two_files_of_one_layer_or_one_name_are_refused(tmp_path):
+    files = dict(CASES["flame"].files)
+    layer = next(name for name in files if "layer_" in name)
+    write(tmp_path / "flame", files | {layer.replace("layer_", "layer_0"): files[layer]})
+    refused("a second file for layer", read_as, "flame", tmp_path / "flame")
+    trace = CASES["megatron"].files["router_trace_rank0.jsonl"]
+    write(tmp_path / "ranks", {"a/router_trace_rank0.jsonl": trace, "b/router_trace_rank0.jsonl": trace})
+    refused("has the same name; give one of the folders", read_as, "megatron", tmp_path / "ranks")

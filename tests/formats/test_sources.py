@@ -1,6 +1,13 @@
+import bz2
 import gzip
 import io
+import lzma
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -11,6 +18,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.sources import members, name_of, natural_order
+from moe_beyond.limits import limited
 from tests.formats.cases import write
 from tests.traces.refusals import refused
 
@@ -103,3 +111,106 @@ def test_any_damage_to_an_archive_is_read_or_an_input_error(tmp_path_factory, ki
         read(tmp_path_factory.getbasetemp() / f"damaged.{kind}", bytes(content[:cut]))
     except InputError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_a_tar_that_unpacks_without_end_is_refused_soon(tmp_path):
+    """What is skipped is unpacked, too."""
+    zeros = lzma.compress(bytes(16 << 20))
+    entry = tarfile.TarInfo("skipped.bin")
+    entry.size = 16 << 40
+    begins = time.monotonic()
+    for ending, data in (
+        ("tar.xz", lzma.compress(entry.tobuf()) + zeros * 40),
+        ("tar.gz", gzip.compress(entry.tobuf()) + gzip.compress(bytes(16 << 20)) * 40),
+        ("tar.bz2", bz2.compress(entry.tobuf()) + bz2.compress(bytes(16 << 20)) * 40),
+    ):
+        with limited(ratio=100):
+            refused("bytes unpack to more than", read, tmp_path / f"x.{ending}", data)
+        with limited(total_bytes=20 << 20, ratio=10**6):
+            refused("unpacks to more than 20 MiB", read, tmp_path / f"x.{ending}")
+    assert time.monotonic() - begins < 30
+
+
+@pytest.mark.parametrize("kind", ["tar.xz", "zip", "csv.gz"])
+def test_a_file_that_unpacks_to_much_is_refused(tmp_path, kind):
+    data = packed(kind, {"a.csv": bytes(20 << 20)})
+    with limited(ratio=100):
+        refused("unpack to more than", read, tmp_path / f"x.{kind}", data)
+    with limited(file_bytes=1 << 20):
+        refused("more than 1 MiB in one file", read, tmp_path / f"x.{kind}", data)
+
+
+def test_unpacking_is_linear(tmp_path):
+    """tarfile's own unpacking copies the rest of a piece, megabytes of zeros, for every 512 bytes."""
+    data = packed("tar.xz", {f"{n}.csv": bytes(1000) for n in range(20_000)})
+    begins = time.monotonic()
+    with limited(ratio=10**6):
+        assert len(read(tmp_path / "x.tar.xz", data)) == 20_000
+    assert time.monotonic() - begins < 30
+    with limited(members=1000):
+        refused("more than 1000 files", read, tmp_path / "x.tar.xz")
+
+
+def test_a_header_of_a_tar_is_not_read_whole_however_long(tmp_path):
+    entry = tarfile.TarInfo("long")
+    entry.type, entry.size = tarfile.XHDTYPE, 2**33
+    refused("damaged or cut short", read, tmp_path / "x.tar", entry.tobuf() + bytes(2**16))
+
+
+@pytest.mark.parametrize(
+    "names", [("a_1.csv", "a_01.csv"), ("a.csv", "a.csv.gz"), ("x/007.csv", "x/7.csv"), ("1/a.csv", "01/a.csv")]
+)
+def test_names_that_differ_in_zeros_or_packing_alone_are_refused(tmp_path, names):
+    files = {name: gzip.compress(b"1") if name.endswith("gz") else b"1" for name in names}
+    refused("has the same name but for zeros or packing", read, write(tmp_path / "folder", files))
+    refused("has the same name but for zeros or packing", read, tmp_path / "x.tar.xz", packed("tar.xz", files))
+    assert len(read(write(tmp_path / "other", {"a_10.csv": b"1", "a_1.csv": b"1", "b_1.csv": b"1"}))) == 3
+
+
+@pytest.mark.parametrize("again", ["a.csv", "./a.csv"])
+def test_a_member_that_stands_twice_is_refused(tmp_path, again):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("a.csv", again):
+            entry = tarfile.TarInfo(name)
+            entry.size = 1
+            archive.addfile(entry, io.BytesIO(b"1"))
+    refused("twice|same name", read, tmp_path / "x.tar")
+
+
+def test_links_out_of_a_folder_and_what_is_no_plain_file_are_refused(tmp_path):
+    write(tmp_path, {"outside.csv": b"1", "folder/a.csv": b"1"})
+    link = tmp_path / "folder/b.csv"
+    link.symlink_to("a.csv")
+    assert len(read(tmp_path / "folder")) == 2
+    for target in (tmp_path / "outside.csv", "/dev/zero", "/etc/passwd"):
+        link.unlink()
+        link.symlink_to(target)
+        refused("a link that leads out of the folder", read, tmp_path / "folder")
+    link.unlink()
+    link.symlink_to("nothing.csv")
+    refused("a broken link, pipe", read, tmp_path / "folder")
+    link.unlink()
+    os.mkfifo(link)
+    refused("pipe, socket or device", read, tmp_path / "folder")
+    refused("pipe, socket or device", read, link)
+
+
+def test_a_name_of_thousands_of_digits_is_sorted():
+    assert sorted(["9" * 5000, "10", "010", "9"], key=natural_order) == ["9", "10", "010", "9" * 5000]
+
+
+def test_an_interrupt_ends_an_import_at_once(tmp_path):
+    with (tmp_path / "x.csv").open("wb") as file:
+        file.write(b"Layer ID,Batch Number,Token,Activated Expert IDs\n")
+        file.write(b'1,0,a,"[1, 2, 3, 4, 5, 6]"\n' * 9_000_000)
+    words = ["import", "moe-beyond-csv", tmp_path / "x.csv", tmp_path / "out.parquet"]
+    process = subprocess.Popen([Path(sys.executable).parent / "moe-beyond", *words], stderr=subprocess.PIPE, text=True)
+    time.sleep(5)
+    assert process.poll() is None
+    begins = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - begins < 6  # of which most is a busy machine
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not (tmp_path / "out.parquet").exists()

@@ -1,6 +1,7 @@
 """Drift: the index of each layer, its signals and limits, windows on disk, and the check with its run in MLflow."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from moe_beyond.registry.drift.window import Measures, Window, read_counts, read
 from moe_beyond.registry.settings import DriftSettings, PublishSettings
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.traces import store
+from tests.traces.refusals import refused
 from tests.traces_of_chance import chance_trace
 from tests.tracking.small_pipeline import client, only, points, records, warnings
 
@@ -94,6 +96,15 @@ def test_a_window_reads_as_it_was_written(tmp_path):
     assert (read.counts_LE == window.counts_LE).all()
     np.testing.assert_array_equal(read.prompt_counts_PLE, window.prompt_counts_PLE)
     assert (read.model_id, read.layer_numbers, found) == (window.model_id, window.layer_numbers, measures)
+    for name in ("window.npz", "window.json"):
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (whole[:40], whole.replace(b"PK", b"KP"), whole.replace(b"model_id", b"modelid"), b"[]"):
+            if damaged != whole:
+                (tmp_path / name).write_bytes(damaged)
+                refused("window", read_window, tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    write_window(tmp_path, replace(window, counts_LE=0 * window.counts_LE), measures)
+    refused("a window that counts nothing", read_window, tmp_path)
     (tmp_path / "window.json").unlink()
     with pytest.raises(InputError, match=r"window\.json: no such file"):
         read_window(tmp_path)
@@ -111,6 +122,10 @@ def test_counts_are_read_strictly(tmp_path):
         ("layer,expert,count\n1,0,5\n1,2,6\n", "2 rows for 1 layers of 3 experts"),
         ("layer,expert,count\n1,0,x\n", "not a CSV of columns layer,expert,count"),
         ("layer,expert,count\n", "counts of at least 0"),
+        ("layer,expert,count\n1,0,0\n1,1,0\n", "counts that are all 0"),
+        ("layer,expert,count\n1,0,9007199254740999\n1,1,0\n", "or more than 9007199254740992"),
+        ("layer,expert,count,count\n1,0,5,5\n1,1,6,6\n", "column 'count' is there twice"),
+        ("a,b,c\n1,0,5\n1,1,6\n", "not a CSV of columns layer,expert,count"),
     ]:
         path.write_text(text)
         with pytest.raises(InputError, match=message):

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from moe_beyond.advisor.one_replay import Setup, parts_of
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.documents import load_csv
+from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.jit import I64
 from moe_beyond.simulator.schedule.events import Events
@@ -35,10 +36,7 @@ def read_rows(path: Path, meta: TraceMetadata) -> pl.DataFrame:
         InputError: Not a CSV, no key or no hits, something other than whole numbers from 0 up, a phase or a layer that
             is none of the model's, or two rows of one key.
     """
-    try:
-        table = pl.read_csv(path, comment_prefix="#")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path}: not a readable CSV ({reason_of(error)})") from error
+    table = load_csv(path)
     keys = [key for key in KEYS if key in table.columns]
     if not keys or not ("hits" in table.columns or {"misses", "accesses"} <= set(table.columns)):
         raise InputError(f"{path}: expected hits (or misses and accesses) by {', '.join(KEYS)} or some of these")

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
+from moe_beyond.documents import load_json, read_plain, repeated
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_prompts(path: Path, field: str = "prompt") -> list[Prompt]:
         InputError: No such file, no prompt in it, a line or row that breaks the format (named), an id given twice.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
         text = "" if data.startswith(_PARQUET) else data.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such prompt file; give JSON Lines or a text file with a prompt a line") from error
@@ -101,8 +102,11 @@ def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[st
         if path.suffix in (".csv", ".tsv"):
             raise InputError(f"{path}: no column {field!r} in the header {first!r:.80}; name one as prompt_field")
         return None
-    if separator is not None and header[separator].count(field) > 1:
-        raise InputError(f"{path}: column {field!r} is there twice; remove one of them")
+    twice = (
+        None if separator is None else repeated(name for name in header[separator] if name in (field, "id", "domain"))
+    )
+    if twice is not None:
+        raise InputError(f"{path}: column {twice!r} is there twice; remove one of them")
     try:
         # text stays text: an id of digits, a prompt of none
         table = (
@@ -151,11 +155,9 @@ def _begins_with_json(text: str) -> bool:
 def _json(text: str) -> Any:
     """The value that the text is in JSON, or why it is none."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return ValueError(f"{error.msg}, column {error.colno}")
-    except (ValueError, RecursionError) as error:
-        return ValueError(str(error).partition(";")[0])
+        return load_json(text, "JSON")
+    except InputError as error:
+        return ValueError(str(error).removeprefix("JSON: "))
 
 
 def _parse(fields: Any, field: str, path: Path, place: str) -> Prompt:

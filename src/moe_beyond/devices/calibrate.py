@@ -13,7 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.devices.device import LARGE_ERROR, Device
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.documents import load_csv
+from moe_beyond.errors import InputError
 
 COLUMNS = ("read_bytes", "wall_ms")
 LEAST_TOKENS = 20
@@ -106,16 +107,22 @@ def calibrate(recording: Path, resident_bytes: int, name: str) -> Calibration:
         InputError: No such file, a column is missing or holds no numbers, too few tokens, tokens that read nothing or
             all the same, or a fit that makes no sense.
     """
-    try:
-        table = pl.read_csv(recording, comment_prefix="#")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{recording}: not a readable CSV ({reason_of(error)})") from error
+    table = load_csv(recording)
     for column in COLUMNS:
         if column not in table.columns or not table[column].dtype.is_numeric() or table[column].null_count():
             raise InputError(f"{recording}: expected numbers in columns {', '.join(COLUMNS)}; fix column {column!r}")
     if table.height < LEAST_TOKENS:
         raise InputError(f"{recording}: {table.height} tokens; record at least {LEAST_TOKENS}")
-    read_S, wall_S = table["read_bytes"].cast(pl.Int64).to_numpy(), table["wall_ms"].cast(pl.Float64).to_numpy()
+    read_S, wall_S = (
+        table["read_bytes"].cast(pl.Int64, strict=False).fill_null(-1).to_numpy(),
+        table["wall_ms"].cast(pl.Float64).to_numpy(),
+    )
+    wrong = ~((read_S >= 0) & (wall_S > 0) & np.isfinite(wall_S))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"{recording}: row {row + 1}: read_bytes {read_S[row]}, wall_ms {wall_S[row]}; expected bytes, and a time"
+        )
     half = table.height // 2
     _require_reads(recording, read_S, "no token")
     _require_reads(recording, read_S[:half], "of the first half no token")
@@ -135,15 +142,21 @@ def calibrate(recording: Path, resident_bytes: int, name: str) -> Calibration:
         for what, error in errors.items()
         if error > LARGE_ERROR
     ]
+    numbers = {
+        "link_gb_per_s": round(fitted.link_gb_per_s, 4),
+        "memory_gb_per_s": round(resident_bytes / 1e9 / (computing_ms / 1e3), 4),
+        "fit_error": round(fit_error, 4),
+    }
+    for key, number in numbers.items():
+        if not np.isfinite(number) or (number <= 0 and key != "fit_error"):
+            raise InputError(f"{recording}: the fit says {number:.3g} for {key}: {cause}")
     device = Device(
         name=name,
         about=f"Fitted to {table.height} tokens of {recording.name}; setup and overhead are in the other numbers.",
-        link_gb_per_s=round(fitted.link_gb_per_s, 4),
+        **numbers,
         setup_us=0,
         lanes=1,
-        memory_gb_per_s=round(resident_bytes / 1e9 / (computing_ms / 1e3), 4),
         layer_overhead_us=0,
-        fit_error=round(fit_error, 4),
         resident_mib=round(resident_bytes / 2**20, 3),
     )
     return Calibration(device, table.height, median_error, tuple(notes))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from moe_beyond.devices.link_curve import Point, complaint, read_ms, with_bandwidth
+from moe_beyond.documents import load_yaml, read_plain
 from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
 
@@ -179,14 +180,14 @@ def load_device(name: str) -> Device:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         try:
-            return _parse(path.stem, path.read_text(encoding="utf-8"), name)
-        except (OSError, UnicodeDecodeError) as error:
+            return _parse(path.stem, read_plain(path), name)
+        except OSError as error:
             raise InputError(f"{name}: not a readable file ({error}); see docs/devices.md") from error
     if name not in known_devices():
         raise InputError(
             f"device {name!r} is unknown; known are {', '.join(known_devices())}; or give the path of a .yaml file"
         )
-    return _parse(name, (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"devices/{name}.yaml")
+    return _parse(name, (_FOLDER / f"{name}.yaml").read_bytes(), f"devices/{name}.yaml")
 
 
 def dump_device(device: Device) -> str:
@@ -195,11 +196,8 @@ def dump_device(device: Device) -> str:
     return f"{WRITTEN}\n{yaml.safe_dump(values, sort_keys=False, width=100)}"
 
 
-def _parse(name: str, text: str, where: str) -> Device:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+def _parse(name: str, data: bytes, where: str) -> Device:
+    raw = load_yaml(data, where)
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected keys such as link_gb_per_s, found {type(raw).__name__}")
     try:
@@ -207,7 +205,7 @@ def _parse(name: str, text: str, where: str) -> Device:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
         raise InputError(f"{where}: {key}: {first['msg']}{found}; see docs/devices.md") from error
 
 

@@ -11,7 +11,8 @@ from scipy.optimize import brentq
 from moe_beyond.devices.calibrate import least_absolute
 from moe_beyond.devices.device import MILLISECONDS, Device
 from moe_beyond.devices.expected import Prompts, Shape, expected_prompt_ms
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.documents import load_csv
+from moe_beyond.errors import InputError
 
 _SLOWEST, _FASTEST = 1e-3, 1e9
 
@@ -55,10 +56,7 @@ def read_prompts(path: Path) -> Prompts:
     Raises:
         InputError: No such file, a column is missing, or a value is no positive number.
     """
-    try:
-        table = pl.read_csv(path, comment_prefix="#", infer_schema_length=None)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path}: not a readable CSV ({reason_of(error)})") from error
+    table = load_csv(path, infer_schema_length=None)
     speed = next((name for name in ("prefill_ms", "prefill_tok_s") if name in table.columns), None)
     if speed is None or not table.height:
         raise InputError(f"{path}: expected rows with prompt_tokens, and prefill_ms or prefill_tok_s")

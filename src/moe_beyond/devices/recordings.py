@@ -14,7 +14,8 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.devices.calibrate import LEAST_TOKENS
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.documents import load_csv
+from moe_beyond.errors import InputError
 
 LEAST_RUNS = 2
 _SPEEDS = ("tok_s", "decode_tok_s")
@@ -70,11 +71,7 @@ def read_recording(path: Path, lanes: int | None = None) -> Recording:
     Raises:
         InputError: Not such a file, or one that holds no numbers, other units, or too few rows.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = pl.read_csv(text.encode(), comment_prefix="#", infer_schema_length=None)
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path}: not a readable CSV ({reason_of(error)})") from error
+    table, text = load_csv(path, infer_schema_length=None), path.read_text(encoding="utf-8-sig")
     left_out = []
     if "contaminated" in table.columns:
         spoilt = pl.col("contaminated").cast(pl.String).fill_null("").str.strip_chars() != ""
@@ -104,7 +101,9 @@ def _runs(path: Path, table: pl.DataFrame, left_out: list[str]) -> Recording:
     if speed is None:
         raise InputError(f"{path}: expected a column {' or '.join(_SPEEDS)} beside hit_rate")
     hits = pl.col("hit_rate")
-    if table["hit_rate"].dtype.is_numeric() and table["hit_rate"].max() not in (None, 0) and _largest(table) > 1:
+    if not table["hit_rate"].dtype.is_numeric():
+        raise InputError(f"{path}: expected numbers in column 'hit_rate'")
+    if table["hit_rate"].max() not in (None, 0) and _largest(table) > 1:
         raise InputError(f"{path}: hit_rate goes up to {_largest(table):g}; give all of them as shares, from 0 to 1")
     resident = table.filter(hits == 1)
     if resident.height:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moe_beyond.documents import load_json
 from moe_beyond.errors import InputError, TamperedError
 from moe_beyond.files import write_json
 
@@ -89,7 +90,9 @@ def _read_manifest(path: Path) -> _Manifest:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the export stage first (older releases wrote none)")
     try:
-        return _Manifest.model_validate_json(path.read_bytes())
+        return _Manifest.model_validate(load_json(path.read_bytes().decode("utf-8", "replace"), str(path)))
+    except InputError as error:
+        raise TamperedError(f"{error}; export the predictor again") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"

@@ -6,7 +6,6 @@ The description that a runtime needs stands in each file's metadata as JSON unde
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from moe_beyond.documents import load_json
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.predictor.onnx_nodes import refusal
 
@@ -111,7 +111,13 @@ class GraphFile:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(
+                # without a second attempt, which onnxruntime would announce on stdout
+                data,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,
+            )
         except _REFUSALS as error:
             raise InputError(_refusal(path, str(error))) from error
         self.path, self.description = path, _read_description(path, self.session)
@@ -125,13 +131,16 @@ class GraphFile:
         """The graph's outputs, in its order.
 
         Raises:
-            InputError: An input, such as a state of another predictor, has the wrong shape.
+            InputError: An input, such as a state of another predictor, has the wrong shape, or the graph cannot run.
         """
         shapes = tuple(value.shape for value in inputs.values())
         if shapes != self._accepted:  # a decode loop has the same shapes again and again
             self._check(inputs)
             self._accepted = shapes
-        return list(self.session.run(self._outputs, inputs))
+        try:
+            return list(self.session.run(self._outputs, inputs))
+        except _REFUSALS as error:
+            raise InputError(f"{self.path}: the graph cannot run ({reason_of(error)}); export it again") from error
 
     def _check(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
         for name, expected in self._sizes.items():
@@ -157,9 +166,9 @@ def _read_description(path: Path, session: ort.InferenceSession) -> Description:
     if METADATA_KEY not in properties:
         raise InputError(f"{path}: no {METADATA_KEY!r} metadata; use a file that the export stage wrote")
     try:
-        raw: dict[str, Any] = json.loads(properties[METADATA_KEY])
+        raw: dict[str, Any] = load_json(properties[METADATA_KEY], str(path))
         version = int(raw["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, OverflowError, LookupError, TypeError) as error:
         raise InputError(f"{path}: the {METADATA_KEY!r} metadata are damaged; export it again") from error
     if version != FORMAT_VERSION:
         newer = f"newer than this release, which reads {FORMAT_VERSION}; upgrade moe-beyond"

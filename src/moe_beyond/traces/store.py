@@ -6,7 +6,6 @@ A row a prompt, so that a token never loses its neighbours; lists of ids in toke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from moe_beyond.documents import load_json, require_plain
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
@@ -124,7 +124,7 @@ def _files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise InputError(f"{path}: no trace there; expected a .parquet file or a directory of them")
-    return files
+    return [require_plain(file) for file in files]
 
 
 def _to_table(trace: Trace) -> pa.Table:
@@ -210,9 +210,9 @@ def _parse_metadata(metadata: dict[bytes, bytes], path: Path) -> TraceMetadata:
     if METADATA_KEY not in metadata:
         raise InputError(f"{path}: no {METADATA_KEY.decode()!r} metadata; this Parquet file is not a routing trace")
     try:
-        raw = json.loads(metadata[METADATA_KEY])
+        raw = load_json(metadata[METADATA_KEY].decode(), str(path))
         version = raw.get("schema_version")
-    except (ValueError, RecursionError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: the {METADATA_KEY.decode()!r} metadata are damaged; write the file again") from error
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version!r}; this release reads 1 to {SCHEMA_VERSION}, upgrade it")

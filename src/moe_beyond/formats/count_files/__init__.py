@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from moe_beyond.documents import require_plain
 from moe_beyond.errors import InputError
 from moe_beyond.formats.count_files import imatrix, json_counts, recorder, routes, text_counts
 from moe_beyond.formats.counts import ExpertCounts, checked_counts
@@ -41,7 +42,7 @@ def read_counts(format: str, source: Path, shape: ShapeOverride = NONE) -> Exper
     """
     if format not in COUNT_FORMATS:
         raise InputError(f"unknown format of counts {format!r}; expected one of {', '.join(COUNT_FORMATS)}")
-    if not is_single_file(source):
+    if not is_single_file(require_plain(source)):
         raise InputError(f"{source}: no such file, or a folder or archive; give one file of counts")
     # an imatrix may be larger than what the others read at once
     counts = checked_counts(imatrix.imatrix(source), str(source)) if format == "imatrix" else None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.documents import require_plain
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.formats.counts import ExpertCounts
 
@@ -28,7 +29,7 @@ def imatrix(path: Path) -> ExpertCounts:
         InputError: No GGUF, none of an imatrix, one without experts, or tensors of a layer that differ.
     """
     where = str(path)
-    with path.open("rb") as stream:
+    with require_plain(path).open("rb") as stream:
         magic = stream.read(4)
     if magic != b"GGUF":
         raise InputError(f"{where}: does not begin with 'GGUF'; an imatrix.dat keeps no counts by expert: write a GGUF")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_beyond.documents import require_plain
 from moe_beyond.errors import InputError
 from moe_beyond.formats.headers import gguf_header, safetensors_header
 from moe_beyond.formats.headers.model_sizes import ModelSizes
@@ -21,7 +22,7 @@ def read_sizes(path: Path) -> ModelSizes:
     Raises:
         InputError: Neither, several GGUF models in one folder, or as `read_gguf` and `read_safetensors`.
     """
-    if path.is_dir():
+    if require_plain(path).is_dir():
         models = sorted(
             file for file in path.glob("*.gguf") if not file.name.startswith("mmproj") and not _later_shard(file)
         )

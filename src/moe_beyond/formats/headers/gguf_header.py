@@ -18,6 +18,7 @@ from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, Keys
 
+from moe_beyond.documents import require_plain
 from moe_beyond.errors import InputError
 from moe_beyond.formats.headers.model_sizes import ModelSizes, Part, Tensor, sizes_of
 
@@ -142,7 +143,7 @@ def read_header(path: Path) -> Header:
         InputError: It cannot be read, is damaged, or ends within the header.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with require_plain(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Cursor(data, str(path)).header()
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):

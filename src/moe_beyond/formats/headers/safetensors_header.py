@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from moe_beyond.documents import require_plain
 from moe_beyond.errors import InputError
 from moe_beyond.formats.headers.model_sizes import ModelSizes, Part, Tensor, check_shape, sizes_of
 from moe_beyond.formats.importers.layer_keys import integer
@@ -219,7 +220,7 @@ def _name(config: dict[str, Any]) -> str:
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with require_plain(path).open("rb") as file:
             return file.read(most)
     except OSError as error:
         raise InputError(f"{path}: not readable ({error.strerror})") from error

@@ -18,7 +18,8 @@ from moe_beyond.formats.importers.engine_log import whole
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.npz import Arrays, load_npz
 from moe_beyond.formats.importers.routed import Routed, data_set, placed, require_experts, routed_prompts
-from moe_beyond.formats.importers.sources import MAX_BYTES, locate, members, read_json
+from moe_beyond.formats.importers.sources import locate, members, read_json
+from moe_beyond.limits import limits
 from moe_beyond.traces.schema import Trace, trace_of
 
 _ARRAYS = ("indices", "weights", "token")
@@ -32,7 +33,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     """
     layers: dict[int, tuple[str, Arrays]] = {}
     meta: Any = None
-    left = 2 * MAX_BYTES
+    left = 2 * limits().file_bytes
     for name, stream in members(source, (".npz", "meta.json")):
         where, path = locate(source, name), PurePosixPath(name)
         if path.name == "meta.json":
@@ -43,7 +44,9 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
             layers[int(found[1])] = (where, load_npz(stream.read(), _ARRAYS, where))
             left -= sum(array.nbytes for array in layers[int(found[1])][1].values())
             if left < 0:
-                raise InputError(f"{source}: more than {2 * MAX_BYTES >> 20} MiB of arrays; give fewer sequences")
+                raise InputError(
+                    f"{source}: more than {2 * limits().file_bytes >> 20} MiB of arrays; give fewer sequences"
+                )
     if meta is None or not layers:
         raise InputError(
             f"{source}: needs meta.json and trace/layer0.npz, ...; {'meta.json' if layers else 'layers'} missing"

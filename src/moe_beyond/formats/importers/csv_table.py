@@ -60,30 +60,28 @@ class CsvTable:
         while comment is not None and text.startswith(comment, stream.tell()):
             stream.readline()
             first_row += 1
-        rows: list[list[str]] = []
+        reader = csv.reader(stream, strict=True)
+        row = first_row
         try:
-            rows.extend(csv.reader(stream, strict=True))
+            if not header:
+                header = next(reader, [])
+                first_row += 1
+            _require_columns(header, needed, f"{where}: row {first_row - 1}")
+            places = [header.index(name) for name in needed]
+            columns: list[list[str]] = [[] for _ in needed]
+            cells_once: dict[str, str] = {}  # a cell that stands a million times is kept once
+            for row, cells in enumerate(reader, start=first_row):
+                if len(cells) != len(header):
+                    raise InputError(
+                        f"{where}: row {row}: {len(cells)} fields, expected {len(header)}; correct the row"
+                    )
+                for column, place in zip(columns, places, strict=True):
+                    column.append(cells_once.setdefault(cells[place], cells[place]))
         except csv.Error as error:
-            raise InputError(
-                f"{where}: row {first_row + len(rows)}: {error}; quote the field as RFC 4180 says"
-            ) from error
-        if not header:
-            header, rows = (rows[0] if rows else []), rows[1:]
-            first_row += 1
-        for name in needed:
-            if name not in header:
-                raise InputError(
-                    f"{where}: row {first_row - 1}: column {name!r} is missing, found {header}; check the format"
-                )
-            if header.count(name) > 1:
-                raise InputError(f"{where}: row {first_row - 1}: column {name!r} is there twice; remove one of them")
-        if not rows:
+            raise InputError(f"{where}: row {row + 1}: {error}; quote the field as RFC 4180 says") from error
+        if not columns[0]:
             raise InputError(f"{where}: no rows of data; remove the file")
-        for number, cells in enumerate(rows, start=first_row):
-            if len(cells) != len(header):
-                raise InputError(f"{where}: row {number}: {len(cells)} fields, expected {len(header)}; correct the row")
-        columns = list(zip(*rows, strict=True))
-        return cls({name: columns[header.index(name)] for name in needed}, where, first_row)
+        return cls(dict(zip(needed, map(tuple, columns), strict=True)), where, first_row)
 
     def at(self, index: int) -> str:
         """Name a row in a message."""
@@ -147,3 +145,11 @@ class CsvTable:
             index = int(np.argmax(repeated))
             raise InputError(f"{self.at(index)}: {name} is {cells[index]!r}, a router names an expert once")
         return ids
+
+
+def _require_columns(header: Sequence[str], needed: Sequence[str], where: str) -> None:
+    for name in needed:
+        if name not in header:
+            raise InputError(f"{where}: column {name!r} is missing, found {header!s:.200}; check the format")
+        if header.count(name) > 1:
+            raise InputError(f"{where}: column {name!r} is there twice; remove one of them")

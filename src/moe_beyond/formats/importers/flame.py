@@ -22,7 +22,7 @@ import numpy.typing as npt
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.routed import Routed, data_set, placed, require_experts, routed_prompts
-from moe_beyond.formats.importers.sources import natural_order
+from moe_beyond.formats.importers.sources import natural_order, require_inside
 from moe_beyond.traces.schema import Trace, trace_of
 
 NUM_EXPERTS = 64
@@ -36,11 +36,12 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     Raises:
         InputError: Files are missing, of another layout, damaged, or more than fits into memory.
     """
-    layers = {
-        int(found[1]): path
-        for path in sorted(source.glob("actives/*/layer_*.parquet"))
-        if (found := re.fullmatch(r"layer_([0-9]{1,4})\.parquet", path.name))
-    }
+    layers: dict[int, Path] = {}
+    for path in sorted(source.glob("actives/*/layer_*.parquet")):
+        if found := re.fullmatch(r"layer_([0-9]{1,4})\.parquet", path.name):
+            other = layers.setdefault(int(found[1]), path)
+            if other.parent == path.parent and other != path:
+                raise InputError(f"{path}: a second file for layer {int(found[1])}, as {other.name}; remove one")
     samples = sorted(source.glob("samples/*.parquet"), key=lambda path: natural_order(path.name))
     checkpoints = {path.parent for path in layers.values()} | set(source.glob("actives/*"))
     if not layers or not samples or len(checkpoints) != 1:
@@ -48,7 +49,11 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
             f"{source}: {len(samples)} files in samples/, {len(checkpoints)} checkpoints in actives/; give a folder "
             "with samples and one checkpoint"
         )
+    for path in (*layers.values(), *samples):
+        require_inside(path, source)
     tokens = [_rows(path) for path in samples]
+    if min(tokens) < 1:
+        raise InputError(f"{samples[tokens.index(0)]}: no rows; remove it or fetch it again")
     first = _row_list(layers[min(layers)], "indices", 1)
     if len(first) != 1:
         raise InputError(f"{layers[min(layers)]}: no rows; fetch it again")
@@ -112,8 +117,8 @@ def _numbers(path: Path, name: str, rows: int, axes: int) -> npt.NDArray[Any]:
     import pyarrow.compute as pc  # noqa: PLC0415
 
     file, parts, left = _open(path), [], rows
-    if name not in file.schema_arrow.names:
-        raise InputError(f"{path}: no column {name!r}; found {file.schema_arrow.names!s:.60}")
+    if file.schema_arrow.names.count(name) != 1:
+        raise InputError(f"{path}: no one column {name!r}; found {file.schema_arrow.names!s:.60}")
     try:
         for batch in file.iter_batches(min(65536, max(1, rows)), columns=[name]):
             column = batch.column(0).slice(0, left)

@@ -99,6 +99,9 @@ def _accesses(
     named = not header[0].isdecimal()
     layer = next((name for name in _LAYER if name in header), _LAYER[0])
     expert = next((name for name in (*_EXPERT, *_EXPERTS) if name in header), _EXPERT[0])
+    for names in (_LAYER, (*_EXPERT, *_EXPERTS)):
+        if len(found := [name for name in header if name in names]) > 1:
+            raise InputError(f"{where}: row 1: columns {' and '.join(found)!s:.60} say the same; remove one of them")
     table = CsvTable.read(data, (layer, expert), where, header=() if named else (layer, expert))
     layer_A = table.integers(layer)
     table.refuse(~np.isin(layer_A, shape.layer_numbers), layer, "a layer with experts; --moe-layers names others")

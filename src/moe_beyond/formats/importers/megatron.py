@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.documents import read_plain
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.engine_log import Table, json_lines, said_of, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
 from moe_beyond.formats.importers.routed import Routed, data_set, half, joined_hidden, routed_prompts
-from moe_beyond.formats.importers.sources import is_single_file, locate, members
+from moe_beyond.formats.importers.sources import is_single_file, locate, members, require_inside
 from moe_beyond.traces.schema import Trace, TraceMetadata, trace_of
 
 _TRACE = re.compile(r"router_trace_rank([0-9]{1,6})\.jsonl")
@@ -52,10 +53,14 @@ def hidden_states(source: Path, override: ShapeOverride = NONE) -> npt.NDArray[n
 
 def _routed(source: Path, override: ShapeOverride, *, keep: bool) -> tuple[TraceMetadata, str, str, list[Routed]]:
     """The model's shape, the trace's name, its name in messages, and its prompts."""
-    files = {PurePosixPath(name).name: (name, stream.read()) for name, stream in members(source, (".jsonl", ".bin"))}
+    files: dict[str, tuple[str, bytes]] = {}
+    for name, stream in members(source, (".jsonl", ".bin")):
+        other, _ = files.setdefault(PurePosixPath(name).name, (name, stream.read()))
+        if other != name:
+            raise InputError(f"{locate(source, name)}: {other} has the same name; give one of the folders")
     if is_single_file(source):
-        beside = [path for path in source.parent.glob("*_rank*.bin") if path.is_file()]
-        files |= {path.name: (path.name, path.read_bytes()) for path in beside}
+        beside = [require_inside(path, source.parent) for path in source.parent.glob("*_rank*.bin")]
+        files |= {path.name: (path.name, read_plain(path)) for path in beside}
     traces = [name for name in files if _TRACE.fullmatch(name)]
     if len(traces) != 1:
         raise InputError(

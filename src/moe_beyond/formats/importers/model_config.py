@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from moe_beyond.documents import read_plain, require_plain
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.expert_bytes import from_config, sized
 from moe_beyond.formats.importers.layer_keys import integer
@@ -137,17 +138,20 @@ def config_beside(source: Path) -> dict[str, Any]:
 def _config_beside(source: Path) -> tuple[bytes, str, dict[str, bytes]] | None:
     """The config.json, its name in messages, and the files of `APART` beside it."""
     if is_single_file(source):
-        beside = source.parent / NAME
+        beside = require_plain(source.parent / NAME)
         if not beside.is_file():
             return None
-        apart = {name: (source.parent / name).read_bytes() for name in APART if (source.parent / name).is_file()}
-        return beside.read_bytes(), str(beside), apart
+        apart = {name: read_plain(source.parent / name) for name in APART if (source.parent / name).is_file()}
+        return read_plain(beside), str(beside), apart
     # `quantize_config.json` of older quantisers ends alike
     found = {name: stream.read() for name, stream in members(source, NAME, required=False)}
     configs = [name for name in found if PurePosixPath(name).name == NAME]
     if not configs:
         return None
     name = min(configs, key=lambda candidate: (candidate.count("/"), candidate))
+    for other in configs:
+        if other.count("/") == name.count("/") and found[other] != found[name]:
+            raise InputError(f"{locate(source, other)}: says another model than {name}; give one of the folders")
     folder = PurePosixPath(name).parent
     apart = {other: found[str(folder / other)] for other in APART if str(folder / other) in found}
     return found[name], locate(source, name), apart

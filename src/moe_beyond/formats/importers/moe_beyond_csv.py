@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.documents import repeated
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.csv_table import CsvTable
 from moe_beyond.formats.importers.deepseek_v2_lite import LAYER_NUMBERS, NUM_EXPERTS, TOP_K, metadata
@@ -56,9 +57,7 @@ def read(source: Path, domain: str | None) -> Trace:
             prompts[name] = RoutedPrompt(prompt_id, domain, len(texts), experts_TLK, token_texts=texts)
     if not prompts:
         raise InputError(f"{source}: predictions without the routing they belong to; add the folder formatted/")
-    ids = [prompt.prompt_id for prompt in prompts.values()]
-    if len(set(ids)) != len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
+    if (twice := repeated(prompt.prompt_id for prompt in prompts.values())) is not None:
         raise InputError(f"{source}: two files for prompt {twice!r}; import one folder at a time")
     ordered = [(name, prompts[name]) for name in sorted(prompts, key=natural_order)]
     if not predictions:

@@ -62,6 +62,12 @@ def _a(data: bytes, where: str) -> Passes:
         raise InputError(
             f"{where}: line {numbers[row]}: step {position_R[row]} follows {position_R[row - 1]}; one is missing"
         )
+    first_R = decoded_R & ((step_R < 0) | ~np.concatenate([[False], decoded_R[:-1]]))
+    if (position_R[first_R] != 0).any():
+        row = int(np.argmax(first_R & (position_R != 0)))
+        raise InputError(
+            f"{where}: line {numbers[row]}: decoding begins with step {position_R[row]}; step 0 is missing"
+        )
     return Passes(
         where,
         layer_R,

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.documents import repeated
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.sources import COUNTS, MAX_BYTES, counts_are_no_trace
+from moe_beyond.formats.importers.sources import COUNTS, counts_are_no_trace
+from moe_beyond.limits import limits
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -23,7 +25,7 @@ def load_npz(data: bytes, names: Sequence[str], where: str) -> Arrays:
     """Those of the named arrays that are there; numbers in C order, integers as int64.
 
     Raises:
-        InputError: No `.npz`, an array twice, of counts, of another kind, larger than `sources.MAX_BYTES` or cut short.
+        InputError: No `.npz`, an array twice, of counts, of another kind, larger than `Limits.file_bytes` or cut short.
     """
     return {name: _load_array(content, f"{where}: {name}") for name, content in _unzip(data, names, where).items()}
 
@@ -35,11 +37,11 @@ def _unzip(data: bytes, wanted: Sequence[str], where: str) -> dict[str, bytes]:
             for name in names:
                 if name in COUNTS:
                     raise InputError(counts_are_no_trace(where, name))
-                if names.count(name) > 1:
-                    raise InputError(f"{where}: array {name!r} is there twice; save the file again")
+            if (twice := repeated(names)) is not None:
+                raise InputError(f"{where}: array {twice!r} is there twice; save the file again")
             found = [name for name in wanted if name in names]
-            if sum(archive.getinfo(f"{name}.npy").file_size for name in found) > MAX_BYTES:
-                raise InputError(f"{where}: more than {MAX_BYTES >> 20} MiB of arrays in one file; split it")
+            if sum(archive.getinfo(f"{name}.npy").file_size for name in found) > limits().file_bytes:
+                raise InputError(f"{where}: more than {limits().file_bytes >> 20} MiB of arrays in one file; split it")
             return {name: archive.read(f"{name}.npy") for name in found}
     except InputError:
         raise

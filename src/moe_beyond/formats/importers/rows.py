@@ -84,6 +84,8 @@ def _prompt(rows: Rows, chosen: Integers, name: str, shape: TraceMetadata) -> Ro
     if tokens_T[-1] - tokens_T[0] != len(tokens_T) - 1:
         gap = int(np.argmax(np.diff(tokens_T) != 1))
         raise InputError(f"{rows.where}: {prompt}token {tokens_T[gap] + 1} is missing; tokens must be consecutive")
+    if tokens_T[0] != 0:
+        raise InputError(f"{rows.where}: {prompt}token 0 is missing; a trace begins with its first token")
     row_TL = np.full((len(tokens_T), shape.num_layers), -1)
     row_TL[token_C, layer_C] = chosen
     doubled = row_TL[token_C, layer_C] != chosen

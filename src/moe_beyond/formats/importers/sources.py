@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
-import json
 import lzma
 import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+from moe_beyond.documents import load_json, require_plain
 from moe_beyond.errors import InputError
+from moe_beyond.limits import limits
 
 Item = TypeVar("Item")
-MAX_BYTES = 256 << 20
-"""Bytes that one file may have, unpacked."""
-_Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
+_MOST_HEADER = 1 << 20
+_Stream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File
 _PACKED: dict[str, Callable[[IO[bytes]], _Stream]] = {
     ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
     ".xz": lzma.LZMAFile,
 }
 _ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 # what decompressors raise for bytes that are cut short or damaged
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, MemoryError)
 # tarfile and zipfile also stumble over damaged headers: an ord() of nothing, an empty name, a place before the start
 _DAMAGED_HEADER = (*_DAMAGED, RuntimeError, ValueError, IndexError, TypeError)
 # what columns and arrays are called that hold how often each expert was chosen
@@ -55,8 +57,9 @@ def name_of(source: Path) -> str:
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts `prompt_2` before `prompt_10`."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((1, int(part), part) if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts)
+    # by their length, not as numbers: a name may have thousands of digits
+    parts = ((part, part.lstrip("0")) for part in re.split(r"([0-9]+)", name))
+    return tuple((1, len(bare), bare) if part.isdecimal() and part.isascii() else (0, 0, part) for part, bare in parts)
 
 
 def locate(source: Path, name: str) -> str:
@@ -92,23 +95,8 @@ def decode_utf8(data: bytes, where: str) -> str:
 
 
 def read_json(data: bytes, where: str) -> Any:
-    """A JSON document. Raises InputError if it is none, or gives a key twice."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError(f"{where}: key {twice!r:.60} is given twice in one object; remove one of them")
-        return fields
-
-    try:
-        return json.loads(decode_utf8(data, where), object_pairs_hook=once)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        reason = str(error).splitlines()[0].partition(";")[0]
-        raise InputError(f"{where}: not valid JSON ({reason}); fetch it again") from error
+    """A JSON document. Raises InputError if it is none, gives a key twice, or goes beyond `Limits`."""
+    return load_json(decode_utf8(data, where), where)
 
 
 def members(source: Path, suffix: str | tuple[str, ...], *, required: bool = True) -> Iterator[tuple[str, IO[bytes]]]:
@@ -118,25 +106,30 @@ def members(source: Path, suffix: str | tuple[str, ...], *, required: bool = Tru
     system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
 
     Raises:
-        InputError: Nothing there, no such file inside where one is `required`, an empty file, a damaged archive, a name
-            that leaves it, or more than `MAX_BYTES`.
+        InputError: Nothing there, no such file inside where one is `required`, an empty file, a damaged archive, a link
+            or a name that leaves it, what is no plain file, two names that differ in packing or leading zeros alone, or
+            more than `Limits` allows.
     """
     endings = (suffix,) if isinstance(suffix, str) else suffix
-    if not source.exists():
+    if not require_plain(source).exists():
         raise InputError(f"{source}: no such file or folder; give the published folder, archive or file")
-    found = set[str]()
+    found: dict[tuple[str, ...], str] = {}
+    unpacked = _Unpacked(source)
     try:
-        for name, stream in _walk(source):
+        for count, (name, opening) in enumerate(_walk(source, unpacked)):
+            if count >= limits().members:
+                raise InputError(f"{source}: more than {limits().members} files; divide it")
             # hidden folders hold editors' copies, `.ipynb_checkpoints` in the paper's repository for one
             hidden = any(part.startswith(".") for part in PurePosixPath(name).parts if part != ".")
             if name.endswith(tuple(end + packed for end in endings for packed in ("", *_PACKED))) and not hidden:
                 where = locate(source, name)
-                if name in found:
+                other = found.get(_bare(name))
+                if other == name:
                     raise InputError(f"{where}: the archive holds this file twice; pack it again")
-                found.add(name)
-                opened = _PACKED.get(PurePosixPath(name).suffix)
-                plain = stream if opened is None else opened(stream)
-                with stream, io.BufferedReader(_Guarded(plain, where)) as readable:
+                if other is not None:
+                    raise InputError(f"{where}: {other} has the same name but for zeros or packing; remove one of them")
+                found[_bare(name)] = name
+                with _readable(opening(), name, where, unpacked) as readable:
                     if not readable.peek(1):
                         raise InputError(f"{where}: the file is empty (0 bytes); fetch it again or remove it")
                     yield name, readable
@@ -148,28 +141,89 @@ def members(source: Path, suffix: str | tuple[str, ...], *, required: bool = Tru
         raise InputError(f"{source}: holds no file named *{' or *'.join(endings)}; check the path and the format")
 
 
-def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _bare(name: str) -> tuple[str, ...]:
+    """A name without packing, and with its numbers as numbers: `p_01.csv.gz` is `p_1.csv`."""
+    path = PurePosixPath(name)
+    plain = path.with_suffix("") if path.suffix in _PACKED else path
+    return tuple(re.sub(r"(?<![0-9])0+(?=[0-9])", "", part) for part in plain.parts)
+
+
+def _readable(stream: IO[bytes], name: str, where: str, unpacked: _Unpacked) -> io.BufferedReader:
+    """The stream, unpacked if the name says so and guarded; closing it closes them all."""
+    opened = _PACKED.get(PurePosixPath(name).suffix)
+    return io.BufferedReader(_Guarded(stream if opened is None else opened(stream), where, unpacked, stream))
+
+
+def _walk(source: Path, unpacked: _Unpacked) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Name of each file, and what opens it."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
-            if path.is_file():
-                yield path.relative_to(source).as_posix(), path.open("rb")
+            if not path.is_dir():
+                yield path.relative_to(source).as_posix(), partial(_open_inside, path, source, unpacked)
     elif source.name.endswith(_ARCHIVE_SUFFIXES):
-        with tarfile.open(source, "r|*") as archive:
+        unpacked.packed = source.stat().st_size
+        with (
+            source.open("rb") as packed,
+            io.BufferedReader(_Guarded(_unpacking(packed), str(source), unpacked, packed, one_file=False)) as plain,
+            tarfile.open(fileobj=plain, mode="r|", tarinfo=_PlainHeader) as archive,
+        ):
             for member in archive:
                 _refuse_escape(source, member.name)
-                if member.issym() or member.islnk() or member.isdev():
+                if not (member.isfile() or member.isdir()):
                     raise InputError(f"{source}: {member.name!r} is a link or device; pack plain files only")
-                stream = archive.extractfile(member)
-                if stream is not None:
-                    yield member.name, stream
+                if member.isfile():
+                    yield member.name, partial(_extracted, archive, member)
+                # the archive would keep all of them
+                archive.members = []  # type: ignore[attr-defined, unused-ignore]
     elif source.suffix == ".zip":
+        unpacked.packed = source.stat().st_size
         with zipfile.ZipFile(source) as archive_zip:
             for entry in archive_zip.infolist():
                 _refuse_escape(source, entry.filename)
                 if not entry.is_dir():
-                    yield entry.filename, archive_zip.open(entry)
+                    yield entry.filename, partial(archive_zip.open, entry)
     else:
-        yield source.name, source.open("rb")
+        yield source.name, partial(_open_inside, source, source, unpacked)
+
+
+def require_inside(path: Path, folder: Path) -> Path:
+    """The path. Raises InputError unless it is a plain file in the folder, links followed."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: a link that leads out of the folder; copy the file there")
+    if not path.is_file():
+        raise InputError(f"{path}: a broken link, pipe, socket or device; remove it")
+    return path
+
+
+def _open_inside(path: Path, root: Path, unpacked: _Unpacked) -> IO[bytes]:
+    require_inside(path, root)
+    unpacked.packed += path.stat().st_size
+    return path.open("rb")
+
+
+def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = archive.extractfile(member)
+    assert stream is not None  # noqa: S101 - it is a plain file
+    return stream
+
+
+def _unpacking(packed: IO[bytes]) -> _Stream:
+    """The tar in a file. These unpack in small pieces; tarfile's own would copy what a piece unpacks to each time."""
+    begins = packed.read(6)
+    packed.seek(0)
+    for magic, opened in ((b"\xfd7zXZ", lzma.LZMAFile), (b"BZh", bz2.BZ2File), (b"\x1f\x8b", _PACKED[".gz"])):
+        if begins.startswith(magic):
+            return opened(packed)
+    return packed
+
+
+class _PlainHeader(tarfile.TarInfo):
+    """Refuses long texts in headers, which tarfile would read whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in tarfile.REGULAR_TYPES and self.size > _MOST_HEADER and not self.isdir():
+            raise tarfile.HeaderError(f"a header of {self.size} bytes")  # type: ignore[attr-defined, unused-ignore]
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return, unused-ignore]
 
 
 def _refuse_escape(source: Path, name: str) -> None:
@@ -179,16 +233,44 @@ def _refuse_escape(source: Path, name: str) -> None:
         raise InputError(f"{source}: {name!r} leads out of the archive; refuse it and fetch the original again")
 
 
-class _Guarded(io.RawIOBase):
-    """A stream whose damage is an InputError for every reader."""
+class _Unpacked:
+    """How much a source was unpacked to.
 
-    def __init__(self, stream: _Stream, where: str) -> None:
-        self._stream = stream
-        self._where = where
-        self._left = MAX_BYTES
+    Attributes:
+        packed: Bytes that it has packed.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self._source, self._bytes, self.packed = source, 0, 0
+
+    def take(self, count: int) -> None:
+        """Count bytes. Raises InputError from more than `Limits` allows on."""
+        most = limits()
+        self._bytes += count
+        if self._bytes > most.total_bytes:
+            raise InputError(f"{self._source}: unpacks to more than {most.total_bytes >> 20} MiB; divide it")
+        if self._bytes > max(most.small_bytes, most.ratio * self.packed):
+            raise InputError(
+                f"{self._source}: {self.packed:,} bytes unpack to more than {self._bytes - count:,}; no trace does, "
+                "unpack it yourself if you trust it"
+            )
+
+
+class _Guarded(io.RawIOBase):
+    """A stream whose damage and size are an InputError for every reader."""
+
+    def __init__(
+        self, stream: _Stream, where: str, unpacked: _Unpacked, below: IO[bytes], *, one_file: bool = True
+    ) -> None:
+        self._stream, self._below, self._where, self._unpacked = stream, below, where, unpacked
+        self._left = limits().file_bytes if one_file else None
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._below.close()
+        super().close()
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed wants a wider buffer
         try:
@@ -196,9 +278,11 @@ class _Guarded(io.RawIOBase):
         except _DAMAGED as error:
             raise _damaged(self._where, error) from error
         # a few bytes can unpack to any number
-        self._left -= len(data)
-        if self._left < 0:
-            raise InputError(f"{self._where}: more than {MAX_BYTES >> 20} MiB in one file; split it")
+        self._unpacked.take(len(data))
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise InputError(f"{self._where}: more than {limits().file_bytes >> 20} MiB in one file; split it")
         buffer[: len(data)] = data
         return len(data)
 

@@ -5,7 +5,9 @@ Shape suffixes: P prompts, L MoE layers, E experts in a layer.
 
 from __future__ import annotations
 
-import json
+import io
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from moe_beyond.errors import InputError
+from moe_beyond.documents import load_csv, load_json, read_plain
+from moe_beyond.errors import SYSTEM_ERRORS, InputError, reason_of
 from moe_beyond.files import replacing, write_json
 from moe_beyond.traces.schema import Trace, expert_counts_LE
 
+_COLUMNS = ("layer", "expert", "count")
+_MOST_COUNTS = 2**53
 COUNTS_FILE, MEASURES_FILE = "window.npz", "window.json"
 _MOST_PROMPTS = 2000
 """Prompts whose counts are kept apart; of more, every n-th: chance needs no more, and the file stays small."""
@@ -94,20 +99,34 @@ def read_window(folder: Path) -> tuple[Window, Measures]:
     """Read what `write_window` wrote.
 
     Raises:
-        InputError: A file is missing.
+        InputError: A file is missing or damaged, or counts nothing.
     """
     for name in (COUNTS_FILE, MEASURES_FILE):
         if not (folder / name).exists():
             raise InputError(f"{folder / name}: no such file; give a bundle that the publish stage registered")
-    described = json.loads((folder / MEASURES_FILE).read_text(encoding="utf-8"))
-    with np.load(folder / COUNTS_FILE) as arrays:
-        window = Window(
-            described["model_id"],
-            tuple(described["layer_numbers"]),
-            arrays["counts"].astype(np.int64),
-            arrays["prompts"].astype(np.int64),
-        )
-    return window, Measures(**described["measures"])
+    try:
+        described = load_json(read_plain(folder / MEASURES_FILE).decode(), str(folder / MEASURES_FILE))
+        with np.load(io.BytesIO(read_plain(folder / COUNTS_FILE))) as arrays:
+            counts_LE, prompts_PLE = arrays["counts"].astype(np.int64), arrays["prompts"].astype(np.int64)
+        window = Window(described["model_id"], tuple(described["layer_numbers"]), counts_LE, prompts_PLE)
+        measures = Measures(**described["measures"])
+        fits = counts_LE.shape == prompts_PLE.shape[1:] and len(counts_LE) == len(window.layer_numbers)
+    except InputError:
+        raise
+    except (
+        *SYSTEM_ERRORS,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise InputError(f"{folder}: a damaged window ({reason_of(error)}); publish the predictor again") from error
+    if not fits or counts_LE.min(initial=0) < 0 or not counts_LE.any():
+        raise InputError(f"{folder}: a window that counts nothing, or not its layers; publish the predictor again")
+    return window, measures
 
 
 def read_counts(path: Path) -> Window:
@@ -116,14 +135,15 @@ def read_counts(path: Path) -> Window:
     Raises:
         InputError: Not such a CSV, a negative count, a pair that is there twice, or one that is missing.
     """
-    try:
-        table = pl.read_csv(path, schema={"layer": pl.Int64, "expert": pl.Int64, "count": pl.Int64})
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a CSV of columns layer,expert,count ({reason})") from error
-    whole = table.height > 0 and not table.null_count().sum_horizontal()[0]
-    if not whole or table.select(pl.min_horizontal("expert", "count").min()).item() < 0:
-        raise InputError(f"{path}: expected counts of at least 0 in every row")
+    table = load_csv(path, comment=None, infer_schema_length=None)
+    if not table.height:
+        raise InputError(f"{path}: expected counts of at least 0 in every row, found none")
+    if set(table.columns) != set(_COLUMNS) or not all(table[name].dtype == pl.Int64 for name in _COLUMNS):
+        raise InputError(f"{path}: not a CSV of columns layer,expert,count with whole numbers in every row")
+    if table.null_count().sum_horizontal()[0] or table.select(pl.min_horizontal(_COLUMNS).min()).item() < 0:
+        raise InputError(f"{path}: expected layers, experts and counts of at least 0 in every row")
+    if not 0 < table["count"].cast(pl.Float64).sum() <= _MOST_COUNTS:
+        raise InputError(f"{path}: counts that are all 0, or more than {_MOST_COUNTS}; nothing was counted")
     layers, experts = table["layer"].unique().sort().to_list(), int(table["expert"].max()) + 1  # type: ignore[arg-type]
     if table.height != len(layers) * experts or table.select("layer", "expert").is_duplicated().any():
         raise InputError(
