@@ -43,4 +43,4 @@ def test_settings_import_only_pydantic_and_settings():
         for name in imported(path):
             package = name.split(".")[0]
             assert package in {"__future__", "typing", "pydantic", "moe_beyond"} or path.parent == SOURCE, path
-            assert not name.startswith("moe_beyond") or name.endswith((".settings", ".errors")), path
+            assert not name.startswith("moe_beyond") or name.endswith((".settings", ".errors", ".masking")), path

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_beyond.errors import SYSTEM_ERRORS, InputError, line_of
+from moe_beyond.masking import mask_output
 from moe_beyond.numerics import Numerics, pin
 from moe_beyond.settings import Settings, read_params
 from moe_beyond.tracking.dvc import RECEIPT, DvcStage, read_stage, restore_outs, write_receipt
@@ -97,4 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    mask_output()
     main()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import time
 import uuid
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import fingerprint, folder_digest, replacing
+from moe_beyond.masking import masked
 from moe_beyond.settings import Settings, flatten
 from moe_beyond.tracking.dvc import RECEIPT, DvcStage
 
@@ -264,4 +264,4 @@ def read(path: Path) -> Record:
 
 def without_secrets(text: str) -> str:
     """Text in one line without user names and passwords of addresses in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", re.sub(r"(password|token)=[^&\s]+", r"\1=", " ".join(text.split())))
+    return masked(" ".join(text.split()))
