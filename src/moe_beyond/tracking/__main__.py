@@ -69,7 +69,10 @@ def _run_and_log(root: Path, declared: DvcStage, run: Callable[[Settings], None]
         _require_outs(root, declared)
     except BaseException as error:
         restore_outs(root, declared.name)
-        client.log_run(root, run_record.of_failure(root, declared, params, start_ms, error))
+        try:
+            client.log_run(root, run_record.of_failure(root, declared, params, start_ms, error))
+        except (InputError, *SYSTEM_ERRORS) as second:  # such as the disk that made the stage fail
+            logging.getLogger(__name__).warning("this failed run is not kept for MLflow: %s", line_of(second))
         raise
     ended = run_record.of_stage(root, declared, params, start_ms)
     write_receipt(root, declared.name, ended.key)
