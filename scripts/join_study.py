@@ -13,8 +13,9 @@ import logging
 import sys
 from pathlib import Path
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, line_of
 from moe_beyond.files import scratch_folder
+from moe_beyond.masking import mask_output
 from moe_beyond.params import load_params
 from moe_beyond.tuning.inputs import Inputs
 from moe_beyond.tuning.optuna_study import StudyPlace
@@ -33,9 +34,10 @@ def main() -> None:
         with scratch_folder(root, "tune", key) as scratch:
             join(inputs, StudyPlace.of(params.tune.storage, f"moe-beyond-{key}", scratch), scratch)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {line_of(error)}", file=sys.stderr)
         raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
+    mask_output()
     main()

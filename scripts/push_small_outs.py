@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dvc.repo import Repo
 
+from moe_beyond.masking import mask_output
+
 
 def main() -> None:
     """Push what the local cache has of them; what it lacks was restored from git and is there for every clone.
@@ -25,4 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    mask_output()
     main()

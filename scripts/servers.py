@@ -76,13 +76,11 @@ class Servers:
         """
         self.start_postgres()
         self.start_mlflow()
-        environment = self.folder / "environment"
-        environment.touch(mode=0o600)
-        environment.write_text(
+        _write_private(
+            self.folder / "environment",
             f"export MLFLOW_TRACKING_URI={self.mlflow_uri}\n"
             f"export OPTUNA_STORAGE={self.database('optuna')}\n"
             f"export DVC_HTTP_REMOTE={self.dvc_remote}\n",
-            encoding="utf-8",
         )
 
     def start_postgres(self) -> None:
@@ -129,7 +127,10 @@ class Servers:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.mlflow_port)]
         # one process: a parent would end workers that a busy machine keeps from responding within five seconds
         command += ["--workers", "1", "--serve-artifacts", "--artifacts-destination", str(artifacts)]
-        with (self.folder / "mlflow.log").open("a") as log:
+        path = self.folder / "mlflow.log"
+        path.touch()
+        path.chmod(0o600)
+        with path.open("a") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         (self.folder / "mlflow.pid").write_text(str(process.pid), encoding="utf-8")
         self._wait_for_mlflow(process)
@@ -181,12 +182,10 @@ class Servers:
         self.folder.mkdir(parents=True, exist_ok=True)
         password = self.folder / "password"
         if not password.exists():
-            password.touch(mode=0o600)
-            password.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+            _write_private(password, secrets.token_urlsafe(24))
         data.mkdir(mode=0o700, exist_ok=True)
         file = data.parent / "postgres-password"
-        file.touch(mode=0o600)
-        file.write_text(password.read_text(encoding="utf-8"), encoding="utf-8")
+        _write_private(file, password.read_text(encoding="utf-8"))
         if os.geteuid() == 0:
             for path in (data, file):
                 shutil.chown(path, _postgres_user())
@@ -222,6 +221,13 @@ class Servers:
             ]
         # a server inherits what it is started with: files, not pipes, whose readers would wait for it
         _run(command, {**os.environ, "LC_ALL": "C"}, cwd="/")
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone reads from the start, also where one that others could read stood before."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _program(name: str) -> Path:

@@ -42,12 +42,16 @@ OVERRIDES = [word for key, value in TINY.items() for word in ("-S", f"++{key}={v
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def call(project, *command, check=True, **forced):
+def environment_of(project):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     environment |= {f"GIT_{who}_NAME": "test" for who in ("AUTHOR", "COMMITTER")}
     environment |= {f"GIT_{who}_EMAIL": "test@example.invalid" for who in ("AUTHOR", "COMMITTER")}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(project / "src")}
-    environment |= {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | forced
+    return environment | {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def call(project, *command, check=True, **forced):
+    environment = environment_of(project) | forced
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)} gave {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 
+from moe_beyond.masking import masked
+
 _MOST, _SHOWN = 600, 80
 # a part of a path, a name or a value; what a path holds besides is worth reading whole
 _LONG = re.compile(rf"[^\s/,;]{{{_SHOWN + 20},}}")
@@ -32,7 +34,7 @@ SYSTEM_ERRORS = (OSError, MemoryError, RecursionError, OverflowError)
 
 
 def line_of(error: BaseException) -> str:
-    """What an `InputError` or one of `SYSTEM_ERRORS` says, in one line in which no part of a path or name is long."""
+    """What an `InputError` or one of `SYSTEM_ERRORS` says, in one line without passwords or long names."""
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     else:
@@ -41,8 +43,8 @@ def line_of(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text on one line, without what a terminal would act on, and of a long word its beginning."""
-    return _LONG.sub(lambda found: f"{found[0][:_SHOWN]}...", "".join(map(_visible, text)))
+    """Text on one line, without passwords and what a terminal would act on, and of a long word its beginning."""
+    return _LONG.sub(lambda found: f"{found[0][:_SHOWN]}...", "".join(map(_visible, masked(text))))
 
 
 def _visible(character: str) -> str:
@@ -50,8 +52,8 @@ def _visible(character: str) -> str:
 
 
 def reason_of(error: object) -> str:
-    """What a library says, in one line; pages of it end after a whole word."""
-    return shorten(str(error), _MOST, placeholder=" ...")
+    """What a library says, in one line and without passwords; pages of it end after a whole word."""
+    return shorten(masked(str(error)), _MOST, placeholder=" ...")
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def test_it_is_a_run_with_its_signals_and_the_index_of_each_layer(traces):
 def test_without_mlflow_it_says_what_it_found_all_the_same(traces, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert check(traces).window is not None
-    assert "MLflow lacks drift" in warnings(caplog)[0]
+    assert "MLflow lacks 1 run: drift" in warnings(caplog)[0]
     assert len(records(traces)) == 1
     with pytest.raises(InputError, match="failed"):
         check(traces, against="champion")

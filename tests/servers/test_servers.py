@@ -67,7 +67,7 @@ def test_a_server_killed_in_the_middle_of_logging_misses_nothing(team, servers, 
 
     with mock.patch.object(MlflowClient, call, kill):
         run_split(team)
-    assert any("MLflow lacks split" in warning for warning in warnings(caplog))
+    assert any("MLflow lacks 1 run: split" in warning for warning in warnings(caplog))
     getattr(servers, f"start_{victim}")()
     to = MlflowClient(servers.mlflow_uri)
     check_whole(team, to)
@@ -110,7 +110,7 @@ def test_a_server_that_fails_on_writes_alone_misses_and_doubles_nothing(team, se
             run_split(team)
         proxy.shutdown()
     (warning,) = warnings(caplog)
-    assert "MLflow lacks split" in warning
+    assert "MLflow lacks 1 run: split" in warning
     assert "500" in warning
     readdress(team, address, servers.mlflow_uri)
     check_whole(team, MlflowClient(servers.mlflow_uri))

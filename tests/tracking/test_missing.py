@@ -34,13 +34,13 @@ def test_a_server_that_is_away_stops_no_stage_and_resend_says_what_is_missing(pr
     run_split(project)
     assert json.loads((project / "reports/split/run.json").read_text())["stage"] == "split"
     (warning,) = warnings(caplog)
-    assert warning.startswith(f"MLflow lacks split ({AWAY}: ")
+    assert warning.startswith(f"MLflow lacks 1 run: split ({AWAY}: ")
     assert warning.endswith("; to log it again: moe-beyond resend")
     assert resend() == (1, warning)
     # a record is for one MLflow; at another one a line names the right one
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     advice = "set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME so, then: moe-beyond resend"
-    assert resend() == (1, f"waiting for {AWAY}, experiment moe-beyond: split; {advice}")
+    assert resend() == (1, f"waiting for {AWAY}, experiment moe-beyond: 1 run: split; {advice}")
     assert runs(project) == []
     readdress(project, AWAY, "")
     assert resend() == (0, "nothing is missing")
@@ -146,11 +146,42 @@ def test_artifacts_come_from_dvcs_cache_where_the_workspace_has_moved_on(project
 
 
 def test_a_damaged_record_is_named_and_stops_no_other(project, caplog):
-    (project / ".mlflow-records").mkdir()
+    (project / ".mlflow-records/a folder.json").mkdir(parents=True)
     (project / ".mlflow-records/broken.json").write_text('{"key": ')
+    (project / ".mlflow-records/no text.json").write_bytes(b"\xff\xfe")
     run_split(project)
+    assert "MLflow lacks 3 runs: a folder.json, broken.json, no text.json (" in warnings(caplog)[0]
     assert "broken.json: not a record of a run" in warnings(caplog)[0]
     assert only(project, "split").info.status == "FINISHED"
+
+
+def test_a_damaged_record_of_this_very_run_is_written_anew(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    run_split(project)
+    (record,) = records(project)
+    record.write_bytes(b"")
+    run_split(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    readdress(project, AWAY, "")
+    check_whole(project)
+
+
+def test_the_last_line_says_how_much_is_missing(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    for text in "ab":
+        (project / "data/traces/a.txt").write_text(text)
+        run_split(project)
+    status, line = resend()
+    assert status == 1
+    assert line.startswith(f"MLflow lacks 2 runs: split (2 times) ({AWAY}: ")
+
+
+def test_where_a_failure_cannot_be_kept_its_own_line_is_the_error(project, caplog):
+    (project / ".mlflow-records").write_text("in the way")
+    (project / "bad").write_text("prompts.jsonl: line 3: no 'prompt'; add it")
+    with pytest.raises(InputError, match="line 3"):
+        run_split(project)
+    assert "this failed run is not kept for MLflow: " in warnings(caplog)[0]
 
 
 def test_passwords_are_kept_nowhere(project, monkeypatch, caplog):

@@ -9,9 +9,12 @@ from unittest.mock import Mock
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
+from moe_beyond.errors import InputError
 from moe_beyond.tuning import optuna_study as study_module
 from moe_beyond.tuning.optuna_study import MAX_DEATHS, Outcome, StudyPlace, patiently
+from moe_beyond.tuning.settings import TuneSettings
 from tests.traces.refusals import refused
 from tests.tuning.several_workers import CANDIDATES, CHOICES, OUTCOMES, try_with_a_kill
 
@@ -102,5 +105,25 @@ def test_the_environment_names_the_storage_before_the_parameter(tmp_path, monkey
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://user:secret@host/db")
     place = StudyPlace.of(None, "study", tmp_path)
     assert (place.url, place.is_shared) == ("postgresql+psycopg2://user:secret@host/db", True)
-    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///user:secret@x.db")
-    refused(r"'x\.db' is no PostgreSQL address", StudyPlace.of, None, "study", tmp_path)
+
+
+UNUSABLE = [
+    ("sqlite:///user:planted@x.db", "OPTUNA_STORAGE: not an address that begins with postgresql; correct or unset it"),
+    ("postgresql://user:pl@nted@127.0.0.1:9/db", "cannot be read; in a password write %40 for @, %2F for /"),
+    ("postgresql://127.0.0.1:planted/db", "cannot be read; in a password write %40 for @, %2F for /"),
+    ("postgresql:planted", "cannot be read; in a password write %40 for @, %2F for /"),
+    ("postgresql+planted://host/db", "tune.storage: Can't load plugin: .*; correct its address"),
+    ("postgresql://user:planted@127.0.0.1:9/db?unknown=1", "tune.storage: invalid dsn: .*; correct its address"),
+    ("postgresql://user:planted@127.0.0.1:9/db", "tune.storage: it does not answer .*; start it"),
+]
+
+
+@pytest.mark.parametrize(("address", "message"), UNUSABLE)
+def test_an_address_that_cannot_be_used_is_one_line_without_its_password(tmp_path, monkeypatch, address, message):
+    monkeypatch.setenv("OPTUNA_STORAGE", address)
+    monkeypatch.setattr(study_module, "PATIENCE_S", -1.0)
+    with pytest.raises(InputError, match=message) as caught:
+        StudyPlace.of(None, "study", tmp_path).open(create=True)
+    assert not any(part in str(caught.value) for part in (":planted", "nted@"))
+    with pytest.raises(ValidationError, match="a password belongs in the variable OPTUNA_STORAGE"):
+        TuneSettings(storage="postgresql://user:planted@host/db")

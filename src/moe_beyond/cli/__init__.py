@@ -6,6 +6,7 @@
 from moe_beyond.cli import before_download, caches, fitting, live, placements, predictors, registry, traces
 from moe_beyond.cli.common import app
 from moe_beyond.cli.progress import shown
+from moe_beyond.masking import mask_output
 
 __all__ = [
     "app",
@@ -23,5 +24,6 @@ __all__ = [
 
 def main() -> None:
     """Entry point of the `moe-beyond` command."""
+    mask_output()
     with shown():
         app()

@@ -125,6 +125,10 @@ class Registry:
         manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
         tags = tags | {BUNDLE_DIGEST: _manifest_digest(bundle)}
         experiment = self.client.get_run(run_id).info.experiment_id
+        # of a registration that was killed: no version came of it
+        for former in self.client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{tags[DIGEST]}'"):
+            if former.source_run_id == run_id:
+                self.client.delete_logged_model(former.model_id)
         model = self.client.create_logged_model(experiment, "predictor", source_run_id=run_id, tags=tags)
         mlflow.pyfunc.log_model(
             model_id=model.model_id,

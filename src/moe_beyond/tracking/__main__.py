@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_beyond.errors import SYSTEM_ERRORS, InputError, line_of
+from moe_beyond.masking import mask_output
 from moe_beyond.numerics import Numerics, pin
 from moe_beyond.settings import Settings, read_params
 from moe_beyond.tracking.dvc import RECEIPT, DvcStage, read_stage, restore_outs, write_receipt
@@ -68,7 +69,10 @@ def _run_and_log(root: Path, declared: DvcStage, run: Callable[[Settings], None]
         _require_outs(root, declared)
     except BaseException as error:
         restore_outs(root, declared.name)
-        client.log_run(root, run_record.of_failure(root, declared, params, start_ms, error))
+        try:
+            client.log_run(root, run_record.of_failure(root, declared, params, start_ms, error))
+        except (InputError, *SYSTEM_ERRORS) as second:  # such as the disk that made the stage fail
+            logging.getLogger(__name__).warning("this failed run is not kept for MLflow: %s", line_of(second))
         raise
     ended = run_record.of_stage(root, declared, params, start_ms)
     write_receipt(root, declared.name, ended.key)
@@ -97,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    mask_output()
     main()

@@ -14,7 +14,8 @@ import socket
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 from filelock import FileLock
+from google.protobuf.json_format import ParseError
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -41,7 +43,17 @@ from moe_beyond.tracking.database import (
     uri_of,
 )
 from moe_beyond.tracking.dvc import copy_from_cache
-from moe_beyond.tracking.run_record import DEFAULT_EXPERIMENT, FOLDER, Record, keep, read, waiting, without_secrets
+from moe_beyond.tracking.run_record import (
+    DEFAULT_EXPERIMENT,
+    FOLDER,
+    KEY_TAG,
+    Record,
+    keep,
+    read,
+    waiting,
+    without_secrets,
+)
+from moe_beyond.tracking.superseded import delete_logged, forget_waiting, place_tag
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -49,9 +61,9 @@ Item = TypeVar("Item")
 for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("mlflow.store.db.utils", "CRITICAL")):
     logging.getLogger(name).setLevel(level)
 
-KEY_TAG, LOGGED_TAG = "moe_beyond.key", "moe_beyond.logged"
-MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
-"""What MLflow raises when it is away, refuses, has no disk left, or lacks its database's driver."""
+LOGGED_TAG = "moe_beyond.logged"
+MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, ParseError)
+"""What MLflow raises when it is away, refuses, has no disk left, lacks its database's driver, or is no MLflow."""
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _NOT_GENAI = "workflowType=machine_learning"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -146,6 +158,15 @@ def connected(root: Path) -> Iterator[Mlflow]:
 
 def _connect(uri: str, name: str) -> Mlflow:
     _probe(uri)
+    try:
+        return _experiment(uri, name)
+    except MLFLOW_ERRORS:
+        raise
+    except Exception as error:
+        raise MlflowException("no MLflow") from error  # whatever the client made of a response
+
+
+def _experiment(uri: str, name: str) -> Mlflow:
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     database, experiment = local_database(uri), client.get_experiment_by_name(name)
@@ -155,6 +176,8 @@ def _connect(uri: str, name: str) -> Mlflow:
         # a server decides itself where artifacts go
         place = None if database is None else artifacts_beside(database).as_uri()
         return Mlflow(client, str(client.create_experiment(name, place, tags=_KIND)))
+    if not experiment.experiment_id:
+        raise MlflowException("not a response of MLflow: an experiment without an id")
     for key, value in _KIND.items():
         if key not in experiment.tags:
             client.set_experiment_tag(experiment.experiment_id, key, value)
@@ -202,14 +225,21 @@ class Sent:
             for run, paths in self.lost.items()
         ]
         lines += [
-            f"waiting for {place}: {', '.join(runs)}; set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME so, then: "
+            f"waiting for {place}: {_counted(runs)}; set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME so, then: "
             "moe-beyond resend"
             for place, runs in self.elsewhere.items()
         ]
         if self.missing:
-            runs, reasons = (", ".join(dict.fromkeys(words)) for words in zip(*self.missing.values(), strict=True))
-            lines.append(f"MLflow lacks {runs} ({reasons}); to log it again: moe-beyond resend")
+            runs, reasons = zip(*self.missing.values(), strict=True)
+            why = ", ".join(dict.fromkeys(reasons))
+            lines.append(f"MLflow lacks {_counted(runs)} ({why}); to log it again: moe-beyond resend")
         return lines
+
+
+def _counted(runs: Sequence[str]) -> str:
+    """How many runs, and which."""
+    named = (name if count == 1 else f"{name} ({count} times)" for name, count in Counter(runs).items())
+    return f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {', '.join(named)}"
 
 
 def log_run(root: Path, record: Record) -> Sent:
@@ -219,7 +249,9 @@ def log_run(root: Path, record: Record) -> Sent:
         root: The project's root.
         record: Of a run that has ended.
     """
-    keep(main_root(root), record.model_copy(update=destination(root)))
+    home = main_root(root)
+    keep(home, record.model_copy(update=destination(root) | {"tags": record.tags | place_tag(home)}))
+    forget_waiting(home, root, record)
     sent = send(root)
     for sentence in sent.sentences():
         log.warning("%s", sentence)
@@ -243,14 +275,14 @@ def send(root: Path) -> Sent:
         if {"address": record.address, "experiment": record.experiment} == here:
             records[path] = record
         else:
-            place = f"{record.address or 'the database here'}, experiment {record.experiment}"
-            sent.elsewhere.setdefault(place, []).append(record.name)
+            where = f"{record.address or 'the database here'}, experiment {record.experiment}"
+            sent.elsewhere.setdefault(where, []).append(record.name)
     database = local_database(uri)
     if records or (database is not None and database.exists()):  # whose artifacts may have to come home
         try:
             with _alone(uri, root):
                 _send(_connect(uri, here["experiment"]), root, uri, records, sent)
-        except MLFLOW_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 - outs and records are there, whatever a library makes of a response
             reason = f"{without_secrets(uri)}: {_reason(error, uri)}"
             left = {path: (record.name, reason) for path, record in records.items() if path.exists()}
             sent.missing = left | sent.missing
@@ -263,7 +295,10 @@ def _send(to: Mlflow, root: Path, uri: str, records: dict[Path, Record], sent: S
     for path, record in sorted(records.items(), key=lambda item: item[1].end_ms):
         try:
             lost = log_record(to, root, record)
-        except MLFLOW_ERRORS as error:
+            if to.has(record.key) is None:
+                raise MlflowException("took every request, and does not hold the run")
+            delete_logged(to.client, to.experiment_id, root, record)
+        except Exception as error:  # noqa: BLE001 - as in `send`
             sent.missing[path] = (record.name, _reason(error, uri))
             # a server that cannot even be read from is away: trying each of the others would take minutes
             to.client.get_experiment(to.experiment_id)
@@ -381,4 +416,6 @@ def _reason(error: BaseException, uri: str) -> str:
             f"copy the database, then: mlflow db upgrade {without_secrets(uri)} (where that does not know the schema, "
             "a newer mlflow wrote it: install that one)"
         )
+    if not isinstance(error, MLFLOW_ERRORS):
+        return reason_of(f"not a response of MLflow: {type(error).__name__}: {error}")
     return reason_of(without_secrets(str(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from moe_beyond.errors import InputError
-from moe_beyond.files import replacing, write_json
+from moe_beyond.files import json_text, replacing, write_json
 from moe_beyond.settings import STAGES
 
 RECEIPT = "run.json"
@@ -61,7 +62,21 @@ def _paths(items: list[str | dict[str, Any]] | None) -> tuple[str, ...]:
 
 def write_receipt(root: Path, stage: str, key: str) -> None:
     """Write the receipt beside a stage's outs, so that DVC restores it with them."""
-    write_json(root / "reports" / stage / RECEIPT, {"stage": stage, "key": key})
+    write_json(root / "reports" / stage / RECEIPT, _receipt(stage, key))
+
+
+def _receipt(stage: str, key: str) -> dict[str, str]:
+    return {"stage": stage, "key": key}
+
+
+def is_committed(root: Path, stage: str, key: str) -> bool:
+    """Whether DVC has taken the outs of a run: its cache holds the receipt then. True where there is no DVC."""
+    cache = _cache(root)
+    if cache is None:
+        return True
+    content = json_text(_receipt(stage, key)).encode()
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return (cache / digest[:2] / digest[2:]).exists()
 
 
 def receipts(root: Path) -> dict[str, str]:
@@ -91,6 +106,16 @@ def restore_outs(root: Path, stage: str) -> None:
             copy_from_cache(root, out["md5"], root / out["path"])
 
 
+def _cache(root: Path) -> Path | None:
+    """The folder of DVC's cache by MD5; None where there is no DVC."""
+    if not (root / ".dvc").is_dir():
+        return None
+    from dvc.repo import Repo  # noqa: PLC0415 - takes a second to import, and is seldom needed
+
+    with Repo(str(root)) as repo:
+        return Path(repo.cache.local.path)
+
+
 def copy_from_cache(root: Path, digest: str, target: Path) -> bool:
     """Copy a file or a folder from DVC's cache; False where the cache does not hold all of it.
 
@@ -99,12 +124,9 @@ def copy_from_cache(root: Path, digest: str, target: Path) -> bool:
         digest: As in dvc.lock: an MD5, of a folder with `.dir` behind it.
         target: Path of the copy.
     """
-    if not (root / ".dvc").is_dir():
+    cache = _cache(root)
+    if cache is None:
         return False
-    from dvc.repo import Repo  # noqa: PLC0415 - takes a second to import, and is seldom needed
-
-    with Repo(str(root)) as repo:
-        cache = Path(repo.cache.local.path)
     listing = cache / digest[:2] / digest[2:]
     if not listing.exists():
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import time
 import uuid
@@ -24,10 +23,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import fingerprint, folder_digest, replacing
+from moe_beyond.masking import masked
 from moe_beyond.settings import Settings, flatten
 from moe_beyond.tracking.dvc import RECEIPT, DvcStage
 
 FOLDER = ".mlflow-records"
+KEY_TAG, WORK_TAG = "moe_beyond.key", "moe_beyond.work"
 STAGE_TAG, ERROR_TAG = "moe_beyond.stage", "moe_beyond.error"
 DEFAULT_EXPERIMENT = "moe-beyond"
 CHOSEN = "chosen."
@@ -98,7 +99,7 @@ def of_stage(root: Path, declared: DvcStage, params: Settings, start_ms: int) ->
         name=declared.name,
         start_ms=start_ms,
         end_ms=now_ms(),
-        tags=context_tags(root, declared.name),
+        tags=context_tags(root, declared.name) | {WORK_TAG: fingerprint(declared.name, given, deps)},
         params=given,
         metrics=(*_machine(), *points(_read_json(reports / "metrics.json")), *curves(reports / _CURVES)),
         inputs=_data(deps),
@@ -240,9 +241,16 @@ def keep(home: Path, record: Record) -> None:
         record: Of a run.
     """
     path = home / FOLDER / f"{record.key}.{fingerprint(record.address, record.experiment)[:8]}.json"
-    if not path.exists():
+    if not _is_readable(path):
         with replacing(path) as temporary:
             temporary.write_text(record.model_dump_json(), encoding="utf-8")
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return bool(read(path))
+    except InputError:
+        return False
 
 
 def waiting(home: Path) -> list[Path]:
@@ -254,14 +262,16 @@ def read(path: Path) -> Record:
     """A record from its file.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: The file is damaged, or not there.
     """
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InputError(f"{path}: not a record of a run ({error.errors()[0]['msg']}); remove it") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
 
 
 def without_secrets(text: str) -> str:
     """Text in one line without user names and passwords of addresses in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", re.sub(r"(password|token)=[^&\s]+", r"\1=", " ".join(text.split())))
+    return masked(" ".join(text.split()))

@@ -121,7 +121,9 @@ class StudyPlace:
             file = sqlalchemy.URL.create("sqlite", database=str(folder / "study.db"))
             return cls(name, file.render_as_string(), grace_s=20)
         if not url.startswith("postgresql"):
-            raise InputError(f"{URL_VARIABLE}: {url.split('@')[-1]!r} is no PostgreSQL address; correct or unset it")
+            raise InputError(f"{URL_VARIABLE}: not an address that begins with postgresql; correct or unset it")
+        if not _is_readable(url):
+            raise InputError(f"{URL_VARIABLE}: this address cannot be read; in a password write %40 for @, %2F for /")
         # the driver that this project installs, whatever SQLAlchemy takes for granted
         return cls(name, url.replace("postgresql://", "postgresql+psycopg2://", 1), grace_s=int(PATIENCE_S) + 60)
 
@@ -143,6 +145,8 @@ class StudyPlace:
             raise InputError(f"study {self.name}: not begun; start the tune stage first, on the same inputs") from error
         except ImportError as error:
             raise InputError(f"tune.storage: {error}; install moe-beyond[postgresql]") from error
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            raise InputError(f"tune.storage: {reason_of(error.__cause__ or error)}; correct its address") from error
 
     def _open(self, *, create: bool) -> optuna.Study:
         # a connection that a restart of the server broke is replaced
@@ -166,6 +170,15 @@ class StudyPlace:
         if create:
             return optuna.create_study(study_name=self.name, storage=storage, sampler=sampler, load_if_exists=True)
         return optuna.load_study(study_name=self.name, storage=storage, sampler=sampler)
+
+
+def _is_readable(url: str) -> bool:
+    """Whether a database's driver would look for the host that was meant: not for one with an end of a password."""
+    try:
+        host = sqlalchemy.make_url(url).host
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return False
+    return "@" not in (host or "")
 
 
 class Study:

@@ -23,7 +23,8 @@ from pathlib import Path
 import joblib
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, line_of
+from moe_beyond.masking import mask_output
 from moe_beyond.tuning.candidates import choices
 from moe_beyond.tuning.choice import Search, choose
 from moe_beyond.tuning.inputs import Inputs
@@ -124,12 +125,13 @@ def _work(inputs: Inputs, place: StudyPlace, scratch: Path) -> None:
 
     # its parent ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mask_output()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         place.open().work(partial(measure, inputs, scratch))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line for the user
+        print(f"error: {line_of(error)}", file=sys.stderr)  # noqa: T201 - the one line for the user
         raise SystemExit(1) from error
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from moe_beyond.masking import has_password
 from moe_beyond.settings import Settings
 from moe_beyond.training.settings import TrainSettings
 
@@ -71,7 +72,8 @@ class TuneSettings(Settings):
     another accelerator. The outcome does not depend on it."""
     storage: str | None = Field(default=None, pattern="^postgresql")
     """Where the study lies: null for a file in `.scratch`, or a PostgreSQL address, so that other machines can join.
-    The variable OPTUNA_STORAGE goes before it and is the place for an address with a password."""
+    The variable OPTUNA_STORAGE goes before it and is the one place for an address with a password: DVC keeps
+    parameters."""
     warm_start: str | None = None
     """Candidates of an earlier search to try first: a `trials.csv` (a copy: the stage's own is replaced)."""
     space: SearchSpace = SearchSpace()
@@ -83,3 +85,10 @@ class TuneSettings(Settings):
     """At most about this many validation tokens are replayed to find a candidate's time per token."""
     max_latency_ms: float = Field(default=5.0, gt=0)
     """A candidate whose token step is charged more is not tried."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_without_password(cls, address: str | None) -> str | None:
+        if address is not None and has_password(address):
+            raise ValueError("an address with a password belongs in the variable OPTUNA_STORAGE; remove it here")
+        return address
