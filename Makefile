@@ -9,7 +9,6 @@ TRACES ?= ../shared/traces
 TORCH_INDEX ?=
 # read from the lock file, so that the version has one home
 TORCH := $(shell grep -E '^torch==' requirements.lock)
-UV := $(shell grep -E '^uv==' requirements.lock)
 # programs of an environment name the place where it was made: after a move, and in a copy, it is made anew
 HERE := $(realpath $(VENV))/bin/
 MADE_HERE := $(shell test -x $(VENV)/bin/python && head -n 3 $(VENV)/bin/pip 2>/dev/null | grep -F '$(HERE)')
@@ -20,7 +19,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow test-oldest smoke lint format docs bench golden ui servers servers-stop retrain rollback lock clean
+.PHONY: help repro published deepseek gpt-oss test test-slow test-oldest smoke lint format docs bench golden ui servers servers-stop retrain rollback lock audit release clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -102,19 +101,32 @@ lock: $(VENV)/.ok  ## Resolve pyproject.toml anew into requirements.lock
 		--no-emit-trusted-host --no-annotate -o requirements.lock pyproject.toml
 	# a CPU build's local version is not on the index
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/; s|file://[^ ]*||' requirements.lock
+	# of every file of that version, so that other machines can install, too; torch without: its CPU builds are other files
+	uv pip compile -q --no-deps --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+		-o requirements.lock requirements.lock
+	sed -i '/^torch==/,/[^\\]$$/{/--hash=/d; s/ \\$$//}' requirements.lock
+
+# by name and version: the auditor refuses a list of which only some have hashes
+audit: $(VENV)/.ok  ## Known vulnerabilities of what the lock file names; .ci/known-findings are passed over, each with a reason
+	grep -oE '^[a-z0-9.-]+==[^ ]+' requirements.lock | pip-audit --strict --progress-spinner off --disable-pip --no-deps \
+		$$(sed -n 's/^\([A-Z][^ ]*\) .*/--ignore-vuln \1/p' .ci/known-findings) -r /dev/stdin
+
+release: $(VENV)/.ok  ## Wheel, sdist, their bill of materials (CycloneDX) and sha256 sums, of the last commit, in build/release
+	python -m scripts.release
 
 clean:  ## Remove the environment and interrupted work; data, models, reports and runs stay
 	rm -rf $(VENV) .scratch build
 
-# torch first and alone, by pip: without a choice of index, its resolver would look at every package's index; the rest by uv
+# torch first and alone, by pip: without a choice of index, uv's resolver would look at every package's index. The rest by
+# uv, which checks every hash that the lock file has, its own before it runs, and those of what sources are built with.
 ifeq ($(MADE_HERE),)
 .PHONY: $(VENV)/.ok
 endif
 $(VENV)/.ok: requirements.lock pyproject.toml
 	@$(or $(PYTHON),python3.11) -c 'import sys; sys.exit("error: Python 3.11 is needed, found " + sys.version.split()[0] + "; install it, or name it: make PYTHON=/path/to/python3.11") if sys.version_info[:2] != (3, 11) else None'
 	$(if $(MADE_HERE),,$(PYTHON) -m venv --clear $(VENV))
-	$(VENV)/bin/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) $(TORCH) -c requirements.lock
-	$(VENV)/bin/pip install -q --disable-pip-version-check $(UV)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -r requirements.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --no-deps $(TORCH)
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | $(VENV)/bin/pip install -q --disable-pip-version-check --require-hashes -r /dev/stdin
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -r requirements.lock --build-constraints requirements.lock
 	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@

@@ -1,6 +1,7 @@
 """Workflows are what their schema and a security linter allow, and their steps are those of the Makefile."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def run(*words):
 
 
 def test_workflows_follow_their_published_schema():
-    assert {path.stem for path in WORKFLOWS} == {"test", "retrain"}
+    assert {path.stem for path in WORKFLOWS} == {"audit", "test", "retrain"}
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
     gitlab = [".gitlab-ci.example.yml", "--data-transform", "gitlab-ci"]
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.gitlab-ci", *gitlab)
@@ -28,6 +29,22 @@ def test_workflows_follow_their_published_schema():
 
 def test_workflows_have_no_known_security_fault():
     run(BIN / "zizmor", "--offline", "--no-progress", *WORKFLOWS)
+
+
+def test_actions_are_pinned_to_a_commit():
+    lines = [line for path in WORKFLOWS for line in path.read_text().splitlines()]
+    used = [line.split("uses:")[1].strip() for line in lines if "uses:" in line]
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[\d.]+", action) for action in used), used
+
+
+def test_the_lock_file_is_audited_weekly_and_when_it_changes():
+    audit = yaml.safe_load((ROOT / ".github/workflows/audit.yml").read_text())
+    events = audit[True]  # YAML reads `on` so
+    assert "requirements.lock" in events["push"]["paths"]
+    assert "requirements.lock" in events["pull_request"]["paths"]
+    assert events["schedule"][0]["cron"].endswith("* * 1")
+    assert "make audit" in [step.get("run") for step in audit["jobs"]["audit"]["steps"]]
 
 
 @pytest.mark.parametrize("workflow", [".github/workflows/retrain.yml", ".gitlab-ci.example.yml"])
