@@ -106,9 +106,8 @@ def _version(name: str, lock: Lock) -> tuple[str, Sequence[str]]:
 
 def _component(name: str, version: str, digests: Sequence[str]) -> dict[str, Any]:
     purl = f"pkg:pypi/{name}@{version}"
-    component = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
-    component["licenses"] = _licenses(name)
-    return component | ({"externalReferences": [_file(purl, digests)]} if digests else {})
+    about = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    return about | {"licenses": _licenses(name)} | ({"externalReferences": [_file(purl, digests)]} if digests else {})
 
 
 def _file(url: str, digests: Sequence[str]) -> dict[str, Any]:
@@ -118,8 +117,9 @@ def _file(url: str, digests: Sequence[str]) -> dict[str, Any]:
 
 def _licenses(name: str) -> list[dict[str, Any]]:
     about = distribution(name).metadata
-    if expression := about.get("License-Expression"):
-        return [{"expression": expression}]
+    if "License-Expression" in about:
+        return [{"expression": about["License-Expression"]}]
     known = [line.split(" :: ")[-1] for line in about.get_all("Classifier", []) if line.startswith("License :: ")]
-    known = known or [line.strip()[:80] for line in about.get("License", "").strip().splitlines()[:1]]
+    if not known and "License" in about:
+        known = [line.strip()[:80] for line in about["License"].strip().splitlines()[:1]]
     return [{"license": {"name": text}} for text in known]
