@@ -86,7 +86,7 @@ golden: $(VENV)/.ok  ## Every figure published beside the TRACES, recomputed: NA
 ui: $(VENV)/.ok  ## MLflow's pages on this machine's runs
 	-@moe-beyond resend
 	@echo 'http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning'
-	mlflow server --backend-store-uri "sqlite:///$$PWD/mlflow.db" --host 127.0.0.1 --port $(PORT) --workers 1
+	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 retrain: $(VENV)/.ok  ## Fetch, run what changed, evaluate against the champion, push, report: docs/retraining.md. SET="train.epochs=30" REMOTE= BASE=
 	.ci/retrain

@@ -36,7 +36,7 @@ def read_rows(path: Path, meta: TraceMetadata) -> pl.DataFrame:
             is none of the model's, or two rows of one key.
     """
     try:
-        table = pl.read_csv(path, comment_prefix="#")
+        table = pl.read_csv(path, comment_prefix="#", glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path}: not a readable CSV ({reason_of(error)})") from error
     keys = [key for key in KEYS if key in table.columns]

@@ -107,7 +107,7 @@ def calibrate(recording: Path, resident_bytes: int, name: str) -> Calibration:
             all the same, or a fit that makes no sense.
     """
     try:
-        table = pl.read_csv(recording, comment_prefix="#")
+        table = pl.read_csv(recording, comment_prefix="#", glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{recording}: not a readable CSV ({reason_of(error)})") from error
     for column in COLUMNS:

@@ -117,7 +117,7 @@ def read_counts(path: Path) -> Window:
         InputError: Not such a CSV, a negative count, a pair that is there twice, or one that is missing.
     """
     try:
-        table = pl.read_csv(path, schema={"layer": pl.Int64, "expert": pl.Int64, "count": pl.Int64})
+        table = pl.read_csv(path, glob=False, schema={"layer": pl.Int64, "expert": pl.Int64, "count": pl.Int64})
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a CSV of columns layer,expert,count ({reason})") from error
