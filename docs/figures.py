@@ -120,7 +120,7 @@ def capacity(rows: pl.DataFrame, fraction: float) -> int:
 
 def table(root: Path, stage: str, name: str) -> pl.DataFrame:
     """A table of a stage."""
-    return pl.read_parquet(root / "reports" / stage / "tables" / f"{name}.parquet")
+    return pl.read_parquet(root / "reports" / stage / "tables" / f"{name}.parquet", glob=False)
 
 
 def outs(lock: str) -> dict[str, str]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from moe_beyond.tracking.database import uri_of
+
 ROOT = Path(__file__).resolve().parents[1]
 BFLOAT16 = ("avx512_bf16", "amx_bf16")
 """Processor flags with which a fit in bfloat16 is several times faster, at no loss of recall that was measured."""
@@ -52,7 +54,7 @@ def run_in_clone(name: str, params: dict[str, Any]) -> None:
     run("dvc", "cache", "dir", "--local", "-q", str(ROOT / ".dvc" / "cache"), where=clone)
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     print(f"The report will be build/{name}/reports/index.html", flush=True)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri_of(ROOT / "mlflow.db")
     run("dvc", "repro", where=clone, PYTHONPATH="src", MLFLOW_TRACKING_URI=uri)
 
 

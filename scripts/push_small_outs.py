@@ -8,9 +8,13 @@ not hold them yet would find the run in the run cache, miss these files of it, a
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dvc.repo import Repo
 
 from moe_beyond.masking import mask_output
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
@@ -19,7 +23,7 @@ def main() -> None:
     Raises:
         SystemExit: The remote did not take all of them.
     """
-    with Repo() as repo:
+    with Repo(str(ROOT)) as repo:
         digests = {out.hash_info for out in repo.index.outs if not out.use_cache and out.hash_info}
         result = repo.cloud.push({digest for digest in digests if repo.cache.local.exists(digest.value)})
     if result.failed:

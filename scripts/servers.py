@@ -17,6 +17,7 @@ import argparse
 import os
 import pwd
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "MOE_BEYOND_SERVERS"
+"""Environment variable of MLflow's processes with the folder that they serve: the number in a file may be another's."""
 USER = "moe_beyond"
 DATABASES = ("mlflow", "optuna")
 START_S = 300.0
@@ -88,10 +94,11 @@ class Servers:
         data = self.folder / "postgres"
         if not (data / "PG_VERSION").exists():
             self._init(data)
-        if not _listens(self.postgres_port):
-            options = f"-p {self.postgres_port} -k {data} -c listen_addresses=127.0.0.1"
-            log = ["-l", str(data / "server.log")]
-            command = ("pg_ctl", "-D", str(data), "-w", "-t", "60", *log, "-o", options, "start")
+        if self._postmaster() is None or not _listens(self.postgres_port):
+            _require_free(self.postgres_port, "--postgres-port")
+            # pg_ctl gives all of this to a shell: no path may be in it, not even that of a socket, which is not needed
+            options = f"-p {self.postgres_port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+            command = ("pg_ctl", "-D", ".", "-w", "-t", "60", "-l", "server.log", "-o", options, "start")
             # after a crash it refuses until the last of its former processes has ended
             deadline = time.monotonic() + (60.0 if (data / "postmaster.pid").exists() else 0.0)
             while not self._started(command, deadline):
@@ -109,12 +116,14 @@ class Servers:
 
     def start_mlflow(self) -> None:
         """Start MLflow's server alone; its tables are made before, once, as its workers would each try to."""
-        if _listens(self.mlflow_port):
+        if self._mlflow() and _listens(self.mlflow_port):
             return
+        _require_free(self.mlflow_port, "--mlflow-port or make PORT")
         # in the environment: a command line is everybody's to read
         environment = os.environ | {
             "MLFLOW_BACKEND_STORE_URI": self.database("mlflow"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            OURS: str(self.folder),
             # no jobs are sent to it here, and their eight processes take two gigabytes
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
@@ -126,21 +135,19 @@ class Servers:
         artifacts.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.mlflow_port)]
         # one process: a parent would end workers that a busy machine keeps from responding within five seconds
-        command += ["--workers", "1", "--serve-artifacts", "--artifacts-destination", str(artifacts)]
+        command += ["--workers", "1", "--serve-artifacts", "--artifacts-destination", artifacts.as_uri()]
         path = self.folder / "mlflow.log"
         path.touch()
         path.chmod(0o600)
         with path.open("a") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        (self.folder / "mlflow.pid").write_text(str(process.pid), encoding="utf-8")
         self._wait_for_mlflow(process)
 
     def stop(self) -> None:
-        """Stop both; their data stays."""
+        """Stop both; their data stays. Whatever else has their ports or former process numbers is left alone."""
         self._end_mlflow(signal.SIGTERM, grace_s=10.0)
-        data = self.folder / "postgres"
-        if _listens(self.postgres_port):
-            self._postgres("pg_ctl", "-D", str(data), "-w", "-m", "fast", "stop")
+        if self._postmaster() is not None:
+            self._postgres("pg_ctl", "-D", ".", "-w", "-m", "fast", "stop")
 
     def kill_mlflow(self) -> None:
         """End MLflow's server and its workers without a word, as a crash would."""
@@ -148,23 +155,42 @@ class Servers:
 
     def kill_postgres(self) -> None:
         """End PostgreSQL without a word; its children notice and follow."""
-        file = self.folder / "postgres" / "postmaster.pid"
-        os.kill(int(file.read_text(encoding="utf-8").splitlines()[0]), signal.SIGKILL)
+        postmaster = self._postmaster()
+        if postmaster is not None:
+            postmaster.kill()
         _wait(lambda: not _listens(self.postgres_port), "PostgreSQL to end")
 
+    def _postmaster(self) -> psutil.Process | None:
+        """PostgreSQL's first process, if it runs: the one of that number that works in our folder."""
+        data = self.folder / "postgres"
+        try:
+            number = int((data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+            process = psutil.Process(number)
+            return process if Path(process.cwd()) == data else None
+        except (FileNotFoundError, ValueError, IndexError, psutil.Error):
+            return None
+
+    def _mlflow(self) -> list[psutil.Process]:
+        """The processes of MLflow's server that serve our folder."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(OURS) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:  # it has ended, or is another user's
+                continue
+        return found
+
     def _end_mlflow(self, number: signal.Signals, grace_s: float) -> None:
-        file = self.folder / "mlflow.pid"
-        if not file.exists():
-            return
-        group = int(file.read_text(encoding="utf-8"))
-        deadline = time.monotonic() + grace_s
-        with suppress(ProcessLookupError):  # it has ended
-            os.killpg(group, number)
-            while time.monotonic() < deadline and _listens(self.mlflow_port):
-                time.sleep(0.2)
-            os.killpg(group, signal.SIGKILL)  # a worker in the middle of a response may ignore anything else
-        file.unlink()
-        _wait(lambda: not _listens(self.mlflow_port), "MLflow to end")
+        processes = self._mlflow()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        _, busy = psutil.wait_procs(processes, grace_s)
+        for process in busy:  # in the middle of a response it may ignore anything else
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        _wait(lambda: not self._mlflow(), "MLflow to end")
 
     def _wait_for_mlflow(self, process: subprocess.Popen[bytes]) -> None:
         def ready() -> bool:
@@ -191,7 +217,7 @@ class Servers:
                 shutil.chown(path, _postgres_user())
         try:
             self._postgres(
-                "initdb", "-D", str(data), "-U", USER, "--auth=scram-sha-256", f"--pwfile={file}", "--encoding=UTF8"
+                "initdb", "-D", ".", "-U", USER, "--auth=scram-sha-256", f"--pwfile={file}", "--encoding=UTF8"
             )
         finally:
             file.unlink()
@@ -220,7 +246,7 @@ class Servers:
                 *command,
             ]
         # a server inherits what it is started with: files, not pipes, whose readers would wait for it
-        _run(command, {**os.environ, "LC_ALL": "C"}, cwd="/")
+        _run(command, {**os.environ, "LC_ALL": "C"}, cwd=self.folder / "postgres")
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -247,7 +273,7 @@ def _postgres_user() -> str:
         raise CannotStartError("PostgreSQL does not run as root, and there is no user `postgres`; add it") from error
 
 
-def _run(command: list[str], environment: dict[str, str], cwd: str | None = None) -> None:
+def _run(command: list[str], environment: dict[str, str], cwd: Path | None = None) -> None:
     done = subprocess.run(
         command, env=environment, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )
@@ -259,6 +285,11 @@ def _run(command: list[str], environment: dict[str, str], cwd: str | None = None
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _require_free(port: int, option: str) -> None:
+    if _listens(port):
+        raise CannotStartError(f"port {port} is taken by another program; give another one by {option}")
 
 
 def _wait(ready: Callable[[], bool], what: str) -> None:
@@ -273,7 +304,7 @@ def main() -> None:
     """Start or stop the servers of this checkout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["start", "stop"])
-    parser.add_argument("--folder", type=Path, default=Path("build/servers"))
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "servers")
     parser.add_argument("--postgres-port", type=int, default=5442)
     parser.add_argument("--mlflow-port", type=int, default=5000)
     options = parser.parse_args()
@@ -287,7 +318,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     print(f"MLflow       {servers.mlflow_uri}")
     print(f"PostgreSQL   127.0.0.1:{servers.postgres_port}, user {USER}, password in {servers.folder}/password")
-    print(f"for a shell  . {servers.folder}/environment")
+    print(f"for a shell  . {shlex.quote(str(servers.folder / 'environment'))}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from moe_beyond.cells import guarded
 from moe_beyond.data.settings import SplitSettings
 from moe_beyond.data.splitting import SPLITS, split_prompts
 from moe_beyond.files import replacing, write_json
@@ -31,8 +32,8 @@ def main(root: Path, params: Params) -> None:
                 temporary.mkdir()
     table = pl.DataFrame(
         {
-            "prompt_id": trace.prompt_ids,
-            "domain": trace.domains,
+            "prompt_id": [guarded(name) for name in trace.prompt_ids],
+            "domain": [guarded(name) for name in trace.domains],
             "split": split.assignment,
             "fingerprint": split.fingerprints,
         }

@@ -72,7 +72,10 @@ def project(tmp_path, monkeypatch, empty_database):
 
     for variable in VARIABLES.split():
         monkeypatch.delenv(variable, raising=False)
-    write_project(tmp_path)
-    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    # a name that a shell or a pattern would take apart
+    root = tmp_path / "a b'c\";$(exit 1)&#[d]"
+    root.mkdir()
+    write_project(root)
+    shutil.copyfile(empty_database, root / "mlflow.db")
+    monkeypatch.chdir(root)
+    return root

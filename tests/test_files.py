@@ -90,6 +90,18 @@ def test_only_a_file_that_the_command_wrote_is_replaced(tmp_path):
     refused("is a folder, and a file is to be written", check_output, tmp_path, ours=ours)
 
 
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path):
+    """As root, `/dev/null` as an output made a file of it for every program of the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        refused("is a device, a pipe or a socket; name a file", check_output, path, ours=begins_with())
+        with pytest.raises(InputError, match="is a device, a pipe or a socket"), replacing(path) as temporary:
+            temporary.touch()
+    assert pipe.is_fifo()
+
+
 def test_json_refuses_what_is_not_a_number(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1.5})
     with pytest.raises(ValueError, match="not JSON compliant"):

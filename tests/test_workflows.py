@@ -1,6 +1,7 @@
 """Workflows are what their schema and a security linter allow, and their steps are those of the Makefile."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def run(*words):
 
 
 def test_workflows_follow_their_published_schema():
-    assert {path.stem for path in WORKFLOWS} == {"test", "retrain", "fuzz"}
+    assert {path.stem for path in WORKFLOWS} == {"audit", "test", "retrain", "fuzz"}
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
     gitlab = [".gitlab-ci.example.yml", "--data-transform", "gitlab-ci"]
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.gitlab-ci", *gitlab)
@@ -28,6 +29,22 @@ def test_workflows_follow_their_published_schema():
 
 def test_workflows_have_no_known_security_fault():
     run(BIN / "zizmor", "--offline", "--no-progress", *WORKFLOWS)
+
+
+def test_actions_are_pinned_to_a_commit():
+    lines = [line for path in WORKFLOWS for line in path.read_text().splitlines()]
+    used = [line.split("uses:")[1].strip() for line in lines if "uses:" in line]
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[\d.]+", action) for action in used), used
+
+
+def test_the_lock_file_is_audited_weekly_and_when_it_changes():
+    audit = yaml.safe_load((ROOT / ".github/workflows/audit.yml").read_text())
+    events = audit[True]  # YAML reads `on` so
+    assert "requirements.lock" in events["push"]["paths"]
+    assert "requirements.lock" in events["pull_request"]["paths"]
+    assert events["schedule"][0]["cron"].endswith("* * 1")
+    assert "make audit" in [step.get("run") for step in audit["jobs"]["audit"]["steps"]]
 
 
 @pytest.mark.parametrize("workflow", [".github/workflows/retrain.yml", ".gitlab-ci.example.yml"])
@@ -73,8 +90,7 @@ def test_an_environment_that_was_moved_or_copied_is_made_anew(tmp_path):
         shutil.copy(ROOT / name, first)
     assert new in planned(first)
     (first / ".venv/bin/python").symlink_to(sys.executable)
-    # as pip is where the path holds a blank
-    (first / ".venv/bin/pip").write_text(f"#!/bin/sh\n'exec' '{first}/.venv/bin/python' \"$0\"\n")
+    (first / ".venv/made-at").write_text(f"{first}/.venv\n")
     (first / ".venv/.ok").touch()
     assert planned(first).startswith("dvc repro")
     shutil.copytree(first, tmp_path / "copy", symlinks=True)

@@ -30,8 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: The folder that `path` lies in cannot be made, or not be written to; a file where a folder stands,
-            or a folder where a file does.
+            or a folder where a file does; a device or a pipe stands there.
     """
+    _require_replaceable(path)
     make_folder(path.parent)
     _remove_orphans(path)
     own = f".{path.name}.{socket.gethostname()}.{os.getpid()}"
@@ -75,6 +76,7 @@ def check_output(path: Path, *, inputs: Iterable[Path] = (), ours: Callable[[Pat
     for source in inputs:
         if target == source.resolve() or source.resolve() in target.parents or target in source.resolve().parents:
             raise InputError(f"{path}: is, holds or lies in the input {source}; give another place to write to")
+    _require_replaceable(path)
     if not path.exists():
         return
     if ours is None:
@@ -91,6 +93,12 @@ def check_output(path: Path, *, inputs: Iterable[Path] = (), ours: Callable[[Pat
         raise InputError(f"{path}: is a folder, and a file is to be written; name a file")
     elif path.stat().st_size and not ours(path):
         raise InputError(f"{path}: was not written by this command; give another name, or delete it")
+
+
+def _require_replaceable(path: Path) -> None:
+    """`/dev/null` would become a file, for every program of the machine."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: is a device, a pipe or a socket; name a file")
 
 
 def begins_with(*words: bytes) -> Callable[[Path], bool]:

@@ -1,5 +1,6 @@
 """What is exported can be read again: by us, by the Hub's conventions, by plain readers."""
 
+import csv
 import re
 from dataclasses import replace
 
@@ -104,6 +105,17 @@ def test_the_paper_s_csvs_round_trip(tmp_path):
     again = importers.read("moe-beyond-csv", tmp_path / "set")
     assert (again.prompt_ids, again.token_texts.decode()) == (("set/p0", "set/p1"), texts.decode())
     np.testing.assert_array_equal(again.experts_TLK, trace.experts_TLK)
+
+
+def test_no_token_is_a_formula_in_the_paper_s_csvs(tmp_path):
+    trace = random_trace([4, 3], layers=26, experts=64, top_k=6)
+    texts = ['=HYPERLINK("http://a","b")', "+1", "-", "@a", "\t=1", "'=1", "a=b"]
+    export("moe-beyond-csv", replace(trace, token_texts=TokenTexts.encode(texts)), tmp_path / "set")
+    for path in (tmp_path / "set").glob("*.csv"):
+        with path.open(newline="") as stream:
+            cells = [cell for row in csv.reader(stream) for cell in row]
+        assert not [cell for cell in cells if cell.startswith(tuple("=+-@\t\r\n"))]
+    assert list(importers.read("moe-beyond-csv", tmp_path / "set").token_texts.decode()) == texts
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):

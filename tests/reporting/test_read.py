@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 
+from moe_beyond.cells import guarded
 from moe_beyond.errors import InputError
 from tests.reporting.conftest import html_of, run_of
 from tests.reporting.example import BEST, OURS
@@ -29,6 +30,14 @@ def test_no_run_measures_or_receipts_are_read(copy):
     (copy / "reports/export/latency.json").unlink()
     (copy / "reports/train/run.json").write_text('{"run_id": "0123456789abcdef"}')
     assert html_of(copy) == before
+
+
+def test_prompts_that_a_spreadsheet_would_compute_are_read_as_they_were_called(copy):
+    path = copy / "data/splits/prompts.csv"
+    table = pl.read_csv(path, infer_schema=False)
+    domain = table["domain"][0]
+    table.with_columns(pl.col("domain").replace(domain, guarded("=1+1"))).write_csv(path)
+    assert run_of(copy).prompts["domain"].to_list() == table["domain"].replace(domain, "=1+1").to_list()
 
 
 def test_the_page_leads_with_the_last_split_and_the_headlines_device(run, rendered):

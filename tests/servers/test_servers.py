@@ -33,7 +33,7 @@ def free_port():
 def servers():
     """PostgreSQL and MLflow on loopback; skips, with the reason, where they cannot start."""
     # not pytest's folder: that is closed to the user that PostgreSQL runs as
-    folder = Path(tempfile.mkdtemp(prefix="moe-beyond-servers-"))
+    folder = Path(tempfile.mkdtemp(prefix="moe-beyond servers;$(exit 1)'\"&#?%20-"))
     folder.chmod(0o755)
     servers = Servers(folder, free_port(), free_port())
     try:

@@ -153,7 +153,7 @@ def known_tables(source: Path | None) -> tuple[pl.DataFrame, pl.DataFrame]:
         if not paths:
             raise InputError(f"{source}: no {name}/*.parquet; give a folder that `moe-beyond export hub` wrote")
         try:
-            tables.append(pl.concat([pl.read_parquet(path) for path in paths], how="diagonal_relaxed"))
+            tables.append(pl.concat([pl.read_parquet(path, glob=False) for path in paths], how="diagonal_relaxed"))
         except (PolarsError, OSError) as error:
             raise InputError(f"{source / name}: not readable as one table ({reason_of(error)})") from error
     missing = [name for name in COLUMNS if name not in tables[0].columns]

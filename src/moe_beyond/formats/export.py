@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_beyond.cells import guarded
 from moe_beyond.errors import InputError
 from moe_beyond.files import list_files, replacing
 from moe_beyond.formats.describe import describe
@@ -164,7 +165,8 @@ first = np.array(table.column("experts")[0].as_py()).reshape(-1, len(meta["layer
 def write_csv_folder(trace: Trace, folder: Path) -> None:
     """Write the paper's format: `<prompt>_data.csv`, layer-major, `Layer ID,Batch Number,Token,Activated Expert IDs`.
 
-    Weights, phases and predictions have no place in it. Without token strings, ids stand for them.
+    Weights, phases and predictions have no place in it. Without token strings, ids stand for them. Tokens that a
+    spreadsheet would compute are guarded (`moe_beyond.cells`), which the importer takes away again.
 
     Raises:
         InputError: The trace has neither token strings nor ids, or two prompts would get one file name.
@@ -189,7 +191,7 @@ def write_csv_folder(trace: Trace, folder: Path) -> None:
                 for layer, number in enumerate(trace.metadata.layer_numbers):
                     experts_TK = trace.experts_TLK[start:end, layer].tolist()
                     rows.writerows(
-                        [number, 0, token, str(experts)]
+                        [number, 0, guarded(token), str(experts)]
                         for token, experts in zip(tokens[start:end], experts_TK, strict=True)
                     )
         list_files(temporary)

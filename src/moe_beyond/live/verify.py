@@ -78,7 +78,9 @@ def verify(
     # an expert takes as long as it does on the device
     gb_per_s = experts.stride / float(device.transfer_ms(float(workload.expert_bytes_L.max()))) / 1e6
 
-    rows = replayed(pl.read_parquet(root / "reports/simulate/tables/on_device.parquet"), split, device.name, capacity)
+    rows = replayed(
+        pl.read_parquet(root / "reports/simulate/tables/on_device.parquet", glob=False), split, device.name, capacity
+    )
     trace = with_decoded_tokens(test).beginning(live.prompts, live.tokens)
     predictor = OnnxPredictor(root / "models/predictor")
     charge, popularity_LE = predictor.charge, Popularity.fit(training).popularity_LE

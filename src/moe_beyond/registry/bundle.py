@@ -85,7 +85,8 @@ def write_bundle(  # noqa: PLR0917 - all of it goes into the bundle
     folder.mkdir(parents=True)
     shutil.copytree(root / "models" / "predictor", folder / "predictor")
     for name in _TABLES:
-        pl.read_parquet(root / "reports" / "export" / "tables" / f"{name}.parquet").write_csv(folder / f"{name}.csv")
+        path = root / "reports" / "export" / "tables" / f"{name}.parquet"
+        pl.read_parquet(path, glob=False).write_csv(folder / f"{name}.csv")
     manifest = describe(OnnxPredictor(folder / "predictor"), metadata, origin)
     advice = device_advice(root / "reports", settings)
     metrics = {
@@ -136,7 +137,7 @@ def device_advice(reports: Path, settings: PublishSettings) -> dict[str, Any]:
     Every time has the charged latency of its predictor beside it.
     """
     card = json.loads((reports / "assess" / "card.json").read_text(encoding="utf-8"))
-    rows = pl.read_parquet(reports / "simulate" / "tables" / "on_device.parquet")
+    rows = pl.read_parquet(reports / "simulate" / "tables" / "on_device.parquet", glob=False)
     rows = rows.filter((pl.col("device") == settings.device) & ~pl.col("bound"))
     nearest = (pl.col("capacity_fraction") - settings.capacity).abs()
     rows = rows.filter(nearest == nearest.min()).sort("split", "ms_per_token")

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from moe_beyond.capture.settings import TracesSettings
+from moe_beyond.cells import plain
 from moe_beyond.errors import InputError
 from moe_beyond.reporting.names import LRU
 from moe_beyond.reporting.text import texts
@@ -139,12 +140,13 @@ def read_run(root: Path, seed: int, traces: TracesSettings, settings: SimulateSe
     reports, settings = root / "reports", settings.of_source(traces.source)
     used = {key: value for key, value in traces.model_dump(by_alias=True).items() if key in ("source", traces.source)}
     return Run(
-        tables={path.stem: pl.read_parquet(_found(reports / path, path.parts[0])) for path in _table_paths()},
+        tables={
+            path.stem: pl.read_parquet(_found(reports / path, path.parts[0]), glob=False) for path in _table_paths()
+        },
         card=_json(reports / "assess" / "card.json", "assess"),
-        # ids may look like numbers
-        prompts=pl.read_csv(_found(root / "data" / "splits" / "prompts.csv", "split"), infer_schema=False),
-        trials=pl.read_csv(_found(reports / "tune" / "trials.csv", "tune"), infer_schema_length=None),
-        history=pl.read_csv(_found(reports / "train" / "history.csv", "train"), infer_schema_length=None),
+        prompts=_prompts(_found(root / "data" / "splits" / "prompts.csv", "split")),
+        trials=pl.read_csv(_found(reports / "tune" / "trials.csv", "tune"), glob=False, infer_schema_length=None),
+        history=pl.read_csv(_found(reports / "train" / "history.csv", "train"), glob=False, infer_schema_length=None),
         metrics={stage: _json(reports / stage / "metrics.json", stage) for stage in _METRICS},
         live=_live(reports / "verify" / "tables"),
         source=traces.source,
@@ -167,12 +169,17 @@ def _live(folder: Path) -> dict[str, pl.DataFrame]:
         return {}
     skipped = (folder / "not_verified.parquet").exists()
     names = ("not_verified",) if skipped else ("link", "measured", "quality")
-    return {name: pl.read_parquet(_found(folder / f"{name}.parquet", "verify")) for name in names}
+    return {name: pl.read_parquet(_found(folder / f"{name}.parquet", "verify"), glob=False) for name in names}
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(_found(path, stage).read_text(encoding="utf-8"))
     return found
+
+
+def _prompts(path: Path) -> pl.DataFrame:
+    table = pl.read_csv(path, glob=False, infer_schema=False)  # ids may look like numbers
+    return table.with_columns(pl.col("prompt_id", "domain").map_elements(plain, pl.String))
 
 
 def _found(path: Path, stage: str) -> Path:

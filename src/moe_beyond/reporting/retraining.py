@@ -43,7 +43,7 @@ def write_report(root: Path, base: str, out: Path, defaults: dict[str, Any]) -> 
         values = {"before": before, "now": now, "params": params, "numbers": rows}
     except InputError as error:
         values["unavailable"] = error
-    sides, gate_rows = _gate_rows(pl.read_csv(reports / "table.csv"))
+    sides, gate_rows = _gate_rows(pl.read_csv(reports / "table.csv", glob=False))
     report = render(
         "retrain.md.j2",
         verdict=verdict,

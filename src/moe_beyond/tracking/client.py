@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -117,8 +117,18 @@ def main_root(root: Path) -> Path:
 
 
 def tracking_uri(root: Path) -> str:
-    """`MLFLOW_TRACKING_URI`, or the database of the checkout."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _database_here(root)
+    """`MLFLOW_TRACKING_URI`, or the database of the checkout.
+
+    Raises:
+        InputError: There is no checkout: a database would come up wherever the command is given.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and not _is_project(root):
+        raise InputError(
+            f"{main_root(root)}: no project here (no dvc.yaml); change to the project's root, or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    return uri or _database_here(root)
 
 
 def destination(root: Path) -> dict[str, str]:
@@ -126,6 +136,10 @@ def destination(root: Path) -> dict[str, str]:
     uri = tracking_uri(root)
     address = "" if uri == _database_here(root) else without_secrets(uri)
     return {"address": address, "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT}
+
+
+def _is_project(root: Path) -> bool:
+    return any((main_root(root) / name).is_file() for name in ("dvc.yaml", "mlflow.db"))
 
 
 def _database_here(root: Path) -> str:
@@ -197,6 +211,8 @@ def _probe(uri: str) -> None:
 def _alone(uri: str, root: Path) -> AbstractContextManager[object]:
     """Exclude other processes: two at once would both create what is missing, the tables or the run."""
     database = local_database(uri)
+    if database is None and not _is_project(root):
+        return nullcontext()  # nothing is made there; a server refuses the second of two experiments of one name
     path = main_root(root) / FOLDER / "lock" if database is None else database.with_name(f"{database.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=_LOCK_S)

@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,14 @@ _ADDRESSES = (
 
 
 def uri_of(database: Path) -> str:
-    """What MLflow calls a database."""
-    return f"{_SQLITE_FILE}{database}"
+    """What MLflow calls a database; `?` would begin a query, and `%` is taken as the start of an escape."""
+    return _SQLITE_FILE + str(database).replace("%", "%25").replace("?", "%3F")
 
 
 def local_database(uri: str) -> Path | None:
     """The file of a local database; None where the URI names something else."""
     path = uri.removeprefix(_SQLITE_FILE)
-    return Path(path) if uri.startswith(_SQLITE_FILE) and not path.startswith(("file:", ":memory:")) else None
+    return Path(unquote(path)) if uri.startswith(_SQLITE_FILE) and not path.startswith(("file:", ":memory:")) else None
 
 
 def artifacts_beside(database: Path) -> Path:

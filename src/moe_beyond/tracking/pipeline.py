@@ -85,7 +85,7 @@ def capacity_curves(table: Path, device: str | None) -> list[Point]:
         table: The simulate stage's `on_device`.
         device: One of its devices.
     """
-    rows = pl.read_parquet(table).filter(pl.col("device") == device)
+    rows = pl.read_parquet(table, glob=False).filter(pl.col("device") == device)
     rows = rows.filter(pl.col("split") == rows["split"].last()) if rows.height else rows
     of = {"lru": pl.col("policy") == "lru"} | {name: pl.col(name) for name in ("ours", "best_without_predictor")}
     return [

@@ -176,7 +176,7 @@ def curves(path: Path) -> list[Point]:
     """The points of a CSV whose first column is the step; none where there is no such file."""
     if not path.exists():
         return []
-    table = pl.read_csv(path)
+    table = pl.read_csv(path, glob=False)
     step = table.columns[0]
     return [point for row in table.iter_rows(named=True) for point in points(row, int(row[step])) if point[0] != step]
 
@@ -206,9 +206,9 @@ def _children(reports: Path, key: str, stage: str, start_ms: int) -> Iterable[Re
     """A record a row of the table of trials: its parameters, its final metrics, and its curves by epoch."""
     if not (reports / _CHILDREN).exists():
         return
-    table = pl.read_csv(reports / _CHILDREN)
+    table = pl.read_csv(reports / _CHILDREN, glob=False)
     first = table.columns.index(_FIRST_MEASURED)
-    epochs = pl.read_csv(reports / _CHILD_CURVES) if (reports / _CHILD_CURVES).exists() else None
+    epochs = pl.read_csv(reports / _CHILD_CURVES, glob=False) if (reports / _CHILD_CURVES).exists() else None
     for row in table.iter_rows(named=True):
         measured = {name: row[name] for name in table.columns[first:]}
         shown = points(measured)

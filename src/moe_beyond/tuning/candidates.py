@@ -103,7 +103,7 @@ def draw(tune: TuneSettings, train: TrainSettings, traced: TraceMetadata, seed: 
 def _earlier(path: Path, space: list[Candidate], feasible: list[int]) -> list[int]:
     """Feasible candidates that stand in an earlier `trials.csv`, fastest per token first."""
     try:
-        rows = pl.read_csv(path).sort("ms_per_token", nulls_last=True, maintain_order=True).to_dicts()
+        rows = pl.read_csv(path, glob=False).sort("ms_per_token", nulls_last=True, maintain_order=True).to_dicts()
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"tune.warm_start: {path}: {reason}; give a copy of an earlier trials.csv") from error

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.cells import plain
 from moe_beyond.documents import repeated
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.csv_table import CsvTable
@@ -72,7 +73,7 @@ def _read_routed(data: bytes, where: str) -> tuple[Sequence[str], npt.NDArray[np
     if len(set(table.columns["Batch Number"])) != 1:
         raise InputError(f"{where}: several values of 'Batch Number'; expected one prompt a file, split it")
     order_LT = _rows_by_layer(table)
-    tokens = table.columns["Token"]
+    tokens = [plain(cell) for cell in table.columns["Token"]]
     texts = tuple(tokens[row] for row in order_LT[0])
     for rows in order_LT[1:]:
         for row, first in zip(rows.tolist(), texts, strict=True):
