@@ -132,6 +132,24 @@ def load_yaml(data: bytes | str, where: str) -> Any:
         raise InputError(f"{where}: not valid YAML ({reason_of(error)})") from error
 
 
+def require_unpacked(metadata: Any, size: int, where: str) -> None:
+    """Check what a Parquet file's columns unpack to before one is read: a value that repeats takes no place in it.
+
+    Args:
+        metadata: As pyarrow reads it.
+        size: Bytes of the file.
+        where: Names it in messages.
+
+    Raises:
+        InputError: More than `Limits` allows.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    values = sum(group.column(n).num_values for group in groups for n in range(group.num_columns))
+    # an expert's id takes one byte and more
+    if values > max(limits().small_bytes, limits().ratio * size):
+        raise InputError(f"{where}: {size:,} bytes hold {values:,} values; no trace does, is it damaged?")
+
+
 def load_csv(path: Path, *, comment: str | None = "#", **how: Any) -> pl.DataFrame:
     """A CSV with a header.
 
