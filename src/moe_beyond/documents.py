@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _Item = TypeVar("_Item", bound=Hashable)
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# one that does not end goes to the end of the text: else each of its quotes would be tried as a beginning
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = b"[]{}"
 _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
@@ -83,7 +84,7 @@ def _require_shallow(text: str, where: str) -> None:
     if len(text) <= most.digits and text.count("[") + text.count("{") <= most.depth:
         return
     outside = _STRING.sub('""', text)
-    if re.search(rf"[0-9]{{{most.digits + 1}}}", outside):
+    if re.search(rf"(?<![0-9])[0-9]{{{most.digits + 1}}}", outside):
         raise InputError(f"{where}: a number of more than {most.digits} digits; correct it")
     import numpy as np  # noqa: PLC0415 - settings are read without it
 
