@@ -42,6 +42,13 @@ def test_brackets_and_digits_in_strings_are_text():
         assert load_json("[" * 100 + "]" * 100, "x")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("part", ['\\"', '"', "\\", '","', "[],", "1" * 99 + ",", "{"])
+def test_json_that_repeats_a_million_times_is_read_in_linear_time(part):
+    for text in (part * 1_000_000, '"' + part * 1_000_000):
+        refused("x: ", load_json, text[:5_000_000], "x")
+
+
 WRONG_YAML = [
     ("a: 1\nb: {c: 1, c: 2}\n", "key 'c' is given twice"),
     ("a: 1\na: 2\n", "key 'a' is given twice"),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _Item = TypeVar("_Item", bound=Hashable)
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# one that does not end goes to the end of the text: else each of its quotes would be tried as a beginning
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = b"[]{}"
 _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
@@ -83,7 +84,7 @@ def _require_shallow(text: str, where: str) -> None:
     if len(text) <= most.digits and text.count("[") + text.count("{") <= most.depth:
         return
     outside = _STRING.sub('""', text)
-    if re.search(rf"[0-9]{{{most.digits + 1}}}", outside):
+    if re.search(rf"(?<![0-9])[0-9]{{{most.digits + 1}}}", outside):
         raise InputError(f"{where}: a number of more than {most.digits} digits; correct it")
     import numpy as np  # noqa: PLC0415 - settings are read without it
 
@@ -130,6 +131,24 @@ def load_yaml(data: bytes | str, where: str) -> Any:
     # also what Python says of a date, a number or a text that is none
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{where}: not valid YAML ({reason_of(error)})") from error
+
+
+def require_unpacked(metadata: Any, size: int, where: str) -> None:
+    """Check what a Parquet file's columns unpack to before one is read: a value that repeats takes no place in it.
+
+    Args:
+        metadata: As pyarrow reads it.
+        size: Bytes of the file.
+        where: Names it in messages.
+
+    Raises:
+        InputError: More than `Limits` allows.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    values = sum(group.column(n).num_values for group in groups for n in range(group.num_columns))
+    # an expert's id takes one byte and more
+    if values > max(limits().small_bytes, limits().ratio * size):
+        raise InputError(f"{where}: {size:,} bytes hold {values:,} values; no trace does, is it damaged?")
 
 
 def load_csv(path: Path, *, comment: str | None = "#", **how: Any) -> pl.DataFrame:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moe_beyond.advisor.conform import read_rows
 from moe_beyond.capture.prompts import read_prompts
@@ -214,6 +216,11 @@ TARGETS = {
     "prompts csv": Target(
         {"p.csv": _table("prompt,id,domain", *(f"What is {n}?,p{n},d" for n in range(4)))},
         _only(read_prompts, "p.csv"),
+        strict=_NO_ROWS,
+    ),
+    "prompts parquet": Target(
+        _made(lambda folder: pq.write_table(pa.Table.from_pylist(_PROMPTS), folder / "p.parquet")),
+        _only(read_prompts, "p.parquet"),
         strict=_NO_ROWS,
     ),
     "prompts txt": Target(

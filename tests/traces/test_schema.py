@@ -29,6 +29,8 @@ BROKEN = [
     ({"num_prefill_P": np.array([3, 0], np.int32)}, "prompt 'p0': num_prefill is 3, expected 0 to"),
     ({"experts_TLK": np.zeros((5, 3, 3), np.uint8)}, "experts_TLK has shape"),
     ({"predicted_TLK": np.full((5, 3, 2), 16, np.uint8)}, "expert id 16 in predicted_TLK is out of range"),
+    ({"token_ids_T": np.zeros(4, np.int32)}, "4 token_ids for 5 tokens"),
+    ({"token_texts": TokenTexts.encode(["a"])}, "1 token_texts for 5 tokens"),
     ({"token_texts": TokenTexts.encode(["a", "\ud800", "b", "c", "d"])}, "is no valid Unicode"),
 ]
 

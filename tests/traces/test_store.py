@@ -209,3 +209,14 @@ def test_a_kill_while_writing_leaves_the_old_file_and_a_rerun_gives_the_same_byt
     assert target.read_bytes() == old
     store.write_parquet(store.read_parquet(source), target)
     assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_few_bytes_that_stand_for_any_number_of_values_are_refused_before_they_are_read(tmp_path):
+    whole, path = tmp_path / "whole.parquet", tmp_path / "a.parquet"
+    store.write_parquet(full_trace([3]), whole)
+    table, count = pq.read_table(whole), 24_000_000
+    experts = pa.LargeListArray.from_arrays([0, count], pa.array(np.zeros(count, np.uint8)))
+    pq.write_table(table.set_column(table.column_names.index("experts"), "experts", experts), path)
+    assert path.stat().st_size < 10_000
+    refused(r"bytes hold 24,\d+,\d+ values", store.read_parquet, path)
+    refused(r"bytes hold 24,\d+,\d+ values", lambda path: list(store.iterate_parquet(path)), path)

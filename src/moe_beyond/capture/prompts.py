@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
-from moe_beyond.documents import load_json, read_plain, repeated
-from moe_beyond.errors import InputError
+from moe_beyond.documents import load_json, read_plain, repeated, require_unpacked
+from moe_beyond.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +107,8 @@ def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[st
     )
     if twice is not None:
         raise InputError(f"{path}: column {twice!r} is there twice; remove one of them")
+    if is_parquet:
+        require_unpacked(_metadata(data, path), len(data), str(path))
     try:
         # text stays text: an id of digits, a prompt of none
         table = (
@@ -121,6 +123,16 @@ def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[st
         raise InputError(f"{path}: no column {field!r} among {table.columns}; name one as prompt_field")
     kept = table.select(name for name in (field, "id", "domain") if name in table.columns)
     return [(f"row {number}", row) for number, row in enumerate(kept.to_dicts(), 1)]
+
+
+def _metadata(data: bytes, path: Path) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - the other kinds of files need it not
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        return pq.read_metadata(BytesIO(data))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({reason_of(error)})") from error
 
 
 def _json_entries(text: str, path: Path) -> list[tuple[str, Any]]:

@@ -317,6 +317,10 @@ def validate(trace: Trace, where: str) -> Trace:
         column = getattr(trace, field)
         if column is not None and column.shape != shape:
             raise InputError(f"{where}: {field} has shape {column.shape}, expected tokens x layers x top_k = {shape}")
+    texts = None if trace.token_texts is None else trace.token_texts.codes_T
+    for name, column in (("token_ids", trace.token_ids_T), ("token_texts", texts)):
+        if column is not None and column.shape != shape[:1]:
+            raise InputError(f"{where}: {len(column)} {name} for {trace.num_tokens} tokens; expected one a token")
     _check_experts(trace, where)
     _check_token_columns(trace, where)
     return trace

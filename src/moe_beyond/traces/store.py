@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from moe_beyond.documents import load_json, require_plain
+from moe_beyond.documents import load_json, require_plain, require_unpacked
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
@@ -90,7 +90,7 @@ def read_parts(path: Path) -> list[Trace]:
     parts = []
     for file in files:
         try:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            table = _opened(file).read()
         except _UNREADABLE as error:
             raise _unreadable(file, error) from error
         parts.append(validate(_to_trace(table, file), str(file)))
@@ -111,13 +111,19 @@ def iterate_parquet(path: Path) -> Iterator[Trace]:
     """
     for file in _files(path):
         try:
-            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            reader = _opened(file)
             schema = reader.schema_arrow.metadata
             for number in range(reader.num_row_groups):
                 table = reader.read_row_group(number).replace_schema_metadata(schema)
                 yield validate(_to_trace(table, file), f"{file}, row group {number}")
         except _UNREADABLE as error:
             raise _unreadable(file, error) from error
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    reader = pq.ParquetFile(file, page_checksum_verification=True)
+    require_unpacked(reader.metadata, file.stat().st_size, str(file))
+    return reader
 
 
 def _files(path: Path) -> list[Path]:

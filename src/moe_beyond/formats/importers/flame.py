@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_beyond.documents import require_unpacked
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.routed import Routed, data_set, placed, require_experts, routed_prompts
@@ -93,7 +94,11 @@ def _open(path: Path) -> Any:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
+        require_unpacked(file.metadata, path.stat().st_size, str(path))
+        return file
+    except InputError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({reason_of(error)[:120]}); fetch it again") from error
 
