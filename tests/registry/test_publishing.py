@@ -167,6 +167,16 @@ def test_what_fails_in_the_middle_is_done_the_next_time_once(project, name):
     assert aliases(project) == {"champion": "1", "challenger": "1"}
 
 
+@pytest.mark.parametrize("place", ["mlflow.pyfunc.log_model", "mlflow.tracking.MlflowClient.create_model_version"])
+def test_a_model_of_a_registration_that_ended_in_the_middle_does_not_stay(project, place):
+    with mock.patch(place, side_effect=OSError("No space left on device")):
+        assert run_publish(project)["champion"] is None
+    assert run_publish(project)["champion"] == "1"
+    experiment = client(project).get_experiment_by_name("moe-beyond").experiment_id
+    (model,) = client(project).search_logged_models([experiment])
+    assert client(project).get_model_version(NAME, "1").source == f"models:/{model.model_id}"
+
+
 def test_a_champion_loads_without_torch_and_predicts_as_the_runtime_does(project):
     run_publish(project)
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")

@@ -56,6 +56,14 @@ def team(project, servers, monkeypatch):
     return project
 
 
+def test_the_password_is_in_files_of_their_owner_alone(servers):
+    password = (servers.folder / "password").read_text()
+    for path in servers.folder.rglob("*"):
+        if path.is_file() and password.encode() in path.read_bytes():
+            assert path.name in ("password", "environment")
+            assert path.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("killed", ["mlflow log_inputs", "mlflow log_artifacts", "postgres log_inputs"])
 def test_a_server_killed_in_the_middle_of_logging_misses_nothing(team, servers, killed, caplog):
     victim, call = killed.split()

@@ -1,5 +1,6 @@
 """Whatever MLflow refuses is kept, reported in one line, and logged later: nothing is lost, nothing is there twice."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from contextlib import closing
 
 import pytest
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from moe_beyond.cli import app
@@ -81,6 +83,19 @@ def test_what_is_locked_read_only_or_no_folder_is_logged_to_when_it_can_be(proje
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     readdress(project, readonly, "")
     (project / "mlartifacts").unlink()
+    check_whole(project)
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "log_artifact", "log_artifacts"])
+def test_a_full_disk_under_the_artifacts_misses_nothing(project, caplog, monkeypatch, call):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "mlartifacts/1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, full)
+        run_split(project)
+    assert "No space left on device" in warnings(caplog)[-1]
+    assert not any(run.info.status == "RUNNING" for _, run in runs(project))
     check_whole(project)
 
 

@@ -56,6 +56,20 @@ def test_an_interrupted_fit_ends_as_if_it_had_not_been(tmp_path, monkeypatch, st
     same_weights(resumed.checkpoint, whole.checkpoint)
 
 
+@pytest.mark.parametrize("left", [0.0, 0.1, 0.9])
+def test_a_checkpoint_that_a_kill_cut_short_changes_nothing(tmp_path, left):
+    train, validation = chance_trace(40, seed=1, name="t"), chance_trace(10, seed=2, name="v")
+    run = partial(small_fit, train, validation, epochs=2)
+    whole = run(tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        content = (tmp_path / "whole" / name).read_bytes()
+        (tmp_path / "cut" / name).write_bytes(content[: int(left * len(content))])
+    again = run(tmp_path / "cut")
+    assert again.history == whole.history
+    same_weights(again.checkpoint, whole.checkpoint)
+
+
 def test_splits_that_share_a_prompt_or_are_of_two_models_are_refused(train_trace, tmp_path):
     refused("'train0' is in two splits", small_fit, train_trace, train_trace, tmp_path)
     refused("layer_numbers", small_fit, train_trace, chance_trace(4, num_layers=2, name="v"), tmp_path)

@@ -136,16 +136,28 @@ def fit(
     )
     patience = EarlyStopping("validation/score", mode="max", patience=settings.patience)
     trainer = _trainer(settings, epochs, [history, best, patience])
-    last = scratch / "last.ckpt"
+    last = _whole(scratch / "last.ckpt")
     try:
         with torch_threads(settings.threads):
-            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+            trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except FloatingPointError as error:
         raise InputError(f"train: {error}") from error
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)
     checkpoint = Checkpoint(module.network.cpu().eval(), module.layer_step.cpu().eval(), encoder, train.metadata)
     return Fit(checkpoint, tuple(history.rows))
+
+
+def _whole(checkpoint: Path) -> Path | None:
+    """A checkpoint that can be gone on from; of one that a kill cut short the fit begins anew, and ends the same.
+
+    Lightning writes beside the system's temporary files first: from another disk it comes as a copy, not at once.
+    """
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - there is none, or whatever torch and zip make of half of one
+        return None
+    return checkpoint
 
 
 def require_disjoint(train: Trace, other: Trace) -> None:
