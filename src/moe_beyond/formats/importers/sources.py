@@ -60,16 +60,18 @@ def is_single_file(source: Path) -> bool:
     return source.is_file() and not source.name.endswith((*_ARCHIVE_SUFFIXES, ".zip"))
 
 
-def read_each(source: Path, suffix: str, read: Callable[[IO[bytes], str, str], Item]) -> list[Item]:
+def read_each(source: Path, suffix: str, read: Callable[[IO[bytes], str, str], Item]) -> Iterator[Item]:
     """What `read` makes of each file, in natural order of names; it gets stream, name and the place for messages.
+
+    Of a folder or zip file one item at a time is in memory; of a tar file, whose order is its own, all of them.
 
     Raises:
         InputError: As `members`, and as `read`.
     """
-    items = [
-        (natural_order(name), read(stream, name, locate(source, name))) for name, stream in members(source, suffix)
-    ]
-    return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+    found = members(source, suffix)
+    items = ((natural_order(name), read(stream, name, locate(source, name))) for name, stream in found)
+    ordered = sorted(items, key=lambda pair: pair[0]) if source.name.endswith(_ARCHIVE_SUFFIXES) else items
+    return (item for _, item in ordered)
 
 
 def decode_utf8(data: bytes, where: str) -> str:
@@ -103,8 +105,8 @@ def read_json(data: bytes, where: str) -> Any:
 def members(source: Path, suffix: str, fix: str = "check the path and the format") -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and an open stream of every file that ends with `suffix`; a `.gz` behind it is unpacked.
 
-    Names are relative to the folder or archive, with forward slashes. The order is the archive's or the file
-    system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
+    Names are relative to the folder or archive, with forward slashes. The order is natural, but of a tar file its own:
+    sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
 
     Raises:
         InputError: Nothing there, no such file inside, an empty file, a damaged archive, or a name that leaves it.
@@ -136,9 +138,9 @@ def members(source: Path, suffix: str, fix: str = "check the path and the format
 
 def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                yield path.relative_to(source).as_posix(), path.open("rb")
+        paths = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+        for name in sorted(paths, key=natural_order):
+            yield name, paths[name].open("rb")
     elif source.name.endswith(_ARCHIVE_SUFFIXES):
         with tarfile.open(source, "r|*") as archive:
             for member in archive:
@@ -150,7 +152,7 @@ def _walk(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     yield member.name, stream
     elif source.suffix == ".zip":
         with zipfile.ZipFile(source) as archive_zip:
-            for entry in archive_zip.infolist():
+            for entry in sorted(archive_zip.infolist(), key=lambda one: natural_order(one.filename)):
                 _refuse_escape(source, entry.filename)
                 if not entry.is_dir():
                     yield entry.filename, archive_zip.open(entry)

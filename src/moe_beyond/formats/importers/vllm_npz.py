@@ -33,7 +33,7 @@ from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_o
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
 _NAME_THEM = "name the layers with experts by --moe-layers"
-_Arrays = dict[str, npt.NDArray[np.int64]]
+_Arrays = dict[str, npt.NDArray[np.integer[Any]]]
 
 
 def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Trace:
@@ -102,7 +102,7 @@ def _span(arrays: _Arrays, num_tokens: int, where: str) -> tuple[int, int]:
     return start, max(0, len(prompt) - start)
 
 
-def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.NDArray[np.int64] | None:
+def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.NDArray[np.integer[Any]] | None:
     if "prompt_token_ids" not in arrays or "token_ids" not in arrays:
         return None
     ids = np.concatenate([arrays["prompt_token_ids"], arrays["token_ids"]])[start : start + num_tokens]
@@ -114,8 +114,8 @@ def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.
 
 
 def _moe_layers(
-    ids_TLK: npt.NDArray[np.int64], shape: TraceMetadata, num_layers: int, where: str
-) -> npt.NDArray[np.int64]:
+    ids_TLK: npt.NDArray[np.integer[Any]], shape: TraceMetadata, num_layers: int, where: str
+) -> npt.NDArray[np.integer[Any]]:
     """The layers with experts, whether or not the engine gave the others a place."""
     if ids_TLK.shape[1] == len(shape.layer_numbers):
         return ids_TLK
@@ -163,7 +163,7 @@ def _unzip(data: bytes, where: str) -> dict[str, bytes]:
         raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
 
 
-def _load_array(data: bytes, where: str) -> npt.NDArray[np.int64]:
+def _load_array(data: bytes, where: str) -> npt.NDArray[np.integer[Any]]:
     stream = BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -180,9 +180,11 @@ def _load_array(data: bytes, where: str) -> npt.NDArray[np.int64]:
         raise InputError(
             f"{where}: {dtype} in {'Fortran' if fortran_order else 'C'} order, expected integers in C order"
         )
-    content = data[stream.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+    num_bytes = len(data) - stream.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
         raise InputError(
-            f"{where}: {len(content)} bytes for shape {shape} of {dtype}; the file is cut short, save it again"
+            f"{where}: {num_bytes} bytes for shape {shape} of {dtype}; the file is cut short, save it again"
         )
-    return np.frombuffer(content, dtype).reshape(shape).astype(np.int64)
+    values = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+    # as small as it is stored, for an array is large; two of 64 bits would become floats
+    return values.astype(np.int64 if dtype.itemsize == 8 else dtype.newbyteorder("="), copy=False)
