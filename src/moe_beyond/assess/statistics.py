@@ -107,7 +107,7 @@ def previous_token_overlap(experts_TK: ExpertIds, is_first_T: npt.NDArray[np.boo
     for part in slices(len(later), top_k**2):
         tokens = later[part]
         repeated += int((experts_TK[tokens][:, :, None] == experts_TK[tokens - 1][:, None, :]).any(axis=2).sum())
-    return repeated / (len(later) * top_k)
+    return float(repeated / (len(later) * top_k))
 
 
 def overlap_by_skew(counts_E: npt.NDArray[np.int64], num_tokens: int, top_k: int) -> float | None:

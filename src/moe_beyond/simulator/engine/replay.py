@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
+
 from moe_beyond.simulator.engine import cache, untimed_kernel
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
@@ -71,7 +73,7 @@ class Cache:
     def __init__(self, prepared: Prepared, budget: Budget, num_rows: int) -> None:
         units_VM, budget_G = prepared.units(budget)
         self._policy, bytes_M = prepared.policy, prepared.bytes_VM[0]
-        self._tables = cache.new_cache(
+        self._tables: Any = cache.new_cache(
             prepared.common.layer_M, bytes_M, units_VM[0], budget.group_M, budget_G, num_rows
         )
         self._seen = 0, 0
@@ -94,7 +96,7 @@ class Cache:
         """What was counted; nothing may run after it, for what lies there unused now is useless."""
         _, experts, _, _, counts_RC = self._tables
         cache.count_useless(experts, counts_RC)
-        return counts_RC
+        return np.asarray(counts_RC, np.int64)
 
 
 def in_threads(work: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
