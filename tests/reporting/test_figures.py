@@ -13,6 +13,7 @@ from moe_beyond.reporting.figures.lines import Axis, curves, thin
 from moe_beyond.reporting.figures.theme import chart_spec, figure_svg, paint, svg_png, theme
 from moe_beyond.reporting.names import Look, looks
 from moe_beyond.reporting.page import sections_of
+from moe_beyond.reporting.sections.routing import routing_section
 from tests.reporting.conftest import SMALL
 
 X, Y = Axis("x", "capacity", "percent"), Axis("y", "ms per token")
@@ -105,3 +106,17 @@ def test_pictures_of_all_figures_lie_in_the_folder(rendered, figures):
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")} == set(figures)
     # however many others were drawn before it
     assert (folder / "heat_map.svg").read_text() == figure_svg(figures["heat_map"], SMALL.chart_width)
+
+
+@pytest.mark.parametrize(("layers", "experts", "together"), [(48, 512, 5), (94, 128, 3), (5, 64, 1)])
+def test_the_heat_map_of_a_large_model_has_no_more_cells_than_a_page_should(run, layers, experts, together):
+    ids = pl.DataFrame({"layer": range(layers)}).join(pl.DataFrame({"expert": range(experts)}), how="cross")
+    popularity = ids.with_columns(share=pl.lit(1 / experts))
+    card = run.card | {"num_layers": layers, "num_experts": experts}
+    found = routing_section(replace(run, card=card, tables=run.tables | {"popularity": popularity}))
+    figure = next(one for one in found.figures if one.name == "heat_map")
+    cells = drawn(figure)
+    assert len(cells) == layers * -(-experts // together) <= 6_000
+    # of equally popular experts every mean is an even share
+    assert {cell["fold"] for cell in cells} == {1}
+    assert (f"mean of {together} experts" in figure.alt) == (together > 1)

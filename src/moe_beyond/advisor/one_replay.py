@@ -13,6 +13,8 @@ from moe_beyond.intervals import Resamples
 from moe_beyond.predictor.base import LayerPredictor
 from moe_beyond.settings import DEFAULT_SEED
 from moe_beyond.simulator.engine.budget import Budget
+from moe_beyond.simulator.engine.in_pieces import decides_as_it_runs, replay_in_pieces
+from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
 from moe_beyond.simulator.engine.replay import sweep_prepared
 from moe_beyond.simulator.engine.timing import TimedReplay, timed_sweep
@@ -96,11 +98,18 @@ def replay_one(
     """
     if setup.sequential and setup.device is not None:
         raise InputError("a sequential replay has no clock: its accesses are none of an engine's; give no device")
-    prepared, budget, plan = parts_of(trace, setup, training, predictor)
-    meta, policy, events = trace.metadata, prepared.policy, prepared.events
-    counted = sweep_prepared(prepared, [budget], overrun=setup.overrun)[0]
+    meta, prepared, counted = trace.metadata, None, None
+    if setup.device is None and predictor is None and setup.batch == setup.block == 1:
+        policy, budget, plan = _policy_of(trace, setup, training, None)
+        if decides_as_it_runs(policy):
+            rules = {"keep_warm": setup.keep_warm, "overrun": setup.overrun, "sequential": setup.sequential}
+            counted, held = replay_in_pieces(trace, policy, budget, prefill=setup.prefill, **rules)
+    if counted is None:
+        prepared, budget, plan = parts_of(trace, setup, training, predictor)
+        policy, events = prepared.policy, prepared.events
+        counted = sweep_prepared(prepared, [budget], overrun=setup.overrun)[0]
+        held = budget.held_at_most(events.members_A, events.offsets_N, overrun=setup.overrun)
     total, decode = counted.total, counted.decode
-    held = budget.held_at_most(prepared.events.members_A, prepared.events.offsets_N, overrun=setup.overrun)
     document = {
         "policy": policy.name,
         "model": meta.model_id,
@@ -119,10 +128,10 @@ def replay_one(
         "judged": "access by access (sequential, for comparison with older papers only)"
         if setup.sequential
         else "event by event",
-        "prompts": events.num_prompts,
+        "prompts": trace.num_prompts,
         "tokens": total.tokens,
         **{name: getattr(total, name) for name in ("accesses", "hits", "misses", "compulsory_misses")},
-        **Resamples.draw(events.num_prompts, setup.samples, setup.seed)
+        **Resamples.draw(trace.num_prompts, setup.samples, setup.seed)
         .ratio(counted.hit_ratio)
         .columns("hit_rate_unlimited_link"),
         "decode_hit_rate_unlimited_link": decode.hit_rate if decode.accesses else None,
@@ -130,7 +139,7 @@ def replay_one(
         **{name: getattr(total, name) for name in _COUNTED},
         "router_weight_given_up": total.mass_given_up,
     }
-    if setup.device is not None:
+    if setup.device is not None and prepared is not None:
         dense_bytes, source = dense_size(meta, setup.dense_bytes, setup.device)
         workload = Workload.of(meta, setup.lookahead, dense_bytes=dense_bytes)
         timed = timed_sweep(prepared, [budget], [setup.device], workload, overrun=setup.overrun)[0]
@@ -158,8 +167,6 @@ def parts_of(
     trace: Trace, setup: Setup, training: Trace | None, predictor: LayerPredictor | None
 ) -> tuple[Prepared, Budget, Plan]:
     """Events under the policy, the cache, and the plan that both come from. Arguments and errors as of `replay_one`."""
-    if training is not None:
-        trace.metadata.require_same_model(training.metadata, "training trace")
     events = events_of(
         trace,
         setup.prefill,
@@ -168,10 +175,19 @@ def parts_of(
         block=setup.block,
         accepted_share=setup.accepted_share,
     )
-    events = events.one_by_one() if setup.sequential else events
-    meta, predictions = trace.metadata, None
+    events, predictions = events.one_by_one() if setup.sequential else events, None
     if predictor is not None:
         predictions = Predictions(predictor, trace, events, setup.token_step_ms, setup.layer_step_ms)
+    policy, budget, plan = _policy_of(trace, setup, training, predictions)
+    return prepare(events, policy, keep_warm=setup.keep_warm), budget, plan
+
+
+def _policy_of(
+    trace: Trace, setup: Setup, training: Trace | None, predictions: Predictions | None
+) -> tuple[Policy, Budget, Plan]:
+    meta = trace.metadata
+    if training is not None:
+        meta.require_same_model(training.metadata, "training trace")
     fetch = Fetch(prefetch_width(meta, setup.batch * setup.block, setup.width), setup.threshold)
     plan = parse_plan(setup.policy, fetch, setup.split)
     settings = PolicySettings().of_seed(setup.seed)
@@ -181,8 +197,7 @@ def parts_of(
     policy = data.policy(plan, predictions)
     if setup.split is None and policy.per_layer:
         plan = replace(plan, split="fitted" if isinstance(policy, LayerLruFitted) else "even")
-    budget = data.budget(plan, policy, meta, setup.size)
-    return prepare(events, policy, keep_warm=setup.keep_warm), budget, plan
+    return policy, data.budget(plan, policy, meta, setup.size), plan
 
 
 def _notes(document: dict[str, Any]) -> list[str]:

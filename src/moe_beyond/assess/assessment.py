@@ -108,7 +108,7 @@ def other_cards(settings: AssessSettings) -> list[dict[str, Any]]:
 def in_domain(trace: Trace) -> Trace:
     """The prompts that are not kept for testing, if there are any: a verdict must not look at the others."""
     prompts = np.nonzero(~trace.held_out_P)[0]
-    return trace.select(prompts) if len(prompts) else trace
+    return trace.select(prompts) if 0 < len(prompts) < trace.num_prompts else trace
 
 
 def cards_table(cards: list[dict[str, Any]]) -> pl.DataFrame:

@@ -6,17 +6,17 @@ Every token counts as one step, prefill tokens too. Shape suffixes: T tokens, K 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from moe_beyond.simulator.jit import compiled
 from moe_beyond.traces.schema import ExpertIds, Trace
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_CHUNK = 65_536  # tokens; K * K pairs of each are in memory at once
 
 
 @dataclass(frozen=True)
@@ -88,23 +88,21 @@ def pair_tables(trace: Trace, pairs_per_layer: int) -> tuple[pl.DataFrame, pl.Da
         expert), next_layer_bits, next_layer_bits_by_chance (null for the last layer).
     """
     numbers, num_experts = trace.metadata.layer_numbers, trace.metadata.num_experts
-    layers_TK = [trace.experts_TLK[:, index] for index in range(len(numbers))]
-    together = [coactivation(layer_TK, num_experts) for layer_TK in layers_TK]
-    onward = [transitions(here, there, num_experts) for here, there in pairwise(layers_TK)]
-    chance = [bits_by_chance(here, there, num_experts) for here, there in pairwise(layers_TK)]
-    by_layer = pl.DataFrame(
-        {
-            "layer": numbers,
-            "coactivation_bits": [pairs.bits if trace.metadata.top_k > 1 else None for pairs in together],
-            "next_layer_bits": [*(pairs.bits for pairs in onward), None],
-            "next_layer_bits_by_chance": [*chance, None],
-        },
-        schema_overrides=dict.fromkeys(
-            ("coactivation_bits", "next_layer_bits", "next_layer_bits_by_chance"), pl.Float64
-        ),
-    )
-    within = [_most_telling(layer, pairs, pairs_per_layer) for layer, pairs in zip(numbers, together, strict=True)]
-    between = [_most_telling(layer, pairs, pairs_per_layer) for layer, pairs in zip(numbers[:-1], onward, strict=True)]
+    within, between, bits = [], [], []
+    here_TK = trace.layer_TK(0)
+    # one layer after another: of a wide model the tables of all pairs are large
+    for index, layer in enumerate(numbers):
+        together, onward_bits, chance = coactivation(here_TK, num_experts), None, None
+        within.append(_most_telling(layer, together, pairs_per_layer))
+        if index + 1 < len(numbers):
+            there_TK = trace.layer_TK(index + 1)
+            onward = transitions(here_TK, there_TK, num_experts)
+            between.append(_most_telling(layer, onward, pairs_per_layer))
+            onward_bits, chance = onward.bits, bits_by_chance(here_TK, there_TK, num_experts)
+            here_TK = there_TK
+        bits.append((layer, together.bits if trace.metadata.top_k > 1 else None, onward_bits, chance))
+    measured = ("coactivation_bits", "next_layer_bits", "next_layer_bits_by_chance")
+    by_layer = pl.DataFrame(bits, {"layer": pl.Int64} | dict.fromkeys(measured, pl.Float64), orient="row")
     none = pl.DataFrame(schema=_PAIR)
     return pl.concat([none, *within]), pl.concat([none, *between]).rename({"other": "next_expert"}), by_layer
 
@@ -119,12 +117,17 @@ def _most_telling(layer: int, pairs: Pairs, most: int) -> pl.DataFrame:
 
 
 def _together_EE(here_TK: ExpertIds, there_TK: ExpertIds, num_experts: int) -> Counts:
-    total = np.zeros(num_experts**2, np.int64)
-    for start in range(0, len(here_TK), _CHUNK):
-        here, there = here_TK[start : start + _CHUNK], there_TK[start : start + _CHUNK]
-        pair_TKK = here[:, :, None].astype(np.int64) * num_experts + there[:, None, :]
-        total += np.bincount(pair_TKK.reshape(-1), minlength=num_experts**2)
-    return total.reshape(num_experts, num_experts)
+    return _count_EE(np.array(here_TK), np.array(there_TK), num_experts)
+
+
+@compiled()
+def _count_EE(here_TK: Any, there_TK: Any, num_experts: int) -> Counts:
+    total_EE = np.zeros((num_experts, num_experts), np.int64)
+    for token in range(len(here_TK)):
+        for here in here_TK[token]:
+            for there in there_TK[token]:
+                total_EE[here, there] += 1
+    return total_EE
 
 
 def _pairs(tokens_EE: Counts, expected_EE: Floats) -> Pairs:

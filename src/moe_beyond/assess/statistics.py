@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from moe_beyond.simulator.jit import I32, I64, compiled
+from moe_beyond.traces.columns import slices
 from moe_beyond.traces.schema import ExpertIds, Trace, expert_counts_LE
 
 TOP_SHARE = 0.1
@@ -51,17 +53,23 @@ def layer_statistics(trace: Trace, windows: tuple[int, ...]) -> pl.DataFrame:
 
 def reuse_distances(trace: Trace) -> Iterator[npt.NDArray[np.int32]]:
     """For each layer, int32 [T, K]: tokens since the prompt last used that expert there; 0 for its first use."""
-    prompt_T = np.repeat(np.arange(trace.num_prompts), np.diff(trace.prompt_offsets))
-    token_A = np.repeat(np.arange(trace.num_tokens, dtype=np.int32), trace.metadata.top_k)
-    base_T = prompt_T * trace.metadata.num_experts
     for layer in range(trace.metadata.num_layers):
-        key_A = (base_T[:, None] + trace.experts_TLK[:, layer]).reshape(-1)
-        order_A = np.argsort(key_A, kind="stable")
-        distance_A = np.diff(token_A[order_A], prepend=0)
-        distance_A[np.diff(key_A[order_A], prepend=-1) != 0] = 0
-        reuse_A = np.empty_like(distance_A)
-        reuse_A[order_A] = distance_A
-        yield reuse_A.reshape(trace.num_tokens, trace.metadata.top_k)
+        yield _reuse_TK(trace.layer_TK(layer), np.array(trace.prompt_offsets), trace.metadata.num_experts)
+
+
+@compiled()
+def _reuse_TK(experts_TK: Any, prompt_offsets: I64, num_experts: int) -> I32:
+    reuse_TK = np.zeros(experts_TK.shape, np.int32)
+    last_E = np.full(num_experts, -1)
+    for prompt in range(len(prompt_offsets) - 1):
+        start = prompt_offsets[prompt]
+        for token in range(start, prompt_offsets[prompt + 1]):
+            for slot in range(experts_TK.shape[1]):
+                expert = experts_TK[token, slot]
+                if last_E[expert] >= start:
+                    reuse_TK[token, slot] = token - last_E[expert]
+                last_E[expert] = token
+    return reuse_TK
 
 
 def reuse_histogram(trace: Trace) -> npt.NDArray[np.int64]:
@@ -93,11 +101,13 @@ def previous_token_overlap(experts_TK: ExpertIds, is_first_T: npt.NDArray[np.boo
         experts_TK: Experts of one layer.
         is_first_T: True for the first token of each prompt.
     """
-    later = np.nonzero(~is_first_T)[0]
+    later, top_k, repeated = np.nonzero(~is_first_T)[0], experts_TK.shape[1], 0
     if len(later) == 0:
         return None
-    repeated = (experts_TK[later][:, :, None] == experts_TK[later - 1][:, None, :]).any(axis=2)
-    return float(repeated.mean())
+    for part in slices(len(later), top_k**2):
+        tokens = later[part]
+        repeated += int((experts_TK[tokens][:, :, None] == experts_TK[tokens - 1][:, None, :]).any(axis=2).sum())
+    return float(repeated / (len(later) * top_k))
 
 
 def overlap_by_skew(counts_E: npt.NDArray[np.int64], num_tokens: int, top_k: int) -> float | None:
@@ -120,10 +130,13 @@ def working_set(
         window: Tokens.
     """
     # an access adds to the windows in which it is the first use of its expert: those that begin after the last use
-    latest = np.minimum(positions_T, lengths_T - window)[:, None]
-    after_last_use = np.where(reuse_TK > 0, positions_T[:, None] - reuse_TK + 1, 0)
-    earliest = np.maximum(after_last_use, np.maximum(positions_T - window + 1, 0)[:, None])
-    distinct = np.maximum(latest - earliest + 1, 0).sum()
+    distinct = 0
+    for part in slices(len(reuse_TK), reuse_TK.shape[1]):
+        position_T1, reuse = positions_T[part, None], reuse_TK[part]
+        latest = np.minimum(position_T1, lengths_T[part, None] - window)
+        after_last_use = np.where(reuse > 0, position_T1 - reuse + 1, 0)
+        earliest = np.maximum(after_last_use, np.maximum(position_T1 - window + 1, 0))
+        distinct += int(np.maximum(latest - earliest + 1, 0).sum())
     num_windows = int((positions_T <= lengths_T - window).sum())
     return float(distinct / num_windows) if num_windows else None
 
@@ -147,7 +160,7 @@ def _one_layer(
         "gini": gini(counts_E),
         "top_share": float(np.sort(counts_E)[-top:].sum() / counts_E.sum()),
         "unused_experts": int((counts_E == 0).sum()),
-        "previous_token_overlap": previous_token_overlap(trace.experts_TLK[:, index], trace.positions_T == 0),
+        "previous_token_overlap": previous_token_overlap(trace.layer_TK(index), trace.positions_T == 0),
         "overlap_by_chance": top_k / num_experts,
         "overlap_by_skew": overlap_by_skew(counts_E, trace.num_tokens, top_k),
         "first_use_share": float((reuse_TK == 0).mean()),

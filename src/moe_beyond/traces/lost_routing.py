@@ -31,9 +31,14 @@ def refuse_lost_routing(trace: Trace, where: str) -> None:
     bits = math.log2(math.comb(meta.num_experts, meta.top_k))
     if bits == 0:  # all experts of a layer, always
         return
-    flat_T: npt.NDArray[np.integer[Any]] = np.ascontiguousarray(experts_TLK.reshape(trace.num_tokens, -1))
-    rows_T = flat_T.view(np.dtype((np.void, flat_T.strides[0]))).reshape(-1)
-    differs_T = np.concatenate([[True], rows_T[1:] != rows_T[:-1]])
+    flat_T: npt.NDArray[np.integer[Any]] = experts_TLK.reshape(trace.num_tokens, -1)
+    differs_T, same_T = np.ones(trace.num_tokens, np.bool_), np.empty(trace.num_tokens, np.bool_)
+    for tokens, _ in trace.parts():
+        before = max(0, tokens.start - 1)
+        part_T = np.ascontiguousarray(flat_T[before : tokens.stop])
+        rows_T = part_T.view(np.dtype((np.void, part_T.strides[0]))).reshape(-1)
+        differs_T[before + 1 : tokens.stop] = rows_T[1:] != rows_T[:-1]
+        same_T[before : tokens.stop] = (part_T == part_T[:, :1]).all(axis=1)
     starts, lengths = trace.prompt_offsets[:-1], np.diff(trace.prompt_offsets)
     # the first position of a prompt whose routing is another than that of the position before
     changes = np.flatnonzero(differs_T)
@@ -48,7 +53,7 @@ def refuse_lost_routing(trace: Trace, where: str) -> None:
             continue  # one token over and over, which a router sends the same way
         which = f"all {lengths[prompt]}" if alike_P[prompt] == lengths[prompt] else f"the first {alike_P[prompt]}"
         raise InputError(f"{where}: prompt {trace.prompt_ids[prompt]!r}: {which} tokens have {_what(row)}; {_FIX}")
-    _refuse_one_expert(trace, flat_T, differs_T, where)
+    _refuse_one_expert(trace, flat_T, differs_T, same_T, where)
     _refuse_constants(trace, where)
 
 
@@ -61,13 +66,16 @@ def _what(row: npt.NDArray[np.integer[Any]]) -> str:
 
 
 def _refuse_one_expert(
-    trace: Trace, flat_T: npt.NDArray[np.integer[Any]], differs_T: npt.NDArray[np.bool_], where: str
+    trace: Trace,
+    flat_T: npt.NDArray[np.integer[Any]],
+    differs_T: npt.NDArray[np.bool_],
+    same_T: npt.NDArray[np.bool_],
+    where: str,
 ) -> None:
     """Tokens in a row with one expert for all layers and slots: in many layers one token is enough.
 
     That a choice repeats from token to token says nothing, but at the beginning of a prompt: a text may repeat a token.
     """
-    same_T = (flat_T == flat_T[:, :1]).all(axis=1)
     run_T = np.cumsum(differs_T)
     length_T, width = np.bincount(run_T)[run_T], flat_T.shape[1]
     leads_T = np.isin(run_T, run_T[trace.prompt_offsets[:-1]]) & (width > 1)
@@ -87,7 +95,11 @@ def _refuse_constants(trace: Trace, where: str) -> None:
     meta, experts_TLK = trace.metadata, trace.experts_TLK
     if trace.token_ids_T is not None and (trace.token_ids_T == trace.token_ids_T[0]).all():
         return  # one token over and over
-    constant_LK = (experts_TLK == experts_TLK[:1]).all(axis=0)
+    constant_LK = np.ones(experts_TLK.shape[1:], np.bool_)
+    for _, part_TLK in trace.parts():
+        constant_LK &= (part_TLK == experts_TLK[:1]).all(axis=0)
+        if not constant_LK.any():
+            return
     slots = np.flatnonzero(constant_LK.all(axis=0) & (experts_TLK[0] == experts_TLK[0, 0]).all(axis=0))
     if len(slots) and (trace.num_tokens - 1) * meta.num_layers * math.log2(meta.num_experts / meta.top_k) >= _SURE_BITS:
         raise InputError(

@@ -7,7 +7,7 @@ E routed experts in a layer, P prompts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from moe_beyond.errors import InputError
+from moe_beyond.traces.columns import Column, forget, slices
 from moe_beyond.traces.lost_routing import refuse_lost_routing
 
 SCHEMA_VERSION = 1
@@ -200,9 +201,34 @@ class Trace:
             held_out_P=self.held_out_P[prompts],
             prompt_offsets=offsets_of(lengths),
             num_prefill_P=num_prefill_P,
-            token_texts=None if texts is None else TokenTexts(texts.codes_T[tokens], texts.vocabulary),
-            **{name: column[tokens] for name, column in columns.items() if column is not None},
+            token_texts=None if texts is None else TokenTexts(self._rows(texts.codes_T, tokens), texts.vocabulary),
+            **{name: self._rows(column, tokens) for name, column in columns.items() if column is not None},
         )
+
+    def _rows(self, column: npt.NDArray[Any], tokens: npt.NDArray[np.int64]) -> Any:
+        """The values of these tokens."""
+        rows = Column(column.dtype)
+        for part in slices(len(tokens), self.metadata.token_cycle) if len(tokens) else [slice(0, 0)]:
+            rows.append(column[tokens[part]])
+            forget(column)
+        return rows.array()
+
+    def layer_TK(self, layer: int) -> ExpertIds:
+        """The experts of one layer, by its index, as an array of its own."""
+        experts_TK: ExpertIds = np.empty((self.num_tokens, self.metadata.top_k), self.experts_TLK.dtype)
+        for tokens, part_TLK in self.parts():
+            experts_TK[tokens] = part_TLK[:, layer]
+        return experts_TK
+
+    def forget(self) -> None:
+        """Give back the memory of mapped columns that were read."""
+        forget(*(getattr(self, name) for name in _TOKEN_COLUMNS))
+
+    def parts(self) -> Iterator[tuple[slice, ExpertIds]]:
+        """Tokens and their experts, as many at once as `columns` allows; pages of the former part are given back."""
+        for tokens in slices(self.num_tokens, self.metadata.token_cycle):
+            yield tokens, self.experts_TLK[tokens]
+            forget(self.experts_TLK)
 
 
 _TOKEN_COLUMNS = ("experts_TLK", "weights_TLK", "token_ids_T", "predicted_TLK")
@@ -240,64 +266,87 @@ class RoutedPrompt:
     held_out: bool = False
 
 
-def trace_of(metadata: TraceMetadata, prompts: Sequence[RoutedPrompt]) -> Trace:
-    """Prompts of one model as a trace, in order; an optional column is there if every prompt has it. Checks nothing."""
-    ids = expert_dtype(metadata.num_experts)
-    texts = [text for prompt in prompts for text in prompt.token_texts or ()]
-    return Trace(
-        metadata=metadata,
-        prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
-        domains=tuple(prompt.domain for prompt in prompts),
-        held_out_P=np.array([prompt.held_out for prompt in prompts]),
-        prompt_offsets=offsets_of([len(prompt.experts_TLK) for prompt in prompts]),
-        num_prefill_P=np.array([prompt.num_prefill for prompt in prompts], np.int32),
-        experts_TLK=_joined(prompts, "experts_TLK", ids),
-        weights_TLK=_joined(prompts, "weights_TLK", np.float16),
-        token_ids_T=_joined(prompts, "token_ids_T", np.int32),
-        token_texts=TokenTexts.encode(texts) if all(prompt.token_texts is not None for prompt in prompts) else None,
-        predicted_TLK=_joined(prompts, "predicted_TLK", ids),
-    )
+def trace_of(metadata: TraceMetadata, prompts: Iterable[RoutedPrompt]) -> Trace:
+    """Prompts of one model as a trace, in order; an optional column is there if every prompt has it. Checks nothing.
+
+    Prompts are taken one by one: of an iterator none but the present one is kept.
+    """
+    joined = _Joined(metadata)
+    for prompt in prompts:
+        texts = None if prompt.token_texts is None else TokenTexts.encode(list(prompt.token_texts))
+        joined.append_columns(prompt, texts)
+        joined.append_prompts(
+            [prompt.prompt_id], [prompt.domain], [prompt.held_out], [len(prompt.experts_TLK)], [prompt.num_prefill]
+        )
+    return joined.trace()
 
 
-def concatenate(traces: list[Trace]) -> Trace:
+def concatenate(traces: Iterable[Trace]) -> Trace:
     """Several traces of one model as one, prompts in the given order.
 
     An optional column survives only where every trace has it. The metadata is the first trace's.
 
     Raises:
-        InputError: The list is empty, or the traces are of different models.
+        InputError: There is none, or the traces are of different models.
     """
-    if not traces:
+    joined: _Joined | None = None
+    for trace in traces:
+        joined = joined or _Joined(trace.metadata)
+        joined.metadata.require_same_model(trace.metadata, trace.metadata.source)
+        joined.append_columns(trace, trace.token_texts)
+        lengths_P = np.diff(trace.prompt_offsets).tolist()
+        joined.append_prompts(
+            trace.prompt_ids, trace.domains, trace.held_out_P.tolist(), lengths_P, trace.num_prefill_P.tolist()
+        )
+    if joined is None:
         raise InputError("no prompts: the list is empty; give at least one prompt")
-    first = traces[0]
-    for other in traces[1:]:
-        first.metadata.require_same_model(other.metadata, other.metadata.source)
-    texts = [trace.token_texts for trace in traces if trace.token_texts is not None]
-    return Trace(
-        metadata=first.metadata,
-        prompt_ids=tuple(name for trace in traces for name in trace.prompt_ids),
-        domains=tuple(name for trace in traces for name in trace.domains),
-        held_out_P=np.concatenate([trace.held_out_P for trace in traces]),
-        prompt_offsets=offsets_of(np.concatenate([np.diff(trace.prompt_offsets) for trace in traces])),
-        num_prefill_P=np.concatenate([trace.num_prefill_P for trace in traces]),
-        token_texts=_join_texts(texts) if len(texts) == len(traces) else None,
-        **{name: _joined(traces, name) for name in _TOKEN_COLUMNS},
-    )
+    return joined.trace()
 
 
-def _joined(parts: Sequence[Trace | RoutedPrompt], field: str, dtype: npt.DTypeLike | None = None) -> Any:
-    """A column of all parts, of their own dtype if none is given; None if one part lacks it."""
-    columns = [getattr(part, field) for part in parts]
-    return None if any(column is None for column in columns) else np.concatenate(columns, dtype=dtype, casting="unsafe")
+class _Joined:
+    """A trace on its way: prompts and their columns are appended."""
 
+    def __init__(self, metadata: TraceMetadata) -> None:
+        self.metadata = metadata
+        self._prompts: list[list[Any]] = [[], [], [], [], []]
+        ids = expert_dtype(metadata.num_experts)
+        dtypes = {"experts_TLK": ids, "weights_TLK": np.float16, "token_ids_T": np.int32, "predicted_TLK": ids}
+        self._columns = {name: Column(dtype) for name, dtype in dtypes.items()}
+        self._codes: Column | None = Column(np.int32)
+        self._vocabulary: dict[str, int] = {}
 
-def _join_texts(texts: list[TokenTexts]) -> TokenTexts:
-    index: dict[str, int] = {}
-    codes = []
-    for text in texts:
-        recode = np.array([index.setdefault(word, len(index)) for word in text.vocabulary], np.int32)
-        codes.append(recode[text.codes_T] if len(recode) else text.codes_T)
-    return TokenTexts(np.concatenate(codes), tuple(index))
+    def append_prompts(self, *columns: Iterable[Any]) -> None:
+        """Ids, domains, whether held out, lengths and prefills."""
+        for column, values in zip(self._prompts, columns, strict=True):
+            column.extend(values)
+
+    def append_columns(self, part: Trace | RoutedPrompt, texts: TokenTexts | None) -> None:
+        for name in list(self._columns):
+            values = getattr(part, name)
+            if values is None:
+                del self._columns[name]
+            else:
+                self._columns[name].append(values)
+        if texts is None:
+            self._codes = None
+        if texts is not None and self._codes is not None:
+            index = self._vocabulary
+            recode = np.array([index.setdefault(word, len(index)) for word in texts.vocabulary], np.int32)
+            self._codes.append(recode[texts.codes_T] if len(recode) else texts.codes_T)
+
+    def trace(self) -> Trace:
+        prompt_ids, domains, held_out, lengths, prefills = self._prompts
+        columns: dict[str, Any] = {name: column.array() for name, column in self._columns.items()}
+        return Trace(
+            metadata=self.metadata,
+            prompt_ids=tuple(prompt_ids),
+            domains=tuple(domains),
+            held_out_P=np.array(held_out, np.bool_),
+            prompt_offsets=offsets_of(lengths),
+            num_prefill_P=np.array(prefills, np.int32),
+            token_texts=None if self._codes is None else TokenTexts(self._codes.array(), tuple(self._vocabulary)),
+            **columns,
+        )
 
 
 def validate(trace: Trace, where: str) -> Trace:
@@ -352,22 +401,36 @@ def _check_experts(trace: Trace, where: str) -> None:
     num_experts = trace.metadata.num_experts
     for field in ("experts_TLK", "predicted_TLK"):
         column = getattr(trace, field)
-        if column is not None and (column >= num_experts).any():
-            token, layer, slot = (int(i[0]) for i in np.nonzero(column >= num_experts))
+        found = None if column is None else _first(trace, column, lambda part_TLK: part_TLK >= num_experts)
+        if found is not None:
+            token, layer, slot = found
             raise InputError(
                 f"{where}: {locate(trace, token, layer)}: expert id {column[token, layer, slot]} in {field} is out of "
                 f"range, the model has experts 0 to {num_experts - 1}"
             )
     refuse_lost_routing(trace, where)
-    repeated_TL = _has_repetition_TL(trace.experts_TLK)
-    if repeated_TL.any():
-        token, layer = (int(i[0]) for i in np.nonzero(repeated_TL))
+    found = _first(trace, trace.experts_TLK, _has_repetition_TL)
+    if found is not None:
+        token, layer = found
         experts_K = trace.experts_TLK[token, layer]
         empty = len(set(experts_K.tolist())) == 1
         raise InputError(
             f"{where}: {locate(trace, token, layer)}: an expert is listed twice in {experts_K.tolist()}; a router "
             f"chooses distinct experts{': here the engine filled nothing in, its routing is lost' if empty else ''}"
         )
+
+
+def _first(
+    trace: Trace, column: npt.NDArray[Any], broken: Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
+) -> list[int] | None:
+    """Where a rule is first broken, looked for in parts of the tokens; None: nowhere."""
+    for tokens in slices(len(column), trace.metadata.token_cycle):
+        broken_T = broken(column[tokens])
+        forget(column)
+        if broken_T.any():
+            token, *rest = (int(index[0]) for index in np.nonzero(broken_T))
+            return [tokens.start + token, *rest]
+    return None
 
 
 def _has_repetition_TL(experts_TLK: ExpertIds) -> npt.NDArray[np.bool_]:
@@ -390,9 +453,9 @@ def _check_token_columns(trace: Trace, where: str) -> None:
             raise InputError(f"{where}: token string {text!r} is no valid Unicode; replace its lone surrogates")
     if trace.weights_TLK is None:
         return
-    bad = ~np.isfinite(trace.weights_TLK) | (trace.weights_TLK < 0)
-    if bad.any():
-        token, layer, slot = (int(i[0]) for i in np.nonzero(bad))
+    found = _first(trace, trace.weights_TLK, lambda part_TLK: ~np.isfinite(part_TLK) | (part_TLK < 0))
+    if found is not None:
+        token, layer, slot = found
         raise InputError(
             f"{where}: {locate(trace, token, layer)}: combine weight {trace.weights_TLK[token, layer, slot]} is "
             "not a finite number >= 0; correct it or write no weights"
@@ -408,6 +471,10 @@ def locate(trace: Trace, token: int, layer: int) -> str:
 
 def expert_counts_LE(experts_TLK: ExpertIds, num_experts: int) -> npt.NDArray[np.int64]:
     """How often each expert was chosen, int64 [L, E]."""
-    layers = range(experts_TLK.shape[1])
-    counts = [np.bincount(experts_TLK[:, layer].reshape(-1), minlength=num_experts) for layer in layers]
-    return np.stack(counts).astype(np.int64)
+    num_layers = experts_TLK.shape[1]
+    counts_LE = np.zeros((num_layers, num_experts), np.int64)
+    for tokens in slices(len(experts_TLK), experts_TLK[0].size if len(experts_TLK) else 1):
+        for layer in range(num_layers):
+            counts_LE[layer] += np.bincount(experts_TLK[tokens, layer].reshape(-1), minlength=num_experts)
+        forget(experts_TLK)
+    return counts_LE

@@ -21,6 +21,7 @@ from moe_beyond.documents import load_json, require_plain, require_unpacked
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
+from moe_beyond.traces.columns import most_choices
 from moe_beyond.traces.memory_mapped import has_working, open_working, write_working
 from moe_beyond.traces.schema import (
     SCHEMA_VERSION,
@@ -50,16 +51,13 @@ _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 def write_parquet(trace: Trace, path: Path) -> None:
     """Write one Parquet file, whole or not at all: a row a prompt, zstd, metadata as JSON under `moe_beyond`."""
-    with replacing(path) as temporary:
-        pq.write_table(
-            _to_table(trace),
-            temporary,
-            compression="zstd",
-            # dictionary encoding, not plain: Parquet stores plain uint8 as four bytes
-            use_dictionary=True,
-            row_group_size=_ROW_GROUP_PROMPTS,
-            write_page_checksum=True,
-        )
+    # dictionary encoding, not plain: Parquet stores plain uint8 as four bytes
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": True, "write_page_checksum": True}
+    schema = _to_table(trace, slice(0, 0)).schema
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
+        for prompts in _row_groups(trace):
+            writer.write_table(_to_table(trace, prompts), row_group_size=_ROW_GROUP_PROMPTS)
+            trace.forget()
 
 
 def is_trace_file(path: Path) -> bool:
@@ -87,13 +85,7 @@ def read_parts(path: Path) -> list[Trace]:
         InputError: As `read_parquet`; also if two files hold a prompt of one name, or are of different models.
     """
     files = _files(path)
-    parts = []
-    for file in files:
-        try:
-            table = _opened(file).read()
-        except _UNREADABLE as error:
-            raise _unreadable(file, error) from error
-        parts.append(validate(_to_trace(table, file), str(file)))
+    parts = [validate(concatenate(_batches(file)), str(file)) for file in files]
     seen: dict[str, Path] = {}
     for file, part in zip(files, parts, strict=True):
         parts[0].metadata.require_same_model(part.metadata, str(file))
@@ -104,24 +96,52 @@ def read_parts(path: Path) -> list[Trace]:
 
 
 def iterate_parquet(path: Path) -> Iterator[Trace]:
-    """Stream a file or directory: traces of up to 64 prompts, in order, so that memory does not grow with the file.
+    """Stream a file or directory: traces of some prompts, in order, so that memory does not grow with the file.
 
     Raises:
         InputError: As `read_parquet`, but prompts of one name are only found within a batch.
     """
     for file in _files(path):
-        try:
-            reader = _opened(file)
-            schema = reader.schema_arrow.metadata
-            for number in range(reader.num_row_groups):
-                table = reader.read_row_group(number).replace_schema_metadata(schema)
-                yield validate(_to_trace(table, file), f"{file}, row group {number}")
-        except _UNREADABLE as error:
-            raise _unreadable(file, error) from error
+        for batch in _batches(file):
+            yield validate(batch, str(file))
+
+
+def _batches(file: Path) -> Iterator[Trace]:
+    """The prompts of a file, some at a time and at least once, not validated."""
+    try:
+        reader = _opened(file)
+        schema, rows = reader.schema_arrow, max(1, reader.metadata.num_rows)
+        values = sum(_num_values(reader.metadata.row_group(number)) for number in range(reader.num_row_groups))
+        most = max(1, min(_ROW_GROUP_PROMPTS, most_choices() * rows // max(1, values)))
+        empty = True
+        for batch in reader.iter_batches(batch_size=most):
+            empty = False
+            yield _to_trace(pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata), file)
+        if empty:
+            yield _to_trace(schema.empty_table(), file)
+    except _UNREADABLE as error:
+        raise _unreadable(file, error) from error
+
+
+def _num_values(group: pq.RowGroupMetaData) -> int:
+    """Values of the largest column."""
+    return max((group.column(index).num_values for index in range(group.num_columns)), default=0)
+
+
+def _row_groups(trace: Trace) -> Iterator[slice]:
+    """Consecutive prompts: at most 64, and with several at most as many expert choices as may be worked on at once."""
+    most_tokens = most_choices() // trace.metadata.token_cycle
+    start = 0
+    while start < trace.num_prompts:
+        end = int(np.searchsorted(trace.prompt_offsets, trace.prompt_offsets[start] + most_tokens, side="right")) - 1
+        end = min(max(end, start + 1), start + _ROW_GROUP_PROMPTS)
+        yield slice(start, end)
+        start = end
 
 
 def _opened(file: Path) -> pq.ParquetFile:
-    reader = pq.ParquetFile(file, page_checksum_verification=True)
+    # without a buffer of whole row groups
+    reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
     require_unpacked(reader.metadata, file.stat().st_size, str(file))
     return reader
 
@@ -133,18 +153,20 @@ def _files(path: Path) -> list[Path]:
     return [require_plain(file) for file in files]
 
 
-def _to_table(trace: Trace) -> pa.Table:
-    meta, offsets = trace.metadata, np.asarray(trace.prompt_offsets)
-    width = meta.num_layers * meta.top_k
+def _to_table(trace: Trace, prompts: slice) -> pa.Table:
+    """Consecutive prompts as rows."""
+    meta, offsets = trace.metadata, np.asarray(trace.prompt_offsets)[prompts.start : prompts.stop + 1]
+    width, tokens = meta.num_layers * meta.top_k, slice(offsets[0], offsets[-1])
+    offsets = offsets - offsets[0]
 
-    def lists(flat: npt.NDArray[Any], per_token: int) -> pa.Array:
-        return pa.LargeListArray.from_arrays(offsets * per_token, pa.array(np.asarray(flat).reshape(-1)))
+    def lists(column: npt.NDArray[Any], per_token: int) -> pa.Array:
+        return pa.LargeListArray.from_arrays(offsets * per_token, pa.array(np.asarray(column[tokens]).reshape(-1)))
 
     columns: dict[str, pa.Array] = {
-        "prompt_id": pa.array(trace.prompt_ids, pa.string()),
-        "domain": pa.array(trace.domains, pa.string()),
-        "held_out": pa.array(np.asarray(trace.held_out_P)),
-        "num_prefill": pa.array(np.asarray(trace.num_prefill_P)),
+        "prompt_id": pa.array(trace.prompt_ids[prompts], pa.string()),
+        "domain": pa.array(trace.domains[prompts], pa.string()),
+        "held_out": pa.array(np.asarray(trace.held_out_P[prompts])),
+        "num_prefill": pa.array(np.asarray(trace.num_prefill_P[prompts])),
         "experts": lists(trace.experts_TLK, width),
     }
     if trace.weights_TLK is not None:
@@ -152,9 +174,11 @@ def _to_table(trace: Trace) -> pa.Table:
     if trace.token_ids_T is not None:
         columns["token_ids"] = lists(trace.token_ids_T, 1)
     if trace.token_texts is not None:
-        texts = trace.token_texts
-        strings = pa.array(texts.vocabulary, pa.string()).take(pa.array(np.asarray(texts.codes_T)))
-        columns["token_texts"] = pa.LargeListArray.from_arrays(offsets, strings)
+        used, codes = np.unique(trace.token_texts.codes_T[tokens], return_inverse=True)
+        vocabulary = [trace.token_texts.vocabulary[code] for code in used.tolist()]
+        columns["token_texts"] = pa.LargeListArray.from_arrays(
+            offsets, pa.array(vocabulary, pa.string()).take(pa.array(codes.reshape(-1)))
+        )
     if trace.predicted_TLK is not None:
         columns["predicted_experts"] = lists(trace.predicted_TLK, width)
     return pa.table(columns).replace_schema_metadata({METADATA_KEY: meta.model_dump_json()})

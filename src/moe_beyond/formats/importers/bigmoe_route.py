@@ -35,9 +35,10 @@ def read(source: Path, domain: str | None) -> Trace:
     Raises:
         InputError: A rule of the format is broken; names file and row.
     """
-    traces = read_each(
+    read_each_file = read_each(
         source, "route.csv", lambda stream, name, where: (where, _read_file(stream, name, where, domain))
     )
+    traces = list(read_each_file)
     for where, trace in traces:
         traces[0][1].metadata.require_same_model(trace.metadata, where)
     return concatenate([trace for _, trace in traces])

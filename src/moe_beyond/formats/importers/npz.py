@@ -67,10 +67,13 @@ def _load_array(data: bytes, where: str) -> npt.NDArray[Any]:
         raise InputError(
             f"{where}: {dtype} in {'Fortran' if fortran_order else 'C'} order, expected integers in C order"
         )
-    content = data[stream.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+    num_bytes = len(data) - stream.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
         raise InputError(
-            f"{where}: {len(content)} bytes for shape {shape} of {dtype}; the file is cut short, save it again"
+            f"{where}: {num_bytes} bytes for shape {shape} of {dtype}; the file is cut short, save it again"
         )
-    array = np.frombuffer(content, dtype).reshape(shape)
-    return array if dtype.kind == "f" else array.astype(np.int64)
+    array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+    if dtype.kind == "f":
+        return array
+    # as small as it is stored, for an array is large; two of 64 bits would become floats
+    return array.astype(np.int64 if dtype.itemsize == 8 else dtype.newbyteorder("="), copy=False)

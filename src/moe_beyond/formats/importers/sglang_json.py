@@ -79,8 +79,9 @@ def _answer(answer: Any, at: str, shape: TraceMetadata, num_layers: int) -> Rout
             f"{shape.top_k}]; check the config.json"
         )
     layers = (exact or fitting)[0]
-    ids_TLK = np.frombuffer(data, "<i4").reshape(-1, layers, shape.top_k).astype(np.int64)
-    ids_TLK = moe_layers(ids_TLK, shape, num_layers, at)
+    ids_TLK = moe_layers(
+        np.frombuffer(data, "<i4").reshape(-1, layers, shape.top_k).astype(np.int64), shape, num_layers, at
+    )
     require_experts(
         ids_TLK.reshape(-1, shape.top_k),
         None,

@@ -74,16 +74,20 @@ def is_single_file(source: Path) -> bool:
     return source.is_file() and not source.name.endswith((*_ARCHIVE_SUFFIXES, ".zip"))
 
 
-def read_each(source: Path, suffix: str | tuple[str, ...], read: Callable[[IO[bytes], str, str], Item]) -> list[Item]:
+def read_each(
+    source: Path, suffix: str | tuple[str, ...], read: Callable[[IO[bytes], str, str], Item]
+) -> Iterator[Item]:
     """What `read` makes of each file, in natural order of names; it gets stream, name and the place for messages.
+
+    Of a folder or zip file one item at a time is in memory; of a tar file, whose order is its own, all of them.
 
     Raises:
         InputError: As `members`, and as `read`.
     """
-    items = [
-        (natural_order(name), read(stream, name, locate(source, name))) for name, stream in members(source, suffix)
-    ]
-    return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+    found = members(source, suffix)
+    items = ((natural_order(name), read(stream, name, locate(source, name))) for name, stream in found)
+    ordered = sorted(items, key=lambda pair: pair[0]) if source.name.endswith(_ARCHIVE_SUFFIXES) else items
+    return (item for _, item in ordered)
 
 
 def decode_utf8(data: bytes, where: str) -> str:
@@ -102,8 +106,8 @@ def read_json(data: bytes, where: str) -> Any:
 def members(source: Path, suffix: str | tuple[str, ...], *, required: bool = True) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the name and an open stream of every file with such an ending; a `.gz` or `.xz` behind it is unpacked.
 
-    Names are relative to the folder or archive, with forward slashes. The order is the archive's or the file
-    system's: sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
+    Names are relative to the folder or archive, with forward slashes. The order is natural, but of a tar file its own:
+    sort by `natural_order` what you make of them. Each stream is closed when the next one is requested.
 
     Raises:
         InputError: Nothing there, no such file inside where one is `required`, an empty file, a damaged archive, a link
@@ -157,9 +161,9 @@ def _readable(stream: IO[bytes], name: str, where: str, unpacked: _Unpacked) -> 
 def _walk(source: Path, unpacked: _Unpacked) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
     """Name of each file, and what opens it."""
     if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if not path.is_dir():
-                yield path.relative_to(source).as_posix(), partial(_open_inside, path, source, unpacked)
+        paths = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if not path.is_dir()}
+        for name in sorted(paths, key=natural_order):
+            yield name, partial(_open_inside, paths[name], source, unpacked)
     elif source.name.endswith(_ARCHIVE_SUFFIXES):
         unpacked.packed = source.stat().st_size
         with (
@@ -178,7 +182,7 @@ def _walk(source: Path, unpacked: _Unpacked) -> Iterator[tuple[str, Callable[[],
     elif source.suffix == ".zip":
         unpacked.packed = source.stat().st_size
         with zipfile.ZipFile(source) as archive_zip:
-            for entry in archive_zip.infolist():
+            for entry in sorted(archive_zip.infolist(), key=lambda one: natural_order(one.filename)):
                 _refuse_escape(source, entry.filename)
                 if not entry.is_dir():
                     yield entry.filename, partial(archive_zip.open, entry)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_o
 
 _NAMES = ("prompt_routed_experts", "routed_experts", "prompt_token_ids", "token_ids")
 _NAME_THEM = "name the layers with experts by --moe-layers"
-_Arrays = dict[str, npt.NDArray[np.int64]]
+_Arrays = dict[str, npt.NDArray[np.integer[Any]]]
 
 
 def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Trace:
@@ -98,7 +98,7 @@ def _span(arrays: _Arrays, num_tokens: int, where: str) -> tuple[int, int]:
     return start, max(0, len(prompt) - start)
 
 
-def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.NDArray[np.int64] | None:
+def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.NDArray[np.integer[Any]] | None:
     if "prompt_token_ids" not in arrays or "token_ids" not in arrays:
         return None
     ids = np.concatenate([arrays["prompt_token_ids"], arrays["token_ids"]])[start : start + num_tokens]
@@ -110,8 +110,8 @@ def _token_ids(arrays: _Arrays, start: int, num_tokens: int, where: str) -> npt.
 
 
 def moe_layers(
-    ids_TLK: npt.NDArray[np.int64], shape: TraceMetadata, num_layers: int, where: str
-) -> npt.NDArray[np.int64]:
+    ids_TLK: npt.NDArray[np.integer[Any]], shape: TraceMetadata, num_layers: int, where: str
+) -> npt.NDArray[np.integer[Any]]:
     """The layers with experts, whether or not the engine gave the others a place."""
     if ids_TLK.shape[1] == len(shape.layer_numbers):
         return ids_TLK

@@ -13,6 +13,7 @@ from moe_beyond.reporting.read import Run
 from moe_beyond.reporting.text import number, of
 
 _FAVOURITES, _PAIRS = 5, 10
+_CELLS = 6_000
 _CURVES = {"belady": Look("@ink", DASHES[2]), "lru": Look("@vermilion"), "static_popularity": Look("@green", DASHES[1])}
 
 
@@ -32,12 +33,18 @@ def _heat_map(run: Run) -> Figure:
     ranked = frame.sort("share", descending=True, maintain_order=True)
     favourites = ranked.group_by("layer", maintain_order=True).head(_FAVOURITES).sort("layer", maintain_order=True)
     top, value = ranked.row(0, named=True), Axis("fold", "multiple of an even share")
+    # the page must not grow with the model: of a large one a cell is several neighbours
+    together = -(-experts // max(1, _CELLS // run.card["num_layers"]))
+    shown = frame.group_by("layer", pl.col("expert") // together * together, maintain_order=True).agg(
+        pl.col("fold").mean()
+    )
+    each = f" A cell is the mean of {together} experts from the one on that it names." if together > 1 else ""
     return Figure(
         "heat_map",
         "How often each expert is chosen",
         f"Heat map of {run.card['num_layers']} layers by {experts} experts. The most popular is expert {top['expert']} "
-        f"of layer {top['layer']}, chosen {number(top['fold'])} times as often as an even share.",
-        heat(frame, Axis("expert", "expert", "count"), Axis("layer", "layer", "count"), value),
+        f"of layer {top['layer']}, chosen {number(top['fold'])} times as often as an even share.{each}",
+        heat(shown, Axis("expert", "expert", "count"), Axis("layer", "layer", "count"), value),
         table("The most popular experts of each layer; the file has all", favourites, cells("favourites")),
         {},
         wide=True,

@@ -33,7 +33,7 @@ class Budget:
     @property
     def capacity_experts(self) -> int:
         """Experts that fit; of a budget in bytes, how many of the smallest."""
-        return int(self.budget_G.sum() // self.units_M.min())
+        return self.in_experts(self.budget_G)
 
     def held_at_most(self, members_A: I32, offsets_N: I64, *, overrun: bool) -> int:
         """Experts that a cache may hold after an event, in the measure of `capacity_experts`.
@@ -44,12 +44,18 @@ class Budget:
             overrun: Whether an event's experts stay until the next event of their group even above its budget. Groups
                 do so side by side.
         """
-        if not overrun:
-            return self.capacity_experts
+        return self.in_experts(self.most_G(members_A, offsets_N)) if overrun else self.capacity_experts
+
+    def most_G(self, members_A: I32, offsets_N: I64) -> I64:
+        """Units that each group holds at most where an event's experts stay above its budget, int64."""
         first_N = offsets_N[:-1][np.diff(offsets_N) > 0]
         most_G = self.budget_G.copy()
         np.maximum.at(most_G, self.group_M[members_A[first_N]], np.add.reduceat(self.units_M[members_A], first_N))
-        return int(most_G.sum() // self.units_M.min())
+        return most_G
+
+    def in_experts(self, units_G: I64) -> int:
+        """Units as a number of the smallest experts."""
+        return int(units_G.sum() // self.units_M.min())
 
     @classmethod
     def slots(cls, meta: TraceMetadata, capacity_experts: int, *, per_layer: bool = False) -> Self:

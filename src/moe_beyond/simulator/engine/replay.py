@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from moe_beyond.simulator.engine import untimed_kernel
+import numpy as np
+
+from moe_beyond.simulator.engine import cache, untimed_kernel
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
-from moe_beyond.simulator.engine.policy_inputs import Prepared, prepare
+from moe_beyond.simulator.engine.policy_inputs import Common, Prepared, prepare
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timed_loop import Times, just_in_time, run
+from moe_beyond.simulator.jit import I32, I64
 from moe_beyond.simulator.schedule.events import Events
 
 Result = TypeVar("Result")
@@ -44,30 +47,55 @@ def sweep(
 
 def sweep_prepared(prepared: Prepared, budgets: Sequence[Budget], *, overrun: bool = False) -> list[Replay]:
     """The same for a policy that `prepare` has run already."""
-    events, policy = prepared.events, prepared.policy
+    events = prepared.events
     if prepared.needs_general_loop:
         prefetches, times = just_in_time(prepared), Times.none(prepared)
         return in_threads(lambda budget: run(prepared, prefetches, budget, times, overrun=overrun).replay, budgets)
-    offsets_N, experts = prepared.prefetches.just_in_time(events.num_events)
+    ahead = prepared.prefetches.just_in_time(events.num_events)
 
     def one(budget: Budget) -> Replay:
-        units_VM, budget_G = prepared.units(budget)
-        counts_RC, misses_N = untimed_kernel.replay(
-            policy.rank,
-            policy.bypass,
-            overrun,
-            *prepared.common,
-            offsets_N,
-            experts,
-            prepared.bytes_VM[0],
-            units_VM[0],
-            budget.group_M,
-            budget_G,
-            2 * events.num_prompts,
-        )
-        return prepared.result(budget, counts_RC, None, misses_N)
+        running = Cache(prepared, budget, 2 * events.num_prompts)
+        misses_N = running.run(prepared.common, ahead, overrun=overrun)
+        return prepared.result(budget, running.counts_RC(), None, misses_N)
 
     return in_threads(one, budgets)
+
+
+class Cache:
+    """A cache that starts empty and runs events, part after part.
+
+    Args:
+        prepared: The policy and the sizes of experts, of the first part or of all.
+        budget: How much it holds.
+        num_rows: Rows of counts, a prompt and a phase each.
+    """
+
+    def __init__(self, prepared: Prepared, budget: Budget, num_rows: int) -> None:
+        units_VM, budget_G = prepared.units(budget)
+        self._policy, bytes_M = prepared.policy, prepared.bytes_VM[0]
+        self._tables: Any = cache.new_cache(
+            prepared.common.layer_M, bytes_M, units_VM[0], budget.group_M, budget_G, num_rows
+        )
+        self._seen = 0, 0
+
+    def run(self, common: Common, ahead: tuple[I64, I32], *, overrun: bool) -> I32:
+        """Run events; returns the misses of each.
+
+        Args:
+            common: What the policy reads of them.
+            ahead: What is fetched before each, as `Prefetches.just_in_time` has it.
+            overrun: As for `replay`.
+        """
+        arguments: list[Any] = [*common, *ahead, *self._tables, *self._seen]
+        misses_N = untimed_kernel.replay(self._policy.rank, self._policy.bypass, overrun, *arguments)
+        self._seen = self._seen[0] + len(common.step_N), self._seen[1] + len(common.members_A)
+        return misses_N
+
+    def counts_RC(self) -> I64:
+        """What was counted; nothing may run after it, for what lies there unused now is useless."""
+        _, experts, _, _, counts_RC = self._tables
+        cache.count_useless(experts, counts_RC)
+        return np.asarray(counts_RC, np.int64)
 
 
 def in_threads(work: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:

@@ -24,7 +24,7 @@ from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, Bools, compiled
 _I4, _I8, _FLAGS = t.int32[::1], t.int64[::1], t.boolean[::1]
 COMMON: Any = (_I4, _I8, _I4, _I4, _I8, _I8, _FLAGS, _I8, t.float32[:, ::1], _I8)
 """Those from `members_A` to `layer_M`, which both loops take."""
-_RESULT: Any = t.Tuple((t.int64[:, ::1], _I4))
+_TABLES: Any = (t.float64[:, ::1], t.int64[:, ::1], t.int64[:, ::1], t.int32[:, ::1], t.int64[:, ::1])
 _RANK = t.FunctionType(RANK)
 
 
@@ -61,7 +61,7 @@ def _prefetch(
             counts_RC[at[3], cache.PREFETCH_BYTES] += experts[cache.BYTES, expert]
 
 
-@compiled(_RESULT(_RANK, t.boolean, t.boolean, *COMMON, _I8, _I4, _I8, _I8, _I8, _I8, t.int64))
+@compiled(_I4(_RANK, t.boolean, t.boolean, *COMMON, _I8, _I4, *_TABLES, t.int64, t.int64))
 def replay(
     rank: Any,
     bypass: bool,
@@ -78,13 +78,15 @@ def replay(
     layer_M: I64,
     prefetch_offsets_N: I64,
     prefetch_experts: I32,
-    bytes_M: I64,
-    units_M: I64,
-    group_M: I64,
-    budget_G: I64,
-    num_rows: int,
-) -> tuple[I64, I32]:
-    """Replay all events through one cache.
+    features: F64,
+    experts: I64,
+    groups: I64,
+    residents: I32,
+    counts_RC: I64,
+    events_before: int,
+    accesses_before: int,
+) -> I32:
+    """Replay events through one cache, whose tables say afterwards what it holds: further events may follow.
 
     Args:
         rank: The policy's rank function.
@@ -102,19 +104,18 @@ def replay(
         layer_M: Layer of each expert.
         prefetch_offsets_N: Where the experts to fetch before each event begin and end.
         prefetch_experts: Experts to fetch, in order of priority.
-        bytes_M: Bytes of each expert.
-        units_M: What each expert takes of its budget: 1 where it counts slots, its bytes where it counts bytes.
-        group_M: The group whose budget each expert uses.
-        budget_G: Units of each group.
-        num_rows: Number of rows of counts.
+        features: As `cache.new_cache` makes it, or as events before these left it; so the next four.
+        experts: Of the cache.
+        groups: Of the cache.
+        residents: Of the cache.
+        counts_RC: What is counted, added to.
+        events_before: Events that the cache has seen.
+        accesses_before: And their accesses.
 
     Returns:
-        Counts int64 [R, C], and the misses of each event, int32 [N].
+        The misses of each event, int32 [N].
     """
     misses_N = np.zeros(len(step_N), np.int32)
-    features, experts, groups, residents, counts_RC = cache.new_cache(
-        layer_M, bytes_M, units_M, group_M, budget_G, num_rows
-    )
     if len(scores_SM) == 1:
         cache.set_scores(features, scores_SM[0])
     scored_step = -1
@@ -128,15 +129,16 @@ def replay(
             scored_step = step
         ahead = prefetch_experts[prefetch_offsets_N[event] : prefetch_offsets_N[event + 1]]
         # the layer has not run yet, so its own residents are needed at once
-        at = (offsets_N[event], step, layer - 1, row)
-        _prefetch(rank, features, experts, groups, residents, counts_RC, ahead, 2 * event, at)
+        at = (accesses_before + offsets_N[event], step, layer - 1, row)
+        _prefetch(rank, features, experts, groups, residents, counts_RC, ahead, 2 * (events_before + event), at)
         # nothing is evicted before the event has ended, so every access is judged on what was there at its start
-        stamp, admissions = 2 * event + 1, groups[cache.ADMISSIONS, 0]
+        stamp, admissions = 2 * (events_before + event) + 1, groups[cache.ADMISSIONS, 0]
         for access in range(offsets_N[event], offsets_N[event + 1]):
             expert = members_A[access]
             if len(row_A):
                 row = row_A[access]
-            misses_N[event] += cache.use(features, experts, groups, residents, counts_RC, expert, access, step, row)
+            now = accesses_before + access
+            misses_N[event] += cache.use(features, experts, groups, residents, counts_RC, expert, now, step, row)
             if len(next_use_A):
                 features[NEXT_USE, expert] = next_use_A[access]
             if not bypass:
@@ -144,9 +146,9 @@ def replay(
         if offsets_N[event] == offsets_N[event + 1]:
             continue
         # an event lies in one layer, so its first expert names the group
-        group = group_M[members_A[offsets_N[event]]]
-        limit = budget_G[group]
-        at = (offsets_N[event + 1], step, layer, row_N[event])
+        group = experts[cache.GROUP, members_A[offsets_N[event]]]
+        limit = groups[cache.BUDGET, group]
+        at = (accesses_before + offsets_N[event + 1], step, layer, row_N[event])
         cache.make_space(rank, features, experts, groups, residents, counts_RC, group, limit, stamp, at)
         if not overrun:
             # where the event alone uses more than fits, its own lowest ranks are evicted too
@@ -155,5 +157,4 @@ def replay(
             )
         members = members_A[offsets_N[event] : offsets_N[event + 1]]
         cache.discount_unkept(features, experts, counts_RC, members, admissions, at[3])
-    cache.count_useless(experts, counts_RC)
-    return counts_RC, misses_N
+    return misses_N

@@ -173,9 +173,18 @@ class Events:
         Args:
             within_prompt: Look no further than the prompt, as for a cache that is emptied between prompts.
         """
-        return _next_use(
-            self.members_A, self.offsets_N, self.empties_N(not within_prompt), self.metadata.num_model_experts
-        )
+        next_M = np.full(self.metadata.num_model_experts, NEVER)
+        return self.next_use_until(next_M, self.empties_N(not within_prompt), 0)
+
+    def next_use_until(self, next_M: I64, empties_N: Bools, before: int) -> I64:
+        """The same for a part of a trace; int64.
+
+        Args:
+            next_M: The next use of each expert after these events; changed to that before them.
+            empties_N: True where no use is looked for beyond the event's beginning.
+            before: Number of the first event.
+        """
+        return _next_use(self.members_A, self.offsets_N, empties_N, next_M, before)
 
     def by_step(self, chances_TX: F32, axis: int = 0) -> F32:
         """The probability that a decode step uses something, from those of its tokens: float32 [R, ...].
@@ -319,8 +328,7 @@ def _members(experts_TLK: Any, tokens_I: I64, offsets_S: I64, num_experts: int, 
     With `shared`, also the token of each member's last use; otherwise nothing.
     """
     num_layers, top_k = experts_TLK.shape[1], experts_TLK.shape[2]
-    # verify blocks may route a token more than once
-    most = len(tokens_I) * num_layers * top_k
+    most = num_layers * np.minimum(np.diff(offsets_S) * top_k, num_experts).sum()
     members_A = np.empty(most, np.int32)
     user_A = np.empty(most if shared else 0, np.int64)
     num_steps = len(offsets_S) - 1
@@ -353,17 +361,17 @@ def _members(experts_TLK: Any, tokens_I: I64, offsets_S: I64, num_experts: int, 
                 if shared:
                     user_A[start:end] = user_A[start:end][::-1].copy()
             offsets_N[step * num_layers + layer + 1] = end
-    return members_A[:end].copy(), user_A[:end].copy(), offsets_N
+    # what is left over was never touched, and takes no memory
+    return members_A[:end], user_A[:end], offsets_N
 
 
 @compiled()
-def _next_use(members_A: I32, offsets_N: I64, starts_N: Bools, num_model_experts: int) -> I64:
+def _next_use(members_A: I32, offsets_N: I64, starts_N: Bools, next_M: I64, before: int) -> I64:
     next_A = np.empty(len(members_A), np.int64)
-    next_M = np.full(num_model_experts, NEVER)
     for event in range(len(offsets_N) - 2, -1, -1):
         for access in range(offsets_N[event], offsets_N[event + 1]):
             next_A[access] = next_M[members_A[access]]
-            next_M[members_A[access]] = event
+            next_M[members_A[access]] = before + event
         if starts_N[event]:
             next_M[:] = NEVER
     return next_A
