@@ -73,7 +73,7 @@ def project(tmp_path, monkeypatch, empty_database):
     for variable in VARIABLES.split():
         monkeypatch.delenv(variable, raising=False)
     # a name that a shell or a pattern would take apart
-    root = tmp_path / "a b'c\";$(exit 1)&#[d]"
+    root = tmp_path / "a b'c;$(exit 1)&[d]"
     root.mkdir()
     write_project(root)
     shutil.copyfile(empty_database, root / "mlflow.db")
