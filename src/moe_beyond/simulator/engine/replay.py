@@ -86,9 +86,8 @@ class Cache:
             ahead: What is fetched before each, as `Prefetches.just_in_time` has it.
             overrun: As for `replay`.
         """
-        misses_N = untimed_kernel.replay(
-            self._policy.rank, self._policy.bypass, overrun, *common, *ahead, *self._tables, *self._seen
-        )
+        arguments: list[Any] = [*common, *ahead, *self._tables, *self._seen]
+        misses_N = untimed_kernel.replay(self._policy.rank, self._policy.bypass, overrun, *arguments)
         self._seen = self._seen[0] + len(common.step_N), self._seen[1] + len(common.members_A)
         return misses_N
 
