@@ -33,7 +33,7 @@ from moe_beyond.traces.columns import VARIABLE
 from moe_beyond.traces.schema import trace_of
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("assess", "split", "tune", "train", "export", "simulate", "report")
+STAGES = ("assess", "split", "tune", "train", "export", "simulate")
 PARAMS: dict[str, Any] = {
     "seed": 7,
     "tune": {
@@ -170,8 +170,6 @@ def pipeline(shape: Shape, tokens: int, root: Path) -> Iterator[Row]:
     for stage in STAGES:
         command = [sys.executable, "-c", _STAGE, str(ROOT / "stages" / f"{stage}.py")]
         yield Row(shape.name, tokens * shape.activations, stage, *timed(command, root))
-    page = max(root.glob("reports/**/*.html"), key=lambda path: path.stat().st_size)
-    print(f"{shape.name}: {page.name} has {page.stat().st_size / 2**20:.2f} MiB", flush=True)
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, float]:

@@ -114,12 +114,16 @@ def replay_in_pieces(
 
     later = _later_uses(pieces[::-1], events_in(pieces[::-1]), keep_warm) if policy.knows_future else []
     cache: Cache | None = None
+    steps = 0
     tokens_PF, most_G = np.zeros((num_prompts, 2), np.int64), budget.budget_G
     for piece, events in zip(pieces, events_in(pieces), strict=True):
         prepared = prepare(events, policy, keep_warm=keep_warm)
         common = prepared.common._replace(
-            row_N=prepared.common.row_N + 2 * piece.first_prompt, empties_N=_empties_N(piece, events, keep_warm)
+            step_N=prepared.common.step_N + np.int32(steps),
+            row_N=prepared.common.row_N + 2 * piece.first_prompt,
+            empties_N=_empties_N(piece, events, keep_warm),
         )
+        steps += events.num_steps
         if later:
             next_M, before = later.pop()
             common = common._replace(next_use_A=events.next_use_until(next_M, common.empties_N, before))
