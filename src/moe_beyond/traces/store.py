@@ -114,7 +114,8 @@ def _batches(file: Path) -> Iterator[Trace]:
         values = sum(_num_values(reader.metadata.row_group(number)) for number in range(reader.num_row_groups))
         most = max(1, min(_ROW_GROUP_PROMPTS, most_choices() * rows // max(1, values)))
         empty = True
-        for batch in reader.iter_batches(batch_size=most):
+        # threads of Arrow's might decode the whole file ahead of a slow reader
+        for batch in reader.iter_batches(batch_size=most, use_threads=False):
             empty = False
             yield _to_trace(pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata), file)
         if empty:
