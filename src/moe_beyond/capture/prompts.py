@@ -107,12 +107,10 @@ def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[st
     )
     if twice is not None:
         raise InputError(f"{path}: column {twice!r} is there twice; remove one of them")
-    if is_parquet:
-        require_unpacked(_metadata(data, path), len(data), str(path))
     try:
         # text stays text: an id of digits, a prompt of none
         table = (
-            pl.read_parquet(BytesIO(data))
+            _parquet(data, field, path)
             if separator is None
             else pl.read_csv(text.encode(), separator=separator, infer_schema=False)
         )
@@ -125,13 +123,24 @@ def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[st
     return [(f"row {number}", row) for number, row in enumerate(kept.to_dicts(), 1)]
 
 
-def _metadata(data: bytes, path: Path) -> Any:
+def _parquet(data: bytes, field: str, path: Path) -> pl.DataFrame:
+    """The table of a Parquet file, by pyarrow: damage ends in errors there, where polars panics."""
     import pyarrow as pa  # noqa: PLC0415 - the other kinds of files need it not
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        return pq.read_metadata(BytesIO(data))
-    except (pa.ArrowException, OSError, ValueError) as error:
+        file = pq.ParquetFile(BytesIO(data))
+        require_unpacked(file.metadata, len(data), str(path))
+        if (twice := repeated(file.schema_arrow.names)) is not None:
+            raise InputError(f"{path}: column {twice!r:.60} is there twice; remove one of them")
+        if field not in file.schema_arrow.names:
+            raise InputError(f"{path}: no column {field!r} among {file.schema_arrow.names}; name one as prompt_field")
+        table = file.read([name for name in (field, "id", "domain") if name in file.schema_arrow.names])
+        table.validate(full=True)
+        return pl.DataFrame(table.to_pydict())
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({reason_of(error)})") from error
 
 
