@@ -1,8 +1,8 @@
 """Time and peak memory by the size of model and trace. Prints a row a work, and a line `NAME VALUE TARGET` a promise.
 
-    python benchmarks/bench_sizes.py                  # growth alone: what four times the tokens take, a few minutes
-    python benchmarks/bench_sizes.py --shapes         # stages of the pipeline on three models' shapes, an hour
-    python benchmarks/bench_sizes.py --choices 1e9    # import, replay and assess of so many expert choices, an hour
+    python benchmarks/sizes.py                  # growth alone: what four times the tokens take, a few minutes
+    python benchmarks/sizes.py --shapes         # stages of the pipeline on three models' shapes, an hour
+    python benchmarks/sizes.py --choices 1e9    # import, replay and assess of so many expert choices, an hour
 
 Traces are drawn from a seed. Each work is a process of its own; its memory is the largest resident set of it and of the
 processes that it started. `--out` names a CSV for the rows. Exits 1 if a promise is broken.
