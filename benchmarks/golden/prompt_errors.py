@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from moe_beyond.devices.device import Device
+from moe_beyond.devices.errors import PREFILL, START
 from moe_beyond.devices.expected import Prompts, Shape, expected_prompt_ms
 from moe_beyond.devices.prefill import fit_prefill
 
@@ -55,14 +56,14 @@ def phone_prompts(folder: Path, runs: Sequence[Phone], fitted: Sequence[str]) ->
                 with_rate = device.model_copy(update={"prefill_tokens_per_s": rate})
                 told.append(float(expected_prompt_ms(with_rate, shape, prompt)[0] / prompt.wall_S[0] - 1))
                 plain.append(float(expected_prompt_ms(device, shape, prompt)[0] / prompt.wall_S[0] - 1))
-        yield ("phone_oneplus_15r", "prefill, to the first token", model, "2 runs of one session"), told, plain
+        yield ("phone_oneplus_15r", PREFILL, model, "2 runs of one session"), told, plain
     starts = [(row["file"], shape, start) for row, shape, _ in runs if (start := _start_s(folder, row)) is not None]
     gb_per_s = np.mean([_model_gb(shape) / start for file, shape, start in starts if file in fitted])
     mean_s = np.mean([start for file, _, start in starts if file in fitted])
     rest = [(shape, start) for file, shape, start in starts if file not in fitted]
     told = [float(_model_gb(shape) / gb_per_s / start - 1) for shape, start in rest]
     yield (
-        ("phone_oneplus_15r", "start of the engine", "three models", "2 runs of one session"),
+        ("phone_oneplus_15r", START, "three models", "2 runs of one session"),
         told,
         [float(mean_s / start - 1) for _, start in rest],
     )
@@ -113,7 +114,7 @@ def desktop_prompts(table: pl.DataFrame) -> Iterator[tuple[Any, ...]]:
     yield (
         (
             "desktops, misses computed",
-            "prefill, to the first token",
+            PREFILL,
             "Qwen3.8-Flash-Next",
             "2 lengths a machine and model",
         ),

@@ -199,12 +199,16 @@ def test_a_name_of_thousands_of_digits_is_sorted():
     assert sorted(["9" * 5000, "10", "010", "9"], key=natural_order) == ["9", "10", "010", "9" * 5000]
 
 
+@pytest.mark.slow  # it is about seconds
 def test_an_interrupt_ends_an_import_at_once(tmp_path):
     with (tmp_path / "x.csv").open("wb") as file:
         file.write(b"Layer ID,Batch Number,Token,Activated Expert IDs\n")
         file.write(b'1,0,a,"[1, 2, 3, 4, 5, 6]"\n' * 9_000_000)
     words = ["import", "moe-beyond-csv", tmp_path / "x.csv", tmp_path / "out.parquet"]
-    process = subprocess.Popen([Path(sys.executable).parent / "moe-beyond", *words], stderr=subprocess.PIPE, text=True)
+    # what runs in the background of a shell ignores Ctrl-C
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{handler}; from moe_beyond.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True)
     time.sleep(5)
     assert process.poll() is None
     begins = time.monotonic()

@@ -14,7 +14,7 @@ import polars as pl
 
 from moe_beyond.assess.known import KnownCurve, band, held_out, position_of
 from moe_beyond.devices.device import NO_RECORDING, Device
-from moe_beyond.devices.errors import published_errors
+from moe_beyond.devices.errors import decode_errors
 from moe_beyond.devices.expected import Shape, expected_ms
 from moe_beyond.devices.workload import MIB
 from moe_beyond.formats.headers import ModelSizes
@@ -106,7 +106,7 @@ def _on(
         times = expected_ms(device, shape, shape.accesses * (1 - np.array(hit_rates)))
         return sorted((1e3 / times).tolist())
 
-    errors = published_errors().filter(device=device.name)
+    errors = decode_errors(device.name)
     worst_percent = errors["ms_worst_percent"].to_list()
     error = max(worst_percent) / 100 if worst_percent else device.fit_error
     result: dict[str, Any] = {

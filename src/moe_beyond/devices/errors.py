@@ -22,6 +22,15 @@ COLUMNS = {
 """Errors of ms a token, of tokens a second, and of ms a token by a straight line in the missed bytes."""
 
 
+PREFILL, START = "prefill, to the first token", "start of the engine"
+"""Regimes of other times than that of a decoded token."""
+
+
+def decode_errors(device: str) -> pl.DataFrame:
+    """The rows of a device whose milliseconds are those of decoded tokens."""
+    return published_errors().filter(~pl.col("regime").is_in([PREFILL, START]), device=device)
+
+
 def published_errors() -> pl.DataFrame:
     """The table that comes with the package, in these columns."""
     text = (files("moe_beyond.devices") / "errors.csv").read_bytes()
