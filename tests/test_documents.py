@@ -9,7 +9,7 @@ from moe_beyond.devices import prefill
 from moe_beyond.devices.calibrate import calibrate
 from moe_beyond.devices.device import dump_device, load_device
 from moe_beyond.devices.recordings import read_recording
-from moe_beyond.documents import load_csv, load_json, load_yaml, read_plain
+from moe_beyond.documents import load_csv, load_json, read_plain
 from moe_beyond.formats import importers
 from moe_beyond.formats.count_files import read_counts
 from moe_beyond.formats.headers import read_sizes
@@ -18,6 +18,7 @@ from moe_beyond.limits import limited
 from moe_beyond.params import load_params
 from moe_beyond.registry.drift import window
 from moe_beyond.traces import store
+from moe_beyond.yaml_documents import load_yaml
 from tests.traces.refusals import refused
 
 TWICE = [

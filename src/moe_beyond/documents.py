@@ -1,4 +1,4 @@
-"""JSON, YAML and CSV read strictly: each key and column once, nothing deeper or larger than `limits` allows."""
+"""JSON and CSV read strictly: each key and column once, nothing deeper or larger than `limits` allows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import yaml
 
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.limits import limits
@@ -92,45 +90,6 @@ def _require_shallow(text: str, where: str) -> None:
     opens = (brackets == ord("[")) | (brackets == ord("{"))
     if np.cumsum(np.where(opens, 1, -1)).max(initial=0) > most.depth:
         raise InputError(f"{where}: more than {most.depth} lists or objects within one another; is it damaged?")
-
-
-class _Strict(yaml.SafeLoader):
-    """Refuses a key that is given twice, references, and depth: a few of each can stand for any number of values."""
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="a reference to another place (*); write the value out")
-        self._depth += 1
-        if self._depth > limits().depth:
-            raise yaml.MarkedYAMLError(problem=f"more than {limits().depth} values within one another")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call, unused-ignore]
-        twice = repeated(key for key in keys if isinstance(key, Hashable))
-        if twice is not None:
-            line = node.start_mark.line + 1
-            raise yaml.MarkedYAMLError(problem=f"key {twice!r:.60} is given twice in what begins at line {line}")
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(data: bytes | str, where: str) -> Any:
-    """A YAML document.
-
-    Raises:
-        InputError: It is none, larger or deeper than `Limits` allows, gives a key twice, or refers to another place.
-    """
-    if len(data) > limits().settings_bytes:
-        raise InputError(f"{where}: {len(data):,} bytes, more than {limits().settings_bytes >> 10} KiB of settings")
-    try:
-        return yaml.load(data if isinstance(data, str) else data.decode("utf-8-sig"), _Strict)  # noqa: S506 - a safe one
-    # also what Python says of a date, a number or a text that is none
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{where}: not valid YAML ({reason_of(error)})") from error
 
 
 def require_unpacked(metadata: Any, size: int, where: str) -> None:

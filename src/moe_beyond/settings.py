@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moe_beyond.documents import load_yaml, read_plain
+from moe_beyond.documents import read_plain
 from moe_beyond.errors import InputError
+from moe_beyond.yaml_documents import load_yaml
 
 STAGES = (
     "reference",

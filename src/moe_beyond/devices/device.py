@@ -12,9 +12,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from moe_beyond.devices.link_curve import Point, complaint, read_ms, with_bandwidth
-from moe_beyond.documents import load_yaml, read_plain
+from moe_beyond.documents import read_plain
 from moe_beyond.errors import InputError
 from moe_beyond.settings import Settings
+from moe_beyond.yaml_documents import load_yaml
 
 MILLISECONDS = 1e3
 WRITTEN = "# written by moe-beyond"
