@@ -32,9 +32,14 @@ def repeated(items: Iterable[_Item]) -> _Item | None:
     return None
 
 
+def is_special(path: Path) -> bool:
+    """Whether a pipe, a socket or a device stands there."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def require_plain(path: Path) -> Path:
     """The path. Raises InputError if it is a pipe, a socket or a device, which may never end."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_special(path):
         raise InputError(f"{path}: a pipe, socket or device; give a plain file")
     return path
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_beyond.documents import is_special
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def check_output(path: Path, *, inputs: Iterable[Path] = (), ours: Callable[[Pat
 
 def _require_replaceable(path: Path) -> None:
     """`/dev/null` would become a file, for every program of the machine."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_special(path):
         raise InputError(f"{path}: is a device, a pipe or a socket; name a file")
 
 
@@ -110,6 +111,11 @@ def begins_with(*words: bytes) -> Callable[[Path], bool]:
         return all(word in head for word in words)
 
     return check
+
+
+def never(_path: Path) -> bool:
+    """For `check_output`, where a file does not tell who wrote it: none that stands there is replaced."""
+    return False
 
 
 def _names(folder: Path) -> set[str]:

@@ -1,12 +1,8 @@
 """`moe-beyond run`: a tiny model decoded with its experts on disk."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -14,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_beyond.live.store import MANIFEST, read_manifest
 from tests.capture.capture_case import save_tiny_model
+from tests.cli.started import started
 from tests.cli.test_commands import error_of, printed, run
 
-ROOT = Path(__file__).parents[2]
 TOKENS = 12
 
 
@@ -99,17 +95,7 @@ def test_ctrl_c_ends_with_what_was_decoded_and_whole_files(words, tmp_path):
     record = tmp_path / "run.csv"
     # reading the second prompt alone loads experts for seconds, however few tokens are drawn
     options = ("--link-gb-per-s", 0.00002, "--record", record, "--json", "--max-new-tokens", 2)
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    # what runs in the background of a shell ignores Ctrl-C
-    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{handler}; from moe_beyond.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, (*words, *options))],
-        env=os.environ | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(*words, *options)
     # the first prompt is done: the second is under way
     while "1 of 2 prompts" not in process.stderr.readline():
         assert process.poll() is None

@@ -4,8 +4,6 @@ import io
 import lzma
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.sources import members, name_of, natural_order
 from moe_beyond.limits import limited
+from tests.cli.started import started
 from tests.formats.cases import write
 from tests.traces.refusals import refused
 
@@ -205,10 +204,7 @@ def test_an_interrupt_ends_an_import_at_once(tmp_path):
         file.write(b"Layer ID,Batch Number,Token,Activated Expert IDs\n")
         file.write(b'1,0,a,"[1, 2, 3, 4, 5, 6]"\n' * 9_000_000)
     words = ["import", "moe-beyond-csv", tmp_path / "x.csv", tmp_path / "out.parquet"]
-    # what runs in the background of a shell ignores Ctrl-C
-    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{handler}; from moe_beyond.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True)
+    process = started(*words)
     time.sleep(5)
     assert process.poll() is None
     begins = time.monotonic()

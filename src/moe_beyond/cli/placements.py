@@ -20,7 +20,7 @@ from moe_beyond.cli.common import (
 )
 from moe_beyond.cli.traces import exports
 from moe_beyond.errors import naming
-from moe_beyond.files import check_output
+from moe_beyond.files import check_output, never
 from moe_beyond.settings import DEFAULT_SEED
 
 
@@ -67,7 +67,7 @@ def export_placement(
 
     of_name(format)
     # an engine's own record of its experts would look just as this file does
-    check_output(out, inputs=filter(None, [trace, test]), ours=lambda _path: False)
+    check_output(out, inputs=filter(None, [trace, test]), ours=never)
     order = placement_file.Order(
         format,
         load_device(device),

@@ -25,7 +25,7 @@ from moe_beyond.cli.common import (
 )
 from moe_beyond.cli.groups import WHOLE_TRACE, FormatFirst
 from moe_beyond.errors import InputError, naming
-from moe_beyond.files import check_output, replacing
+from moe_beyond.files import check_output, never, replacing
 
 exports = App(
     cls=FormatFirst,
@@ -94,7 +94,7 @@ def import_traces(
 
     check_output(out, inputs=[source], ours=store.is_trace_file)
     if hidden_states is not None:  # nothing in an array says who wrote it
-        check_output(hidden_states, inputs=[source], ours=lambda _path: False)
+        check_output(hidden_states, inputs=[source], ours=never)
     if format == "auto":
         format = _recognised(source)  # noqa: A001 - the word on the command line
     shape = importers.ShapeOverride(moe_layers, expert_size, num_experts, top_k, hidden_size, model_id, prefill_tokens)
@@ -165,7 +165,7 @@ def assess(
     if figure is not None and figure.suffix not in (".svg", ".png"):
         raise InputError(f"{figure}: a figure ends in .svg or .png")
     if figure is not None:  # nothing in a picture says who drew it
-        check_output(figure, inputs=[trace], ours=lambda _path: False)
+        check_output(figure, inputs=[trace], ours=never)
     others = known_tables_of(beside or (["known"] if figure else []))
     routing = read_trace(trace)
     with naming(trace):

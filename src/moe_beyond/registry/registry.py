@@ -24,6 +24,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from moe_beyond.errors import InputError, TamperedError, reason_of
+from moe_beyond.registry.bundle import MANIFEST
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FOLDER = "bundle"
@@ -122,7 +123,7 @@ class Registry:
 
     def register(self, bundle: Path, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Log a bundle, a folder named FOLDER, as a pyfunc model of a run that has ended, and make a version of it."""
-        manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
         tags = tags | {BUNDLE_DIGEST: _manifest_digest(bundle)}
         experiment = self.client.get_run(run_id).info.experiment_id
         # of a registration that was killed: no version came of it
@@ -204,7 +205,7 @@ class Registry:
 
 
 def _manifest_digest(bundle: Path) -> str:
-    path = bundle / "bundle.json"
+    path = bundle / MANIFEST
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 

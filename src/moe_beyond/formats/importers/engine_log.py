@@ -133,6 +133,13 @@ def fixed_records(
     return records
 
 
+def unpack_header(data: bytes, magic: bytes, header: Struct, where: str) -> tuple[int, ...]:
+    """The numbers of a binary log's header after its magic word. Raises InputError if it does not begin so."""
+    if len(data) < header.size or not data.startswith(magic):
+        raise InputError(f"{where}: does not begin with {magic.decode()!r} and its header; check the format")
+    return header.unpack_from(data)[1:]
+
+
 def layer_records(
     data: bytes,
     where: str,

@@ -11,7 +11,7 @@ from pathlib import Path
 from struct import Struct
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.engine_log import layer_records, read_logs
+from moe_beyond.formats.importers.engine_log import layer_records, read_logs, unpack_header
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.formats.importers.passes import Passes
 from moe_beyond.traces.schema import Trace
@@ -26,9 +26,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
 
 
 def _parse(data: bytes, where: str) -> Passes:
-    if len(data) < _HEADER.size or data[:4] != MAGIC:
-        raise InputError(f"{where}: does not begin with 'MBLT' and its header; check the format")
-    _, version, num_experts = _HEADER.unpack_from(data)
+    version, num_experts = unpack_header(data, MAGIC, _HEADER, where)
     if version != 1 or not 2 <= num_experts <= 65536:
         raise InputError(f"{where}: version {version}, {num_experts} experts; expected version 1, 2 to 65536 experts")
     heads, ids_AK = layer_records(data, where, head="<iii", fields=("layer", "k", "tokens"), start=_HEADER.size)

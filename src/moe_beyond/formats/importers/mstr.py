@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.engine_log import MAX_TOP_K, layer_records, read_logs
+from moe_beyond.formats.importers.engine_log import MAX_TOP_K, layer_records, read_logs, unpack_header
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride
 from moe_beyond.formats.importers.passes import Passes
 from moe_beyond.traces.schema import Trace
@@ -30,9 +30,7 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
 
 
 def _parse(data: bytes, where: str) -> Passes:
-    if len(data) < _HEADER.size or data[:4] != MAGIC:
-        raise InputError(f"{where}: does not begin with 'MSTR' and its header; check the format")
-    _, version, top_k, num_layers = _HEADER.unpack_from(data)
+    version, top_k, num_layers = unpack_header(data, MAGIC, _HEADER, where)
     if version != 1 or not 1 <= top_k <= MAX_TOP_K:
         raise InputError(f"{where}: version {version}, top-{top_k}; expected version 1, top-1 to top-{MAX_TOP_K}")
     fields = ("layer", "tokens", "kind")

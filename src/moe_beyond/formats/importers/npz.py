@@ -22,7 +22,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def load_npz(data: bytes, names: Sequence[str], where: str) -> Arrays:
-    """Those of the named arrays that are there; numbers in C order, integers as int64.
+    """Those of the named arrays that are there; numbers in C order, integers as they are stored or as int64.
 
     Raises:
         InputError: No `.npz`, an array twice, of counts, of another kind, larger than `Limits.file_bytes` or cut short.

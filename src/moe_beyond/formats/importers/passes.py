@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.routed import Routed, require_experts, require_fewer
+from moe_beyond.formats.importers.routed import Routed, layer_places, require_experts, require_fewer
 from moe_beyond.traces.schema import TraceMetadata
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -92,7 +92,8 @@ def routed_passes(log: Passes, shape: TraceMetadata, num_layers: int) -> list[Ro
     if not len(log.layer_R):
         raise InputError(f"{log.where}: routing of no tokens; remove the file")
     require_fewer(int(log.tokens_R.sum()), log.where)
-    layer_R = _layer_indices(log, shape)
+    numbers = np.arange(shape.num_layers) if log.by_order else np.array(shape.layer_numbers)
+    layer_R = layer_places(log.layer_R, numbers, log.at, " by their order" * log.by_order)
     token_R = np.repeat(np.arange(len(log.layer_R)), log.tokens_R)
     require_experts(log.experts_AK, log.weights_AK, shape, lambda access: log.at(token_R[access]))
     begins_R = np.concatenate([[True], np.diff(layer_R) < 0])
@@ -116,19 +117,6 @@ def _only(log: Passes, kept: Integers) -> Passes:
             "hidden_AD": None if log.hidden_AD is None else log.hidden_AD[access],
         }
     )
-
-
-def _layer_indices(log: Passes, shape: TraceMetadata) -> npt.NDArray[np.int64]:
-    """Place of each record's layer among the MoE layers."""
-    numbers = np.arange(shape.num_layers) if log.by_order else np.array(shape.layer_numbers)
-    wrong = ~np.isin(log.layer_R, numbers)
-    if wrong.any():
-        record = int(np.argmax(wrong))
-        raise InputError(
-            f"{log.at(record)}: layer is {log.layer_R[record]}, expected a layer with experts, "
-            f"{numbers[0]} to {numbers[-1]}{' by their order' * log.by_order}; --moe-layers names others"
-        )
-    return np.searchsorted(numbers, log.layer_R)
 
 
 @dataclass(frozen=True)

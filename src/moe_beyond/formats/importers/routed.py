@@ -40,8 +40,8 @@ class Routed:
         name: What the file calls the prompt; empty: nothing.
         token_ids_T: Ids of the tokenizer, or None.
         domain: Domain that the file names; empty: none.
-        hidden_TLD: What each layer's router was given, float16, NaN where the engine left a layer out; None: not asked
-            for.
+        hidden_TLD: What each layer's router was given, float16, NaN where the engine left a layer out; None: not
+            requested.
     """
 
     experts_TLK: npt.NDArray[np.integer[Any]]
@@ -51,6 +51,33 @@ class Routed:
     token_ids_T: npt.NDArray[np.integer[Any]] | None = None
     domain: str = ""
     hidden_TLD: npt.NDArray[np.float16] | None = None
+
+
+def layer_places(
+    layer_R: npt.NDArray[np.integer[Any]],
+    numbers: npt.NDArray[np.integer[Any]],
+    at: Callable[[int], str],
+    counted: str = "",
+) -> npt.NDArray[np.int64]:
+    """Place of each row's layer among those with experts, int64 [R].
+
+    Args:
+        layer_R: Layers as the file numbers them.
+        numbers: Those with experts, rising.
+        at: Names a row.
+        counted: How the file numbers them, for the message.
+
+    Raises:
+        InputError: A layer that is none of them.
+    """
+    wrong_R = ~np.isin(layer_R, numbers)
+    if wrong_R.any():
+        row = int(np.argmax(wrong_R))
+        raise InputError(
+            f"{at(row)}: layer is {layer_R[row]}, expected a layer with experts, {numbers[0]} to "
+            f"{numbers[-1]}{counted}; --moe-layers names others"
+        )
+    return np.searchsorted(numbers, layer_R)
 
 
 def require_experts(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.errors import InputError
-from moe_beyond.formats.importers.routed import Routed, require_experts, require_fewer
+from moe_beyond.formats.importers.routed import Routed, layer_places, require_experts, require_fewer
 from moe_beyond.traces.schema import TraceMetadata
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -58,22 +58,16 @@ def routed_rows(rows: Rows, shape: TraceMetadata) -> list[Routed]:
     if not len(rows.token_R):
         raise InputError(f"{rows.where}: routing of no tokens; remove the file")
     require_fewer(len(rows.token_R), rows.where)
-    numbers = np.array(shape.layer_numbers)
-    wrong = ~np.isin(rows.layer_R, numbers)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise InputError(
-            f"{rows.at(row)}: layer is {rows.layer_R[row]}, expected a layer with experts, {numbers[0]} to "
-            f"{numbers[-1]}; --moe-layers names others"
-        )
+    place_R = layer_places(rows.layer_R, np.array(shape.layer_numbers), rows.at)
     require_experts(rows.experts_RK, rows.weights_RK, shape, rows.at)
     prompt_R = np.zeros(len(rows.token_R), np.int64) if rows.prompt_R is None else rows.prompt_R
-    return [_prompt(rows, np.flatnonzero(prompt_R == prompt), name, shape) for prompt, name in enumerate(rows.names)]
+    chosen = (np.flatnonzero(prompt_R == prompt) for prompt in range(len(rows.names)))
+    return [_prompt(rows, place_R, own, name, shape) for own, name in zip(chosen, rows.names, strict=True)]
 
 
-def _prompt(rows: Rows, chosen: Integers, name: str, shape: TraceMetadata) -> Routed:
+def _prompt(rows: Rows, place_R: Integers, chosen: Integers, name: str, shape: TraceMetadata) -> Routed:
     tokens_T, token_C = np.unique(rows.token_R[chosen], return_inverse=True)
-    layer_C = np.searchsorted(shape.layer_numbers, rows.layer_R[chosen])
+    layer_C = place_R[chosen]
     prompt = f"prompt {name!r:.60}, " if name else ""
     # before anything of that shape is allocated
     if len(chosen) < len(tokens_T) * (shape.num_layers - 1):

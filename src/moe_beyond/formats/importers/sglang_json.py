@@ -1,7 +1,7 @@
-"""SGLang's answers with `return_routed_experts`, saved as JSON: one answer a file, or a list of them.
+"""SGLang's responses with `return_routed_experts`, saved as JSON: one response a file, or a list of them.
 
 `choices[0].sgl_ext.routed_experts` is base64 of int32 [tokens, layers, k]; `usage` gives the lengths of prompt and
-answer. An engine never routes the last token that it sampled, and may leave out tokens of the front. Layers without
+response. An engine never routes the last token that it sampled, and may leave out tokens of the front. Layers without
 experts may have a place or none. Shape suffixes as in `schema`.
 """
 
@@ -23,10 +23,10 @@ from moe_beyond.traces.schema import Trace, TraceMetadata, trace_of
 
 
 def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Trace:
-    """Read the `.json` files of a folder or archive, or one file; each answer becomes a prompt.
+    """Read the `.json` files of a folder or archive, or one file; each response becomes a prompt.
 
     Raises:
-        InputError: An answer without routing or lengths, or of another shape than the model; names file and answer.
+        InputError: A response without routing or lengths, or of another shape than the model; names file and response.
     """
     shape, num_layers = shape_beside(source, override)
     domain = data_set(source, domain)
@@ -40,19 +40,21 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
         if name.rpartition("/")[2] == NAME:
             continue
         document = read_json(data, where)
-        answers = document if isinstance(document, list) else [document]
-        routed = [_answer(answer, f"{where}: answer {n}", shape, num_layers) for n, answer in enumerate(answers)]
+        responses = document if isinstance(document, list) else [document]
+        routed = [
+            _response(response, f"{where}: response {n}", shape, num_layers) for n, response in enumerate(responses)
+        ]
         prompts += routed_prompts(routed, name, where, domain, override.prefill_tokens)
     origin = {"source": "routed_experts returned by SGLang", "decoding": "sampled"}
     return trace_of(shape.model_copy(update=origin), prompts)
 
 
-def _answer(answer: Any, at: str, shape: TraceMetadata, num_layers: int) -> Routed:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    usage = answer.get("usage") if isinstance(answer, dict) else None
+def _response(response: Any, at: str, shape: TraceMetadata, num_layers: int) -> Routed:
+    choices = response.get("choices") if isinstance(response, dict) else None
+    usage = response.get("usage") if isinstance(response, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(usage, dict):
         raise InputError(
-            f"{at}: expected an object with usage and one of choices; ask for n=1: usage adds up the answers of several"
+            f"{at}: expected an object with usage and one of choices; ask for n=1: usage adds up the tokens of several"
         )
     extension = choices[0].get("sgl_ext") if isinstance(choices[0], dict) else None
     text = extension.get("routed_experts") if isinstance(extension, dict) else None
@@ -63,7 +65,7 @@ def _answer(answer: Any, at: str, shape: TraceMetadata, num_layers: int) -> Rout
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise InputError(f"{at}: routed_experts is no base64 ({error}); save the answer again") from error
+        raise InputError(f"{at}: routed_experts is no base64 ({error}); save the response again") from error
     prompt, completion = (whole(usage.get(key), key, at) for key in ("prompt_tokens", "completion_tokens"))
     if prompt < 1 or completion < 0 or not data:
         raise InputError(f"{at}: {prompt} prompt_tokens, {completion} completion_tokens, {len(data)} bytes of routing")
