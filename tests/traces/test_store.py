@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from moe_beyond.errors import InputError
 from moe_beyond.traces import store
+from moe_beyond.traces.hidden import HiddenStates, Routers
 from moe_beyond.traces.schema import TokenTexts, concatenate
 from tests.traces.random_traces import random_trace
 from tests.traces.refusals import refused
@@ -34,6 +35,24 @@ def full_trace(lengths, experts=16, seed=0, name="p"):
         token_ids_T=rng.integers(0, 2**31, trace.num_tokens).astype(np.int32),
         token_texts=TokenTexts.encode([words[i] for i in rng.integers(0, len(words), trace.num_tokens)]),
         predicted_TLK=random_trace(lengths, layers=3, experts=experts, top_k=2, seed=seed + 1).experts_TLK,
+        hidden=drawn_hidden(trace.num_tokens, experts, rng),
+    )
+
+
+def drawn_hidden(tokens, experts, rng, layers=3, width=4):
+    """Hidden states of about half of the tokens and of all layers but the second."""
+    kept = rng.random(tokens) < 0.5
+    rows = np.full(tokens, -1, np.int64)
+    rows[kept] = rng.permutation(kept.sum())
+    kept_layers = tuple(layer for layer in range(layers) if layer != 1)
+    shape = (int(kept.sum()), len(kept_layers), width)
+    return HiddenStates(
+        rows,
+        kept_layers,
+        rng.standard_normal(shape).astype(np.float16),
+        rng.standard_normal(shape).astype(np.float16),
+        rng.standard_normal((shape[0], width)).astype(np.float16),
+        Routers(rng.standard_normal((layers, experts, width)).astype(np.float32)),
     )
 
 

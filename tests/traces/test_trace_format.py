@@ -35,4 +35,4 @@ def test_all_columns_metadata_files_formats_and_the_reshape_are_specified(tmp_pa
     names = {"table": pq.read_table(tmp_path / "a.parquet"), "p": 1, "np": np, "json": __import__("json")}
     exec(code, names)  # noqa: S102 - the specification's own example
     np.testing.assert_array_equal(names["experts"], trace.experts_TLK[3:])
-    assert len(fields(trace)) == 11  # a new field needs a line in the specification
+    assert len(fields(trace)) == 12  # a new field needs a line in the specification

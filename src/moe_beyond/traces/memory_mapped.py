@@ -1,6 +1,7 @@
 """The working form of a trace: memory-mapped arrays, what training and replay read.
 
-A directory with `<field>.npy` for each array, and `trace.json` for the rest. Shape suffixes as in `schema`.
+A directory with `<field>.npy` for each array, `trace.json` for the rest, and `hidden` for hidden states. Shape suffixes
+as in `schema`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.traces.hidden import open_hidden, write_hidden
 from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata
 
 _ARRAYS = (
@@ -27,6 +29,7 @@ _ARRAYS = (
     "token_ids_T",
     "predicted_TLK",
 )
+HIDDEN = "hidden"
 _REQUIRED = ("held_out_P", "prompt_offsets", "num_prefill_P", "experts_TLK")
 
 
@@ -46,6 +49,8 @@ def write_working(trace: Trace, directory: Path) -> None:
         if trace.token_texts is not None:
             np.save(temporary / "token_codes_T.npy", trace.token_texts.codes_T, allow_pickle=False)
             rest["vocabulary"] = trace.token_texts.vocabulary
+        if trace.hidden is not None:
+            write_hidden(trace.hidden, temporary / HIDDEN)
         (temporary / "trace.json").write_text(json.dumps(rest), encoding="utf-8")
 
 
@@ -72,8 +77,9 @@ def open_working(directory: Path) -> Trace:
     paths = {name: directory / f"{name}.npy" for name in _ARRAYS}
     arrays = {name: _map(path) for name, path in paths.items() if name in _REQUIRED or path.exists()}
     texts = None if vocabulary is None else TokenTexts(_map(directory / "token_codes_T.npy"), vocabulary)
-    trace = Trace(metadata=metadata, prompt_ids=prompt_ids, domains=domains, token_texts=texts, **arrays)
-    tokens = len(trace.experts_TLK)
+    tokens = len(arrays["experts_TLK"])
+    hidden = open_hidden(directory / HIDDEN, tokens)
+    trace = Trace(metadata=metadata, prompt_ids=prompt_ids, domains=domains, token_texts=texts, hidden=hidden, **arrays)
     for name in ("weights_TLK", "predicted_TLK", "token_ids_T"):
         if name in arrays and len(arrays[name]) != tokens:
             raise InputError(f"{directory / name}.npy has {len(arrays[name])} tokens, experts_TLK has {tokens}")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 
 from moe_beyond.errors import InputError
 from moe_beyond.traces.columns import Column, forget, slices
+from moe_beyond.traces.hidden import HiddenStates, joined
 from moe_beyond.traces.lost_routing import refuse_lost_routing
 
 SCHEMA_VERSION = 1
@@ -126,6 +127,7 @@ class Trace:
         token_ids_T: ids of the model's tokenizer, int32, or None.
         token_texts: token strings, or None (not captured, or dropped for privacy).
         predicted_TLK: experts that a published predictor named for this token, same layout, or None.
+        hidden: hidden states of some of its tokens, or None.
     """
 
     metadata: TraceMetadata
@@ -139,6 +141,7 @@ class Trace:
     token_ids_T: npt.NDArray[np.int32] | None = None
     token_texts: TokenTexts | None = None
     predicted_TLK: ExpertIds | None = None
+    hidden: HiddenStates | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -202,6 +205,7 @@ class Trace:
             prompt_offsets=offsets_of(lengths),
             num_prefill_P=num_prefill_P,
             token_texts=None if texts is None else TokenTexts(self._rows(texts.codes_T, tokens), texts.vocabulary),
+            hidden=None if self.hidden is None else self.hidden.take(tokens),
             **{name: self._rows(column, tokens) for name, column in columns.items() if column is not None},
         )
 
@@ -253,6 +257,7 @@ class RoutedPrompt:
         token_texts: Token strings, or None.
         predicted_TLK: Experts that a published predictor named, or None.
         held_out: Whether its domain is kept for testing only.
+        hidden: Hidden states of its tokens, or None.
     """
 
     prompt_id: str
@@ -264,6 +269,7 @@ class RoutedPrompt:
     token_texts: Sequence[str] | None = None
     predicted_TLK: npt.NDArray[np.integer[Any]] | None = None
     held_out: bool = False
+    hidden: HiddenStates | None = None
 
 
 def trace_of(metadata: TraceMetadata, prompts: Iterable[RoutedPrompt]) -> Trace:
@@ -314,6 +320,7 @@ class _Joined:
         self._columns = {name: Column(dtype) for name, dtype in dtypes.items()}
         self._codes: Column | None = Column(np.int32)
         self._vocabulary: dict[str, int] = {}
+        self._hidden: list[HiddenStates | None] = []
 
     def append_prompts(self, *columns: Iterable[Any]) -> None:
         """Ids, domains, whether held out, lengths and prefills."""
@@ -327,6 +334,7 @@ class _Joined:
                 del self._columns[name]
             else:
                 self._columns[name].append(values)
+        self._hidden.append(part.hidden)
         if texts is None:
             self._codes = None
         if texts is not None and self._codes is not None:
@@ -345,6 +353,7 @@ class _Joined:
             prompt_offsets=offsets_of(lengths),
             num_prefill_P=np.array(prefills, np.int32),
             token_texts=None if self._codes is None else TokenTexts(self._codes.array(), tuple(self._vocabulary)),
+            hidden=joined(self._hidden),
             **columns,
         )
 
