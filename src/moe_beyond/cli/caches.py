@@ -287,4 +287,6 @@ def _predictor(directory: Path | None, trace: Trace, allow_seen: bool) -> tuple[
     model = OnnxPredictor(directory)
     if not allow_seen:
         model.refuse_training_prompts(trace)
+    # with the hidden states of a trace that has some
+    model = model.reading(trace)
     return model, model.charge

@@ -40,6 +40,7 @@ def score(
     routing, model = read_trace(trace), OnnxPredictor(predictor)
     if not allow_training_prompts:
         model.refuse_training_prompts(routing)
+    model = model.reading(routing)
     hits: dict[str, list[Any]] = {}
     named: dict[str, list[Any]] = {}
     done = 0

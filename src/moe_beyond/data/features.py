@@ -29,6 +29,11 @@ class Features:
     letters_TG: npt.NDArray[np.int64]
     previous_TLM: npt.NDArray[np.int64]
 
+    @property
+    def columns(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """All of them, in the order of the token step's arguments."""
+        return self.tokens_T, self.letters_TG, self.previous_TLM
+
 
 def token_features(trace: Trace, encoder: TokenEncoder) -> Features:
     """Features of every token of a trace."""

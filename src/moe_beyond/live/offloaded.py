@@ -236,7 +236,10 @@ class OffloadedExperts:
         assert step is not None  # noqa: S101 - experts run in a step
         gate = self._gate
         routing = Routing(self.cache.event, layer, step.decodes, members_I, shares_I, experts_TK)
-        if gate is None or not step.decodes:
+        if not step.decodes:
+            return routing
+        routing = replace(routing, gate_input=lambda: hidden_TH[0].float().cpu().numpy())
+        if gate is None:
             return routing
         return replace(
             routing, next_gate=partial(gate.experts, hidden_TH=hidden_TH), run_router=partial(gate.choice, hidden_TH)

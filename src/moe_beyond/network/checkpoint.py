@@ -1,4 +1,4 @@
-"""A trained predictor on disk: weights of both steps as safetensors, everything else as JSON. No pickle."""
+"""A trained predictor on disk: weights of its steps as safetensors, everything else as JSON. No pickle."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ from torch import nn
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.errors import InputError
 from moe_beyond.files import replacing
+from moe_beyond.network.hidden_step import HiddenStep
 from moe_beyond.network.layer_step import LayerStep
 from moe_beyond.network.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import TraceMetadata
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The two steps and what is needed to feed them.
+    """The steps and what is needed to feed them.
 
     Attributes:
         network: The token step, in evaluation mode.
         layer_step: The layer step that goes on from it, in evaluation mode.
         encoder: Turns token strings into its inputs.
         trained_on: The traced model, whose layers, experts and top-k the network predicts.
+        hidden_step: The layer step that reads hidden states, or None.
     """
 
     network: TokenStep
     layer_step: LayerStep
     encoder: TokenEncoder
     trained_on: TraceMetadata
+    hidden_step: HiddenStep | None = None
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """Every step by its name."""
+        steps: dict[str, nn.Module] = {"token_step": self.network, "layer_step": self.layer_step}
+        return nn.ModuleDict(steps if self.hidden_step is None else steps | {"hidden_step": self.hidden_step})
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
@@ -48,7 +57,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     }
     with replacing(directory) as temporary:
         temporary.mkdir()
-        weights = _steps(checkpoint.network, checkpoint.layer_step).state_dict()
+        weights = checkpoint.modules.state_dict()
         save_file({name: x.contiguous() for name, x in weights.items()}, temporary / "weights.safetensors")
         (temporary / "network.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
 
@@ -69,12 +78,11 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             "run the train stage again"
         )
     shape = NetworkShape(**description["shape"])
-    network, layer_step = TokenStep(shape), LayerStep(shape)
-    _steps(network, layer_step).load_state_dict(load_file(directory / "weights.safetensors"))
     encoder = TokenEncoder(tuple(description["known_tokens"]), description["letter_buckets"])
     trained_on = TraceMetadata.model_validate(description["trained_on"])
-    return Checkpoint(network.eval(), layer_step.eval(), encoder, trained_on)
-
-
-def _steps(network: TokenStep, layer_step: LayerStep) -> nn.ModuleDict:
-    return nn.ModuleDict({"token_step": network, "layer_step": layer_step})
+    hidden_step = HiddenStep(shape) if shape.reads_hidden else None
+    checkpoint = Checkpoint(TokenStep(shape), LayerStep(shape), encoder, trained_on, hidden_step)
+    modules = checkpoint.modules
+    modules.load_state_dict(load_file(directory / "weights.safetensors"))
+    modules.eval()
+    return checkpoint

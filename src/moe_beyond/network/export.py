@@ -1,4 +1,4 @@
-"""Makes a predictor directory of a checkpoint: both steps exported, checked for parity with PyTorch, quantised."""
+"""Makes a predictor directory of a checkpoint: all steps exported, checked for parity with PyTorch, quantised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moe_beyond.network.quantise import quantise_steps
 from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.contents import write_manifest
-from moe_beyond.predictor.graph_file import LEAST_ONNXRUNTIME, STEPS, Precision, graph_file
+from moe_beyond.predictor.graph_file import HIDDEN_STEP, LEAST_ONNXRUNTIME, STEPS, Precision, graph_file
 from moe_beyond.predictor.latency import Latency, charged, quietest, write_charge
 from moe_beyond.predictor.runtime import TRAINING_PROMPTS, OnnxPredictor
 from moe_beyond.traces.schema import Trace
@@ -26,7 +26,7 @@ class Exported:
     """Measurements of a predictor directory.
 
     Attributes:
-        metrics: Largest difference of a logit between ONNX and PyTorch and bytes of both steps; under `int8` points of
+        metrics: Largest difference of a logit between ONNX and PyTorch and bytes of each step; under `int8` points of
             recall@k that each int8 step loses, and bytes, absent where they lose too much.
         measured: Milliseconds of the steps here, and of the table of tokens.
         charged: What is charged for them.
@@ -62,7 +62,15 @@ def export_predictor(
         (temporary / TRAINING_PROMPTS).write_text("\n".join(marks) + "\n", encoding="utf-8")
         predictor, n = OnnxPredictor(temporary, finished=False), settings.latency_repeats
         table = TokenUnigram.fit(fitted_on["train"])
-        measured = quietest(lambda: Latency(predictor.token_step_ms(n), predictor.layer_step_ms(n), table.lookup_ms(n)))
+        hidden = predictor.hidden_size > 0
+
+        def measure() -> Latency:
+            hidden_ms = predictor.layer_step_ms(n, hidden=True) if hidden else 0.0
+            return Latency(
+                predictor.token_step_ms(n), predictor.layer_step_ms(n, hidden=False), table.lookup_ms(n), hidden_ms
+            )
+
+        measured = quietest(measure)
         charge = charged(checkpoint.network.shape, measured)
         write_charge(temporary, charge)
         write_manifest(temporary, LEAST_ONNXRUNTIME)
@@ -71,5 +79,5 @@ def export_predictor(
 
 
 def _sizes(directory: Path, precision: Precision) -> dict[str, int]:
-    files = {step: directory / graph_file(step, precision) for step in STEPS}
+    files = {step: directory / graph_file(step, precision) for step in (*STEPS, HIDDEN_STEP)}
     return {f"{step}_bytes": file.stat().st_size for step, file in files.items() if file.exists()}

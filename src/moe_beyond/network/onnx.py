@@ -1,7 +1,7 @@
-"""The two steps as ONNX files with explicit state and everything a runtime needs inside, in parity with PyTorch.
+"""The steps as ONNX files with explicit state and everything a runtime needs inside, in parity with PyTorch.
 
 Shape suffixes: B batch, T tokens, S tokens in the state, L MoE layers, E experts, K top-k, N blocks, D width,
-H horizon, W width of the layer step, R its reach.
+H horizon, W width of the layer step, R its reach, Z hidden size of the traced model.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from moe_beyond.predictor.base import Floats
 from moe_beyond.predictor.graph_file import FORMAT_VERSION, METADATA_KEY, STEPS, Step, graph_file
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.predictor.shape import NetworkShape
+from moe_beyond.traces.hidden import HiddenStates
 from moe_beyond.traces.schema import Trace
 
 _DESCRIBED = ("num_experts", "top_k", "horizon", "window", "depth", "width", "layer_width", "reach")
+_DESCRIBED_HIDDEN = ("hidden_size", "hidden_horizon")
 _EXAMPLE_B, _EXAMPLE_T, _EXAMPLE_S = 2, 3, 5  # all different and above 1, or torch.export fixes an axis
 
 
 def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
-    """Write both steps; batch, tokens and state length stay free.
+    """Write all steps; batch, tokens and state length stay free.
 
     Args:
         checkpoint: Networks, encoder and the traced model's shape; the last two go into the files' metadata.
@@ -73,12 +75,27 @@ def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
         opset=opset,
     )
     describe(layer_step, _description(checkpoint, "layer_step"))
+    if checkpoint.hidden_step is None:
+        return
+    hidden_step = directory / graph_file("hidden_step")
+    index, experts_BK, *further = layer_inputs(shape, _EXAMPLE_B)
+    names = ("experts_BK", "gate_input_BD", "logits_BLE", "context_BW", "evidence_BRE")
+    write_graph(
+        checkpoint.hidden_step,
+        (index, experts_BK, torch.ones(_EXAMPLE_B, shape.hidden_size), *further),
+        hidden_step,
+        axes={"layer": None} | {name: {0: batch} for name in names},
+        input_names=["layer", "experts", "gate_input", "token_logits", "context", "evidence"],
+        output_names=["logits", "new_context", "new_evidence"],
+        opset=opset,
+    )
+    describe(hidden_step, _description(checkpoint, "hidden_step"))
 
 
 def require_parity(
     checkpoint: Checkpoint, directory: Path, validation: Trace, settings: ExportSettings
 ) -> dict[str, float]:
-    """Stream validation prompts through both steps in ONNX and torch.
+    """Stream validation prompts through all steps in ONNX and torch.
 
     Args:
         checkpoint: The torch side.
@@ -87,7 +104,7 @@ def require_parity(
         settings: Tolerance, and how many tokens.
 
     Returns:
-        token_step_parity_error and layer_step_parity_error, of logits.
+        token_step_parity_error, layer_step_parity_error and with hidden states hidden_step_parity_error, of logits.
 
     Raises:
         InputError: A logit differs by more than the tolerance.
@@ -186,44 +203,74 @@ def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: in
         By step.
     """
     predictor = OnnxPredictor(directory, finished=False)
-    worst: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
+    worst: dict[Step, float] = dict.fromkeys(checkpoint.modules.keys(), 0.0)  # type: ignore[arg-type]
     compared, prompt = 0, 0
     while compared < max_tokens and prompt < trace.num_prompts:
         part = trace.select(np.array([prompt]))
         expected_TLE, expected_HTLE = torch_logits(checkpoint, part)
-        stream = predictor.stream()
-        features = token_features(part, predictor.encoder)
-        for t in range(part.num_tokens):
-            logits_LE = stream.step_logits(features.tokens_T[t], features.letters_TG[t], features.previous_TLM[t])
-            worst["token_step"] = max(worst["token_step"], float(np.abs(logits_LE - expected_TLE[t]).max()))
-            for layer in range(predictor.num_layers - 1):
-                logits_HE = stream.layer_logits(layer, part.experts_TLK[None, t, layer].astype(np.int64))
-                for h in range(min(predictor.horizon, predictor.num_layers - 1 - layer)):
-                    error = np.abs(logits_HE[h] - expected_HTLE[h, t, layer + 1 + h]).max()
-                    worst["layer_step"] = max(worst["layer_step"], float(error))
+        worst["token_step"] = max(worst["token_step"], _streamed_token_step(predictor, part, expected_TLE))
+        worst["layer_step"] = max(worst["layer_step"], _streamed_layer_step(predictor, part, expected_HTLE))
+        if checkpoint.hidden_step is not None and part.hidden is not None:
+            _, expected_HTLE = torch_logits(checkpoint, part, hidden=part.hidden)
+            error = _streamed_layer_step(predictor, part, expected_HTLE, part.hidden)
+            worst["hidden_step"] = max(worst["hidden_step"], error)
         compared += part.num_tokens
         prompt += 1
     return worst
 
 
-def torch_logits(checkpoint: Checkpoint, prompt: Trace) -> tuple[Floats, Floats]:
-    """Logits of one prompt in one call: of the token step, float32 [T, L, E], and of the layer step [H, T, L, E]."""
+def _streamed_token_step(predictor: OnnxPredictor, prompt: Trace, expected_TLE: Floats) -> float:
+    """Largest error of the token step, token by token."""
+    stream, features = predictor.stream(), token_features(prompt, predictor.encoder)
+    return max(
+        float(np.abs(stream.step_logits(*(column[t] for column in features.columns)) - expected_TLE[t]).max())
+        for t in range(prompt.num_tokens)
+    )
+
+
+def _streamed_layer_step(
+    predictor: OnnxPredictor, prompt: Trace, expected_HTLE: Floats, hidden: HiddenStates | None = None
+) -> float:
+    """Largest error of the layer step, layer by layer: with hidden states of the tokens of which they are kept."""
+    stream, features, worst = predictor.stream(), token_features(prompt, predictor.encoder), 0.0
+    for t in range(prompt.num_tokens):
+        stream.step_logits(*(column[t] for column in features.columns))
+        if hidden is not None and hidden.rows_T[t] < 0:
+            continue
+        for layer in range(predictor.num_layers - 1):
+            gate_1Z = None if hidden is None else hidden.of_layer(hidden.gate_inputs_SYD, layer, slice(t, t + 1))[0]
+            logits_HE = stream.layer_logits(layer, prompt.experts_TLK[None, t, layer].astype(np.int64), gate_1Z)
+            for h in range(min(len(expected_HTLE), predictor.num_layers - 1 - layer)):
+                worst = max(worst, float(np.abs(logits_HE[h] - expected_HTLE[h, t, layer + 1 + h]).max()))
+    return worst
+
+
+def torch_logits(checkpoint: Checkpoint, prompt: Trace, hidden: HiddenStates | None = None) -> tuple[Floats, Floats]:
+    """Logits of one prompt in one call: of the token step, float32 [T, L, E], and of the layer step [H, T, L, E].
+
+    Args:
+        checkpoint: The steps.
+        prompt: A trace of one prompt.
+        hidden: Its hidden states, for the layer step that reads them; None: the other one.
+    """
     features = token_features(prompt, checkpoint.encoder)
-    inputs = (features.tokens_T, features.letters_TG, features.previous_TLM)
     experts_TLK = torch.from_numpy(prompt.experts_TLK.astype(np.int64))
     with torch.no_grad():
         logits_BTLE, _, _, context_BTW = checkpoint.network(
-            *(torch.from_numpy(x)[None] for x in inputs), *checkpoint.network.empty_state(1)
+            *(torch.from_numpy(x)[None] for x in features.columns), *checkpoint.network.empty_state(1)
         )
-        layers_HTLE = checkpoint.layer_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0])
+        if hidden is None or checkpoint.hidden_step is None:
+            layers_HTLE = checkpoint.layer_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0])
+        else:
+            gates_LTZ = torch.from_numpy(hidden.gates_LND(slice(None), prompt.metadata.num_layers))
+            layers_HTLE = checkpoint.hidden_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0], gates_LTZ)
     return np.asarray(logits_BTLE[0].numpy()), np.asarray(layers_HTLE.numpy())
 
 
 def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:
     shape, digest = checkpoint.network.shape, hashlib.sha256()
-    for module in (checkpoint.network, checkpoint.layer_step):
-        for tensor in module.state_dict().values():
-            digest.update(tensor.contiguous().numpy().tobytes())
+    for tensor in checkpoint.modules.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
     return {
         "format_version": FORMAT_VERSION,
         "step": step,
@@ -231,5 +278,6 @@ def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:
         "model_id": checkpoint.trained_on.model_id,
         "layer_numbers": checkpoint.trained_on.layer_numbers,
         **{name: getattr(shape, name) for name in _DESCRIBED},
+        **({name: getattr(shape, name) for name in _DESCRIBED_HIDDEN} if shape.reads_hidden else {}),
         "features": "token string, letter n-grams, routing of the token before, routing of the string's last time",
     }

@@ -1,6 +1,7 @@
 """Opens the ONNX files of a predictor directory and checks that they are ours, belong together, and get fitting inputs.
 
-A directory holds a file for each step and precision: `token_step.onnx`, `layer_step.onnx`, and the same with `.int8`.
+A directory holds a file for each step and precision: `token_step.onnx`, `layer_step.onnx`, where the predictor reads
+hidden states `hidden_step.onnx`, and the same with `.int8`.
 The description that a runtime needs stands in each file's metadata as JSON under one key.
 """
 
@@ -21,12 +22,17 @@ from moe_beyond.documents import load_json
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.predictor.onnx_nodes import refusal
 
-Step = Literal["token_step", "layer_step"]
+Step = Literal["token_step", "layer_step", "hidden_step"]
 Precision = Literal["fp32", "int8"]
 STEPS: tuple[Step, ...] = ("token_step", "layer_step")
+"""Of every predictor."""
+HIDDEN_STEP: Step = "hidden_step"
+"""The layer step with what a router read, of a predictor that reads hidden states."""
 
 METADATA_KEY = "moe_beyond"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+OLDEST_VERSION = 3
+"""Read too: without hidden states nothing has changed since."""
 LEAST_ONNXRUNTIME = "1.18"
 """The oldest release that opens what the export stage writes by default (ONNX IR 10, opset 20); CI runs it."""
 
@@ -41,14 +47,14 @@ _SAYS = re.compile(r"(Unsupported model IR version|Opset \d+ is|Current official
 
 
 class Description(BaseModel):
-    """What a file's metadata say of it. Both steps of a fit agree in all but the last two."""
+    """What a file's metadata say of it. All steps of a fit agree in all but the last two."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[3]
+    format_version: Literal[3, 4]
     step: Step
     fit: str = Field(pattern=r"^[0-9a-f]{16}$")
-    """Digest of the weights of both steps."""
+    """Digest of the weights of all steps."""
     model_id: str = Field(min_length=1, max_length=1000)
     layer_numbers: tuple[Annotated[int, Field(ge=0, le=100_000)], ...] = Field(min_length=1, max_length=10_000)
     num_experts: int = Field(ge=2, le=65_536)
@@ -59,6 +65,10 @@ class Description(BaseModel):
     width: int = Field(ge=1, le=1_000_000)
     layer_width: int = Field(ge=1, le=1_000_000)
     reach: int = Field(ge=1, le=10_000)
+    hidden_size: int = Field(default=0, ge=0, le=1_000_000)
+    """Of the traced model, where its hidden states are read."""
+    hidden_horizon: int = Field(default=1, ge=1, le=10_000)
+    """Layers ahead that the hidden step predicts."""
     features: str = Field(max_length=1000)
     letter_buckets: int | None = Field(default=None, ge=2, le=2**31)
     known_tokens: tuple[str, ...] | None = Field(default=None, max_length=10_000_000)
@@ -170,7 +180,7 @@ def _read_description(path: Path, session: ort.InferenceSession) -> Description:
         version = int(raw["format_version"])
     except (ValueError, OverflowError, LookupError, TypeError) as error:
         raise InputError(f"{path}: the {METADATA_KEY!r} metadata are damaged; export it again") from error
-    if version != FORMAT_VERSION:
+    if not OLDEST_VERSION <= version <= FORMAT_VERSION:
         newer = f"newer than this release, which reads {FORMAT_VERSION}; upgrade moe-beyond"
         age = newer if version > FORMAT_VERSION else "of an older release; export it again"
         raise InputError(f"{path}: format version {version} is {age}")

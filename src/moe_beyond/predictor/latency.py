@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
 
@@ -30,6 +30,7 @@ FILE = "latency.json"
 _TOKEN_STEP = (0.0252, 0.0169, 0.0491, 0.0909, 0.424)
 _LAYER_STEP = (0.0154, 0.0568, 0.829)
 _TABLE = (0.0015, 0.5)
+_HIDDEN_STEP = (0.03, 0.08, 0.829)
 """Milliseconds a unit of each term below: medians on one thread of an AMD EPYC core of the Zen 5 generation with
 onnxruntime 1.32. Largest errors over 44 sizes: -21 % and +20 % (token step), -17 % and +10 % (layer step)."""
 _ROUNDS, _WARM_UP_RUNS = 3, 10
@@ -45,15 +46,21 @@ class Latency:
         token_step_ms: Of a token step, ahead of a token's first layer.
         layer_step_ms: Of the layer step after one layer's router.
         table_ms: Of looking up a token in a table of counts, the main rival.
+        hidden_step_ms: Of the layer step with hidden states; 0 where the predictor reads none.
     """
 
     token_step_ms: float
     layer_step_ms: float
     table_ms: float
+    hidden_step_ms: float = 0.0
 
     def times(self, factor: float) -> Latency:
         """The same on a processor that is so many times slower."""
-        return Latency(self.token_step_ms * factor, self.layer_step_ms * factor, self.table_ms * factor)
+        return Latency(*(factor * ms for ms in astuple(self)))
+
+    def with_hidden(self) -> Latency:
+        """The same with the layer step that reads hidden states in the place of the other."""
+        return replace(self, layer_step_ms=self.hidden_step_ms)
 
 
 def modelled(shape: NetworkShape) -> Latency:
@@ -62,6 +69,7 @@ def modelled(shape: NetworkShape) -> Latency:
         zip(_TOKEN_STEP, token_step_terms(shape), strict=True),
         zip(_LAYER_STEP, layer_step_terms(shape), strict=True),
         zip(_TABLE, (1.0, shape.num_layers * shape.num_experts / 1e6), strict=True),
+        zip(_HIDDEN_STEP, hidden_step_terms(shape), strict=True) if shape.reads_hidden else (),
     )
     return Latency(*(_round_up(RAISED * sum(ms * term for ms, term in line)) for line in lines))
 
@@ -86,6 +94,16 @@ def layer_step_terms(shape: NetworkShape) -> tuple[float, ...]:
     """Constant, millions of weights, millions of values gathered."""
     weights = 2 * shape.layer_width * shape.layer_hidden + shape.layer_width * shape.horizon * shape.num_experts
     gathered = (shape.top_k + 1) * (shape.layer_width + shape.reach * shape.num_experts)
+    return 1.0, weights / 1e6, gathered / 1e6
+
+
+def hidden_step_terms(shape: NetworkShape) -> tuple[float, ...]:
+    """As `layer_step_terms`, of the layer step with hidden states."""
+    width, rank, units = shape.layer_width, shape.hidden_rank, shape.hidden_units
+    weights = 2 * width * shape.layer_hidden + rank * (shape.hidden_size + width) + (width + rank) * units
+    weights += (width + rank + units) * shape.hidden_horizon * shape.num_experts
+    reach = max(shape.reach, shape.hidden_horizon)
+    gathered = (shape.top_k + 1) * (width + reach * shape.num_experts)
     return 1.0, weights / 1e6, gathered / 1e6
 
 

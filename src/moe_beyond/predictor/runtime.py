@@ -1,11 +1,13 @@
 """The deployable predictor: onnxruntime and numpy, no torch.
 
 Shape suffixes: B batch, T tokens, S tokens in the state, L MoE layers, E experts, K top-k, G n-grams, N blocks,
-D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R its reach.
+D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R its reach, Z hidden size of the traced
+model.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from moe_beyond.predictor.contents import Contents
 from moe_beyond.predictor.graph_file import GraphFile, Precision, Step, graph_file
 from moe_beyond.predictor.latency import Latency, median_ms, read_charge
 from moe_beyond.predictor.stream import LayerState, Stream
+from moe_beyond.traces.hidden import HiddenStates
 from moe_beyond.traces.schema import ExpertIds, Trace, TraceMetadata
 
 TRAINING_PROMPTS = "training_prompts.txt"
@@ -41,7 +44,8 @@ class OnnxPredictor:
         num_experts: Experts in each.
         top_k: Experts that the traced model's router chooses.
         model_id: The traced model.
-        horizon: How many layers ahead the layer step predicts.
+        hidden_size: Of the traced model, where there is a layer step that reads its hidden states; else 0.
+        uses_hidden: Whether whole traces are predicted with their hidden states; see `reading`.
         window: Tokens that the token step looks back over.
         encoder: Turns token strings into inputs.
     """
@@ -76,7 +80,8 @@ class OnnxPredictor:
         self.layer_numbers: tuple[int, ...] = description.layer_numbers
         self.num_experts: int = description.num_experts
         self.top_k: int = description.top_k
-        self.horizon: int = description.horizon
+        self.hidden_size: int = description.hidden_size
+        self.uses_hidden = False
         self.window: int = description.window
         self._depth, self._width = description.depth, description.width
         self.encoder = TokenEncoder(description.known_tokens or (), description.letter_buckets or 0)
@@ -86,12 +91,43 @@ class OnnxPredictor:
         """MoE layers, L."""
         return len(self.layer_numbers)
 
+    @property
+    def horizon(self) -> int:
+        """How many layers ahead the layer step predicts."""
+        description = self._token.description
+        return description.hidden_horizon if self.uses_hidden else description.horizon
+
+    def reading(self, trace: Trace) -> OnnxPredictor:
+        """The same predictor for a trace: with its hidden states where it has some and the predictor reads them.
+
+        Raises:
+            InputError: The trace has hidden states of another width.
+        """
+        if trace.hidden is None or not self.hidden_size:
+            return self
+        if trace.hidden.width != self.hidden_size:
+            raise InputError(
+                f"{self.path}: reads hidden states of {self.hidden_size} numbers, the trace has "
+                f"{trace.hidden.width}; use a predictor of this model"
+            )
+        with_hidden = copy(self)
+        with_hidden.uses_hidden = True
+        return with_hidden
+
     @cached_property
     def _layer(self) -> GraphFile:
-        layer = self._open("layer_step")
-        if self._token.description.fit != layer.description.fit:
-            raise InputError(f"{layer.path}: from another fit than {self.path.name}; export both again")
-        return layer
+        return self._beside("layer_step")
+
+    @cached_property
+    def _hidden(self) -> GraphFile:
+        return self._beside("hidden_step")
+
+    def _beside(self, step: Step) -> GraphFile:
+        """A step of the same fit as the token step."""
+        file = self._open(step)
+        if self._token.description.fit != file.description.fit:
+            raise InputError(f"{file.path}: from another fit than {self.path.name}; export all steps again")
+        return file
 
     def _open(self, step: Step) -> GraphFile:
         file = graph_file(step, self.precision)
@@ -127,8 +163,20 @@ class OnnxPredictor:
         evidence_BRE = np.zeros((len(logits_BLE), self._token.description.reach, self.num_experts), np.float32)
         return LayerState(logits_BLE, context_BW, evidence_BRE)
 
-    def run_layer(self, layer: int, experts_BK: npt.NDArray[np.int64], state: LayerState) -> tuple[Floats, LayerState]:
+    def run_layer(
+        self,
+        layer: int,
+        experts_BK: npt.NDArray[np.int64],
+        state: LayerState,
+        gate_inputs_BZ: Floats | None = None,
+    ) -> tuple[Floats, LayerState]:
         """Logits [B, H, E] for the layers after `layer`, and the state after it.
+
+        Args:
+            layer: Index of the layer whose router chose.
+            experts_BK: What it chose.
+            state: As of the layer before, of the same step: with hidden states, or without.
+            gate_inputs_BZ: What it read; None: the step without hidden states runs.
 
         Raises:
             InputError: The state has the wrong shape.
@@ -140,7 +188,10 @@ class OnnxPredictor:
             "context": state.context_BW,
             "evidence": state.evidence_BRE,
         }
-        logits_BHE, context_BW, evidence_BRE = self._layer.run(inputs)
+        if gate_inputs_BZ is not None:
+            inputs["gate_input"] = gate_inputs_BZ
+        step = self._layer if gate_inputs_BZ is None else self._hidden
+        logits_BHE, context_BW, evidence_BRE = step.run(inputs)
         return logits_BHE, LayerState(state.logits_BLE, context_BW, evidence_BRE)
 
     def probabilities_TLE(self, trace: Trace) -> Floats:
@@ -156,18 +207,27 @@ class OnnxPredictor:
         logits_TLE, context_TW = self._token_step(trace)
         layers_HTLE = np.repeat(logits_TLE[None], self.horizon, axis=0)
         for start in range(0, trace.num_tokens, _BATCH_TOKENS):
-            part = slice(start, start + _BATCH_TOKENS)
-            state = self.layer_state(logits_TLE[part], context_TW[part])
-            self._fill(layers_HTLE[:, part], trace.experts_TLK[part], state)
+            tokens_N = np.arange(start, min(start + _BATCH_TOKENS, trace.num_tokens))
+            kept_N = np.zeros(len(tokens_N), bool)
+            if self.uses_hidden and trace.hidden is not None:
+                kept_N = np.asarray(trace.hidden.rows_T)[tokens_N] >= 0
+            for those_N, hidden in ((tokens_N[kept_N], trace.hidden), (tokens_N[~kept_N], None)):
+                if len(those_N):
+                    state = self.layer_state(logits_TLE[those_N], context_TW[those_N])
+                    layers_HTLE[:, those_N] = self._layers(trace.experts_TLK[those_N], state, hidden, those_N)
         return logits_TLE, layers_HTLE
 
     def layer_probabilities_HTLE(self, trace: Trace) -> Floats:
         """Probability of each expert at each horizon, float32 [H, T, L, E], as in `LayerPredictor`."""
         return sigmoid(self.both_logits(trace)[1])
 
-    @cached_property
+    @property
     def charge(self) -> Latency:
         """What is charged for its steps wherever a time is shown. Raises InputError as `latency.read_charge`."""
+        return self._charge.with_hidden() if self.uses_hidden else self._charge
+
+    @cached_property
+    def _charge(self) -> Latency:
         return read_charge(self._files)
 
     def refuse_training_prompts(self, trace: Trace) -> None:
@@ -188,14 +248,21 @@ class OnnxPredictor:
         features = Features(np.zeros(1, np.int64), letters_TG, previous_TLM)
         return median_ms(lambda: self.run(features, state, state), repeats)
 
-    def layer_step_ms(self, repeats: int) -> float:
-        """Median milliseconds of the layer step of one layer of one token, as `token_step_ms`."""
+    def layer_step_ms(self, repeats: int, *, hidden: bool | None = None) -> float:
+        """Median milliseconds of the layer step of one layer of one token, as `token_step_ms`.
+
+        Args:
+            repeats: Of the measurement.
+            hidden: Of the one with hidden states; None: of the one that whole traces are predicted with.
+        """
         draw = np.random.default_rng(0)
         logits_BLE = draw.standard_normal((1, self.num_layers, self.num_experts), np.float32)
         context_BW = draw.standard_normal((1, self._token.description.layer_width), np.float32)
         state = self.layer_state(logits_BLE, context_BW)
         experts_BK = draw.integers(0, self.num_experts, (1, self.top_k))
-        return median_ms(lambda: self.run_layer(0, experts_BK, state), repeats)
+        hidden = self.uses_hidden if hidden is None else hidden
+        gates_BZ = draw.standard_normal((1, self.hidden_size), np.float32) if hidden else None
+        return median_ms(lambda: self.run_layer(0, experts_BK, state, gates_BZ), repeats)
 
     def _token_step(self, trace: Trace) -> tuple[Floats, Floats]:
         """Logits [T, L, E] and contexts [T, W] of every token."""
@@ -210,12 +277,21 @@ class OnnxPredictor:
         logits, contexts = zip(*parts, strict=True)
         return np.concatenate(logits), np.concatenate(contexts)
 
-    def _fill(self, layers_HTLE: Floats, experts_TLK: ExpertIds, state: LayerState) -> None:
-        """Write the layer step's logits after each layer, for all tokens of a part at once."""
+    def _layers(
+        self, experts_NLK: ExpertIds, state: LayerState, hidden: HiddenStates | None, tokens_N: npt.NDArray[np.int64]
+    ) -> Floats:
+        """Logits [H, N, L, E] of the layer step after each layer, for some tokens at once.
+
+        Where nothing is known yet, and farther ahead than the step without hidden states looks, they are the token
+        step's.
+        """
+        layers_HNLE = np.repeat(state.logits_BLE[None], self.horizon, axis=0)
         for layer in range(self.num_layers - 1):
-            logits_BHE, state = self.run_layer(layer, experts_TLK[:, layer].astype(np.int64), state)
-            for h in range(min(self.horizon, self.num_layers - 1 - layer)):
-                layers_HTLE[h, :, layer + 1 + h] = logits_BHE[:, h]
+            gates_NZ = None if hidden is None else hidden.of_layer(hidden.gate_inputs_SYD, layer, tokens_N)[0]
+            logits_BHE, state = self.run_layer(layer, experts_NLK[:, layer].astype(np.int64), state, gates_NZ)
+            for h in range(min(logits_BHE.shape[1], self.horizon, self.num_layers - 1 - layer)):
+                layers_HNLE[h, :, layer + 1 + h] = logits_BHE[:, h]
+        return layers_HNLE
 
     def require_model(self, meta: TraceMetadata) -> None:
         """Raise InputError where it was made for another model."""

@@ -24,6 +24,10 @@ class NetworkShape:
         reach: Layers ahead to which an expert of a layer contributes directly; at least `horizon`.
         layer_width: Width of the layer step.
         layer_hidden: Hidden units of its small network.
+        hidden_size: Hidden size of the traced model, where the predictor reads its hidden states; 0: it reads none.
+        hidden_rank: Numbers to which a hidden state is brought down before anything else is done with it.
+        hidden_units: Units of the layer step's network that reads hidden states.
+        hidden_horizon: Layers ahead that the layer step predicts with hidden states.
     """
 
     num_layers: int
@@ -40,3 +44,12 @@ class NetworkShape:
     reach: int
     layer_width: int
     layer_hidden: int
+    hidden_size: int = 0
+    hidden_rank: int = 64
+    hidden_units: int = 128
+    hidden_horizon: int = 4
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether the predictor reads hidden states where there are some."""
+        return self.hidden_size > 0

@@ -1,7 +1,8 @@
 """A predictor in a decode loop: one prompt, token by token and layer by layer.
 
 Shape suffixes: B batch, S tokens in the state, L MoE layers, E experts, K top-k, M = 2 * K, G n-grams, N blocks,
-D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R its reach.
+D width, H horizon (row h is h + 1 layers ahead), W width of the layer step, R its reach, Z hidden size of the traced
+model.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Stream:
     _routed_LK: dict[str, npt.NDArray[np.int64]] = field(init=False, default_factory=dict)
     _last_token: str | None = field(init=False, default=None)
     _layers: LayerState | None = field(init=False, default=None)
+    _hidden: bool = field(init=False, default=False)
     _next_layer: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -99,22 +101,32 @@ class Stream:
             Features(tokens_T, letters_TG, previous_TLM), self.keys_BNSD, self.values_BNSD
         )
 
-    def layer_step(self, layer: int, experts_K: npt.ArrayLike) -> Floats:
+    def layer_step(self, layer: int, experts_K: npt.ArrayLike, gate_input_Z: npt.ArrayLike | None = None) -> Floats:
         """Probability of each expert for the next layers of this token, after the router of a layer chose.
 
         Args:
             layer: Index of that layer among the MoE layers, 0 to L - 2; each once, in order.
             experts_K: What it chose, in the router's order.
+            gate_input_Z: What it read, for all layers of a token or for none, where the predictor reads hidden states.
 
         Returns:
-            float32 [H, E]; row h is for layer `layer + 1 + h`, and zero where the model has no such layer.
+            float32 [H, E]; row h is for layer `layer + 1 + h`, and zero where the model has no such layer. With what
+            routers read, H may be another than without.
 
         Raises:
             InputError: Out of order, or the experts are not what the model's router could choose.
         """
         predictor = self.predictor
         experts_1K = _checked(experts_K, (predictor.top_k,), predictor.num_experts, f"routing of layer {layer}")[None]
-        logits_HE = self.layer_logits(layer, experts_1K)
+        gate_input_1Z = None
+        if gate_input_Z is not None:
+            gate_input_1Z = np.asarray(gate_input_Z, np.float32)[None]
+            if gate_input_1Z.shape != (1, predictor.hidden_size) or not np.isfinite(gate_input_1Z).all():
+                raise InputError(
+                    f"gate input of layer {layer}: shape {gate_input_1Z.shape[1:]}, expected {predictor.hidden_size} "
+                    "finite numbers (0: the predictor reads no hidden states)"
+                )
+        logits_HE = self.layer_logits(layer, experts_1K, gate_input_1Z)
         probabilities_HE = sigmoid(logits_HE)
         probabilities_HE[predictor.num_layers - 1 - layer :] = 0
         return probabilities_HE
@@ -128,13 +140,22 @@ class Stream:
         self._layers, self._next_layer = self.predictor.layer_state(logits_TLE, context_TW), 0
         return np.asarray(logits_TLE[0])
 
-    def layer_logits(self, layer: int, experts_1K: npt.NDArray[np.int64]) -> Floats:
+    def layer_logits(
+        self, layer: int, experts_1K: npt.NDArray[np.int64], gate_input_1Z: Floats | None = None
+    ) -> Floats:
         """Logits float32 [H, E] for the next layers; rows past the last layer mean nothing."""
         last = self.predictor.num_layers - 2
         if self._layers is None or layer != self._next_layer or layer > last:
             due = "step" if self._layers is None or self._next_layer > last else f"layer {self._next_layer}"
             raise InputError(f"layer step of layer {layer}: {due} is due; give layers 0 to {last} once, in order")
-        logits_BHE, self._layers = self.predictor.run_layer(layer, experts_1K, self._layers)
+        hidden = gate_input_1Z is not None
+        if layer == 0:
+            self._hidden = hidden
+        if hidden != self._hidden:
+            raise InputError(
+                f"layer step of layer {layer}: give what routers read for all layers of a token, or for none"
+            )
+        logits_BHE, self._layers = self.predictor.run_layer(layer, experts_1K, self._layers, gate_input_1Z)
         self._next_layer += 1
         return np.asarray(logits_BHE[0])
 

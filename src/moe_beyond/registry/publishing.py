@@ -144,6 +144,8 @@ def decide(
             predictors.append(_open_champion(registry, champion, gate))
         except InputError as error:
             obstacle = str(error)
+    some = next(iter(gate.splits.values()))
+    predictors = [predictor.reading(some) for predictor in predictors]
     times = latencies(predictors, gate.settings.latency_repeats)
     names = zip(("challenger", "champion"), (number, _number(champion)), predictors, times, strict=False)
     scores = tuple(score(Contestant(*found), gate.splits, gate.settings, gate.simulate) for found in names)

@@ -129,6 +129,10 @@ class HiddenStates:
         values_ND[kept_N] = values_SYD[rows_N[kept_N], self.layers.index(layer)]
         return values_ND, kept_N
 
+    def gates_LND(self, tokens: slice | Ids, num_layers: int) -> Floats:
+        """What the routers of all layers read, float32 [L, N, D]; zeros where it is not kept."""
+        return np.stack([self.of_layer(self.gate_inputs_SYD, layer, tokens)[0] for layer in range(num_layers)])
+
     def final(self, tokens: slice | Ids) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """As `of_layer`, of `final_states_SD`."""
         rows_N = np.asarray(self.rows_T[tokens])

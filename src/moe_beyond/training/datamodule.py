@@ -1,6 +1,7 @@
 """Batches of token windows from memory-mapped traces.
 
-Shape suffixes: B batch, T tokens of a window, L MoE layers, K top-k, M = 2 * K, G n-grams.
+Shape suffixes: B batch, T tokens of a window, N real tokens of a batch, L MoE layers, K top-k, M = 2 * K, G n-grams,
+D hidden size of the traced model.
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ from moe_beyond.traces.schema import Trace
 
 
 class Batch(NamedTuple):
-    """Windows of one length after padding; padding is marked by `real_BT` and counts in no average."""
+    """Windows of one length after padding; padding is marked by `real_BT` and counts in no average.
+
+    `gate_inputs_LND` is what the layers' routers read of the real tokens of which it is kept, `kept_BT` says of which.
+    Both are empty where the predictor reads no hidden states.
+    """
 
     tokens_BT: Tensor
     letters_BTG: Tensor
     previous_BTLM: Tensor
     experts_BTLK: Tensor
     real_BT: Tensor
+    kept_BT: Tensor
+    gate_inputs_LND: Tensor
 
 
 class WindowDataset(Dataset[tuple[int, int]]):
@@ -100,8 +107,10 @@ class LengthBatches(Sampler[list[int]]):
 class Collate:
     """Gathers the content of windows into a padded batch."""
 
-    def __init__(self, trace: Trace, features: Features) -> None:
+    def __init__(self, trace: Trace, features: Features, *, reads_hidden: bool = False) -> None:
         self.features = features
+        self.hidden = trace.hidden if reads_hidden else None
+        self.num_layers = trace.metadata.num_layers
         self.experts_TLK = trace.experts_TLK
         self.none = trace.metadata.num_experts
 
@@ -118,7 +127,17 @@ class Collate:
         padded = [
             _pad([column[start:end].astype(np.int64) for start, end in windows], value) for column, value in columns
         ]
-        return Batch._make([*padded, _pad(real_BT, 0)])
+        return Batch._make([*padded, _pad(real_BT, 0), *self._hidden(windows)])
+
+    def _hidden(self, windows: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Of which tokens hidden states are kept, bool [B, T], and what the routers read of these."""
+        tokens_N = np.concatenate([np.arange(start, end) for start, end in windows])
+        kept_N = np.zeros(len(tokens_N), bool) if self.hidden is None else np.asarray(self.hidden.rows_T)[tokens_N] >= 0
+        cuts = np.cumsum([end - start for start, end in windows])[:-1]
+        kept_BT = _pad(list(np.split(kept_N, cuts)), 0)
+        if self.hidden is None:
+            return kept_BT, torch.zeros(self.num_layers, 0, 0)
+        return kept_BT, torch.from_numpy(self.hidden.gates_LND(tokens_N[kept_N], self.num_layers))
 
 
 def _pad(rows: list[npt.NDArray[Any]], value: int) -> Tensor:
@@ -129,13 +148,21 @@ class RoutingData(pl.LightningDataModule):
     """Training and validation windows of two splits."""
 
     def __init__(
-        self, train: Trace, validation: Trace, encoder: TokenEncoder, *, length: int, batch_size: int, seed: int
+        self,
+        train: Trace,
+        validation: Trace,
+        encoder: TokenEncoder,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        reads_hidden: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.length, self.batch_size, self.seed = train, length, batch_size, seed
         self.validation_windows = WindowDataset(validation, length)
-        self.train_collate = Collate(train, token_features(train, encoder))
-        self.validation_collate = Collate(validation, token_features(validation, encoder))
+        self.train_collate = Collate(train, token_features(train, encoder), reads_hidden=reads_hidden)
+        self.validation_collate = Collate(validation, token_features(validation, encoder), reads_hidden=reads_hidden)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Windows with the cuts and in the order of this epoch; the trainer calls it for every epoch."""

@@ -46,9 +46,10 @@ class Fit:
     """A fitted predictor and how it came about.
 
     Attributes:
-        checkpoint: Both steps as of the best epoch by the mean of their validation recalls.
+        checkpoint: All steps as of the best epoch by the mean of their validation recalls.
         history: A row an epoch: epoch, step, train_loss, validation_loss (of the token step), validation_recall_at_k,
-            validation_recall_at_k_ahead_1 and so on, validation_score.
+            validation_recall_at_k_ahead_1 and so on, with hidden states validation_recall_at_k_hidden_1 and so on,
+            validation_score.
     """
 
     checkpoint: Checkpoint
@@ -58,11 +59,13 @@ class Fit:
         """Headline numbers of the fit."""
         best = max(self.history, key=lambda row: row["validation_score"])
         measured = {name: value for name, value in best.items() if name.startswith(("validation_", "train_"))}
+        hidden = self.checkpoint.hidden_step
         return {
             "epochs": len(self.history),
             "best_epoch": best["epoch"],
             "parameters": num_parameters(self.checkpoint.network),
             "layer_step_parameters": num_parameters(self.checkpoint.layer_step),
+            **({} if hidden is None else {"hidden_step_parameters": num_parameters(hidden)}),
             **measured,
         }
 
@@ -124,11 +127,19 @@ def fit(
     keep_freed_memory()
     lightning.seed_everything(seed, workers=True, verbose=False)
     encoder = TokenEncoder.fit(train, settings.min_token_count, settings.letter_buckets)
-    shape = network_shape(train.metadata, encoder.num_tokens, size, settings)
+    both = train.hidden is not None and validation.hidden is not None
+    hidden_size = train.hidden.width if both and train.hidden is not None else 0
+    shape = network_shape(train.metadata, encoder.num_tokens, size, settings, hidden_size)
     module = PredictorModule(shape, settings, seed)
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
     data = RoutingData(
-        train, validation, encoder, length=2 * settings.window, batch_size=settings.batch_size, seed=seed
+        train,
+        validation,
+        encoder,
+        length=2 * settings.window,
+        batch_size=settings.batch_size,
+        seed=seed,
+        reads_hidden=shape.reads_hidden,
     )
     history = _History()
     best = ModelCheckpoint(
@@ -144,7 +155,8 @@ def fit(
         raise InputError(f"train: {error}") from error
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)
-    checkpoint = Checkpoint(module.network.cpu().eval(), module.layer_step.cpu().eval(), encoder, train.metadata)
+    module.cpu().eval()
+    checkpoint = Checkpoint(module.network, module.layer_step, encoder, train.metadata, module.hidden_step)
     return Fit(checkpoint, tuple(history.rows))
 
 

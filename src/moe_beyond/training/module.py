@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from moe_beyond.network.hidden_step import HiddenStep
 from moe_beyond.network.layer_step import LayerStep
 from moe_beyond.network.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
@@ -26,16 +27,23 @@ from moe_beyond.training.settings import TrainSettings
 
 
 class PredictorModule(pl.LightningModule):
-    """Trains a TokenStep and its LayerStep over real tokens; the layer step gets the true experts so far."""
+    """Trains a TokenStep and its LayerStep over real tokens; the layer step gets the true experts so far.
+
+    Where the predictor reads hidden states, a HiddenStep is trained beside the LayerStep, on what both have in common.
+    """
 
     def __init__(self, shape: NetworkShape, settings: TrainSettings, seed: int) -> None:
         super().__init__()
         self.shape, self.settings, self.seed = shape, settings, seed
         self.network = TokenStep(shape, settings.dropout)
         self.layer_step = LayerStep(shape)
+        self.hidden_step = HiddenStep(shape) if shape.reads_hidden else None
         self.validation_loss = MeanMetric()
         # of the token step, then of the layer step at each horizon
         self.recalls: Any = nn.ModuleList(MeanMetric() for _ in range(shape.horizon + 1))
+        self.hidden_recalls: Any = nn.ModuleList(
+            MeanMetric() for _ in range(shape.hidden_horizon if shape.reads_hidden else 0)
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw the same dropout in an epoch, whether or not an interruption came before it."""
@@ -51,11 +59,13 @@ class PredictorModule(pl.LightningModule):
         hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
         previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
         seen = batch._replace(tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
-        predictions = predict(self.network, self.layer_step, seen)
-        # a model of few layers has none at the farthest horizons
-        loss, *layer_losses = (self._loss(*prediction) for prediction in predictions if len(prediction[0]))
-        for layer_loss in layer_losses:
-            loss = loss + layer_loss * (self.settings.layer_loss_weight / len(layer_losses))
+        (first, *further), hidden = predict(self.network, self.layer_step, seen, self.hidden_step)
+        loss = self._loss(*first)
+        for step in (further, hidden):
+            # a model of few layers has none at the farthest horizons
+            losses = [self._loss(*prediction) for prediction in step if prediction[0].numel()]
+            for layer_loss in losses:
+                loss = loss + layer_loss * (self.settings.layer_loss_weight / len(losses))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}; lower train.learning_rate")
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=int(batch.real_BT.sum()))
@@ -63,13 +73,19 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
-        predictions = predict(self.network, self.layer_step, batch)
-        real = batch.real_BT.sum()
+        predictions, hidden = predict(self.network, self.layer_step, batch, self.hidden_step)
+        real, kept = batch.real_BT.sum(), batch.kept_BT.sum()
         self.validation_loss.update(self._loss(*predictions[0]), real)
         hits_L = hits_at_k(*predictions[0])
         for ahead, (metric, prediction) in enumerate(zip(self.recalls, predictions, strict=True)):
             # over all layers, as at use: the first have the token step's prediction
             metric.update(torch.cat([hits_L[:ahead], hits_at_k(*prediction)]).mean(), real)
+        if hidden and kept:
+            logits_LNE, experts_LNK = predictions[0]
+            where = batch.kept_BT[batch.real_BT]
+            hits_L = hits_at_k(logits_LNE[:, where], experts_LNK[:, where])
+            for ahead, (metric, prediction) in enumerate(zip(self.hidden_recalls, hidden, strict=True), start=1):
+                metric.update(torch.cat([hits_L[:ahead], hits_at_k(*prediction)]).mean(), kept)
 
     def on_validation_epoch_end(self) -> None:
         """Metrics of the epoch, by name `<split>/<metric>`; `validation/recall_at_k_ahead_h` is h layers ahead."""
@@ -78,9 +94,15 @@ class PredictorModule(pl.LightningModule):
         for ahead, recall in enumerate(recalls):
             name = f"validation/recall_at_k_ahead_{ahead}" if ahead else "validation/recall_at_k"
             self.log(name, recall, prog_bar=ahead < 2)
-        # what chooses the epoch: both steps count alike
-        self.log("validation/score", (recalls[0] + recalls[1]) / 2)
-        for metric in (self.validation_loss, *self.recalls):
+        deciding = recalls[:2]
+        for ahead, metric in enumerate(self.hidden_recalls, start=1):
+            recall = metric.compute()
+            self.log(f"validation/recall_at_k_hidden_{ahead}", recall, prog_bar=ahead == 1)
+            if ahead == 1:
+                deciding = [*deciding, recall]
+        # what chooses the epoch: all steps count alike
+        self.log("validation/score", sum(deciding) / len(deciding))
+        for metric in (self.validation_loss, *self.recalls, *self.hidden_recalls):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
@@ -102,15 +124,32 @@ class PredictorModule(pl.LightningModule):
         return LOSSES[self.settings.loss](logits_LNE.float(), experts_LNK)
 
 
-def predict(network: TokenStep, layer_step: LayerStep, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Logits [L, N, E] of the token step, then those of the layer step at each horizon; each with the truth."""
+Predictions = list[tuple[Tensor, Tensor]]
+"""Logits [L, N, E] with the truth [L, N, K] of each horizon; of the last layers alone, where others know nothing."""
+
+
+def predict(
+    network: TokenStep, layer_step: LayerStep, batch: Batch, hidden_step: HiddenStep | None = None
+) -> tuple[Predictions, Predictions]:
+    """Of the token step and the layer step at each horizon, over real tokens; of the hidden step, over those kept."""
     state = [part.to(batch.tokens_BT.device) for part in network.empty_state(len(batch.tokens_BT))]
     logits_BTLE, _, _, context_BTW = network(batch.tokens_BT, batch.letters_BTG, batch.previous_BTLM, *state)
     # without padding, and with layers first: both save time in the layer step
     logits_LNE = logits_BTLE[batch.real_BT].transpose(0, 1)
     experts_LNK = batch.experts_BTLK[batch.real_BT].transpose(0, 1).contiguous()
-    informed = layer_step.informed(experts_LNK, logits_LNE, context_BTW[batch.real_BT])
-    return [(logits, experts_LNK[len(experts_LNK) - len(logits) :]) for logits in (logits_LNE, *informed)]
+    context_NW = context_BTW[batch.real_BT]
+
+    def with_truth(logits: list[Tensor], experts_LNK: Tensor) -> Predictions:
+        return [(part, experts_LNK[len(experts_LNK) - len(part) :]) for part in logits]
+
+    informed = layer_step.informed(experts_LNK, logits_LNE, context_NW)
+    plain = with_truth([logits_LNE, *informed], experts_LNK)
+    if hidden_step is None:
+        return plain, []
+    kept_N = batch.kept_BT[batch.real_BT]
+    experts_LNK = experts_LNK[:, kept_N]
+    informed = hidden_step.informed(experts_LNK, logits_LNE[:, kept_N], context_NW[kept_N], batch.gate_inputs_LND)
+    return plain, with_truth(informed, experts_LNK)
 
 
 def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:

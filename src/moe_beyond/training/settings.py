@@ -45,6 +45,17 @@ class TrainSettings(Settings):
     """Width of the layer step: what it can keep of the experts so far."""
     layer_hidden: int = Field(default=64, ge=8)
     """Hidden units of the small network that reads this; more gain little and cost time at every layer."""
+    hidden_states: bool = True
+    """Whether the predictor reads the model's hidden states too, where the traces have them; where it is used without,
+    it answers from strings and routing alone."""
+    hidden_rank: int = Field(default=64, ge=4)
+    """Numbers to which a hidden state is brought down."""
+    hidden_units: int = Field(default=128, ge=8)
+    """Units of the layer step's network that reads hidden states."""
+    hidden_horizon: int = Field(default=4, ge=1)
+    """Layers ahead that the layer step predicts with hidden states."""
+    hidden_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of windows in which the token step sees no hidden states in training, so that it copes without them."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

@@ -44,7 +44,9 @@ def read_choice(path: Path, settings: TrainSettings) -> tuple[Size, TrainSetting
         raise InputError(f"{path}: train.{first['loc'][0]}: {first['msg']}; run the tune stage again") from error
 
 
-def network_shape(traced: TraceMetadata, num_tokens: int, size: Size, settings: TrainSettings) -> NetworkShape:
+def network_shape(
+    traced: TraceMetadata, num_tokens: int, size: Size, settings: TrainSettings, hidden_size: int = 0
+) -> NetworkShape:
     """Shapes of both steps.
 
     Args:
@@ -52,6 +54,7 @@ def network_shape(traced: TraceMetadata, num_tokens: int, size: Size, settings: 
         num_tokens: Token strings with an embedding of their own, and one row for all others.
         size: Of the token step.
         settings: Everything else.
+        hidden_size: Of the traced model, where its hidden states are read; 0: they are not there.
     """
     shared = {field.name for field in fields(NetworkShape)} & TrainSettings.model_fields.keys()
     sizes = {name: getattr(settings, name) for name in shared} | asdict(size)
@@ -61,5 +64,6 @@ def network_shape(traced: TraceMetadata, num_tokens: int, size: Size, settings: 
         num_experts=traced.num_experts,
         top_k=traced.top_k,
         num_tokens=num_tokens,
+        hidden_size=hidden_size if settings.hidden_states else 0,
         **sizes,
     )

@@ -54,13 +54,21 @@ def parts(candidate: Mapping[str, Any], settings: TrainSettings) -> tuple[Size, 
     return size, settings.model_copy(update=others)
 
 
-def charged(candidate: Candidate, settings: TrainSettings, traced: TraceMetadata) -> Latency:
-    """What is charged for a candidate's steps: arithmetic, so that it is the same on every machine."""
+def charged(candidate: Candidate, settings: TrainSettings, traced: TraceMetadata, hidden_size: int = 0) -> Latency:
+    """What is charged for a candidate's steps: arithmetic, so that it is the same on every machine.
+
+    Args:
+        candidate: Sizes and parameters.
+        settings: Of a fit, where the candidate says nothing.
+        traced: The model whose routing is predicted.
+        hidden_size: Of its hidden states, where the layer step reads them; 0: it does not.
+    """
     # how many token strings are known decides the weights, not the time
-    return modelled(network_shape(traced, 1, *parts(candidate, settings)))
+    shape = network_shape(traced, 1, *parts(candidate, settings), hidden_size)
+    return modelled(shape).with_hidden() if shape.reads_hidden else modelled(shape)
 
 
-def draw(tune: TuneSettings, train: TrainSettings, traced: TraceMetadata, seed: int) -> Drawn:
+def draw(tune: TuneSettings, train: TrainSettings, traced: TraceMetadata, seed: int, hidden_size: int = 0) -> Drawn:
     """The candidates of a warm start, then a sample of the feasible ones that fills the space, the slowest first.
 
     The slowest take longest to fit: with several workers, the last ones to finish are short.
@@ -70,13 +78,14 @@ def draw(tune: TuneSettings, train: TrainSettings, traced: TraceMetadata, seed: 
         train: Parameters of a fit that are not searched.
         traced: The model whose routing is predicted.
         seed: Of the sample.
+        hidden_size: Of the traces' hidden states; 0: there are none.
 
     Raises:
         InputError: No candidate is fast enough, or the warm start holds none of the space.
     """
     named = choices(tune.space)
     space = [dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())]
-    latencies = [charged(candidate, train, traced) for candidate in space]
+    latencies = [charged(candidate, train, traced, hidden_size) for candidate in space]
     feasible = [i for i, latency in enumerate(latencies) if latency.token_step_ms <= tune.max_latency_ms]
     if not feasible:
         fastest = min(latency.token_step_ms for latency in latencies)

@@ -71,4 +71,10 @@ class Inputs:
     @cached_property
     def drawn(self) -> Drawn:
         """The candidates. Raises InputError as `draw` does."""
-        return draw(self.tune, self.train, self.validation.metadata, self.seed)
+        return draw(self.tune, self.train, self.validation.metadata, self.seed, self.hidden_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the hidden states that every fit reads; 0: the traces have none."""
+        states = [trace.hidden for trace in (self.train_prompts, self.validation)]
+        return 0 if states[0] is None or states[1] is None else states[0].width

@@ -38,7 +38,7 @@ def measure(inputs: Inputs, scratch: Path, index: int, candidate: Candidate) -> 
     # trials run side by side: each has one device, and on a CPU one thread
     settings = settings.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "threads": 1})
     train, validation, bench = inputs.train_prompts, inputs.validation, inputs.bench
-    latency = charged(candidate, inputs.train, train.metadata)
+    latency = charged(candidate, inputs.train, train.metadata, inputs.hidden_size)
     # a worker that lost its heartbeat may still fit this candidate: wait for it
     with FileLock(folder / "lock"), torch_threads(1):
         try:
@@ -47,18 +47,22 @@ def measure(inputs: Inputs, scratch: Path, index: int, candidate: Candidate) -> 
             return Outcome({}, [], str(error))
         payoff = bench.payoff(Predicted.by(fitted.checkpoint, bench.trace), latency)
     best = fitted.metrics()
-    numbers = {name: best[f"validation_{name}"] for name in ("recall_at_k", "recall_at_k_ahead_1")}
-    numbers["parameters"] = best["parameters"] + best["layer_step_parameters"]
+    ahead = "hidden_1" if fitted.checkpoint.hidden_step is not None else "ahead_1"
+    numbers = {
+        "recall_at_k": best["validation_recall_at_k"],
+        "recall_at_k_ahead_1": best[f"validation_recall_at_k_{ahead}"],
+    }
+    numbers["parameters"] = sum(value for name, value in best.items() if name.endswith("parameters"))
     return Outcome(numbers | asdict(payoff), list(fitted.history))
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions of the two steps for one trace, in PyTorch: export checks that ONNX predicts the same.
+    """Predictions of the steps for one trace, in PyTorch: export checks that ONNX predicts the same.
 
     Attributes:
         token_TLE: float32, the token step's logits.
-        layers_HTLE: float32, the layer step's logits.
+        layers_HTLE: float32, the layer step's logits: with hidden states where it reads them and the trace has them.
     """
 
     token_TLE: Floats
@@ -68,8 +72,8 @@ class Predicted:
     @classmethod
     def by(cls, checkpoint: Checkpoint, trace: Trace) -> Predicted:
         """Predict every token of a trace."""
-        prompts = [torch_logits(checkpoint, trace.select(np.array([p]))) for p in range(trace.num_prompts)]
-        token, layers = zip(*prompts, strict=True)
+        prompts = [trace.select(np.array([p])) for p in range(trace.num_prompts)]
+        token, layers = zip(*(torch_logits(checkpoint, prompt, prompt.hidden) for prompt in prompts), strict=True)
         return cls(np.concatenate(token), np.concatenate(layers, axis=1))
 
     def probabilities_TLE(self, trace: Trace) -> Floats:

@@ -70,6 +70,7 @@ class Routing:
         next_gate: The experts, in falling order, that the router of a later layer (index) would choose for what this
             layer's router has read; None where a trace is stepped, which has no hidden states.
         run_router: Runs a layer's router on the same; None likewise.
+        gate_input: Gives what the router read of a decoded token, float32 [hidden size]; None likewise.
     """
 
     event: int
@@ -80,6 +81,7 @@ class Routing:
     experts_TK: npt.NDArray[np.integer]
     next_gate: Callable[[int], I32] | None = None
     run_router: RunRouter | None = None
+    gate_input: Callable[[], F32] | None = None
 
     def require_router(self, policy: str) -> RunRouter:
         """`run_router`; raises InputError where there is none."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from moe_beyond.errors import InputError
 from moe_beyond.simulator.engine.online import Online, Request, Routing, Step
 from moe_beyond.simulator.jit import F32, I64, Bools
 from moe_beyond.simulator.policies.anticipate import Anticipate, local_rates
@@ -32,6 +33,8 @@ _NONE_LK = np.zeros((0, 0), np.int64)
 @dataclass
 class OnlinePrediction(Online):
     """A predictor's token step ahead of each decoded token, its layer step after each router, and eviction by both.
+
+    A predictor that reads hidden states (`OnnxPredictor.reading`) gets what each router read.
 
     Attributes:
         predictor: Whose streams run, one a prompt.
@@ -87,7 +90,14 @@ class OnlinePrediction(Online):
         if not (self.layers and routing.decodes and layer < last and self._stream is not None):
             return []
         started = perf_counter()
-        probabilities_HE = self._stream.layer_step(layer, routing.experts_TK[0])[: last - layer]
+        gate_input_Z = None
+        if self.predictor.uses_hidden:
+            if routing.gate_input is None:
+                raise InputError(
+                    f"{self.predictor.path}: reads hidden states, which are not there where a trace is stepped"
+                )
+            gate_input_Z = routing.gate_input()
+        probabilities_HE = self._stream.layer_step(layer, routing.experts_TK[0], gate_input_Z)[: last - layer]
         layers_H = layer + 1 + np.arange(len(probabilities_HE))
         requests = self._requests(routing.event + 1 + np.arange(len(layers_H)), probabilities_HE, layers_H)
         took_ms = 1e3 * (perf_counter() - started)
