@@ -152,9 +152,7 @@ class Stream:
         if layer == 0:
             self._hidden = hidden
         if hidden != self._hidden:
-            raise InputError(
-                f"layer step of layer {layer}: give what routers read for all layers of a token, or for none"
-            )
+            raise InputError(f"layer step of layer {layer}: give gate inputs for all layers of a token, or for none")
         logits_BHE, self._layers = self.predictor.run_layer(layer, experts_1K, self._layers, gate_input_1Z)
         self._next_layer += 1
         return np.asarray(logits_BHE[0])

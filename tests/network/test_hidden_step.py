@@ -1,0 +1,53 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe_beyond.network.hidden_step import HiddenStep
+from tests.network.test_layer_step import inputs
+from tests.predictor.small import SHAPE
+
+READING = replace(SHAPE, hidden_size=12, hidden_rank=5, hidden_units=7, hidden_horizon=3)
+
+
+def hidden_step(shape=READING):
+    torch.manual_seed(0)
+    step = HiddenStep(shape).eval()
+    with torch.no_grad():
+        for parameter in step.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return step
+
+
+def gates(shape, batch):
+    return torch.randn(shape.num_layers, batch, shape.hidden_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("layers", "horizon", "reach"), [(3, 2, 4), (7, 3, 2), (5, 4, 9), (2, 3, 4), (1, 1, 1)])
+def test_layer_by_layer_equals_all_layers_at_once(layers, horizon, reach):
+    shape = replace(READING, num_layers=layers, hidden_horizon=horizon, reach=reach)
+    step = hidden_step(shape)
+    experts, logits, context = inputs(shape, 5)
+    gates_LBD = gates(shape, 5)
+    with torch.no_grad():
+        whole = step.all_layers(experts, logits, context, gates_LBD)
+        assert whole.shape == (horizon, 5, layers, shape.num_experts)
+        evidence = torch.zeros(5, max(reach, horizon), shape.num_experts)
+        for layer in range(layers):
+            known = torch.tensor([layer]), experts[:, layer], gates_LBD[layer]
+            ahead, context, evidence = step(*known, logits, context, evidence)
+            for h in range(min(horizon, layers - 1 - layer)):
+                assert torch.allclose(ahead[:, h], whole[h, :, layer + 1 + h], atol=1e-4)
+
+
+def test_a_layer_sees_what_the_routers_of_earlier_layers_read_and_nothing_later():
+    step = hidden_step()
+    experts, logits, context = inputs(READING, 4)
+    before, changed = gates(READING, 4), gates(READING, 4)
+    changed[1] += 1
+    with torch.no_grad():
+        whole, other = (step.all_layers(experts, logits, context, x) for x in (before, changed))
+    # a layer's own answer depends on what its nearest known layer read: of layer 1 at horizon h that is layer 2 + h
+    changed_HL = (whole != other).any(dim=-1).any(dim=1)
+    for h in range(3):
+        assert changed_HL[h].nonzero().flatten().tolist() == ([2 + h] if 2 + h < READING.num_layers else [])
