@@ -24,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro published deepseek gpt-oss test test-slow test-oldest fuzz smoke lint format docs bench golden ui servers servers-stop retrain rollback lock audit release clean
+.PHONY: help repro published deepseek gpt-oss larger test test-slow test-oldest fuzz smoke lint format docs bench golden ui servers servers-stop retrain rollback lock audit release clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -42,10 +42,14 @@ repro: $(VENV)/.ok  ## Run the pipeline: what is up to date is not run again
 published: deepseek gpt-oss  ## The same pipeline on published traces of real models, in TRACES
 
 deepseek: $(VENV)/.ok  ## ... DeepSeek-V2-Lite: the paper's traces, puffin to train and webglm to test
-	python scripts/published.py deepseek --traces "$$TRACES"
+	python scripts/other_model.py deepseek --traces "$$TRACES"
 
 gpt-oss: $(VENV)/.ok  ## ... gpt-oss-20b: decode traces, divided by prompt
-	python scripts/published.py gpt-oss --traces "$$TRACES"
+	python scripts/other_model.py gpt-oss --traces "$$TRACES"
+
+# trains a model of 26 MoE layers first: about an hour on two cores
+larger: $(VENV)/.ok  ## The same pipeline on a second model of our own, as deep as DeepSeek-V2-Lite
+	python scripts/other_model.py larger
 
 # the same examples in the same order each time
 test: $(VENV)/.ok  ## Fast tests

@@ -1,4 +1,4 @@
-"""Fits what both steps of the predictor take by their size, on this machine and one thread: `predictor/latency.py`.
+"""Fits what the steps of the predictor take by their size, on this machine and one thread: `predictor/latency.py`.
 
     python -m benchmarks.latency [--repeats 100] [--out docs/latency.csv]
 
@@ -24,10 +24,17 @@ from scipy.optimize import nnls
 
 from moe_beyond.data.tokens import TokenEncoder
 from moe_beyond.network.checkpoint import Checkpoint
+from moe_beyond.network.hidden_step import HiddenStep
 from moe_beyond.network.layer_step import LayerStep
 from moe_beyond.network.network import TokenStep
 from moe_beyond.network.onnx import export_steps
-from moe_beyond.predictor.latency import Latency, layer_step_terms, quietest, token_step_terms
+from moe_beyond.predictor.latency import (
+    Latency,
+    hidden_step_terms,
+    layer_step_terms,
+    quietest,
+    token_step_terms,
+)
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.traces.schema import TraceMetadata
@@ -39,6 +46,8 @@ SIZES = ((64, 1), (64, 3), (96, 2), (128, 1), (192, 2), (192, 3), (256, 1), (384
 """Width and depth."""
 LAYER_SIZES = ((128, 64, 6), (192, 384, 10), (256, 512, 6))
 """Width, hidden units and reach of the layer step."""
+HIDDEN_SIZES = ((96, 64, 128, 4), (1024, 64, 128, 2), (2048, 128, 256, 4), (2880, 32, 64, 3))
+"""Hidden size of the traced model; rank, units and horizon of the layer step that reads its hidden states."""
 
 
 def main() -> None:
@@ -52,12 +61,16 @@ def main() -> None:
     shapes: list[NetworkShape] = []
     cases = list(itertools.product(MODELS, SIZES))
     for number, (model, size) in enumerate(track(cases, "timing sizes")):
-        shape = shape_of(model, size, LAYER_SIZES[number % 3], window=(32, 64)[number % 2])
+        shape = shape_of(
+            model, size, LAYER_SIZES[number % 3], HIDDEN_SIZES[number // 3 % 4], window=(32, 64)[number % 2]
+        )
         shapes.append(shape)
-        token_ms, layer_ms = measure(shape, arguments.repeats)
-        rows.append({**asdict(shape), "token_step_ms": token_ms, "layer_step_ms": layer_ms})
+        took = measure(shape, arguments.repeats)
+        names = ("token_step_ms", "layer_step_ms", "hidden_step_ms")
+        rows.append({**asdict(shape), **{name: getattr(took, name) for name in names}})
     table = pl.DataFrame(rows)
-    for name, terms in (("token_step", token_step_terms), ("layer_step", layer_step_terms)):
+    lines = {"token_step": token_step_terms, "layer_step": layer_step_terms, "hidden_step": hidden_step_terms}
+    for name, terms in lines.items():
         terms_XF = np.array([terms(shape) for shape in shapes])
         ms_X = table[f"{name}_ms"].to_numpy()
         coefficients = fit(terms_XF, ms_X)
@@ -81,15 +94,20 @@ def left_out_error(
 
 
 def shape_of(
-    model: tuple[int, int, int], size: tuple[int, int], layer_size: tuple[int, int, int], window: int
+    model: tuple[int, int, int],
+    size: tuple[int, int],
+    layer_size: tuple[int, int, int],
+    hidden_size: tuple[int, int, int, int],
+    window: int,
 ) -> NetworkShape:
     """A predictor's shape for a model and sizes."""
     (layers, experts, top_k), (width, depth), (layer_width, hidden, reach) = model, size, layer_size
-    return NetworkShape(layers, experts, top_k, 8000, 8192, 128, width, depth, 4, window, 2, reach, layer_width, hidden)
+    token_step = (8000, 8192, 128, width, depth, 4, window)
+    return NetworkShape(layers, experts, top_k, *token_step, 2, reach, layer_width, hidden, *hidden_size)
 
 
-def measure(shape: NetworkShape, repeats: int) -> tuple[float, float]:
-    """Milliseconds of a token step and of one layer's step: the quietest round's median."""
+def measure(shape: NetworkShape, repeats: int) -> Latency:
+    """What a token step takes and one layer's step, without hidden states and with: the quietest round's median."""
     torch.manual_seed(0)
     meta = TraceMetadata(
         model_id="random",
@@ -102,10 +120,17 @@ def measure(shape: NetworkShape, repeats: int) -> tuple[float, float]:
     )
     encoder = TokenEncoder(tuple(f"w{i}" for i in range(shape.num_tokens - 1)), shape.letter_buckets)
     with tempfile.TemporaryDirectory() as folder:
-        export_steps(Checkpoint(TokenStep(shape).eval(), LayerStep(shape).eval(), encoder, meta), Path(folder), 20)
-        predictor = OnnxPredictor(Path(folder))
-        found = quietest(lambda: Latency(predictor.token_step_ms(repeats), predictor.layer_step_ms(2 * repeats), 0.0))
-    return found.token_step_ms, found.layer_step_ms
+        steps = TokenStep(shape).eval(), LayerStep(shape).eval(), encoder, meta, HiddenStep(shape).eval()
+        export_steps(Checkpoint(*steps), Path(folder), 20)
+        predictor = OnnxPredictor(Path(folder), finished=False)
+        return quietest(
+            lambda: Latency(
+                predictor.token_step_ms(repeats),
+                predictor.layer_step_ms(2 * repeats),
+                0.0,
+                predictor.layer_step_ms(2 * repeats, hidden=True),
+            )
+        )
 
 
 def fit(terms_XF: npt.NDArray[np.float64], ms_X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts.published import ROOT, run_in_clone
+from scripts.other_model import ROOT, run_in_clone
 
 MORE_SEEDS = (8, 9)
 

@@ -82,7 +82,7 @@ def verify(
         pl.read_parquet(root / "reports/simulate/tables/on_device.parquet", glob=False), split, device.name, capacity
     )
     trace = with_decoded_tokens(test).beginning(live.prompts, live.tokens)
-    predictor = OnnxPredictor(root / "models/predictor")
+    predictor = OnnxPredictor(root / "models/predictor").reading(trace)
     charge, popularity_LE = predictor.charge, Popularity.fit(training).popularity_LE
     predictions = Predictions(
         predictor, trace, events_of(trace), charge.token_step_ms, charge.layer_step_ms, popularity_LE

@@ -98,7 +98,7 @@ def fit(
         scratch: Folder of this very training; the caller removes it when the model is saved.
 
     Raises:
-        InputError: The corpus is shorter than two sequences.
+        InputError: The corpus is shorter than two sequences, or the loss became infinite or no number.
     """
     if len(train_N) < 2 * settings.sequence_tokens or len(validation_N) < settings.sequence_tokens:
         raise InputError(
@@ -116,6 +116,8 @@ def fit(
         bar = progress.add_task("", total=steps, completed=start)
         for step in range(start, steps):
             loss = _train_step(model, optimizer, batch_BS(train_N, settings, seed, step), settings, step)
+            if not math.isfinite(loss):
+                raise InputError(f"reference: loss is {loss} at step {step + 1}; lower reference.learning_rate")
             due = (step + 1) * settings.validations % steps < settings.validations
             validation = validate(model, validation_N, settings) if due else None
             if due or step % 10 == 0:

@@ -1,9 +1,11 @@
-"""Runs the pipeline on published traces of a real model, in a clone of the last commit under build/.
+"""Runs the pipeline on another model, in a clone of the last commit under build/.
 
-    python scripts/published.py deepseek --traces ../shared/traces
+    python scripts/other_model.py deepseek --traces ../shared/traces
+    python scripts/other_model.py larger
 
-Beside the default, not over it: with DVC's cache and MLflow's runs in common. Parameters are params.yaml, then
-params/real-models.yaml, then params/<name>.yaml; traces are folders or .tar.xz archives in the folder of traces.
+Beside the default, not over it: with DVC's cache and MLflow's runs in common. Parameters are params.yaml, for published
+traces of real models params/real-models.yaml, then params/<name>.yaml; traces are folders or .tar.xz archives in the
+folder of traces. `larger` needs none: it trains its own model, as the default does.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ OTHER_CARDS = {
 def main() -> None:
     """Make or update the clone, write its parameters, run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["deepseek", "gpt-oss"])
+    parser.add_argument("name", choices=["deepseek", "gpt-oss", "larger"])
     parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces")
     arguments = parser.parse_args()
     try:
@@ -65,8 +67,11 @@ def parameters(name: str, traces: Path) -> dict[str, Any]:
         FileNotFoundError: The folder lacks the model's traces; holds their name.
     """
     params: dict[str, Any] = {}
-    for path in (ROOT / "params.yaml", ROOT / "params/real-models.yaml", ROOT / f"params/{name}.yaml"):
+    overlays = ("larger",) if name == "larger" else ("real-models", name)
+    for path in (ROOT / "params.yaml", *(ROOT / f"params/{overlay}.yaml" for overlay in overlays)):
         params = merged(params, yaml.safe_load(path.read_text(encoding="utf-8")))
+    if name == "larger":
+        return params
     source = params["traces"]["import"]
     for part in ("train", "held_out"):
         if source[part] is not None:
