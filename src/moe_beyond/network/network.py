@@ -3,7 +3,8 @@
 Its inputs ahead of a token are the token itself, the routing of the token before and of the last time that the same
 string stood in the prompt, and, through its state, earlier tokens.
 Attention looks back over a fixed window and positions enter only as distances, so the state needs no counter: keys and
-values of the last `window - 1` tokens. Beside its prediction it gives a context, from which the layer step goes on.
+values of the last `window - 1` tokens. Beside its prediction it gives a context, from which the layer step goes on, and
+how often the tokens to come will use each expert, by which caches evict.
 
 Shape suffixes: B batch, T tokens of this call, S tokens in the state (0 to window - 1), L MoE layers, E experts,
 M = 2 x top-k, G n-grams, D width, W width of the layer step, N blocks, H heads, C = D / H channels of a head.
@@ -79,6 +80,7 @@ class TokenStep(nn.Module):
         self.output_norm = nn.LayerNorm(shape.width)
         self.output = nn.Linear(shape.width, shape.num_layers * shape.num_experts)
         self.context = nn.Linear(shape.width, shape.layer_width)
+        self.later = nn.Linear(shape.width, shape.num_layers * shape.num_experts)
         nn.init.normal_(self.token_embedding.weight, std=0.5)
         nn.init.normal_(self.letter_embedding.weight, std=0.5)
         nn.init.zeros_(self.letter_embedding.weight[0])
@@ -87,7 +89,8 @@ class TokenStep(nn.Module):
         """Start from the training split's popularity: without it, the first epochs learn that most experts are idle."""
         prior = popularity_LE.clamp(1e-4, 1 - 1e-4)
         with torch.no_grad():
-            self.output.bias.copy_(torch.log(prior / (1 - prior)).flatten())
+            for head in (self.output, self.later):
+                head.bias.copy_(torch.log(prior / (1 - prior)).flatten())
 
     def empty_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """State ahead of a prompt's first token: keys and values, each [B, N, 0, D]."""
@@ -97,7 +100,7 @@ class TokenStep(nn.Module):
 
     def forward(
         self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLM: Tensor, keys_BNSD: Tensor, values_BNSD: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One step over T tokens.
 
         Args:
@@ -110,7 +113,8 @@ class TokenStep(nn.Module):
 
         Returns:
             Logits [B, T, L, E]; the new keys and values with S = min(S + T, window - 1); the context [B, T, W] of each
-            token, the layer step's state ahead of the token's first layer.
+            token, the layer step's state ahead of the token's first layer; logits [B, T, L, E] of later use: the share
+            of the tokens after this one that use an expert, each counting half as much as the one before it.
         """
         x_BTD = self._embed(tokens_BT, letters_BTG, previous_BTLM)
         new_keys, new_values = [], []
@@ -119,9 +123,10 @@ class TokenStep(nn.Module):
             new_keys.append(keys_BSD)
             new_values.append(values_BSD)
         x_BTD = self.output_norm(x_BTD)
-        logits = self.output(x_BTD)
-        logits_BTLE = logits.view(*tokens_BT.shape, self.shape.num_layers, self.shape.num_experts)
-        return logits_BTLE, torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1), self.context(x_BTD)
+        by_expert = (*tokens_BT.shape, self.shape.num_layers, self.shape.num_experts)
+        logits_BTLE, later_BTLE = self.output(x_BTD).view(by_expert), self.later(x_BTD).view(by_expert)
+        keys_BNSD, values_BNSD = torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1)
+        return logits_BTLE, keys_BNSD, values_BNSD, self.context(x_BTD), later_BTLE
 
     def _embed(self, tokens_BT: Tensor, letters_BTG: Tensor, previous_BTLM: Tensor) -> Tensor:
         count_BT1 = (letters_BTG > 0).sum(dim=2, keepdim=True).clamp(min=1)

@@ -59,7 +59,7 @@ def export_steps(checkpoint: Checkpoint, directory: Path, opset: int) -> None:
             "values_BNSD": {0: batch, 2: state},
         },
         input_names=["tokens", "letters", "previous_experts", "keys", "values"],
-        output_names=["logits", "new_keys", "new_values", "context"],
+        output_names=["logits", "new_keys", "new_values", "context", "later"],
         opset=opset,
     )
     encoder = {"letter_buckets": checkpoint.encoder.letter_buckets, "known_tokens": checkpoint.encoder.known}
@@ -208,7 +208,8 @@ def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: in
     while compared < max_tokens and prompt < trace.num_prompts:
         part = trace.select(np.array([prompt]))
         expected_TLE, expected_HTLE = torch_logits(checkpoint, part)
-        worst["token_step"] = max(worst["token_step"], _streamed_token_step(predictor, part, expected_TLE))
+        later_TLE = torch_later(checkpoint, part)
+        worst["token_step"] = max(worst["token_step"], _streamed_token_step(predictor, part, expected_TLE, later_TLE))
         worst["layer_step"] = max(worst["layer_step"], _streamed_layer_step(predictor, part, expected_HTLE))
         if checkpoint.hidden_step is not None and part.hidden is not None:
             _, expected_HTLE = torch_logits(checkpoint, part, hidden=part.hidden)
@@ -219,13 +220,17 @@ def parity(checkpoint: Checkpoint, directory: Path, trace: Trace, max_tokens: in
     return worst
 
 
-def _streamed_token_step(predictor: OnnxPredictor, prompt: Trace, expected_TLE: Floats) -> float:
-    """Largest error of the token step, token by token."""
-    stream, features = predictor.stream(), token_features(prompt, predictor.encoder)
-    return max(
-        float(np.abs(stream.step_logits(*(column[t] for column in features.columns)) - expected_TLE[t]).max())
-        for t in range(prompt.num_tokens)
-    )
+def _streamed_token_step(
+    predictor: OnnxPredictor, prompt: Trace, expected_TLE: Floats, expected_later_TLE: Floats
+) -> float:
+    """Largest error of the token step's logits and of its logits of later use, token by token."""
+    stream, features, worst = predictor.stream(), token_features(prompt, predictor.encoder), 0.0
+    for t in range(prompt.num_tokens):
+        logits_LE = stream.step_logits(*(column[t] for column in features.columns))
+        assert stream.later_logits_LE is not None  # noqa: S101 - every graph that is exported gives them
+        errors = logits_LE - expected_TLE[t], stream.later_logits_LE - expected_later_TLE[t]
+        worst = max(worst, *(float(np.abs(error).max()) for error in errors))
+    return worst
 
 
 def _streamed_layer_step(
@@ -256,7 +261,7 @@ def torch_logits(checkpoint: Checkpoint, prompt: Trace, hidden: HiddenStates | N
     features = token_features(prompt, checkpoint.encoder)
     experts_TLK = torch.from_numpy(prompt.experts_TLK.astype(np.int64))
     with torch.no_grad():
-        logits_BTLE, _, _, context_BTW = checkpoint.network(
+        logits_BTLE, _, _, context_BTW, _ = checkpoint.network(
             *(torch.from_numpy(x)[None] for x in features.columns), *checkpoint.network.empty_state(1)
         )
         if hidden is None or checkpoint.hidden_step is None:
@@ -265,6 +270,16 @@ def torch_logits(checkpoint: Checkpoint, prompt: Trace, hidden: HiddenStates | N
             gates_LTZ = torch.from_numpy(hidden.gates_LND(slice(None), prompt.metadata.num_layers))
             layers_HTLE = checkpoint.hidden_step.all_layers(experts_TLK, logits_BTLE[0], context_BTW[0], gates_LTZ)
     return np.asarray(logits_BTLE[0].numpy()), np.asarray(layers_HTLE.numpy())
+
+
+def torch_later(checkpoint: Checkpoint, prompt: Trace) -> Floats:
+    """The token step's logits of later use, float32 [T, L, E], of one prompt in one call."""
+    features = token_features(prompt, checkpoint.encoder)
+    with torch.no_grad():
+        *_, later_BTLE = checkpoint.network(
+            *(torch.from_numpy(x)[None] for x in features.columns), *checkpoint.network.empty_state(1)
+        )
+    return np.asarray(later_BTLE[0].numpy())
 
 
 def _description(checkpoint: Checkpoint, step: Step) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class GraphFile:
     Attributes:
         path: The file.
         description: Its metadata.
+        outputs: Names of what `run` gives.
     """
 
     def __init__(self, path: Path, data: bytes, step: Step, threads: int) -> None:
@@ -134,7 +135,7 @@ class GraphFile:
         if self.description.step != step:
             raise InputError(f"{path}: holds the {self.description.step}, expected the {step}; export it again")
         self._sizes = {node.name: node.shape for node in self.session.get_inputs()}
-        self._outputs = [node.name for node in self.session.get_outputs()]
+        self.outputs = [node.name for node in self.session.get_outputs()]
         self._accepted: tuple[tuple[int, ...], ...] = ()
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
@@ -148,7 +149,7 @@ class GraphFile:
             self._check(inputs)
             self._accepted = shapes
         try:
-            return list(self.session.run(self._outputs, inputs))
+            return list(self.session.run(self.outputs, inputs))
         except _REFUSALS as error:
             raise InputError(f"{self.path}: the graph cannot run ({reason_of(error)}); export it again") from error
 

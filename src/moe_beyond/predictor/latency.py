@@ -83,7 +83,8 @@ def charged(shape: NetworkShape, measured: Latency) -> Latency:
 def token_step_terms(shape: NetworkShape) -> tuple[float, ...]:
     """Constant, blocks, millions of weights, of those the ones beyond 4 million, millions of values in the state."""
     routing = shape.num_layers * shape.num_experts
-    weights = 3 * routing * shape.width + shape.width * (shape.embedding_width + shape.layer_width)
+    # inputs of both histories, predictions of this token and of later ones
+    weights = 4 * routing * shape.width + shape.width * (shape.embedding_width + shape.layer_width)
     weights += 12 * shape.depth * shape.width**2
     # up to 16 MiB of weights stay in the processor's caches from token to token
     beyond = max(0.0, weights / 1e6 - 4)

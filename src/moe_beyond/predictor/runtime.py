@@ -23,7 +23,7 @@ from moe_beyond.predictor.base import Floats, sigmoid
 from moe_beyond.predictor.contents import Contents
 from moe_beyond.predictor.graph_file import GraphFile, Precision, Step, graph_file
 from moe_beyond.predictor.latency import Latency, median_ms, read_charge
-from moe_beyond.predictor.stream import LayerState, Stream
+from moe_beyond.predictor.stream import LayerState, Ran, Stream
 from moe_beyond.traces.hidden import HiddenStates
 from moe_beyond.traces.schema import ExpertIds, Trace, TraceMetadata
 
@@ -92,6 +92,11 @@ class OnnxPredictor:
         return len(self.layer_numbers)
 
     @property
+    def predicts_later(self) -> bool:
+        """Whether it says how often later tokens will use each expert."""
+        return "later" in self._token.outputs
+
+    @property
     def horizon(self) -> int:
         """How many layers ahead the layer step predicts."""
         description = self._token.description
@@ -142,8 +147,8 @@ class OnnxPredictor:
         empty = np.zeros((1, self._depth, 0, self._width), np.float32)
         return empty, empty
 
-    def run(self, features: Features, keys_BNSD: Floats, values_BNSD: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """Logits [T, L, E] and contexts [T, W] of a stretch of one prompt, and the state after it.
+    def run(self, features: Features, keys_BNSD: Floats, values_BNSD: Floats) -> Ran:
+        """The token step over a stretch of one prompt.
 
         Raises:
             InputError: The state has the wrong shape.
@@ -155,8 +160,8 @@ class OnnxPredictor:
             "keys": keys_BNSD,
             "values": values_BNSD,
         }
-        logits_BTLE, keys_BNSD, values_BNSD, context_BTW = self._token.run(inputs)
-        return logits_BTLE[0], context_BTW[0], keys_BNSD, values_BNSD
+        logits_BTLE, keys_BNSD, values_BNSD, context_BTW, *later = self._token.run(inputs)
+        return Ran(logits_BTLE[0], context_BTW[0], keys_BNSD, values_BNSD, later[0][0] if later else None)
 
     def layer_state(self, logits_BLE: Floats, context_BW: Floats) -> LayerState:
         """State ahead of the first layer of each token, from what `run` gave."""
@@ -202,9 +207,21 @@ class OnnxPredictor:
         """
         return sigmoid(self._token_step(trace)[0])
 
+    def later_TLE(self, trace: Trace) -> Floats | None:
+        """How often the tokens after each one will use each expert, float32 [T, L, E] in [0, 1].
+
+        Of the tokens to come, each counts half as much as the one before it. None: an older predictor, which does not
+        say.
+
+        Raises:
+            InputError: As `probabilities_TLE`.
+        """
+        later_TLE = self._token_step(trace)[2]
+        return None if later_TLE is None else sigmoid(later_TLE)
+
     def both_logits(self, trace: Trace) -> tuple[Floats, Floats]:
         """Logits of the token step [T, L, E] and of the layer step [H, T, L, E], as in `LayerPredictor`."""
-        logits_TLE, context_TW = self._token_step(trace)
+        logits_TLE, context_TW, _ = self._token_step(trace)
         layers_HTLE = np.repeat(logits_TLE[None], self.horizon, axis=0)
         for start in range(0, trace.num_tokens, _BATCH_TOKENS):
             tokens_N = np.arange(start, min(start + _BATCH_TOKENS, trace.num_tokens))
@@ -264,8 +281,8 @@ class OnnxPredictor:
         gates_BZ = draw.standard_normal((1, self.hidden_size), np.float32) if hidden else None
         return median_ms(lambda: self.run_layer(0, experts_BK, state, gates_BZ), repeats)
 
-    def _token_step(self, trace: Trace) -> tuple[Floats, Floats]:
-        """Logits [T, L, E] and contexts [T, W] of every token."""
+    def _token_step(self, trace: Trace) -> tuple[Floats, Floats, Floats | None]:
+        """Of every token logits [T, L, E], contexts [T, W] and log-odds of later use [T, L, E]."""
         self.require_model(trace.metadata)
         features = token_features(trace, self.encoder)
         parts = []
@@ -273,9 +290,10 @@ class OnnxPredictor:
             prompt = Features(
                 features.tokens_T[start:end], features.letters_TG[start:end], features.previous_TLM[start:end]
             )
-            parts.append(self.run(prompt, *self.empty_state())[:2])
-        logits, contexts = zip(*parts, strict=True)
-        return np.concatenate(logits), np.concatenate(contexts)
+            parts.append(self.run(prompt, *self.empty_state()))
+        later = [part.later_TLE for part in parts if part.later_TLE is not None]
+        logits_TLE, context_TW = (np.concatenate([part[column] for part in parts]) for column in range(2))
+        return logits_TLE, context_TW, np.concatenate(later) if len(later) == len(parts) else None
 
     def _layers(
         self, experts_NLK: ExpertIds, state: LayerState, hidden: HiddenStates | None, tokens_N: npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +31,42 @@ class LayerState:
     evidence_BRE: Floats
 
 
+class Ran(NamedTuple):
+    """What the token step gave for a stretch of one prompt.
+
+    Attributes:
+        logits_TLE: Of each token's own use.
+        context_TW: The layer step's state ahead of each token.
+        keys_BNSD: State after it.
+        values_BNSD: State after it.
+        later_TLE: Log-odds of later use; None of a predictor that says nothing of it.
+    """
+
+    logits_TLE: Floats
+    context_TW: Floats
+    keys_BNSD: Floats
+    values_BNSD: Floats
+    later_TLE: Floats | None
+
+
 @dataclass
 class Stream:
     """One prompt being decoded: `step` ahead of each token, `layer_step` after each of its routers but the last.
 
     `prefill` ahead of the first of them takes in many tokens at once.
+
+    Attributes:
+        predictor: Whose steps run.
+        keys_BNSD: State of the token step.
+        values_BNSD: State of the token step.
+        later_logits_LE: Log-odds float32 of how often the tokens after the last `step` will use each expert; None
+            before the first, and where the predictor says nothing of it.
     """
 
     predictor: OnnxPredictor
     keys_BNSD: Floats = field(init=False)
     values_BNSD: Floats = field(init=False)
+    later_logits_LE: Floats | None = field(init=False, default=None)
     _routed_LK: dict[str, npt.NDArray[np.int64]] = field(init=False, default_factory=dict)
     _last_token: str | None = field(init=False, default=None)
     _layers: LayerState | None = field(init=False, default=None)
@@ -97,9 +123,8 @@ class Stream:
             if token in self._routed_LK:
                 previous_TLM[place, :, predictor.top_k :] = self._routed_LK[token]
         self._last_token = tokens[-1]
-        *_, self.keys_BNSD, self.values_BNSD = predictor.run(
-            Features(tokens_T, letters_TG, previous_TLM), self.keys_BNSD, self.values_BNSD
-        )
+        ran = predictor.run(Features(tokens_T, letters_TG, previous_TLM), self.keys_BNSD, self.values_BNSD)
+        self.keys_BNSD, self.values_BNSD = ran.keys_BNSD, ran.values_BNSD
 
     def layer_step(self, layer: int, experts_K: npt.ArrayLike, gate_input_Z: npt.ArrayLike | None = None) -> Floats:
         """Probability of each expert for the next layers of this token, after the router of a layer chose.
@@ -134,11 +159,11 @@ class Stream:
     def step_logits(self, token: Any, letters_G: npt.NDArray[np.int64], previous_LM: npt.NDArray[np.int64]) -> Floats:
         """Logits float32 [L, E] for features that are encoded already."""
         features = Features(np.array([token], np.int64), letters_G[None], previous_LM[None])
-        logits_TLE, context_TW, self.keys_BNSD, self.values_BNSD = self.predictor.run(
-            features, self.keys_BNSD, self.values_BNSD
-        )
-        self._layers, self._next_layer = self.predictor.layer_state(logits_TLE, context_TW), 0
-        return np.asarray(logits_TLE[0])
+        ran = self.predictor.run(features, self.keys_BNSD, self.values_BNSD)
+        self.keys_BNSD, self.values_BNSD = ran.keys_BNSD, ran.values_BNSD
+        self.later_logits_LE = None if ran.later_TLE is None else ran.later_TLE[0]
+        self._layers, self._next_layer = self.predictor.layer_state(ran.logits_TLE, ran.context_TW), 0
+        return np.asarray(ran.logits_TLE[0])
 
     def layer_logits(
         self, layer: int, experts_1K: npt.NDArray[np.int64], gate_input_1Z: Floats | None = None

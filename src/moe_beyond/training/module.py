@@ -22,7 +22,7 @@ from moe_beyond.network.layer_step import LayerStep
 from moe_beyond.network.network import TokenStep
 from moe_beyond.predictor.shape import NetworkShape
 from moe_beyond.training.datamodule import Batch
-from moe_beyond.training.losses import LOSSES
+from moe_beyond.training.losses import LOSSES, later_loss, next_token_recall
 from moe_beyond.training.settings import TrainSettings
 
 
@@ -39,6 +39,8 @@ class PredictorModule(pl.LightningModule):
         self.layer_step = LayerStep(shape)
         self.hidden_step = HiddenStep(shape) if shape.reads_hidden else None
         self.validation_loss = MeanMetric()
+        # of the token after this one, by what is predicted of later use
+        self.next_token_recall = MeanMetric()
         # of the token step, then of the layer step at each horizon
         self.recalls: Any = nn.ModuleList(MeanMetric() for _ in range(shape.horizon + 1))
         self.hidden_recalls: Any = nn.ModuleList(
@@ -59,8 +61,8 @@ class PredictorModule(pl.LightningModule):
         hidden_BTM = hidden_BT2.repeat_interleave(self.shape.top_k, dim=2)
         previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
         seen = batch._replace(tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
-        (first, *further), hidden = predict(self.network, self.layer_step, seen, self.hidden_step)
-        loss = self._loss(*first)
+        (first, *further), hidden, later = predict(self.network, self.layer_step, seen, self.hidden_step)
+        loss = self._loss(*first) + later_loss(*later)
         for step in (further, hidden):
             # a model of few layers has none at the farthest horizons
             losses = [self._loss(*prediction) for prediction in step if prediction[0].numel()]
@@ -73,13 +75,14 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the token step, and recall at k of both steps, over real tokens."""
-        predictions, hidden = predict(self.network, self.layer_step, batch, self.hidden_step)
+        predictions, hidden, (later_BTLE, *truth) = predict(self.network, self.layer_step, batch, self.hidden_step)
         real, kept = batch.real_BT.sum(), batch.kept_BT.sum()
         self.validation_loss.update(self._loss(*predictions[0]), real)
         hits_L = hits_at_k(*predictions[0])
         for ahead, (metric, prediction) in enumerate(zip(self.recalls, predictions, strict=True)):
             # over all layers, as at use: the first have the token step's prediction
             metric.update(torch.cat([hits_L[:ahead], hits_at_k(*prediction)]).mean(), real)
+        self.next_token_recall.update(next_token_recall(later_BTLE, *truth), real)
         if hidden and kept:
             logits_LNE, experts_LNK = predictions[0]
             where = batch.kept_BT[batch.real_BT]
@@ -100,9 +103,10 @@ class PredictorModule(pl.LightningModule):
             self.log(f"validation/recall_at_k_hidden_{ahead}", recall, prog_bar=ahead == 1)
             if ahead == 1:
                 deciding = [*deciding, recall]
+        self.log("validation/recall_at_k_next_token", self.next_token_recall.compute())
         # what chooses the epoch: all steps count alike
         self.log("validation/score", sum(deciding) / len(deciding))
-        for metric in (self.validation_loss, *self.recalls, *self.hidden_recalls):
+        for metric in (self.validation_loss, self.next_token_recall, *self.recalls, *self.hidden_recalls):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
@@ -130,10 +134,15 @@ Predictions = list[tuple[Tensor, Tensor]]
 
 def predict(
     network: TokenStep, layer_step: LayerStep, batch: Batch, hidden_step: HiddenStep | None = None
-) -> tuple[Predictions, Predictions]:
-    """Of the token step and the layer step at each horizon, over real tokens; of the hidden step, over those kept."""
+) -> tuple[Predictions, Predictions, tuple[Tensor, Tensor, Tensor]]:
+    """Of the token step and the layer step at each horizon, over real tokens; of the hidden step, over those kept.
+
+    Last come logits of later use [B, T, L, E], experts [B, T, L, K] and which tokens are real [B, T].
+    """
     state = [part.to(batch.tokens_BT.device) for part in network.empty_state(len(batch.tokens_BT))]
-    logits_BTLE, _, _, context_BTW = network(batch.tokens_BT, batch.letters_BTG, batch.previous_BTLM, *state)
+    logits_BTLE, _, _, context_BTW, later_BTLE = network(
+        batch.tokens_BT, batch.letters_BTG, batch.previous_BTLM, *state
+    )
     # without padding, and with layers first: both save time in the layer step
     logits_LNE = logits_BTLE[batch.real_BT].transpose(0, 1)
     experts_LNK = batch.experts_BTLK[batch.real_BT].transpose(0, 1).contiguous()
@@ -144,12 +153,13 @@ def predict(
 
     informed = layer_step.informed(experts_LNK, logits_LNE, context_NW)
     plain = with_truth([logits_LNE, *informed], experts_LNK)
+    later = later_BTLE, batch.experts_BTLK, batch.real_BT
     if hidden_step is None:
-        return plain, []
+        return plain, [], later
     kept_N = batch.kept_BT[batch.real_BT]
     experts_LNK = experts_LNK[:, kept_N]
     informed = hidden_step.informed(experts_LNK, logits_LNE[:, kept_N], context_NW[kept_N], batch.gate_inputs_LND)
-    return plain, with_truth(informed, experts_LNK)
+    return plain, with_truth(informed, experts_LNK), later
 
 
 def hits_at_k(logits_LNE: Tensor, experts_LNK: Tensor) -> Tensor:

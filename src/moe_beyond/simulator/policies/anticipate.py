@@ -2,11 +2,12 @@
 """Ours: the expert with the longest expected time until its next use is evicted, by the present token's prediction.
 
 The predictor predicts all layers before a token's first one, so experts of the layers still to come are known with
-some probability. Of the layers that have passed, the next use lies in the next token at the earliest; its probability
-is the expert's rate, moved some way towards what this token's was. If it is not used then, the wait is the rate's.
+some probability. Of the layers that have passed, the next use lies in the next token at the earliest. A predictor that
+says how often the tokens to come will use each expert is taken at its word.
 
-The rate starts from the popularity in the training split at each prompt, and follows what the prompt uses. Popularity
-alone does well on a stand-in model whose routing is lexical, and loses to LRU on real traces, which have locality.
+Of one that does not, that is the expert's rate, for the next token moved some way towards what this token's was. The
+rate starts from the popularity in the training split at each prompt, and follows what the prompt uses. Popularity alone
+does well on a stand-in model whose routing is lexical, and loses to LRU on real traces, which have locality.
 
 Shape suffixes: T tokens, S steps, N events, A accesses, L MoE layers, E routed experts in a layer, M = L * E experts.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from typing_extensions import override
 
-from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, sentence
+from moe_beyond.simulator.engine.policy import LAST_STEP, LAYER, RANKS, SCORE, SECOND_SCORE, Policy, Rank, sentence
 from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.schedule.events import Events
 
@@ -44,6 +45,20 @@ def expected_wait(features_FM: F64, residents: I32, now: int, step: int, layer: 
             used = 1.0 if features_FM[LAST_STEP, expert] == step else 0.0
             rate = max(rate + MEMORY * (used - rate), _RAREST)
             probability = rate + PERSISTENCE * (probability - rate)
+        features_FM[RANKS, place] = -(chance_in + (1 - probability) * num_layers / rate)
+
+
+@compiled(RANK)
+def expected_wait_by_later_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+    """As `expected_wait`, where SECOND_SCORE is what the predictor says of the tokens to come."""
+    num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
+    for place, expert in enumerate(residents):
+        rate = max(features_FM[SECOND_SCORE, expert], _RAREST)
+        probability = features_FM[SCORE, expert]
+        chance_in = features_FM[LAYER, expert] - layer
+        if chance_in <= 0:
+            chance_in += num_layers
+            probability = rate
         features_FM[RANKS, place] = -(chance_in + (1 - probability) * num_layers / rate)
 
 
@@ -83,6 +98,8 @@ class Anticipate(Policy):
         popularity_LE: How often a token of the training split used each expert.
         bypass: Admission by the same rule: what an event has loaded is kept only if it is expected sooner than others.
         token_step_ms: Charged for the predictor's token step.
+        later_TLE: How often the tokens after each one will use each expert, as `OnnxPredictor.later_TLE` says; None:
+            the rates of this module.
     """
 
     predictor: str = field()
@@ -90,7 +107,12 @@ class Anticipate(Policy):
     popularity_LE: F32
     bypass: bool = True
     token_step_ms: float = 0.0
-    rank = staticmethod(expected_wait)
+    later_TLE: F32 | None = None
+
+    @property
+    @override
+    def rank(self) -> Rank:  # type: ignore[override]
+        return expected_wait if self.later_TLE is None else expected_wait_by_later_use
 
     @property
     @override
@@ -117,4 +139,7 @@ class Anticipate(Policy):
         )
         probabilities_SM = rates_SM.copy()
         probabilities_SM[decode_S] = self.probabilities_TLE[events.token_S[decode_S]].reshape(-1, rates_SM.shape[1])
+        if self.later_TLE is not None:
+            # ahead of a prefill nothing is predicted
+            rates_SM[decode_S] = self.later_TLE[events.token_S[decode_S]].reshape(-1, rates_SM.shape[1])
         return np.concatenate([probabilities_SM, rates_SM], axis=1)

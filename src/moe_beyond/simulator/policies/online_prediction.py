@@ -15,6 +15,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.errors import InputError
+from moe_beyond.predictor.base import sigmoid
 from moe_beyond.simulator.engine.online import Online, Request, Routing, Step
 from moe_beyond.simulator.jit import F32, I64, Bools
 from moe_beyond.simulator.policies.anticipate import Anticipate, local_rates
@@ -76,7 +77,8 @@ class OnlinePrediction(Online):
         if self.popularity_M is not None:
             # a prefill has no prediction: its experts are expected at their rate
             expected_M = self._rate_M if probabilities_LE is None else probabilities_LE.ravel()
-            scores_M = np.concatenate([expected_M, self._rate_M])
+            later_LE = None if probabilities_LE is None or self._stream is None else self._stream.later_logits_LE
+            scores_M = np.concatenate([expected_M, self._rate_M if later_LE is None else sigmoid(later_LE).ravel()])
         self.token_ms += 1e3 * (perf_counter() - started)
         return scores_M, requests
 
@@ -163,7 +165,8 @@ def predicted(  # noqa: PLR0917 - what a plan holds
         if popularity_LE is None:
             raise AssertionError("eviction by the predicted next use needs the training prompts' popularity")
         popularity_M = np.ascontiguousarray(popularity_LE.ravel())
-        eviction = Anticipate(name, none_TLE, popularity_LE)
+        later_TLE = none_TLE if predictor.predicts_later else None
+        eviction = Anticipate(name, none_TLE, popularity_LE, later_TLE=later_TLE)
     online = OnlinePrediction(predictor, width, threshold, layers, popularity_M, under)
     if not width:
         return eviction, online

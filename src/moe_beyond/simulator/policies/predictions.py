@@ -71,6 +71,13 @@ class Predictions:
         return None if layer_step is None else layer_step(self.trace)
 
     @cached_property
+    def later_TLE(self) -> F32 | None:
+        """How often later tokens use each expert, a row a decode step; None of a predictor that does not say."""
+        says: Callable[[Trace], F32 | None] | None = getattr(self.predictor, "later_TLE", None)
+        later_TLE = None if says is None else says(self.trace)
+        return None if later_TLE is None else self.events.by_step(later_TLE)
+
+    @cached_property
     def token_TLE(self) -> F32:
         """The token step's probabilities, a row a decode step."""
         return self.events.by_step(self.probabilities_TLE)
@@ -92,6 +99,7 @@ class Predictions:
             popularity_LE=popularity_LE,
             bypass=bypass,
             token_step_ms=self.token_step_ms,
+            later_TLE=self.later_TLE,
         )
 
     def prefetch(self, eviction: Policy, width: int, threshold: float = 0.0, *, layers: bool = False) -> Prefetch:
