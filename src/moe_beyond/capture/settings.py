@@ -77,7 +77,8 @@ class ExtractSettings(Settings):
     chat_template: bool = True
     """Wrap prompts in the tokenizer's chat template where it has one."""
     privacy: Literal["text", "ids", "routing"] = "text"
-    """What a trace holds of its prompts: token texts and ids, ids alone (the tokenizer turns them back), or neither."""
+    """What a trace holds of its prompts: token texts, ids and hidden states, ids alone (the tokenizer turns them back),
+    or neither."""
     weights: bool = True
     """Store combine weights beside the expert ids."""
     hidden_states: Literal["none", "gates", "all"] | None = None
