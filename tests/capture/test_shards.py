@@ -194,3 +194,14 @@ def test_former_traces_stay_until_the_new_ones_are_complete(model, tmp_path):
     capture(case_job(model), case_prompts(2), tmp_path, tmp_path / "traces")
     files = {path.name for path in (tmp_path / "traces").iterdir()}
     assert files == {"part-00000-of-00001.parquet", "part-00000-of-00001.hidden"}
+
+
+def test_what_was_half_written_of_hidden_states_is_not_kept(model, unbroken, tmp_path):
+    key = capture_key(case_job(model), case_prompts(), load(case_job(model).model).revision)
+    shards = tmp_path / ".scratch" / "extract" / key
+    for folder in (".part-00000-of-00012.hidden.host.1.tmp", "part-00001-of-00012.hidden"):
+        (shards / folder).mkdir(parents=True)
+        (shards / folder / "hidden.json").write_text("{")
+        (shards / folder / ".hidden.json.host.1.tmp").touch()
+    run_case(model, tmp_path, tmp_path / "traces")
+    assert file_bytes(tmp_path / "traces") == unbroken

@@ -167,11 +167,12 @@ def _add_routers(loaded: LoadedModel, layers: list[MoELayer], paths: list[Path])
 
 def _remove_half_written(folder: Path) -> None:
     """Remove what a killed process was writing; only a rename makes a shard."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+    # also within the folders of hidden states, where the routers were being written
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _capture_shard(
