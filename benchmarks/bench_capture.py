@@ -18,7 +18,7 @@ import numpy as np
 
 from moe_beyond.capture.discovery import moe_layers
 from moe_beyond.capture.generation import route_batch, run_batch
-from moe_beyond.capture.hooks import RoutingRecorder
+from moe_beyond.capture.hooks import Kept, RoutingRecorder
 from moe_beyond.capture.prompts import EncodedPrompt
 from moe_beyond.capture.reference import corpus
 from moe_beyond.capture.reference import model as reference_model
@@ -42,7 +42,7 @@ class Result:
 
 
 def measure() -> Iterator[Result]:
-    """Yield the ratio of recorded to plain for a prefill and for a generation, without and with gate inputs."""
+    """Yield the ratio of recorded to plain for a prefill and for a generation, without and with hidden states."""
     tokenizer = reference_model.train_tokenizer(corpus.english(), ReferenceSettings().vocabulary_size)
     # random weights do as much work as trained ones
     model = reference_model.build(ReferenceSettings(), tokenizer, seed=1).eval()
@@ -51,8 +51,9 @@ def measure() -> Iterator[Result]:
     prompts = [EncodedPrompt(str(number), "random", False, tuple(row)) for number, row in enumerate(rows)]
     runs = {"prefill": ExtractSettings(decode_tokens=0), "generate": ExtractSettings(decode_tokens=DECODE_TOKENS)}
     for name, settings in runs.items():
-        for gate_inputs in (False, True):
-            recorder = RoutingRecorder(moe_layers(model), gate_inputs)
+        suffixes: dict[Kept, str] = {"none": "", "gates": "_gate_inputs", "all": "_hidden_states"}
+        for kept, suffix in suffixes.items():
+            recorder = RoutingRecorder(moe_layers(model), kept, model=model)
 
             def plain(settings: ExtractSettings = settings) -> None:
                 run_batch(model, prompts, settings, seed=1)
@@ -61,7 +62,7 @@ def measure() -> Iterator[Result]:
                 with recorder:
                     route_batch(model, recorder, prompts, settings, seed=1)
 
-            yield Result(f"capture_{name}{'_gate_inputs' if gate_inputs else ''}_ratio", ratio(recorded, plain))
+            yield Result(f"capture_{name}{suffix}_ratio", ratio(recorded, plain))
 
 
 def ratio(one: Callable[[], None], other: Callable[[], None]) -> float:

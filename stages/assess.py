@@ -17,7 +17,7 @@ class Params(Settings):
 
 def main(root: Path, params: Params) -> None:
     settings = params.assess
-    assessment = assess(in_domain(store.read_parquet(root / "data/traces")), settings)
+    assessment = assess(in_domain(store.read_parquet(root / "data/traces", hidden=False)), settings)
     cards = cards_table([assessment.card, *other_cards(settings)])
     write_tables(root / REPORTS / "tables", assessment.tables | {"cards": cards})
     write_json(root / REPORTS / "card.json", assessment.card)

@@ -50,5 +50,5 @@ def from_published(params: Params, root: Path, output: Path) -> dict[str, Any]:
                 trace = importers.read(source.format, root / path, held_out=held_out, privacy=privacy, shape=shape)
                 store.write_parquet(trace, temporary / f"{name}.parquet")
         # read as one: both must be of one model, with distinct prompts
-        whole = store.read_parquet(temporary)
+        whole = store.read_parquet(temporary, hidden=False)
     return count([whole])

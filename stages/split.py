@@ -1,5 +1,6 @@
 """Divide the traces by distinct prompt; later stages see only the splits they may see."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +22,8 @@ class Params(Settings):
 
 def main(root: Path, params: Params) -> None:
     parts = store.read_parts(root / "data/traces")
-    trace = concatenate(parts)
+    # hidden states may be larger than the memory: they do not decide, and are copied a split at a time
+    trace = concatenate([replace(part, hidden=None) for part in parts])
     split = split_prompts(trace, params.split)
     for name in SPLITS:
         if name in split.names:

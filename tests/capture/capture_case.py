@@ -11,7 +11,7 @@ from moe_beyond.capture.shards import CaptureJob, capture
 from tests.capture.tiny_models import tiny_model
 
 NUM_PROMPTS = 24
-DEFAULTS = {"decode_tokens": 6, "batch_prompts": 2, "shard_prompts": 2}
+DEFAULTS = {"decode_tokens": 6, "batch_prompts": 2, "shard_prompts": 2, "hidden_states": "all", "hidden_share": 0.6}
 
 
 def tiny_tokenizer():
@@ -39,7 +39,7 @@ def case_job(model, **settings):
 
 
 def file_bytes(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if not path.is_dir()}
 
 
 def run_case(model, root, output):

@@ -93,7 +93,7 @@ def test_decode_names_the_experts_that_computed(model, poison, monkeypatch):
 
 
 def route(model, decode_tokens, prompts=PROMPTS):
-    with RoutingRecorder(moe_layers(model), gate_inputs=True) as recorder:
+    with RoutingRecorder(moe_layers(model), "all", model=model) as recorder:
         return route_batch(model, recorder, prompts, ExtractSettings(decode_tokens=decode_tokens), seed=1)
 
 
@@ -103,7 +103,9 @@ def test_decoding_routes_as_one_pass_over_the_same_text_whatever_the_neighbours(
     for one, forced in zip(decoded, route(model, 0, texts), strict=True):
         np.testing.assert_array_equal(one.experts_TLK, forced.experts_TLK)
         np.testing.assert_allclose(one.weights_TLK, forced.weights_TLK, atol=1e-4, rtol=1e-4)
-        np.testing.assert_allclose(one.gate_inputs_TLH, forced.gate_inputs_TLH, atol=2e-2, rtol=2e-2)
+        for name in ("gate_inputs_SYD", "layer_inputs_SYD", "final_states_SD"):
+            expected = getattr(forced.hidden, name)
+            np.testing.assert_allclose(getattr(one.hidden, name), expected, atol=2e-2, rtol=2e-2, err_msg=name)
     for one, prompt in zip(decoded, PROMPTS, strict=True):
         (alone,) = route(model, DECODED, [prompt])
         np.testing.assert_array_equal(one.token_ids_T, alone.token_ids_T)

@@ -38,10 +38,10 @@ def test_auto_names_the_format_and_imports_it(tmp_path):
     source = write(tmp_path / "run", CASES["lucebox"].files) / "x.bin"
     words = ("import", "auto", source, tmp_path / "trace.parquet", *SHAPE, "--hidden-size", 4)
     assert "does not say which tokens are the prompt's; give --prefill-tokens" in run(*words).stderr
-    result = run(*words, "--prefill-tokens", "2", "--hidden-states", tmp_path / "states.npy")
+    result = run(*words, "--prefill-tokens", "2")
     assert result.exit_code == 0
     assert "read as lucebox: x.bin has records of layer, k, 4 numbers and k ids" in result.stderr
-    assert np.load(tmp_path / "states.npy").shape == (4, 3, 4)
+    assert store.read_parquet(tmp_path / "trace.parquet").hidden.gate_inputs_SYD.shape == (4, 3, 4)
     found = printed("describe", tmp_path / "trace.parquet")
     assert (found["model_id"], found["prefill_tokens"], found["decode_tokens"]) == ("m/x", 2, 2)
 

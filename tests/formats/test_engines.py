@@ -9,6 +9,7 @@ import pytest
 from moe_beyond.formats import importers
 from moe_beyond.formats.importers import ShapeOverride
 from moe_beyond.formats.importers.passes import Passes, routed_passes
+from moe_beyond.formats.importers.routed import routed_prompts
 from moe_beyond.formats.recognise import recognise
 from moe_beyond.traces.schema import TraceMetadata
 from tests.formats import engine_cases as engines
@@ -213,17 +214,31 @@ def test_sglangs_places_for_dense_layers_and_a_cached_prefix(tmp_path):
 
 def test_hidden_states_are_those_of_the_traces_tokens(tmp_path):
     toy = shared("engines", "toy-synthetic", "lucebox-routing.bin")
-    states_TLD = importers.read_hidden("lucebox", toy, ShapeOverride("0-2", "1000", 4, 2, 4, None, "0"))
+    hidden = importers.read("lucebox", toy, shape=ShapeOverride("0-2", "1000", 4, 2, 4, None, "0")).hidden
     expected = [[[t + layer / 4 + i / 16 for i in range(4)] for layer in range(3)] for t in (2, 3)]
-    np.testing.assert_array_equal(states_TLD, np.array(expected, np.float16))
-    states_TLD = importers.read_hidden("megatron", write(tmp_path, engines.megatron()), SHAPE)
-    assert (states_TLD.shape, states_TLD.dtype) == ((4, 3, 4), np.float16)
+    np.testing.assert_array_equal(hidden.gate_inputs_SYD, np.array(expected, np.float16))
+    assert (hidden.rows_T.tolist(), hidden.layers, hidden.layer_inputs_SYD) == ([0, 1], (0, 1, 2), None)
+    megatron = write(tmp_path, engines.megatron())
+    hidden = importers.read("megatron", megatron, shape=SHAPE).hidden
+    assert (hidden.gate_inputs_SYD.shape, hidden.gate_inputs_SYD.dtype) == ((4, 3, 4), np.float16)
+    assert importers.read("megatron", megatron, shape=SHAPE, privacy="ids").hidden is None
     (tmp_path / "hidden_states_rank0.bin").unlink()
-    refused("no hidden states for all tokens", importers.read_hidden, "megatron", tmp_path, SHAPE)
-    refused("format mbolt has no hidden states", importers.read_hidden, "mbolt", tmp_path, SHAPE)
-    huge = engines.ints(1, TOP_K) + engines.floats(1e30, 0, 0, 0) + engines.ints(0, 1)
-    write(tmp_path / "huge", {"x.bin": huge})
-    refused("too large for float16", importers.read_hidden, "lucebox", tmp_path / "huge", CASES["lucebox"].shape)
+    assert importers.read("megatron", megatron, shape=SHAPE).hidden is None
+
+
+def test_hidden_states_beyond_half_precision_are_cut_and_those_that_are_not_finite_refused(tmp_path):
+    for number, message in ((1e30, None), (np.inf, "x.bin: hidden states that are not finite")):
+        records = [
+            engines.ints(layer, TOP_K) + engines.floats(number, 0, 0, 0) + engines.ints(*row)
+            for layer, ids in engines.layers_of()
+            for row in ids
+        ]
+        source, shape = write(tmp_path, {"x.bin": b"".join(records)}), CASES["lucebox"].shape
+        if message:
+            refused(message, importers.read, "lucebox", source, shape=shape)
+        else:
+            hidden = importers.read("lucebox", source, shape=shape).hidden
+            assert set(hidden.gate_inputs_SYD[:, :, 0].reshape(-1).tolist()) == {65504.0}
 
 
 def test_left_out_layers_have_no_hidden_states():
@@ -237,6 +252,8 @@ def test_left_out_layers_have_no_hidden_states():
     (routed,) = routed_passes(log, shape, 2)
     np.testing.assert_array_equal(routed.hidden_TLD[:, 0, 0], [0, 1, 2, 3])
     np.testing.assert_array_equal(routed.hidden_TLD[:, 1, 0], [np.nan, np.nan, np.nan, 4])
+    (prompt,) = routed_prompts([routed], "f", "f", "d", None)
+    assert (prompt.hidden.rows_T.tolist(), prompt.hidden.gate_inputs_SYD.tolist()) == ([-1, -1, -1, 0], [[[3], [4]]])
 
 
 MOE_A = engines.moe_trace_a().decode()

@@ -1,5 +1,6 @@
 """What is written comes back unchanged; what is damaged is refused in one line."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -66,12 +67,32 @@ def assert_same(a, b):
         assert left.dtype == right.dtype, field
         np.testing.assert_array_equal(left, right)
     assert (a.token_texts and a.token_texts.decode()) == (b.token_texts and b.token_texts.decode())
+    assert_same_hidden(a, b)
+
+
+def assert_same_hidden(a, b):
+    assert (a.hidden is None) == (b.hidden is None)
+    if a.hidden is None:
+        return
+    for left, right in zip(hidden_values(a), hidden_values(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+    for name in ("weights_LED", "logit_bias_LE", "choice_bias_LE"):
+        np.testing.assert_array_equal(getattr(a.hidden.routers, name), getattr(b.hidden.routers, name))
+
+
+def hidden_values(trace, tokens=slice(None)):
+    """All values of some tokens, each array followed by which of them are kept."""
+    hidden, layers = trace.hidden, range(trace.metadata.num_layers)
+    arrays = (hidden.gate_inputs_SYD, hidden.layer_inputs_SYD)
+    for values, layer in itertools.product((array for array in arrays if array is not None), layers):
+        yield from hidden.of_layer(values, layer, tokens)
+    yield from hidden.final(tokens)
 
 
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     experts=st.sampled_from([4, 256, 257, 512]),
-    dropped=st.sets(st.sampled_from(["weights_TLK", "token_ids_T", "token_texts", "predicted_TLK"])),
+    dropped=st.sets(st.sampled_from(["weights_TLK", "token_ids_T", "token_texts", "predicted_TLK", "hidden"])),
     seed=st.integers(0, 99),
 )
 def test_both_forms_give_back_what_was_written(tmp_path_factory, lengths, experts, dropped, seed):
@@ -90,9 +111,97 @@ def test_a_directory_is_read_in_order_of_names_and_streamed_a_few_prompts_at_a_t
     store.write_parquet(first, tmp_path / "0.parquet")
     whole = concatenate([first, second])
     assert_same(store.read_parquet(tmp_path), whole)
+    assert_same(store.read_parquet(tmp_path, hidden=False), replace(whole, hidden=None))
     batches = list(store.iterate_parquet(tmp_path))
     assert [batch.num_prompts for batch in batches] == [64, 64, 22, 2]
-    assert_same(concatenate(batches), whole)
+    assert_same(concatenate(batches), replace(whole, hidden=None))
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=2, max_size=6), seed=st.integers(0, 99), mapped=st.booleans())
+def test_hidden_states_follow_their_tokens(tmp_path_factory, lengths, seed, mapped):
+    one, two = full_trace(lengths, seed=seed), full_trace(lengths[:1], seed=seed + 1, name="q")
+    if mapped:
+        folder = tmp_path_factory.mktemp("trace")
+        store.write_parquet(one, folder / "a.parquet")
+        one = store.read_parquet(folder / "a.parquet")
+        assert isinstance(one.hidden.gate_inputs_SYD, np.memmap)
+    whole = concatenate([one, two])
+    for values, of_one, of_two in zip(*map(hidden_values, (whole, one, two)), strict=True):
+        np.testing.assert_array_equal(values, np.concatenate([of_one, of_two]))
+    order = np.random.default_rng(seed).permutation(len(lengths))[:3]
+    starts = one.prompt_offsets
+    tokens = np.concatenate([np.arange(starts[prompt], starts[prompt + 1]) for prompt in order])
+    for values, expected in zip(hidden_values(one.select(order)), hidden_values(one, tokens), strict=True):
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_hidden_states_are_joined_where_every_part_has_them_and_of_the_same_layers():
+    one, two = full_trace([3, 2]), full_trace([4], seed=1, name="q")
+    assert concatenate([one, replace(two, hidden=None)]).hidden is None
+    assert concatenate([one, replace(two, hidden=replace(two.hidden, layers=(0, 1)))]).hidden is None
+    half = replace(two, hidden=replace(two.hidden, layer_inputs_SYD=None))
+    assert concatenate([one, half]).hidden.layer_inputs_SYD is None
+    assert concatenate([one, half]).hidden.final_states_SD is not None
+
+
+def test_hidden_states_of_a_former_file_are_removed_and_nothing_else_is(tmp_path):
+    path, folder = tmp_path / "a.parquet", tmp_path / "a.hidden"
+    trace = full_trace([3, 2])
+    store.write_parquet(trace, path)
+    store.write_parquet(replace(trace, hidden=None), path)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "mine").touch()
+    refused(r"a\.hidden: holds no hidden states", store.write_parquet, trace, path)
+    store.write_parquet(replace(trace, hidden=None), path)
+    assert store.read_parquet(path).hidden is None
+    assert (folder / "mine").exists()
+
+
+def _described(**fields):
+    def change(folder):
+        path = folder / "hidden.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return change
+
+
+def _saved(name, change):
+    return lambda folder: np.save(folder / f"{name}.npy", change(np.load(folder / f"{name}.npy")))
+
+
+def _with_nan(values):
+    values[-1] = np.nan
+    return values
+
+
+HIDDEN_DAMAGE = [
+    (lambda folder: (folder / "hidden.json").write_text("{"), "damaged hidden states"),
+    (lambda folder: (folder / "hidden.json").write_text("[]"), "damaged hidden states"),
+    (lambda folder: (folder / "rows_T.npy").unlink(), "damaged hidden states"),
+    (lambda folder: (folder / "gate_inputs_SYD.npy").write_bytes(b""), "damaged hidden states"),
+    (lambda folder: os.truncate(folder / "layer_inputs_SYD.npy", 140), "damaged hidden states"),
+    (_saved("rows_T", lambda rows_T: rows_T[1:]), "rows of 39 tokens, the trace has 40"),
+    (_saved("rows_T", lambda rows_T: rows_T + 9), "a row outside 0 to"),
+    (_saved("final_states_SD", lambda values: values[1:]), r"final_states_SD is float16 .*expected float16"),
+    (_saved("gate_inputs_SYD", lambda values: values.astype(np.float32)), "gate_inputs_SYD is float32"),
+    (_saved("router_weights_LED", lambda values: values[:, :, 1:]), "routers read 3 values, hidden states have 4"),
+    (_saved("router_weights_LED", lambda values: values[1:]), "routers of 2 layers x 16 experts, the trace has 3 x 16"),
+    (_described(layers=[0, 7]), r"hidden states of layers \[0, 7\], the trace has 3"),
+    (_described(layers=[0]), "values of 2 layers, named are"),
+    (_described(routers={"scoring": "softmax", "unknown": 1}), "damaged hidden states .*unknown"),
+    (_described(trace="another"), "they are another trace's"),
+    (_saved("gate_inputs_SYD", _with_nan), "prompt 'p.', position .*: hidden states in gate_inputs_SYD are not finite"),
+    (_saved("final_states_SD", _with_nan), "hidden states in final_states_SD are not finite"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), HIDDEN_DAMAGE)
+def test_damaged_or_foreign_hidden_states_are_one_line(tmp_path, damage, message):
+    store.write_parquet(full_trace([20, 20]), tmp_path / "a.parquet")
+    damage(tmp_path / "a.hidden")
+    refused(rf"a\.(hidden|parquet): .*{message}", store.read_parquet, tmp_path / "a.parquet")
+    assert store.read_parquet(tmp_path / "a.parquet", hidden=False).hidden is None
 
 
 def test_an_activation_costs_at_most_a_byte(tmp_path):
@@ -150,7 +259,7 @@ def test_a_broken_file_is_one_line(tmp_path, change, message):
 
 
 def test_other_writers_integer_types_and_lists_are_read(tmp_path):
-    store.write_parquet(full_trace([2, 1]), tmp_path / "a.parquet")
+    store.write_parquet(replace(full_trace([2, 1]), hidden=None), tmp_path / "a.parquet")
     changed = _replace("experts", [FIRST, SECOND])(pq.read_table(tmp_path / "a.parquet"))
     assert changed.schema.field("experts").type == pa.list_(pa.int64())
     pq.write_table(changed, tmp_path / "a.parquet")

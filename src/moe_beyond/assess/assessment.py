@@ -100,7 +100,7 @@ def other_cards(settings: AssessSettings) -> list[dict[str, Any]]:
     for other in settings.others:
         source = Path(other.path)
         parquet = other.format == "parquet"
-        trace = store.read_parquet(source) if parquet else importers.read(other.format, source)
+        trace = store.read_parquet(source, hidden=False) if parquet else importers.read(other.format, source)
         cards.append(assess(in_domain(trace), settings).card)
     return cards
 

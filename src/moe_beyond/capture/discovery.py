@@ -72,6 +72,26 @@ def moe_layers(model: PreTrainedModel, *, readable: bool = True) -> list[MoELaye
     return layers
 
 
+def decoder_layer(model: PreTrainedModel, layer: MoELayer) -> nn.Module:
+    """The whole decoder layer that a MoE layer lies in: the module whose name ends in the layer's number."""
+    return model.get_submodule(_in_layer(layer.name)[0])
+
+
+def ancestors(model: PreTrainedModel, layer: MoELayer) -> list[nn.Module]:
+    """The modules that hold a layer's experts, from their own block up to the decoder layer."""
+    layer_name, rest = _in_layer(layer.name)
+    inner = rest.split(".")[:-1]
+    names = [".".join([layer_name, *inner[:depth]]) for depth in range(len(inner), -1, -1)]
+    return [model.get_submodule(name) for name in names]
+
+
+def _in_layer(name: str) -> tuple[str, str]:
+    """Name of the decoder layer, and of a module within it."""
+    found = _LAYER_NUMBER.search(name)
+    assert found is not None  # noqa: S101 - a MoELayer has a number
+    return name[: found.end(1)], name[found.end(1) + 1 :]
+
+
 def _fused(model: PreTrainedModel) -> list[MoELayer]:
     """Layers whose experts are one module that transformers' `use_experts_implementation` decorates."""
     return [

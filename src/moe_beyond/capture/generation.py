@@ -1,13 +1,12 @@
 """Runs prompts through a model, prefill and decode, and keeps the routing of real tokens only.
 
 Shape suffixes: B prompts of a batch, C columns of the padded batch, V vocabulary, T tokens of one prompt, L MoE layers,
-K experts per token, H hidden size.
+K experts per token.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from moe_beyond.capture.prompts import EncodedPrompt, PaddedBatch, pad
 from moe_beyond.errors import InputError
+from moe_beyond.traces.hidden import HiddenStates
 from moe_beyond.traces.schema import RoutedPrompt
 
 if TYPE_CHECKING:
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     from moe_beyond.capture.hooks import Routing, RoutingRecorder
     from moe_beyond.capture.settings import ExtractSettings
-
-
-@dataclass(frozen=True)
-class Captured(RoutedPrompt):
-    """A prompt's tokens that were routed, and how, experts in falling order of weight.
-
-    The last sampled token is not among them: the model never read it.
-
-    Attributes:
-        gate_inputs_TLH: Hidden states that entered the gates, float16, or None.
-    """
-
-    gate_inputs_TLH: npt.NDArray[np.float16] | None = None
 
 
 class SeededSampler(LogitsProcessor):
@@ -74,19 +61,66 @@ def route_batch(
     prompts: list[EncodedPrompt],
     settings: ExtractSettings,
     seed: int,
-) -> list[Captured]:
-    """Prefill and decode `prompts` together.
+) -> list[RoutedPrompt]:
+    """Prefill and decode `prompts` together; their tokens that were routed, experts in falling order of weight.
+
+    The last sampled token is not among them: the model never read it. Hidden states are those that `recorder` keeps, of
+    the prompts that `keeps_hidden` names.
 
     Args:
         model: In evaluation mode.
         recorder: Entered, on `model`'s layers.
         prompts: The batch.
-        settings: Number of tokens to decode and how to choose them.
-        seed: Of sampling.
+        settings: Number of tokens to decode and how to choose them, and the share of prompts with hidden states.
+        seed: Of sampling, and of that share.
     """
     batch, sequences_BC = run_batch(model, prompts, settings, seed)
     columns = real_columns(batch, sequences_BC, end_ids(model))
-    return _separate(prompts, sequences_BC, recorder.take(len(prompts)), columns)
+    routing = recorder.take(len(prompts))
+    routed = routing.experts_BCLK.shape[1]
+    if max(int(real[-1]) for real in columns) >= routed:
+        raise InputError(f"the model routed {routed} tokens of a sequence that is longer; it cannot be traced")
+    return [
+        RoutedPrompt(
+            prompt_id=prompt.prompt_id,
+            domain=prompt.domain,
+            held_out=prompt.held_out,
+            num_prefill=len(prompt.token_ids),
+            token_ids_T=sequences_BC[row, real].numpy(),
+            experts_TLK=routing.experts_BCLK[row, real].numpy(),
+            weights_TLK=routing.weights_BCLK[row, real].numpy(),
+            hidden=_hidden(
+                routing, row, real, recorder.hidden_layers, keep=keeps_hidden(prompt.prompt_id, settings, seed)
+            ),
+        )
+        for row, (prompt, real) in enumerate(zip(prompts, columns, strict=True))
+    ]
+
+
+def keeps_hidden(prompt_id: str, settings: ExtractSettings, seed: int) -> bool:
+    """Whether the hidden states of a prompt are kept: whole prompts, whatever the others are."""
+    digest = hashlib.blake2b(f"hidden states {seed} {prompt_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < settings.hidden_share * 2**64
+
+
+def _hidden(
+    routing: Routing, row: int, real: npt.NDArray[np.int64], layers: tuple[int, ...], *, keep: bool
+) -> HiddenStates | None:
+    """Hidden states of a prompt; of one that is not kept, none of its tokens."""
+    if routing.gate_inputs_BCYD is None:
+        return None
+    kept = real if keep else real[:0]
+
+    def rows(values: torch.Tensor | None) -> Any:
+        return None if values is None else values[row, kept].numpy()
+
+    return HiddenStates(
+        rows_T=np.arange(len(real)) if keep else np.full(len(real), -1),
+        layers=layers,
+        gate_inputs_SYD=rows(routing.gate_inputs_BCYD),
+        layer_inputs_SYD=rows(routing.layer_inputs_BCYD),
+        final_states_SD=rows(routing.final_states_BCD),
+    )
 
 
 def run_batch(
@@ -176,25 +210,3 @@ def pad_id(model: PreTrainedModel) -> int:
         return int(padding)
     # any id: padding is masked and its routing dropped
     return (end_ids(model) or [0])[0]
-
-
-def _separate(
-    prompts: list[EncodedPrompt], sequences_BC: torch.Tensor, routing: Routing, columns: list[npt.NDArray[np.int64]]
-) -> list[Captured]:
-    routed = routing.experts_BCLK.shape[1]
-    if max(int(real[-1]) for real in columns) >= routed:
-        raise InputError(f"the model routed {routed} tokens of a sequence that is longer; it cannot be traced")
-    inputs = routing.gate_inputs_BCLH
-    return [
-        Captured(
-            prompt_id=prompt.prompt_id,
-            domain=prompt.domain,
-            held_out=prompt.held_out,
-            num_prefill=len(prompt.token_ids),
-            token_ids_T=sequences_BC[row, real].numpy(),
-            experts_TLK=routing.experts_BCLK[row, real].numpy(),
-            weights_TLK=routing.weights_BCLK[row, real].numpy(),
-            gate_inputs_TLH=None if inputs is None else inputs[row, real].numpy(),
-        )
-        for row, (prompt, real) in enumerate(zip(prompts, columns, strict=True))
-    ]

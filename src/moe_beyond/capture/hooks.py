@@ -1,25 +1,33 @@
-"""Reads a router's decisions while a model runs: hooks on the modules that `discovery` finds.
+"""Reads a router's decisions and hidden states while a model runs: hooks on the modules that `discovery` finds.
 
-Shape suffixes: B prompts of a batch, C columns of the padded batch (prompt and decoded tokens), L MoE layers,
-K experts per token, H hidden size.
+Shape suffixes: B prompts of a batch, C columns of the padded batch (prompt and decoded tokens), L MoE layers, Y those
+of which hidden states are kept, K experts per token, D hidden size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
+from moe_beyond.capture.discovery import decoder_layer
 from moe_beyond.errors import InputError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
 
     from moe_beyond.capture.discovery import MoELayer
+
+Kept = Literal["none", "gates", "all"]
+"""Hidden states to keep: none, what the gates read, or also what decoder layers and the output head read."""
+_HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -29,36 +37,59 @@ class Routing:
     Attributes:
         experts_BCLK: Expert ids, int32.
         weights_BCLK: Combine weights that the experts' outputs were multiplied with, float32.
-        gate_inputs_BCLH: Hidden states that entered the gates, float16, or None.
+        gate_inputs_BCYD: Hidden states that entered the gates, float16, or None.
+        layer_inputs_BCYD: Those that entered the decoder layers, float16, or None.
+        final_states_BCD: Those that the output head reads, float16, or None.
     """
 
     experts_BCLK: torch.Tensor
     weights_BCLK: torch.Tensor
-    gate_inputs_BCLH: torch.Tensor | None
+    gate_inputs_BCYD: torch.Tensor | None = None
+    layer_inputs_BCYD: torch.Tensor | None = None
+    final_states_BCD: torch.Tensor | None = None
 
 
-@dataclass
 class RoutingRecorder:
-    """Context manager that records every call of the experts modules; `take` returns the records.
+    """Context manager that records every call of the experts modules; `take` returns the records."""
 
-    Attributes:
-        layers: Layers to read.
-        gate_inputs: Also keep the hidden states.
-    """
+    def __init__(
+        self,
+        layers: list[MoELayer],
+        hidden: Kept = "none",
+        hidden_layers: Sequence[int] | None = None,
+        model: PreTrainedModel | None = None,
+    ) -> None:
+        """Hooks come with `with`.
 
-    layers: list[MoELayer]
-    gate_inputs: bool = False
-    _calls: list[list[tuple[torch.Tensor, ...]]] = field(default_factory=list)
-    _handles: list[RemovableHandle] = field(default_factory=list)
+        Args:
+            layers: Layers to read.
+            hidden: Hidden states to keep.
+            hidden_layers: Indices among `layers` of those whose hidden states are kept; None: of all.
+            model: That has the layers; needed for all hidden states.
+        """
+        self.layers = layers
+        self.hidden = hidden
+        self.hidden_layers = tuple(range(len(layers)) if hidden_layers is None else hidden_layers)
+        self._model = model
+        # by what was recorded and where
+        self._calls: defaultdict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        self._calls = [[] for _ in self.layers]
         for index, layer in enumerate(self.layers):
             if layer.router is None:
                 handle = layer.experts.register_forward_pre_hook(partial(self._on_experts, index), with_kwargs=True)
             else:
                 handle = layer.router.register_forward_hook(partial(self._on_router, index))
             self._handles.append(handle)
+        if self.hidden == "all":
+            assert self._model is not None  # noqa: S101 - what the signature asks for
+            for index in self.hidden_layers:
+                decoder = decoder_layer(self._model, self.layers[index])
+                hook = partial(self._on_decoder, index)
+                self._handles.append(decoder.register_forward_pre_hook(hook, with_kwargs=True))
+            # not the head: it may be given the last position of a prefill alone
+            self._handles.append(self._model.base_model.register_forward_hook(self._on_model))
         return self
 
     def __exit__(
@@ -75,20 +106,45 @@ class RoutingRecorder:
         Raises:
             InputError: The layers saw unequal numbers of tokens, or no whole number of tokens a prompt.
         """
-        calls, self._calls = self._calls, [[] for _ in self.layers]
-        rows = [sum(len(call[0]) for call in layer) for layer in calls]
+        calls = dict(self._calls)
+        self._calls.clear()
+        every = range(len(self.layers))
+        rows = [sum(map(len, calls.get(("experts", index), []))) for index in every]
         if len(set(rows)) != 1 or rows[0] == 0:
             numbers = [layer.number for layer in self.layers]
             raise InputError(f"layers {numbers} routed {rows} tokens; capture needs every layer to see every token")
-        columns = [
-            [torch.cat([_by_prompt(call[part], num_prompts) for call in layer], dim=1).cpu() for layer in calls]
-            for part in range(3 if self.gate_inputs else 2)
-        ]
-        widths = {ids_BCK.shape[-1] for ids_BCK in columns[0]}
+
+        def columns(what: str, index: int) -> torch.Tensor:
+            """All that was recorded there, an axis of prompts and one of columns ahead."""
+            found = calls.pop((what, index), [])
+            if (seen := sum(map(len, found))) != rows[0]:
+                raise InputError(
+                    f"{what} of {seen} tokens, the experts have seen {rows[0]}: these hidden states cannot be "
+                    'recorded; set extract.hidden_states to "gates" or "none"'
+                )
+            return torch.cat([_by_prompt(part, num_prompts) for part in found], dim=1).cpu()
+
+        def stacked(what: str) -> torch.Tensor:
+            return torch.stack([columns(what, index) for index in self.hidden_layers], 2)
+
+        ids = [columns("experts", index) for index in every]
+        widths = {ids_BCK.shape[-1] for ids_BCK in ids}
         if len(widths) > 1:
             raise InputError(f"layers choose {sorted(widths)} experts per token; a trace needs one top-k for all")
-        experts_BCLK, weights_BCLK = by_falling_weight(torch.stack(columns[0], 2), torch.stack(columns[1], 2))
-        return Routing(experts_BCLK, weights_BCLK, torch.stack(columns[2], 2) if self.gate_inputs else None)
+        weights = [columns("weights", index) for index in every]
+        experts_BCLK, weights_BCLK = by_falling_weight(torch.stack(ids, 2), torch.stack(weights, 2))
+        if self.hidden == "none":
+            return Routing(experts_BCLK, weights_BCLK)
+        gates_BCYD = stacked("gate inputs")
+        if self.hidden == "gates":
+            return Routing(experts_BCLK, weights_BCLK, gates_BCYD)
+        inputs_BCYD, final_BCD = stacked("layer inputs"), columns("final states", 0)
+        if not gates_BCYD.shape[-1] == inputs_BCYD.shape[-1] == final_BCD.shape[-1]:
+            raise InputError(
+                f"gates read {gates_BCYD.shape[-1]} values, decoder layers {inputs_BCYD.shape[-1]}, the output head "
+                f"{final_BCD.shape[-1]}; set extract.hidden_states to gates"
+            )
+        return Routing(experts_BCLK, weights_BCLK, gates_BCYD, inputs_BCYD, final_BCD)
 
     def _on_experts(self, index: int, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = ("hidden_states", "top_k_index", "top_k_weights")[len(args) :]
@@ -99,8 +155,24 @@ class RoutingRecorder:
 
     def _record(self, index: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         # copies: these tensors are views of live activations
-        parts = [(ids, torch.int32), (weights, torch.float32), (hidden, torch.float16)][: 3 if self.gate_inputs else 2]
-        self._calls[index].append(tuple(part.detach().flatten(0, -2).to(dtype, copy=True) for part, dtype in parts))
+        self._calls["experts", index].append(ids.detach().flatten(0, -2).to(torch.int32, copy=True))
+        self._calls["weights", index].append(weights.detach().flatten(0, -2).to(torch.float32, copy=True))
+        if self.hidden != "none" and index in self.hidden_layers:
+            self._keep("gate inputs", index, hidden)
+
+    def _on_decoder(self, index: int, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._keep("layer inputs", index, args[0] if args else kwargs["hidden_states"])
+
+    def _on_model(self, _module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        if isinstance(states, torch.Tensor):
+            self._keep("final states", 0, states)
+
+    def _keep(self, what: str, index: int, hidden: torch.Tensor) -> None:
+        values = hidden.detach().flatten(0, -2)
+        if values.dtype != torch.float16:
+            values = values.clamp(-_HALF_MAX, _HALF_MAX)
+        self._calls[what, index].append(values.to(torch.float16, copy=True))
 
 
 def by_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from moe_beyond.settings import Settings
 
@@ -77,17 +77,31 @@ class ExtractSettings(Settings):
     chat_template: bool = True
     """Wrap prompts in the tokenizer's chat template where it has one."""
     privacy: Literal["text", "ids", "routing"] = "text"
-    """What a trace holds of its prompts: token texts and ids, ids alone (the tokenizer turns them back), or neither."""
+    """What a trace holds of its prompts: token texts, ids and hidden states, ids alone (the tokenizer turns them back),
+    or neither."""
     weights: bool = True
     """Store combine weights beside the expert ids."""
-    gate_inputs: bool = False
-    """Also store the hidden state that entered each gate: hidden_size * 2 bytes a token and layer."""
+    hidden_states: Literal["none", "gates", "all"] | None = None
+    """Hidden states to keep: what each gate read (`gates`), or also what each decoder layer and the output head read
+    (`all`); null: `all` of the reference model, `none` of others. They take hidden_size * 2 bytes a token and layer,
+    twice that for `all`, and can tell the text: with a `privacy` other than `text` none are kept."""
+    hidden_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the prompts whose hidden states are kept, drawn by name and seed."""
+    hidden_layers: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
+    """Layers whose hidden states are kept: indices of the MoE layers, from 0; null: all."""
     workers: int = Field(default=1, ge=1)
     """Processes that capture shards side by side, each with the model; above 1, a Dask or Ray cluster that the
     environment names (`DASK_SCHEDULER_ADDRESS`, `RAY_ADDRESS`) takes them."""
 
+    @property
+    def kept_hidden(self) -> Literal["none", "gates", "all"]:
+        """Hidden states that are kept, with what privacy allows."""
+        return (self.hidden_states or "none") if self.privacy == "text" else "none"
+
     @model_validator(mode="after")
     def _ranges_are_possible(self) -> Self:
+        if self.hidden_layers is not None and list(self.hidden_layers) != sorted(set(self.hidden_layers)):
+            raise ValueError(f"extract.hidden_layers ({list(self.hidden_layers)}) must rise without repetition")
         if self.min_prompt_tokens > self.max_prompt_tokens:
             raise ValueError(
                 f"extract.min_prompt_tokens ({self.min_prompt_tokens}) exceeds max_prompt_tokens "

@@ -1,7 +1,8 @@
 """Captures prompts shard by shard: bounded memory, progress, and an interrupted run goes on with the same bytes.
 
-A shard is a Parquet file of so many prompts. It is a function of its prompts, the model, the parameters and the seed,
-not of the shards before it; so finished ones can be kept, and several processes can each take some.
+A shard is a Parquet file of so many prompts, with a folder of their hidden states. It is a function of its prompts, the
+model, the parameters and the seed, not of the shards before it; so finished ones can be kept, and several processes can
+each take some. Routers come last: all shards decide whether they choose as recorded.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_beyond.capture.discovery import MoELayer, moe_layers
-from moe_beyond.capture.generation import Captured, require_context, route_batch
+from moe_beyond.capture.generation import keeps_hidden, require_context, route_batch
 from moe_beyond.capture.hooks import RoutingRecorder
 from moe_beyond.capture.models import LoadedModel, ModelSource, library_versions, load
+from moe_beyond.capture.routers import confirmed_routers
 from moe_beyond.errors import InputError
 from moe_beyond.files import fingerprint, replacing, scratch_folder
 from moe_beyond.parallel import run_tasks
 from moe_beyond.threads import torch_threads
 from moe_beyond.traces import store
+from moe_beyond.traces.hidden import beside, write_routers
 from moe_beyond.traces.schema import RoutedPrompt, Trace, TraceMetadata, trace_of, validate
 
 if TYPE_CHECKING:
@@ -79,16 +83,20 @@ def capture(job: CaptureJob, prompts: list[EncodedPrompt], root: Path, output: P
         output: Replaced as a whole then.
 
     Raises:
-        InputError: No prompts, or a model that cannot be traced.
+        InputError: No prompts, a model that cannot be traced, or hidden states of a layer that it has not.
     """
     if not prompts:
         raise InputError("no prompts to trace; give at least one")
     loaded = load(job.model)
     require_context(loaded.model, prompts, job.settings.decode_tokens)
+    layers = moe_layers(loaded.model)
+    _announce_hidden(job, prompts, loaded, len(layers))
     with scratch_folder(root, "extract", capture_key(job, prompts, loaded.revision)) as unfinished:
         _remove_half_written(unfinished)
         paths = _capture_missing(job, prompts, unfinished)
-        counts = count(store.read_parquet(path) for path in paths)
+        counts = count(store.read_parquet(path, hidden=False) for path in paths)
+        if job.settings.kept_hidden != "none":
+            _add_routers(loaded, layers, paths)
         _remove_half_written(unfinished)
         with replacing(output) as temporary:
             # shutil, not rename: scratch and output may lie on different disks
@@ -122,15 +130,49 @@ def _capture_missing(job: CaptureJob, prompts: list[EncodedPrompt], folder: Path
     return paths
 
 
-def gate_inputs_path(shard: Path) -> Path:
-    """The array beside a shard with its gate inputs: float16 [tokens, layers, hidden size], in the shard's order."""
-    return shard.with_name(shard.name.replace("part-", "gate-inputs-")).with_suffix(".npy")
+def _announce_hidden(job: CaptureJob, prompts: list[EncodedPrompt], loaded: LoadedModel, num_layers: int) -> None:
+    """Say, before hours of work, how much disk the hidden states will take."""
+    settings, console = job.settings, Console(stderr=True, soft_wrap=True)
+    if settings.kept_hidden == "none":
+        if settings.hidden_states not in (None, "none"):
+            console.print(
+                f"no hidden states are kept: extract.privacy is {settings.privacy}, and they can tell the text"
+            )
+        return
+    chosen = settings.hidden_layers or range(num_layers)
+    if max(chosen) >= num_layers:
+        raise InputError(f"extract.hidden_layers: {max(chosen)}; the model has MoE layers 0 to {num_layers - 1}")
+    kept = [prompt for prompt in prompts if keeps_hidden(prompt.prompt_id, settings, job.seed)]
+    tokens = sum(len(prompt.token_ids) + settings.decode_tokens for prompt in kept)
+    width = int(loaded.model.config.get_text_config().hidden_size)
+    values, what = len(chosen), "gate inputs"
+    if settings.kept_hidden == "all":
+        values, what = 2 * len(chosen) + 1, "gate and layer inputs, and final states"
+    console.print(
+        f"hidden states: at most {tokens * values * width * 2:,} bytes on disk; {tokens:,} tokens of {len(kept):,} "
+        f"prompts, {len(chosen)} layers, {width} values of 2 bytes each; {what}",
+        highlight=False,
+    )
+
+
+def _add_routers(loaded: LoadedModel, layers: list[MoELayer], paths: list[Path]) -> None:
+    """Add the routers to the hidden states of all shards, or say why not."""
+    routers, reason = confirmed_routers(loaded.model, layers, lambda: map(store.read_parquet, paths))
+    if routers is None:
+        Console(stderr=True, soft_wrap=True).print(f"warning: {reason}", highlight=False)
+        return
+    for path in paths:
+        write_routers(routers, beside(path))
 
 
 def _remove_half_written(folder: Path) -> None:
     """Remove what a killed process was writing; only a rename makes a shard."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
+    # also within the folders of hidden states, where the routers were being written
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _capture_shard(
@@ -139,25 +181,22 @@ def _capture_shard(
     """Trace one shard and write it; the number of tokens."""
     loaded = load(job.model)
     layers = moe_layers(loaded.model)
-    size = job.settings.batch_prompts
-    captured: list[Captured] = []
-    with torch_threads(job.threads), RoutingRecorder(layers, job.settings.gate_inputs) as recorder:
+    size, settings = job.settings.batch_prompts, job.settings
+    captured: list[RoutedPrompt] = []
+    recorder = RoutingRecorder(layers, settings.kept_hidden, settings.hidden_layers, loaded.model)
+    with torch_threads(job.threads), recorder:
         for start in range(0, len(prompts), size):
-            batch = route_batch(loaded.model, recorder, prompts[start : start + size], job.settings, job.seed)
+            batch = route_batch(loaded.model, recorder, prompts[start : start + size], settings, job.seed)
             captured.extend(batch)
             if advance is not None:
                 advance(sum(len(prompt.experts_TLK) for prompt in batch))
     trace = validate(_to_trace(job, loaded, layers, captured), job.model_id)
-    inputs = [prompt.gate_inputs_TLH for prompt in captured if prompt.gate_inputs_TLH is not None]
-    if inputs:
-        with replacing(gate_inputs_path(path)) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate(inputs), allow_pickle=False)
-    # the Parquet file comes last: its presence means that the shard is complete
+    # writes the Parquet file last: its presence means that the shard is complete
     store.write_parquet(trace, path)
     return trace.num_tokens
 
 
-def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], captured: list[Captured]) -> Trace:
+def _to_trace(job: CaptureJob, loaded: LoadedModel, layers: list[MoELayer], captured: list[RoutedPrompt]) -> Trace:
     settings, tokenizer = job.settings, loaded.tokenizer
     metadata = TraceMetadata(
         model_id=job.model_id,

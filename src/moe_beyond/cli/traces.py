@@ -25,7 +25,7 @@ from moe_beyond.cli.common import (
 )
 from moe_beyond.cli.groups import WHOLE_TRACE, FormatFirst
 from moe_beyond.errors import InputError, naming
-from moe_beyond.files import check_output, never, replacing
+from moe_beyond.files import check_output, never
 
 exports = App(
     cls=FormatFirst,
@@ -80,30 +80,19 @@ def import_traces(
             help="How many of a prompt's first tokens were prefill, or all, where the format does not say it."
         ),
     ] = None,
-    hidden_states: Annotated[
-        Path | None, typer.Option(help="Also write the routers' inputs as .npy, tokens x layers x width (float16).")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read published traces, check them, and write them as Parquet. The format `auto` is recognised and named."""
-    import numpy as np  # noqa: PLC0415
-
     from moe_beyond.formats import importers  # noqa: PLC0415 - each command imports what it needs: `--help` stays quick
     from moe_beyond.formats.describe import describe_path  # noqa: PLC0415
     from moe_beyond.traces import store  # noqa: PLC0415
 
     check_output(out, inputs=[source], ours=store.is_trace_file)
-    if hidden_states is not None:  # nothing in an array says who wrote it
-        check_output(hidden_states, inputs=[source], ours=never)
     if format == "auto":
         format = _recognised(source)  # noqa: A001 - the word on the command line
     shape = importers.ShapeOverride(moe_layers, expert_size, num_experts, top_k, hidden_size, model_id, prefill_tokens)
     trace = importers.read(format, source, domain=domain, held_out=held_out, privacy=privacy, shape=shape)
-    hidden_TLD = None if hidden_states is None else importers.read_hidden(format, source, shape)
     store.write_parquet(trace, out)
-    if hidden_states is not None and hidden_TLD is not None:
-        with replacing(hidden_states) as temporary, temporary.open("wb") as stream:
-            np.save(stream, hidden_TLD)
     show(describe_path(out), as_json)
 
 

@@ -71,7 +71,7 @@ def write_hub_dataset(trace: Trace, folder: Path, summaries: Summaries | None = 
     """Write Parquet shards of about a million tokens and a README.md that the Hugging Face Hub understands.
 
     Prompts of held-out domains become the split `test`, the others `train`. Of paths on this machine that stand in the
-    metadata, as those of prompt files or of a local model, the last name alone is written.
+    metadata, as those of prompt files or of a local model, the last name alone is written. Hidden states are left out.
 
     Args:
         trace: A valid trace.
@@ -79,7 +79,7 @@ def write_hub_dataset(trace: Trace, folder: Path, summaries: Summaries | None = 
         summaries: Tables of the trace, each a configuration and a folder of its own, with one file named after the
             model, so that others can add theirs.
     """
-    trace = replace(trace, metadata=_public(trace.metadata))
+    trace = replace(trace, metadata=_public(trace.metadata), hidden=None)
     tables = summaries(trace) if summaries else {}
     with replacing(folder) as temporary:
         temporary.mkdir()

@@ -38,14 +38,14 @@ def measured_substitution(model: PreTrainedModel, prompts: Sequence[EncodedPromp
     """
     layers = fused_layers(model)
     read_PTLH, left = [], tokens
-    with torch.inference_mode(), RoutingRecorder(layers, gate_inputs=True) as recorder:
+    with torch.inference_mode(), RoutingRecorder(layers, "gates") as recorder:
         for prompt in prompts:
             if left <= 0:
                 break
             ids_1T = torch.tensor([prompt.token_ids[:left]], device=model.device)
             left -= ids_1T.shape[1]
             model.base_model(input_ids=ids_1T, use_cache=False)
-            inputs_1TLH = recorder.take(1).gate_inputs_BCLH
+            inputs_1TLH = recorder.take(1).gate_inputs_BCYD
             assert inputs_1TLH is not None  # noqa: S101 - asked for
             read_PTLH.append(inputs_1TLH[0])
     hidden_TLH = torch.cat(read_PTLH)

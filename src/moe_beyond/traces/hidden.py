@@ -18,14 +18,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import replacing
+from moe_beyond.traces.columns import Column
 
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 _FILE = "hidden.json"
-_ARRAYS = ("rows_T", "gate_inputs_SYD", "layer_inputs_SYD", "final_states_SD")
+_VALUES = ("gate_inputs_SYD", "layer_inputs_SYD", "final_states_SD")
+_ARRAYS = ("rows_T", *_VALUES)
 _ROUTER_ARRAYS = ("weights_LED", "logit_bias_LE", "choice_bias_LE")
 
 
@@ -167,22 +169,16 @@ def joined(parts: Sequence[HiddenStates | None]) -> HiddenStates | None:
     first = states[0]
     if len({(part.layers, part.width) for part in states}) > 1:
         return None
-    states = [part.compact() for part in states]
-    starts = np.cumsum([0, *(len(part.gate_inputs_SYD) for part in states[:-1])]).tolist()
-    rows = [np.where(part.rows_T >= 0, part.rows_T + start, -1) for part, start in zip(states, starts, strict=True)]
-    return replace(
-        first,
-        rows_T=np.concatenate(rows).astype(np.int64),
-        gate_inputs_SYD=np.concatenate([part.gate_inputs_SYD for part in states]),
-        layer_inputs_SYD=_concatenated([part.layer_inputs_SYD for part in states]),
-        final_states_SD=_concatenated([part.final_states_SD for part in states]),
-    )
-
-
-def _concatenated(arrays: list[Halves | None]) -> Halves | None:
-    """None where one of them is missing."""
-    there = [array for array in arrays if array is not None]
-    return np.concatenate(there) if len(there) == len(arrays) else None
+    names = [name for name in _VALUES if all(getattr(part, name) is not None for part in states)]
+    columns, rows, start = {name: Column(np.float16) for name in names}, [], 0
+    # one part at a time: together they may be larger than the memory
+    for part in (part.compact() for part in states):
+        for name, column in columns.items():
+            column.append(getattr(part, name))
+        rows.append(np.where(part.rows_T >= 0, part.rows_T + start, -1))
+        start += len(part.gate_inputs_SYD)
+    values: dict[str, Any] = {name: columns[name].array() if name in columns else None for name in _VALUES}
+    return replace(first, rows_T=np.concatenate(rows).astype(np.int64), **values)
 
 
 def beside(parquet: Path) -> Path:
@@ -190,38 +186,70 @@ def beside(parquet: Path) -> Path:
     return parquet.with_suffix(".hidden")
 
 
-def write_hidden(hidden: HiddenStates, directory: Path) -> None:
-    """Write the directory, replacing it; rows that no token has are left out."""
+def holds_hidden(directory: Path) -> bool:
+    """Whether `write_hidden` wrote this directory."""
+    return (directory / _FILE).is_file()
+
+
+def write_hidden(hidden: HiddenStates, directory: Path, trace: str = "") -> None:
+    """Write the directory, replacing it; rows that no token has are left out.
+
+    Args:
+        hidden: What to write.
+        directory: Where.
+        trace: A digest of the trace that it belongs to; empty: it is not checked when read.
+
+    Raises:
+        InputError: What stands there was not written by this function.
+    """
+    if directory.exists() and not holds_hidden(directory):
+        raise InputError(f"{directory}: holds no hidden states, which are to be written there; move it elsewhere")
     hidden, routers = hidden.compact(), hidden.routers
-    described: dict[str, Any] = {"layers": hidden.layers, "routers": None}
+    described: dict[str, Any] = {"layers": hidden.layers, "routers": None, "trace": trace}
     with replacing(directory) as temporary:
         temporary.mkdir()
         for name in _ARRAYS:
             if (array := getattr(hidden, name)) is not None:
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         if routers is not None:
-            for name in _ROUTER_ARRAYS:
-                if (array := getattr(routers, name)) is not None:
-                    np.save(temporary / f"router_{name}.npy", array, allow_pickle=False)
-            kinds = ("scoring", "num_groups", "top_groups", "group_score")
-            described["routers"] = {name: getattr(routers, name) for name in kinds}
+            described["routers"] = _save_routers(routers, temporary)
         (temporary / _FILE).write_text(json.dumps(described), encoding="utf-8")
 
 
-def open_hidden(directory: Path, num_tokens: int) -> HiddenStates | None:
+def write_routers(routers: Routers, directory: Path) -> None:
+    """Add routers to a directory of hidden states, or replace those that it has."""
+    described = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+    described["routers"] = _save_routers(routers, directory)
+    # last: arrays that it does not name are not read
+    with replacing(directory / _FILE) as temporary:
+        temporary.write_text(json.dumps(described), encoding="utf-8")
+
+
+def _save_routers(routers: Routers, directory: Path) -> dict[str, Any]:
+    """Write the arrays; what is to be said of them beside."""
+    for name in _ROUTER_ARRAYS:
+        if (array := getattr(routers, name)) is not None:
+            np.save(directory / f"router_{name}.npy", array, allow_pickle=False)
+    return {name: getattr(routers, name) for name in ("scoring", "num_groups", "top_groups", "group_score")}
+
+
+def open_hidden(directory: Path, num_tokens: int, trace: str = "") -> HiddenStates | None:
     """Open a directory of hidden states, memory-mapped; None if there is none.
 
     Args:
         directory: As `write_hidden` made it.
         num_tokens: Of the trace that it belongs to.
+        trace: Digest of that trace, as `write_hidden` was given it; empty: not checked.
 
     Raises:
         InputError: It is damaged, or belongs to another trace.
     """
-    if not (directory / _FILE).exists():
+    if not holds_hidden(directory):
         return None
     try:
         described = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+        if trace and described.get("trace", "") not in ("", trace):
+            raise ValueError("they are another trace's")
         arrays = {name: _map(directory / f"{name}.npy") for name in _ARRAYS}
         routers = None
         if described["routers"] is not None:
@@ -230,7 +258,8 @@ def open_hidden(directory: Path, num_tokens: int) -> HiddenStates | None:
         hidden = HiddenStates(layers=tuple(described["layers"]), routers=routers, **arrays)  # type: ignore[arg-type]
         _check(hidden, num_tokens)
     except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{directory}: damaged hidden states ({error}); write or fetch the trace again") from error
+        reason = reason_of(error)
+        raise InputError(f"{directory}: damaged hidden states ({reason}); write or fetch the trace again") from error
     return hidden
 
 

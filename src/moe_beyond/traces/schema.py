@@ -381,7 +381,7 @@ def validate(trace: Trace, where: str) -> Trace:
             raise InputError(f"{where}: {len(column)} {name} for {trace.num_tokens} tokens; expected one a token")
     _check_experts(trace, where)
     _check_token_columns(trace, where)
-    return trace
+    return validate_hidden(trace, where)
 
 
 def _check_prompts(trace: Trace, where: str) -> None:
@@ -469,6 +469,37 @@ def _check_token_columns(trace: Trace, where: str) -> None:
             f"{where}: {locate(trace, token, layer)}: combine weight {trace.weights_TLK[token, layer, slot]} is "
             "not a finite number >= 0; correct it or write no weights"
         )
+
+
+def validate_hidden(trace: Trace, where: str) -> Trace:
+    """As `validate`, of the hidden states alone."""
+    meta, hidden = trace.metadata, trace.hidden
+    if hidden is None:
+        return trace
+    if len(hidden.rows_T) != trace.num_tokens:
+        raise InputError(f"{where}: hidden states of {len(hidden.rows_T)} tokens, the trace has {trace.num_tokens}")
+    if not set(hidden.layers) <= set(range(meta.num_layers)):
+        raise InputError(f"{where}: hidden states of layers {list(hidden.layers)}, the trace has {meta.num_layers}")
+    if hidden.routers is not None and hidden.routers.weights_LED.shape[:2] != (meta.num_layers, meta.num_experts):
+        shape = hidden.routers.weights_LED.shape
+        raise InputError(
+            f"{where}: routers of {shape[0]} layers x {shape[1]} experts, the trace has {meta.num_layers} x "
+            f"{meta.num_experts}; write no routers"
+        )
+    for name in ("gate_inputs_SYD", "layer_inputs_SYD", "final_states_SD"):
+        values = getattr(hidden, name)
+        for rows in slices(len(values), int(np.prod(values.shape[1:])) or 1) if values is not None else ():
+            # all bits of the exponent are set in what is not finite: ten times as fast as isfinite
+            bad_S = ((values[rows].view(np.uint16) & 0x7C00) == 0x7C00).reshape(len(values[rows]), -1).any(axis=1)
+            forget(values)
+            bad_T = np.isin(hidden.rows_T, rows.start + np.flatnonzero(bad_S))
+            if bad_T.any():
+                place = locate(trace, int(np.argmax(bad_T)), 0).rpartition(",")[0]
+                raise InputError(
+                    f"{where}: {place}: hidden states in {name} are not finite; leave them out of the trace, or record "
+                    "it again"
+                )
+    return trace
 
 
 def locate(trace: Trace, token: int, layer: int) -> str:

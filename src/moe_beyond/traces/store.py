@@ -6,7 +6,11 @@ A row a prompt, so that a token never loses its neighbours; lists of ids in toke
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from moe_beyond.errors import InputError, reason_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.arrow_columns import ArrowColumns
 from moe_beyond.traces.columns import most_choices
+from moe_beyond.traces.hidden import beside, holds_hidden, open_hidden, write_hidden
 from moe_beyond.traces.memory_mapped import has_working, open_working, write_working
 from moe_beyond.traces.schema import (
     SCHEMA_VERSION,
@@ -31,6 +36,7 @@ from moe_beyond.traces.schema import (
     expert_dtype,
     offsets_of,
     validate,
+    validate_hidden,
 )
 
 __all__ = [
@@ -50,7 +56,17 @@ _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def write_parquet(trace: Trace, path: Path) -> None:
-    """Write one Parquet file, whole or not at all: a row a prompt, zstd, metadata as JSON under `moe_beyond`."""
+    """Write one Parquet file, whole or not at all: a row a prompt, zstd, metadata as JSON under `moe_beyond`.
+
+    Hidden states go into a folder beside it, ahead of it; those of a file that stood there before are removed.
+
+    Raises:
+        InputError: A folder that holds something else stands where the hidden states go.
+    """
+    if trace.hidden is not None:
+        write_hidden(trace.hidden, beside(path), _digest(trace))
+    elif holds_hidden(beside(path)):
+        shutil.rmtree(beside(path))
     # dictionary encoding, not plain: Parquet stores plain uint8 as four bytes
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": True, "write_page_checksum": True}
     schema = _to_table(trace, slice(0, 0)).schema
@@ -68,24 +84,29 @@ def is_trace_file(path: Path) -> bool:
         return False
 
 
-def read_parquet(path: Path) -> Trace:
+def read_parquet(path: Path, *, hidden: bool = True) -> Trace:
     """Read one Parquet file or every `*.parquet` of a directory, in order of name, as one trace.
 
+    Args:
+        path: File or directory.
+        hidden: Also the hidden states beside a file, memory-mapped; those of several files are copied.
+
     Raises:
-        InputError: A file is missing, truncated, damaged, of a newer schema version, or breaks a rule of the schema.
+        InputError: A file is missing, truncated, damaged, of a newer schema version, or breaks a rule of the schema;
+            hidden states beside it are damaged, or another trace's.
     """
-    parts = read_parts(path)
+    parts = read_parts(path, hidden=hidden)
     return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
-def read_parts(path: Path) -> list[Trace]:
+def read_parts(path: Path, *, hidden: bool = True) -> list[Trace]:
     """As `read_parquet`, but a trace a file: a column that one file lacks stays in the others.
 
     Raises:
         InputError: As `read_parquet`; also if two files hold a prompt of one name, or are of different models.
     """
     files = _files(path)
-    parts = [validate(concatenate(_batches(file)), str(file)) for file in files]
+    parts = [_with_hidden(concatenate(_batches(file)), file, hidden=hidden) for file in files]
     seen: dict[str, Path] = {}
     for file, part in zip(files, parts, strict=True):
         parts[0].metadata.require_same_model(part.metadata, str(file))
@@ -98,12 +119,31 @@ def read_parts(path: Path) -> list[Trace]:
 def iterate_parquet(path: Path) -> Iterator[Trace]:
     """Stream a file or directory: traces of some prompts, in order, so that memory does not grow with the file.
 
+    They are without hidden states.
+
     Raises:
         InputError: As `read_parquet`, but prompts of one name are only found within a batch.
     """
     for file in _files(path):
         for batch in _batches(file):
             yield validate(batch, str(file))
+
+
+def _with_hidden(trace: Trace, file: Path, *, hidden: bool) -> Trace:
+    """The trace of a file with the hidden states beside it, validated."""
+    validate(trace, str(file))
+    if not hidden or not holds_hidden(beside(file)):
+        return trace
+    trace = replace(trace, hidden=open_hidden(beside(file), trace.num_tokens, _digest(trace)))
+    return validate_hidden(trace, str(beside(file)))
+
+
+def _digest(trace: Trace) -> str:
+    """Names the trace that hidden states belong to, by its prompts and its routing."""
+    digest = hashlib.blake2b(json.dumps([trace.prompt_ids, trace.prompt_offsets.tolist()]).encode(), digest_size=16)
+    for _, part_TLK in trace.parts():
+        digest.update(np.ascontiguousarray(part_TLK).data)
+    return digest.hexdigest()
 
 
 def _batches(file: Path) -> Iterator[Trace]:

@@ -27,7 +27,8 @@ def reference_job(folder: Path, settings: ExtractSettings, seed: int) -> Capture
         model_id="moe-beyond/reference",
         source="live capture over English and code of Python's standard library",
         licence="PSF-2.0",
-        settings=settings,
+        # the predictor of the default pipeline learns from them
+        settings=settings.model_copy(update={"hidden_states": settings.hidden_states or "all"}),
         seed=seed,
         threads=1,
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers import (
@@ -63,8 +62,7 @@ _WITH_CONFIG: dict[str, Callable[[Path, str | None, ShapeOverride], Trace]] = {
     "strata": strata.read,
     "vllm-routes": vllm_routes.read,
 }
-_WITH_HIDDEN = {"lucebox": lucebox.hidden_states, "megatron": megatron.hidden_states}
-__all__ = ["FORMATS", "ShapeOverride", "read", "read_hidden"]
+__all__ = ["FORMATS", "ShapeOverride", "read"]
 FORMATS = (*_COMPLETE, *_WITH_CONFIG)
 
 
@@ -84,7 +82,7 @@ def read(
         source: The folder, archive (tar, zip) or file as it was published.
         domain: Name of the data set; by default the one of the format or the source's name.
         held_out: Keep all of these prompts for testing only.
-        privacy: `ids` drops token strings, `routing` drops token ids too.
+        privacy: `ids` drops token strings and hidden states, which can tell the text, `routing` drops token ids too.
         shape: What is said of the model and of prefill where neither config.json nor the format can say it.
 
     Raises:
@@ -107,18 +105,7 @@ def read(
         trace = _COMPLETE[format](source, domain)
     trace = replace(trace, held_out_P=np.full(trace.num_prompts, held_out, np.bool_))
     if privacy != "text":
-        trace = replace(trace, token_texts=None)
+        trace = replace(trace, token_texts=None, hidden=None)
     if privacy == "routing":
         trace = replace(trace, token_ids_T=None)
     return validate(trace, str(source))
-
-
-def read_hidden(format: str, source: Path, shape: ShapeOverride = NONE) -> npt.NDArray[np.float16]:  # noqa: A002 - as `read`
-    """Hidden states that routers were given, float16 [T, L, width], T as in the trace that `read` makes of the source.
-
-    Raises:
-        InputError: The format has none, or as `read`.
-    """
-    if format not in _WITH_HIDDEN:
-        raise InputError(f"format {format} has no hidden states; {' and '.join(_WITH_HIDDEN)} have")
-    return _WITH_HIDDEN[format](source, shape)

@@ -6,9 +6,11 @@ gave a mask, ids rise and are in no router's order.
 
 `logits_rank<N>.bin` holds router logits [tokens, E] of each record. Where each token's experts are those of its largest
 logits, the softmax over all E gives their weights and their order; else (biases, groups) a trace has no weights.
-`hidden_states_rank<N>.bin` is checked for its size; a trace has no place for it, `--hidden-states` writes it beside.
+`hidden_states_rank<N>.bin` holds what the routers read, [tokens, width] of each record: where every record has it, the
+trace keeps it as gate inputs.
 
-Layout: NVIDIA/Megatron-LM, megatron/core/transformer/moe/router_trace.py.
+Layout: NVIDIA/Megatron-LM, megatron/core/transformer/moe/router_trace.py. No file that the engine wrote was at hand,
+none with sidecars in particular: what is read follows that source alone.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.engine_log import Table, json_lines, said_of, whole, whole_list
 from moe_beyond.formats.importers.model_config import NONE, ShapeOverride, shape_beside
 from moe_beyond.formats.importers.passes import Passes, routed_passes
-from moe_beyond.formats.importers.routed import Routed, data_set, half, joined_hidden, routed_prompts
+from moe_beyond.formats.importers.routed import Routed, data_set, half, routed_prompts
 from moe_beyond.formats.importers.sources import is_single_file, locate, members, require_inside
 from moe_beyond.traces.schema import Trace, TraceMetadata, trace_of
 
@@ -40,18 +42,12 @@ def read(source: Path, domain: str | None, override: ShapeOverride = NONE) -> Tr
     Raises:
         InputError: Traces of several ranks, several steps of many tokens, or a broken rule of the format.
     """
-    shape, name, where, routed = _routed(source, override, keep=False)
+    shape, name, where, routed = _routed(source, override)
     prompts = routed_prompts(routed, name, where, data_set(source, domain), override.prefill_tokens)
     return trace_of(shape.model_copy(update={"source": "Megatron-core router trace"}), prompts)
 
 
-def hidden_states(source: Path, override: ShapeOverride = NONE) -> npt.NDArray[np.float16]:
-    """The sidecar's, float16 [T, L, width], T as in the trace. Raises InputError as `read`, or if there are none."""
-    _, _, where, routed = _routed(source, override, keep=True)
-    return joined_hidden(routed, where)
-
-
-def _routed(source: Path, override: ShapeOverride, *, keep: bool) -> tuple[TraceMetadata, str, str, list[Routed]]:
+def _routed(source: Path, override: ShapeOverride) -> tuple[TraceMetadata, str, str, list[Routed]]:
     """The model's shape, the trace's name, its name in messages, and its prompts."""
     files: dict[str, tuple[str, bytes]] = {}
     for name, stream in members(source, (".jsonl", ".bin")):
@@ -70,12 +66,12 @@ def _routed(source: Path, override: ShapeOverride, *, keep: bool) -> tuple[Trace
     name, data = files[traces[0]]
     where, rank = locate(source, name), _TRACE.fullmatch(traces[0])
     sidecars = {kind: files.get(f"{word}_rank{rank and rank[1]}.bin") for kind, (word, _, _) in _KINDS.items()}
-    log = _parse(data, where, {kind: found[1] for kind, found in sidecars.items() if found is not None}, keep=keep)
+    log = _parse(data, where, {kind: found[1] for kind, found in sidecars.items() if found is not None})
     shape, num_layers = shape_beside(source, override, log.num_experts, override.top_k or log.experts_AK.shape[1])
     return shape, name, where, routed_passes(said_of(log, override), shape, num_layers)
 
 
-def _parse(data: bytes, where: str, sidecars: dict[str, bytes], *, keep: bool) -> Passes:
+def _parse(data: bytes, where: str, sidecars: dict[str, bytes]) -> Passes:
     places, ids = Table(where), Table(where)
     # weights of each record, and how many experts its logits are of; 0: it has none
     weighed: list[npt.NDArray[np.float32]] = []
@@ -105,7 +101,7 @@ def _parse(data: bytes, where: str, sidecars: dict[str, bytes], *, keep: bool) -
         if weights_TK is not None:
             weighed.append(weights_TK)
         states_TD = parts["hs"]
-        if keep and states_TD is not None:
+        if states_TD is not None:
             hidden.append(half(states_TD, at))
     number_R, step_R, layer_R, tokens_R = places.array().T
     if (np.diff(step_R) < 0).any():

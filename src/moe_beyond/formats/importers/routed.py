@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from moe_beyond.errors import InputError
 from moe_beyond.formats.importers.sources import name_of
+from moe_beyond.traces.hidden import HiddenStates
 from moe_beyond.traces.schema import RoutedPrompt, TraceMetadata
 
 MAX_ROUTED = 8_000_000
@@ -40,8 +41,7 @@ class Routed:
         name: What the file calls the prompt; empty: nothing.
         token_ids_T: Ids of the tokenizer, or None.
         domain: Domain that the file names; empty: none.
-        hidden_TLD: What each layer's router was given, float16, NaN where the engine left a layer out; None: not
-            requested.
+        hidden_TLD: What each layer's router was given, float16, NaN where the engine left a layer out, or None.
     """
 
     experts_TLK: npt.NDArray[np.integer[Any]]
@@ -147,6 +147,7 @@ def routed_prompts(
                 experts_TLK=routed.experts_TLK,
                 weights_TLK=routed.weights_TLK,
                 token_ids_T=routed.token_ids_T,
+                hidden=None if routed.hidden_TLD is None else _complete(routed.hidden_TLD),
             )
         )
     return prompts
@@ -173,18 +174,18 @@ def _num_prefill(routed: Routed, said: str | None, tokens: int, prompts: int, wh
 
 
 def half(hidden: npt.NDArray[np.floating[Any]], where: str) -> npt.NDArray[np.float16]:
-    """Hidden states in half precision. Raises InputError if they are not finite or do not fit."""
-    if not (np.abs(hidden) <= 65504).all():
-        raise InputError(f"{where}: hidden states that are not finite, or too large for float16")
-    return hidden.astype(np.float16)
+    """Hidden states in half precision, cut to its range. Raises InputError if they are not finite."""
+    if not np.isfinite(hidden).all():
+        raise InputError(f"{where}: hidden states that are not finite; the engine's numbers broke: record again")
+    halves: npt.NDArray[np.float16] = np.clip(hidden, -65504, 65504).astype(np.float16)
+    return halves
 
 
-def joined_hidden(found: Sequence[Routed], where: str) -> npt.NDArray[np.float16]:
-    """Hidden states of all prompts, float16 [T, L, width], T as in their trace. Raises InputError if there are none."""
-    parts = [routed.hidden_TLD for routed in found if routed.hidden_TLD is not None]
-    if len(parts) < len(found) or len({part.shape[2] for part in parts}) != 1:
-        raise InputError(f"{where}: no hidden states for all tokens; record them, or leave --hidden-states out")
-    return np.concatenate(parts)
+def _complete(hidden_TLD: npt.NDArray[np.float16]) -> HiddenStates:
+    """Hidden states of the tokens that have them in all layers."""
+    kept_T = ~np.isnan(hidden_TLD).any(axis=(1, 2))
+    rows_T = np.where(kept_T, np.cumsum(kept_T) - 1, -1)
+    return HiddenStates(rows_T.astype(np.int64), tuple(range(hidden_TLD.shape[1])), hidden_TLD[kept_T])
 
 
 def placed(where: str, what: str = "row", per: int = 1) -> Callable[[int], str]:
