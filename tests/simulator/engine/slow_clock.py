@@ -463,6 +463,19 @@ def anticipate(persistence: float, memory: float, rarest: float) -> Rank:
     return rank
 
 
+def anticipate_later(rarest: float) -> Rank:
+    """As `anticipate`, of a predictor that says how often the tokens to come use an expert."""
+
+    def rank(past: Past, expert: int, now: Now) -> float:
+        num_layers = max(past.layer_of) + 1
+        later = max(past.scores[len(past.layer_of) + expert], rarest)
+        if past.layer_of[expert] > now.layer:
+            return -(past.layer_of[expert] - now.layer + (1 - past.scores[expert]) * num_layers / later)
+        return -(num_layers - now.layer + past.layer_of[expert] + (1 - later) * num_layers / later)
+
+    return rank
+
+
 RANKS: dict[str, Rank] = {
     "lru": lambda past, expert, now: past.used_last(expert),
     "lfu": lambda past, expert, now: past.uses[expert],

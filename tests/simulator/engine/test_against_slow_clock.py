@@ -25,7 +25,11 @@ from tests.simulator.engine import slow_clock
 from tests.simulator.engine.slow_clock import Case, Record, Request
 from tests.simulator.strategies import make_trace, traces
 
-RANKS = {**slow_clock.RANKS, "anticipate": slow_clock.anticipate(PERSISTENCE, MEMORY, rarest=1e-3)}
+PREDICTED = {
+    "anticipate": slow_clock.anticipate(PERSISTENCE, MEMORY, rarest=1e-3),
+    "anticipate_later": slow_clock.anticipate_later(rarest=1e-3),
+}
+RANKS = {**slow_clock.RANKS, **PREDICTED}
 POLICIES = {policy.name: policy for policy in (Lru, Lfu, LfuResident, Lfru, Fifo, LeastStale, Belady, BeladyForced)}
 OF_ACCESSES = [cache.ACCESSES, cache.HITS, cache.DEMAND_BYTES]
 OF_PREFETCHES = [cache.PREFETCHES, cache.PREFETCH_BYTES, cache.USEFUL, cache.USELESS]
@@ -123,11 +127,14 @@ def budgets(draw, meta):
 def draw_policy(rank, events, random, *, bypass):
     """A policy that evicts by the rank of this name."""
     meta, draw = events.metadata, np.random.default_rng(random.randrange(2**32))
-    if rank == "anticipate":
+    if rank in PREDICTED:
         popularity_LE = draw.uniform(0, 0.9, (meta.num_layers, meta.num_experts)).astype(np.float32)
         # eighths: some are equal, and their products are exact
         eighths = draw.integers(0, 9, (int(events.prompt_tokens_PF.sum()), meta.num_layers, meta.num_experts))
-        policy = Anticipate("drawn", events.by_step((eighths / 8).astype(np.float32)), popularity_LE)
+        later_TLE = events.by_step((eighths[::-1] / 8).astype(np.float32)) if rank == "anticipate_later" else None
+        policy = Anticipate(
+            "drawn", events.by_step((eighths / 8).astype(np.float32)), popularity_LE, later_TLE=later_TLE
+        )
     elif rank == "static":
         # few values, so that some are equal
         policy = StaticPopularity(draw.integers(0, 3, meta.num_model_experts).astype(np.float32))
@@ -211,7 +218,7 @@ def draw_times(events, random):
     )
 
 
-@pytest.mark.parametrize("ranks", [sorted(slow_clock.RANKS), ["anticipate"]], ids=["past", "predicted"])
+@pytest.mark.parametrize("ranks", [sorted(slow_clock.RANKS), sorted(PREDICTED)], ids=["past", "predicted"])
 @given(data=st.data(), random=RANDOMS)
 @settings(max_examples=1200, deadline=None)
 def test_drawn_requests_equal_the_slow_reference(ranks, data, random):

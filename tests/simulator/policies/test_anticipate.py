@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from moe_beyond.simulator.policies.anticipate import MEMORY, Anticipate
+from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, SCORE, SECOND_SCORE
+from moe_beyond.simulator.policies.anticipate import MEMORY, Anticipate, expected_wait_by_later_use
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
@@ -24,3 +25,30 @@ def test_the_rate_starts_from_popularity_at_each_prompt_and_depends_on_the_past_
             assert rates_SM[1, layer * 5 + expert] == pytest.approx(0.4 * kept + (1 - kept) * share)
     used = np.isin(np.arange(10), [e + 5 * layer for layer in (0, 1) for e in trace.experts_TLK[2, layer].tolist()])
     assert rates_SM[2] == pytest.approx(rates_SM[1] * (1 - MEMORY) + MEMORY * used)
+
+
+def test_what_the_predictor_says_of_later_tokens_takes_the_place_of_rates_where_a_token_is_decoded():
+    trace = make_trace(4, num_layers=2, num_experts=5, top_k=2, lengths=(4, 3), prefill=(2, 0))
+    events = events_of(trace)
+    popularity_LE = np.full((2, 5), 0.4, np.float32)
+    later_TLE = np.random.default_rng(1).random((7, 2, 5)).astype(np.float32)
+    plain = Anticipate("drawn", np.zeros((7, 2, 5), np.float32), popularity_LE)
+    told = Anticipate("drawn", plain.probabilities_TLE, popularity_LE, later_TLE=events.by_step(later_TLE))
+    decodes = events.is_decode_S
+    assert told.scores_SM(events)[decodes, 10:] == pytest.approx(later_TLE.reshape(7, 10)[[2, 3, 4, 5, 6]])
+    assert told.scores_SM(events)[~decodes] == pytest.approx(plain.scores_SM(events)[~decodes])
+    assert told.scores_SM(events)[:, :10] == pytest.approx(plain.scores_SM(events)[:, :10])
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 1])
+def test_the_longest_expected_wait_is_ranked_lowest(layer):
+    """Against the definition: layers until the next chance, then a token a try at the later rate."""
+    features_FM = np.zeros((NUM_FEATURES, 6))
+    features_FM[LAYER] = [0, 0, 1, 1, 2, 2]
+    features_FM[SCORE], features_FM[SECOND_SCORE] = [0.9, 0.1, 0.5, 0.0, 0.3, 1.0], [0.2, 0.8, 0.5, 0.0, 0.6, 0.9]
+    expected_wait_by_later_use(features_FM, np.arange(6, dtype=np.int32), 9, 3, layer)
+    for expert in range(6):
+        its_layer, rate = features_FM[LAYER, expert], max(features_FM[SECOND_SCORE, expert], 1e-3)
+        passed = its_layer <= layer
+        first, chance = its_layer - layer + (3 if passed else 0), rate if passed else features_FM[SCORE, expert]
+        assert -features_FM[RANKS, expert] == pytest.approx(first + (1 - chance) * 3 / rate)
