@@ -9,7 +9,6 @@ from moe_beyond.data.splitting import SPLITS, TEST
 from moe_beyond.files import write_json, write_tables
 from moe_beyond.paper.caches import rows_by_cache
 from moe_beyond.predictor.baselines import TokenUnigram
-from moe_beyond.predictor.from_hidden import FromHidden
 from moe_beyond.predictor.hidden_baselines import fit_from_hidden
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.settings import Seed, Settings
@@ -18,7 +17,6 @@ from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
 from moe_beyond.traces import store
-from moe_beyond.traces.schema import Trace
 
 DATA = Path("data/splits")
 REPORTS = Path("reports/simulate")
@@ -43,7 +41,7 @@ def main(root: Path, params: Params) -> None:
         Charged(ours, ours.charge.token_step_ms, ours.charge.layer_step_ms),
         Charged(TokenUnigram.fit(training), ours.charge.table_ms),
     ]
-    rivals = [_charged(one, training) for one in fit_from_hidden(training, validation, seed)]
+    rivals = [Charged.reader(one, training) for one in fit_from_hidden(training, validation, seed)]
     replays = replay_splits(splits, training, validation, predictors, settings, rivals=rivals)
     paper = [
         rows_by_cache(name, trace, training, ours, resamples=settings.bootstrap_samples, seed=seed)
@@ -51,10 +49,3 @@ def main(root: Path, params: Params) -> None:
     ]
     write_tables(root / REPORTS / "tables", all_tables(replays, seed) | {"paper_replay": pl.concat(paper)})
     write_json(root / REPORTS / "metrics.json", headline(replays, seed))
-
-
-def _charged(reader: FromHidden, training: Trace) -> Charged:
-    """With its charge after each layer; one that predicts a layer itself works ahead of a token's first layer too."""
-    width = 0 if training.hidden is None else training.hidden.width
-    step_ms = reader.charged_ms(reader.step_ms(training.metadata, width))
-    return Charged(reader, 0.0 if reader.first_ahead else step_ms, step_ms)

@@ -1,12 +1,19 @@
 """The table of all predictors beside counts made one by one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from moe_beyond.evaluation.hidden_scores import from_hidden, hidden_table, ranks_of, token_step, two_steps
+from moe_beyond.evaluation.hidden_scores import (
+    evaluate_hidden,
+    from_hidden,
+    hidden_table,
+    ranks_of,
+    token_step,
+    two_steps,
+)
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.next_gate import NextGate
 from moe_beyond.simulator.bounds.lru_misses import lru_missed_TLK
@@ -56,7 +63,7 @@ def counted(scores_TLE, trace, where, missed_TLK):
 @pytest.mark.parametrize("phase", ["all", "decode"])
 def test_every_figure_is_counted_over_the_same_places(kept, phase):
     trace = kept(hidden_trace(1, (12, 9), (4, 0)))
-    missed_TLK = lru_missed_TLK(trace, 6)
+    missed_TLK = lru_missed_TLK(trace, 6 / 24)
     table = table_of(trace, missed_TLK)
     token_TLE, layers_HTLE = ByChance().both_logits(trace)
     gate = NextGate.fit(trace)
@@ -88,10 +95,25 @@ def test_every_figure_is_counted_over_the_same_places(kept, phase):
 def test_a_token_step_alone_and_the_phase_without_misses():
     trace = hidden_trace(2, (12, 9), (4, 0))
     popularity = Popularity.fit(trace)
-    table = table_of(trace, lru_missed_TLK(trace, 4), token_step(popularity))
+    table = table_of(trace, lru_missed_TLK(trace, 4 / 24), token_step(popularity))
     assert set(table.filter(pl.col("predictor") == "popularity")["horizon"]) == {"token"}
     row = row_of(table, predictor="popularity", horizon="token", places="all", phase="prefill")
     assert (row["misses"], row["recall_on_misses"], row["tokens"]) == (0, None, 4)
+
+
+def test_baselines_are_scored_where_test_splits_have_hidden_states():
+    splits = {"train": hidden_trace(1, (60,), (0,)), "validation": hidden_trace(2, (30,), (0,))}
+    bare = splits | {"test_in_domain": replace(hidden_trace(3), hidden=None)}
+
+    def missed(trace):
+        return lru_missed_TLK(trace, 0.1)
+
+    assert evaluate_hidden(ByChance(), bare, missed, resamples=20, seed=7) is None
+    table = evaluate_hidden(ByChance(), bare | {"test_out_of_domain": hidden_trace(4)}, missed, resamples=20, seed=7)
+    assert table["split"].unique().to_list() == ["test_out_of_domain"]
+    readers = {"next gate", "default vectors", "shared adapter", "ridge", "pre-attention head"}
+    assert set(table["predictor"]) == {"ours", "token unigram", *readers}
+    assert set(table.filter(pl.col("predictor") == "pre-attention head")["horizon"]) == {"attention"}
 
 
 def test_ranks_break_ties_by_the_lower_id():
@@ -105,7 +127,7 @@ def test_what_an_lru_misses_is_what_a_replay_counts(seed, capacity):
     trace = make_trace(seed, num_layers=3, num_experts=5, lengths=(6, 1, 9), prefill=(3, 0, 0))
     events = events_of(trace)
     counts = replay(events, Lru(), Budget.slots(trace.metadata, capacity)).misses_N
-    missed_TLK = lru_missed_TLK(trace, capacity)
+    missed_TLK = lru_missed_TLK(trace, capacity / 15)
     assert not missed_TLK[trace.is_prefill_T].any()
     decoded_N = np.nonzero(events.is_decode_S[events.step_N])[0]
     for event in decoded_N:

@@ -20,9 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from moe_beyond.data.splitting import TEST
 from moe_beyond.intervals import Ratio, Resamples
 from moe_beyond.predictor.base import Floats, Predictor
+from moe_beyond.predictor.baselines import TokenUnigram
 from moe_beyond.predictor.from_hidden import FromHidden
+from moe_beyond.predictor.hidden_baselines import fit_from_hidden
 from moe_beyond.predictor.recall import TOKEN, TwoSteps, groups, horizons
 from moe_beyond.traces.schema import ExpertIds, Trace
 
@@ -84,6 +87,29 @@ def from_hidden(predictor: FromHidden) -> Candidate:
         return {str(ahead): predictor.scores_ahead(trace, ahead) for ahead in range(1, predictor.horizon + 1)}
 
     return Candidate(predictor.name, scores, predictor.horizon)
+
+
+def evaluate_hidden(
+    predictor: TwoSteps, splits: Mapping[str, Trace], missed: Callable[[Trace], Bools], *, resamples: int, seed: int
+) -> pl.DataFrame | None:
+    """The table of `hidden_table` over the test splits; None where the traces have no hidden states.
+
+    Args:
+        predictor: What is to be shipped.
+        splits: By name; baselines are fitted on `train`, `validation` chooses how smooth they are.
+        missed: The choices of a trace that a cache missed, bool [T, L, K].
+        resamples: As for `hidden_table`.
+        seed: Of the bootstrap and of the baselines that are descended.
+    """
+    tests = {name: trace for name, trace in splits.items() if name.startswith(TEST) and trace.hidden is not None}
+    baselines = fit_from_hidden(splits["train"], splits["validation"], seed) if tests else []
+    if not baselines:
+        return None
+    candidates = [two_steps(predictor), token_step(TokenUnigram.fit(splits["train"])), *map(from_hidden, baselines)]
+    return pl.concat(
+        hidden_table(candidates, name, trace, missed(trace), resamples=resamples, seed=seed)
+        for name, trace in tests.items()
+    )
 
 
 def hidden_table(

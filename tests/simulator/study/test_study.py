@@ -211,7 +211,9 @@ def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
 def test_readers_of_hidden_states_stand_beside_the_others_where_a_split_has_some():
     training = hidden_trace(1, (40,), (0,))
     splits = {"test_in_domain": replace(hidden_trace(2), hidden=None), "test_out_of_domain": hidden_trace(3)}
-    rivals = [Charged(NextGate.fit(training), 0.0, 0.02), Charged(SharedAdapter.fit(training, training, 7), 0.0, 0.03)]
+    readers = [NextGate.fit(training), SharedAdapter.fit(training, training, 7)]
+    rivals = [Charged.reader(reader, training) for reader in readers]
+    assert all(rival.layer_step_ms > rival.token_step_ms == 0 for rival in rivals)
     settings = SETTINGS.model_copy(update={"policies": ("mixtral_offloading",)})
     ours = [Charged(TokenStep(0.4), 0.02)]
     bare, full = replay_splits(splits, training, training, ours, settings, rivals=rivals)

@@ -12,14 +12,18 @@ from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.traces.schema import Trace
 
 
-def lru_missed_TLK(trace: Trace, capacity_experts: int) -> Bools:
+def lru_missed_TLK(trace: Trace, share: float) -> Bools:
     """The choices of decoded tokens that are not resident when their event starts; bool, as `Trace.experts_TLK`.
 
     Replayed event by event, prompts in their order, a prefill as one batch, whose choices count as none; equals the
     misses of a replay of `policies.on_demand.Lru`.
+
+    Args:
+        trace: What is replayed.
+        share: Of the model's experts, how many the cache holds.
     """
-    events = events_of(trace)
-    missed_A = _missed(events.members_A, events.offsets_N, capacity_experts, events.metadata.num_model_experts)
+    events, num_experts = events_of(trace), trace.metadata.num_model_experts
+    missed_A = _missed(events.members_A, events.offsets_N, max(1, round(share * num_experts)), num_experts)
     missed_TLK = np.zeros(trace.experts_TLK.shape, bool)
     decoded_N = np.nonzero(events.is_decode_S[events.step_N])[0]
     # members of a single token's event keep the router's order

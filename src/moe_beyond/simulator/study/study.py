@@ -45,6 +45,13 @@ class Charged:
     token_step_ms: float
     layer_step_ms: float = 0.0
 
+    @classmethod
+    def reader(cls, predictor: FromHidden, training: Trace) -> Charged:
+        """A reader of hidden states, measured here; what predicts a layer itself works ahead of the first one too."""
+        width = 0 if training.hidden is None else training.hidden.width
+        step_ms = predictor.charged_ms(predictor.step_ms(training.metadata, width))
+        return cls(predictor, 0.0 if predictor.first_ahead else step_ms, step_ms)
+
 
 @dataclass(frozen=True)
 class Ablated:
