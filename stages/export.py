@@ -1,10 +1,12 @@
 """Exports the predictor to ONNX, checks parity with PyTorch, times it, and scores it on every split."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from moe_beyond.data.splitting import GATE, SPLITS
 from moe_beyond.evaluation.evaluate import evaluate
+from moe_beyond.evaluation.hidden_scores import evaluate_hidden
 from moe_beyond.files import write_json, write_tables
 from moe_beyond.network.checkpoint import load_checkpoint
 from moe_beyond.network.export import export_predictor
@@ -13,6 +15,7 @@ from moe_beyond.paper.network import load_variants
 from moe_beyond.paper.scores import protocol_table
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.settings import Seed, Settings
+from moe_beyond.simulator.bounds.lru_misses import lru_missed_TLK
 from moe_beyond.traces import store
 
 DATA = Path("data/splits")
@@ -37,6 +40,9 @@ def main(root: Path, params: Params) -> None:
         "calibration": evaluation.calibration,
         "published_protocol": protocol_table(predictor, splits, resamples, seed),
     }
+    missed = partial(lru_missed_TLK, share=settings.missed_capacity)
+    if (hidden := evaluate_hidden(predictor, splits, missed, resamples=resamples, seed=seed)) is not None:
+        tables["hidden"] = hidden
     write_tables(root / REPORTS / "tables", tables)
     write_json(root / REPORTS / "metrics.json", exported.metrics | evaluation.metrics())
     write_json(

@@ -9,6 +9,7 @@ from moe_beyond.data.splitting import SPLITS, TEST
 from moe_beyond.files import write_json, write_tables
 from moe_beyond.paper.caches import rows_by_cache
 from moe_beyond.predictor.baselines import TokenUnigram
+from moe_beyond.predictor.hidden_baselines import fit_from_hidden
 from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.settings import Seed, Settings
 from moe_beyond.simulator.study.headline import headline
@@ -40,7 +41,8 @@ def main(root: Path, params: Params) -> None:
         Charged(ours, ours.charge.token_step_ms, ours.charge.layer_step_ms),
         Charged(TokenUnigram.fit(training), ours.charge.table_ms),
     ]
-    replays = replay_splits(splits, training, validation, predictors, settings)
+    rivals = [Charged.reader(one, training) for one in fit_from_hidden(training, validation, seed)]
+    replays = replay_splits(splits, training, validation, predictors, settings, rivals=rivals)
     paper = [
         rows_by_cache(name, trace, training, ours, resamples=settings.bootstrap_samples, seed=seed)
         for name, trace in splits.items()

@@ -43,7 +43,7 @@ def ms(device, policy, fraction):
 def facts(policy):
     title, predictor, _, bound, lossy, prefetches, _ = POLICIES[policy]
     layers = predictor == "predictor"
-    return dict(zip(FACTS, (policy, title, predictor, layers, bound, lossy, prefetches), strict=True))
+    return dict(zip(FACTS, (policy, title, predictor, layers, bound, lossy, prefetches, None, None), strict=True))
 
 
 def spread(name, value, by):

@@ -71,13 +71,13 @@ def modelled(shape: NetworkShape) -> Latency:
         zip(_TABLE, (1.0, shape.num_layers * shape.num_experts / 1e6), strict=True),
         zip(_HIDDEN_STEP, hidden_step_terms(shape), strict=True) if shape.reads_hidden else (),
     )
-    return Latency(*(_round_up(RAISED * sum(ms * term for ms, term in line)) for line in lines))
+    return Latency(*(round_up(RAISED * sum(ms * term for ms, term in line)) for line in lines))
 
 
 def charged(shape: NetworkShape, measured: Latency) -> Latency:
     """The arithmetic charge, or where that is less what was measured, rounded up to two digits."""
     pairs = zip(astuple(modelled(shape)), astuple(measured), strict=True)
-    return Latency(*(max(line_ms, _round_up(ms)) for line_ms, ms in pairs))
+    return Latency(*(max(line_ms, round_up(ms)) for line_ms, ms in pairs))
 
 
 def token_step_terms(shape: NetworkShape) -> tuple[float, ...]:
@@ -147,6 +147,6 @@ def read_charge(files: Contents) -> Latency:
     return found
 
 
-def _round_up(ms: float) -> float:
+def round_up(ms: float) -> float:
     """To two significant digits, never down."""
     return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal(repr(float(ms))))

@@ -7,13 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from moe_beyond.errors import InputError
+from moe_beyond.predictor.next_gate import NextGate, SharedAdapter
 from moe_beyond.simulator.engine.replay import replay
 from moe_beyond.simulator.policies.on_demand import LayerLru, Lru
 from moe_beyond.simulator.study.settings import SimulateSettings
 from moe_beyond.simulator.study.study import Charged, replay_splits
 from moe_beyond.simulator.study.tables import all_tables
+from tests.hidden_traces import hidden_trace
 from tests.simulator.strategies import make_trace
-from tests.simulator.study.cases import HEADLINE, PUBLISHED, SETTINGS, PartlyRight, drawn, partly_right_TLE
+from tests.simulator.study.cases import HEADLINE, PUBLISHED, SETTINGS, PartlyRight, TokenStep, drawn, partly_right_TLE
 
 OURS = [f"ours_{use}" for use in ("prefetch_anticipate", "prefetch_lru", "layer_prefetch_anticipate")]
 OURS += ["ours_layer_prefetch_lru", "ours_anticipate"]
@@ -204,3 +206,36 @@ def test_with_a_batch_shared_experts_are_wanted_once(replays, keep_warm):
         timed = together.timed_at(place)
         assert min(timed[name].ms_per_token for name in timed if name != "pre_gated") >= bound.ms_per_token
     assert Lru.name in together.at(4)
+
+
+def test_readers_of_hidden_states_stand_beside_the_others_where_a_split_has_some():
+    training = hidden_trace(1, (40,), (0,))
+    splits = {"test_in_domain": replace(hidden_trace(2), hidden=None), "test_out_of_domain": hidden_trace(3)}
+    readers = [NextGate.fit(training), SharedAdapter.fit(training, training, 7)]
+    rivals = [Charged.reader(reader, training) for reader in readers]
+    assert all(rival.layer_step_ms > rival.token_step_ms == 0 for rival in rivals)
+    settings = SETTINGS.model_copy(update={"policies": ("mixtral_offloading",)})
+    ours = [Charged(TokenStep(0.4), 0.02)]
+    bare, full = replay_splits(splits, training, training, ours, settings, rivals=rivals)
+    names = [
+        f"{name}_prefetch_{out}" for name in ("next_gate", "shared_adapter") for out in ("lru", "rival_anticipate")
+    ]
+    assert not {*names} & {*bare.facts}
+    assert [name for name in full.facts if name in names] == names
+    sizes = {one.facts.policy: len(one.replays) for one in full.policies}
+    assert [sizes[name] for name in names] == [3, 3, 1, 1], "the first one at every capacity"
+    assert full.facts[names[1]].evicted_by == "rival"
+    assert full.facts[names[1]].is_driven_by("rival")
+    assert not full.facts[names[0]].is_driven_by("rival")
+    for place in full.places:
+        assert not full.facts[full.best_without_predictor(place).replay.policy].is_driven_by("rival")
+    assert (bare.facts["mixtral_offloading"].gate, full.facts["mixtral_offloading"].gate) == (
+        "stand-in gate",
+        "real gate",
+    )
+    assert full.facts["mixtral_offloading"].title == "Mixtral-offloading (real gate)"
+    assert full.case.events.trace.hidden is None, "other processes need not have them"
+    tables = all_tables([bare, full], seed=7)
+    assert set(tables["on_device"]["gate"].drop_nulls()) == {"stand-in gate", "real gate"}
+    with pytest.raises(TypeError, match="reads no hidden states"):
+        replay_splits({"test": hidden_trace(3)}, training, training, ours, settings, rivals=ours)

@@ -20,7 +20,7 @@ from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import Prefetches
-from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 __all__ = ["FULL", "SKIP", "ChangedDemand", "Demand", "Policy", "Prefetches", "Rank", "sentence"]
 
@@ -122,6 +122,12 @@ class Policy:
     predictor: str | None = None
     """Name of the predictor that it needs, in tables; None: none."""
 
+    evicted_by: str | None = None
+    """Name of the predictor by which it evicts, where another one prefetches; None: none, or the same."""
+
+    gate_kind: str | None = None
+    """Whether it reads the model's own next gates, in words for tables; None: it reads no gate."""
+
     token_step_ms: float = 0.0
     """Milliseconds on one thread that are charged for its predictor ahead of every decoded token."""
 
@@ -139,6 +145,10 @@ class Policy:
 
     precisions: tuple[float, ...] = (1.0,)
     """Bytes of an expert at each precision as shares of the traced ones, falling; the first is the full one."""
+
+    def beside(self, trace: Trace) -> Policy:
+        """The same for a trace that is to be replayed: with what its hidden states say, where it has some."""
+        return self
 
     def layer_weights_L(self, num_layers: int) -> F64 | None:
         """In which proportion the layers share the cache, where each has a budget of its own; None: alike."""

@@ -124,6 +124,8 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
         InputError: The policy needs router weights, and the trace has none; or it decides token by token what to skip,
             and a step runs several tokens, or every access is an event of its own; or it skips, and runs verify blocks.
     """
+    if events.trace is not None:
+        policy = policy.beside(events.trace)
     if events.schedule is not None and (policy.demand is not None or policy.decides_by_token):
         raise InputError(
             f"policy {policy.name}: decides token by token what to skip, and a step runs several tokens at once; "

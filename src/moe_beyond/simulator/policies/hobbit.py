@@ -6,10 +6,11 @@ Shape suffixes: I members of an event, F features, M experts of the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
+from moe_beyond.predictor.from_hidden import HORIZON
 from moe_beyond.simulator.engine.online import Online
 from moe_beyond.simulator.engine.policy import (
     FULL,
@@ -25,7 +26,7 @@ from moe_beyond.simulator.engine.policy import (
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, compiled
 from moe_beyond.simulator.policies.next_layer import NextLayerMap, OnlineNextLayer
 from moe_beyond.simulator.schedule.events import Events
-from moe_beyond.traces.schema import TraceMetadata
+from moe_beyond.traces.schema import Trace, TraceMetadata
 
 _FULL_UP_TO, _LOW_UP_TO = 0.6, 0.9
 """Of a missing expert: the weight of those that the router ranks above it, up to which it is loaded at full and at low
@@ -77,21 +78,35 @@ class Hobbit(Policy):
 
     After the paper, unverified: the two thresholds, a quarter of the bytes at low precision, and a cache priority of
     four grounds, which count equally here. Its prefetch goes on layer by layer until something is predicted to be
-    missing; requests do not depend on what is resident, so here it ends at the next layer, where something almost
-    always is. The gate is the stand-in of `next_layer`.
+    missing. Requests do not depend on what is resident: where the trace has real gates, those of up to four layers
+    ahead are requested, the nearest first, so that the link goes on to the next one when all of a layer's are there;
+    the map of `next_layer` stands in for the next layer alone.
 
     Attributes:
-        gate: Fitted on the training split.
+        gate: The next layers', or a map that was fitted on the training split.
     """
 
     gate: NextLayerMap
     name = "hobbit"
     title = "HOBBIT"
-    lookahead = 1
     needs_weights = True
     precisions = (1.0, 0.25)
     rank = staticmethod(four_grounds)
     demand = staticmethod(by_weight_above)
+
+    @property
+    @override
+    def gate_kind(self) -> str:  # type: ignore[override]
+        return self.gate.kind
+
+    @property
+    @override
+    def lookahead(self) -> int:  # type: ignore[override]
+        return self.gate.horizon
+
+    @override
+    def beside(self, trace: Trace) -> Hobbit:
+        return replace(self, gate=self.gate.beside(trace, trace.metadata.top_k, HORIZON))
 
     @override
     def prefetches(self, events: Events) -> Prefetches:

@@ -1,9 +1,9 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""A stand-in for the next layer's gate, and the policies that read it one layer ahead.
+"""The next layer's gate, or a stand-in for it, and the policies that read it one layer ahead.
 
-Several engines put the present layer's hidden state through the next layer's gate. A trace has no hidden states, so a
-linear map, fitted on the training split, goes from the experts that a layer chose to those of the next. What it misses
-of the real gate is reported beside what it gives; none of these hit rates are those of the engines.
+Several engines put the present layer's hidden state through the next layer's gate. Where the replayed trace has what
+routers read and the routers' weights, so does a replay. Where it has not, a linear map, fitted on the training split,
+goes from the experts that a layer chose to those of the next; a real gate recalls far more. Tables say which it was.
 
 Shape suffixes: T tokens, V passes, D passes of decode steps but in the last layer, L MoE layers, K experts per token,
 E routed experts in a layer, W experts of a request.
@@ -11,15 +11,17 @@ E routed experts in a layer, W experts of a request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from typing_extensions import override
 
+from moe_beyond.predictor.next_gate import NextGate
 from moe_beyond.simulator.engine.online import Online, Request, Routing
 from moe_beyond.simulator.engine.policy import Policy, Prefetches
 from moe_beyond.simulator.jit import F32, F64, I32, I64, compiled
 from moe_beyond.simulator.policies.arc import adaptive_replacement
+from moe_beyond.simulator.policies.guesses import Guesses
 from moe_beyond.simulator.policies.layer_passes import LayerPasses, best
 from moe_beyond.simulator.policies.on_demand import last_use
 from moe_beyond.simulator.schedule.events import Events
@@ -29,15 +31,22 @@ from moe_beyond.traces.schema import Trace, TraceMetadata
 _RIDGE = 1.0
 
 
+STAND_IN, REAL = "stand-in gate", "real gate"
+
+
 @dataclass(frozen=True)
 class NextLayerMap:
-    """A linear map from a layer's chosen experts to the next layer's.
+    """A linear map from a layer's chosen experts to the next layer's, or instead of it the model's own next gates.
 
     Attributes:
         weights_LEE: float32 [L-1, E, E]; row e of layer l is what expert e of layer l adds to the scores of l + 1.
+        real: What the model's own gates choose for the trace that is replayed; None: that is not known.
+        known_share: Of the decoded tokens' layers that have one below, the share for which it is known.
     """
 
     weights_LEE: F32
+    real: Guesses | None = None
+    known_share: float = 0.0
 
     @classmethod
     def fit(cls, training: Trace) -> NextLayerMap:
@@ -52,8 +61,47 @@ class NextLayerMap:
             chosen_TE = next_TE
         return cls(weights_LEE)
 
+    def beside(self, trace: Trace, width: int, horizon: int = 1) -> NextLayerMap:
+        """With the real gates of a trace that has what they read: `width` experts of each of `horizon` layers ahead."""
+        hidden = trace.hidden
+        if hidden is None or hidden.routers is None or trace.metadata.num_layers == 1:
+            return self
+        real = Guesses.of(NextGate(hidden.routers), trace, width, horizon)
+        known_share = real.known_share(trace)
+        return replace(self, real=real, known_share=known_share) if known_share else self
+
+    @property
+    def kind(self) -> str:
+        """Which of both it is, in words."""
+        if self.real is None:
+            return STAND_IN
+        return REAL if self.known_share == 1 else f"{REAL} for {self.known_share:.0%} of layers, else {STAND_IN}"
+
+    @property
+    def horizon(self) -> int:
+        """Layers ahead for which it names experts: a map for the next one alone."""
+        return 1 if self.real is None else self.real.horizon
+
     def requests(self, events: Events, width: int) -> Prefetches:
-        """Requests for each layer's `width` best experts once the layer below is routed; the first layer has none."""
+        """Requests for each layer's `width` best experts once a layer below is routed; the first layer has none.
+
+        Where the real gate of the next layer is not known for any of a step's tokens, the map's answer stands in.
+        """
+        if self.real is None:
+            return self._mapped(events, width)
+        known_Q, target_Q, counts_Q, experts_X = self.real.asked(events, width)
+        if self.known_share < 1:
+            mapped = self._mapped(events, width)
+            nearest_Q = known_Q == when_routed(target_Q - 1)
+            missing_Q = ~np.isin(mapped.target_Q, target_Q[nearest_Q])
+            counts_X = np.diff(mapped.offsets_Q)
+            known_Q = np.concatenate([known_Q, mapped.known_Q[missing_Q]])
+            target_Q = np.concatenate([target_Q, mapped.target_Q[missing_Q]])
+            counts_Q = np.concatenate([counts_Q, counts_X[missing_Q]])
+            experts_X = np.concatenate([experts_X, mapped.experts_X[np.repeat(missing_Q, counts_X)]])
+        return Prefetches.from_requests(events, known_Q, target_Q, counts_Q, experts_X)
+
+    def _mapped(self, events: Events, width: int) -> Prefetches:
         meta, passes = events.metadata, LayerPasses.of(events)
         from_D = np.nonzero(passes.decode_V & (passes.layer_V < meta.num_layers - 1))[0]
         if not len(from_D):
@@ -114,10 +162,10 @@ class MixtralOffloading(Policy):
     """Speculative loads of the next layer's best experts over per-layer LRU (Mixtral-offloading, arXiv 2312.17238).
 
     After the paper, unverified: the two best of the next layer are requested when this layer's demand is known, and
-    start after its loads. The gate is the stand-in of this module.
+    start after its loads.
 
     Attributes:
-        gate: Fitted on the training split.
+        gate: The next layer's, or a map that was fitted on the training split.
         speculative_loads: Experts requested per layer.
     """
 
@@ -128,6 +176,15 @@ class MixtralOffloading(Policy):
     per_layer = True
     lookahead = 1
     rank = staticmethod(last_use)
+
+    @property
+    @override
+    def gate_kind(self) -> str:  # type: ignore[override]
+        return self.gate.kind
+
+    @override
+    def beside(self, trace: Trace) -> MixtralOffloading:
+        return replace(self, gate=self.gate.beside(trace, self.speculative_loads))
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
@@ -142,11 +199,11 @@ class MixtralOffloading(Policy):
 class Fate(Policy):
     """The next layer's experts by the gate, more cache for shallow layers, ARC in each (Fate, arXiv 2502.12224).
 
-    As many experts are requested as the router chooses. The gate is the stand-in of this module. By how much shallow
-    layers are favoured is not in the public text: here the shares fall evenly from 3/2 of the mean to 1/2 of it.
+    As many experts are requested as the router chooses. By how much shallow layers are favoured is not in the public
+    text: here the shares fall evenly from 3/2 of the mean to 1/2 of it.
 
     Attributes:
-        gate: Fitted on the training split.
+        gate: The next layer's, or a map that was fitted on the training split.
     """
 
     gate: NextLayerMap
@@ -155,6 +212,15 @@ class Fate(Policy):
     per_layer = True
     lookahead = 1
     rank = staticmethod(adaptive_replacement)
+
+    @property
+    @override
+    def gate_kind(self) -> str:  # type: ignore[override]
+        return self.gate.kind
+
+    @override
+    def beside(self, trace: Trace) -> Fate:
+        return replace(self, gate=self.gate.beside(trace, trace.metadata.top_k))
 
     @override
     def layer_weights_L(self, num_layers: int) -> F64:

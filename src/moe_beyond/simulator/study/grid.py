@@ -30,6 +30,8 @@ class Facts:
         bound: Whether it reads the future, so that it cannot be built.
         lossy: Whether the model's outputs are not its own: router weight is lost, or it needs another router.
         prefetches: Whether it fetched anything ahead.
+        evicted_by: Another predictor by whose predictions it evicts; None: none.
+        gate: Whether the next gate that it reads is the model's own or a stand-in; None: it reads none.
     """
 
     policy: str
@@ -39,6 +41,12 @@ class Facts:
     bound: bool
     lossy: bool
     prefetches: bool
+    evicted_by: str | None = None
+    gate: str | None = None
+
+    def is_driven_by(self, predictor: str | None) -> bool:
+        """Whether this predictor prefetches or evicts."""
+        return predictor is not None and predictor in (self.predictor, self.evicted_by)
 
     @property
     def can_win(self) -> bool:
@@ -70,12 +78,14 @@ def facts_of(policy: Policy, replays: Sequence[Replay] = ()) -> Facts:
     totals = [replay.total for replay in replays]
     return Facts(
         policy=policy.name,
-        title=policy.title,
+        title=policy.title if policy.gate_kind is None else f"{policy.title} ({policy.gate_kind})",
         predictor=policy.predictor,
         ahead_of_layers=policy.layer_step_ms > 0,
         bound=policy.knows_future,
         lossy=policy.needs_another_router or any(total.skipped or total.mass_given_up for total in totals),
         prefetches=any(total.prefetches for total in totals),
+        evicted_by=policy.evicted_by,
+        gate=policy.gate_kind,
     )
 
 
@@ -100,7 +110,7 @@ def replay_policy(index: int, case: Case, policy: Policy, links: bool) -> tuple[
         return index, PolicyReplays(facts_of(policy), not_replayed=str(error))
     counted = sweep_prepared(prepared, _budgets(case, policy, case.slots), overrun=case.settings.overrun)
     by_slots = {replay.capacity_experts: replay for replay in counted}
-    facts = facts_of(policy, counted)
+    facts = facts_of(prepared.policy, counted)
     on_demand = not (facts.prefetches or facts.lossy)
     timed = clocked(case, prepared, [by_slots[slots] for slots in case.timed_slots], case.devices, on_demand)
     by_link: list[TimedReplay] = []

@@ -15,6 +15,7 @@ from moe_beyond.intervals import Resamples
 from moe_beyond.parallel import run_tasks
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import Popularity
+from moe_beyond.predictor.from_hidden import FromHidden
 from moe_beyond.simulator.bounds.belady import Belady
 from moe_beyond.simulator.bounds.hit_curves import belady_curve
 from moe_beyond.simulator.bounds.time_bound import TimeBound, time_bound
@@ -23,6 +24,7 @@ from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.timing import TimedReplay
 from moe_beyond.simulator.jit import F32, I64
 from moe_beyond.simulator.policies.catalogue import build, known
+from moe_beyond.simulator.policies.guesses import Guesses, GuessPrefetch
 from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.policies.predictions import Predictions, prefetch_width
 from moe_beyond.simulator.schedule.events import Events
@@ -42,6 +44,13 @@ class Charged:
     predictor: Predictor
     token_step_ms: float
     layer_step_ms: float = 0.0
+
+    @classmethod
+    def reader(cls, predictor: FromHidden, training: Trace) -> Charged:
+        """A reader of hidden states, measured here; what predicts a layer itself works ahead of the first one too."""
+        width = 0 if training.hidden is None else training.hidden.width
+        step_ms = predictor.charged_ms(predictor.step_ms(training.metadata, width))
+        return cls(predictor, 0.0 if predictor.first_ahead else step_ms, step_ms)
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class SplitReplays:
     def best_without_predictor(self, place: Place) -> TimedReplay | None:
         """The fastest policy that the first predictor does not drive."""
         ours = self.predictions[0].name if self.predictions else None
-        return self.fastest(place, lambda facts: ours is None or facts.predictor != ours)
+        return self.fastest(place, lambda facts: not facts.is_driven_by(ours))
 
     def fastest(self, place: Place, may_win: Callable[[Facts], bool]) -> TimedReplay | None:
         """The fastest policy at a place, chosen with hindsight on these very prompts; None: there is none.
@@ -142,6 +151,8 @@ def replay_splits(
     validation: Trace,
     predictors: Sequence[Charged],
     settings: SimulateSettings,
+    *,
+    rivals: Sequence[Charged] = (),
 ) -> list[SplitReplays]:
     """Replay every split.
 
@@ -151,6 +162,9 @@ def replay_splits(
         validation: What chooses how the first predictor is used.
         predictors: Predictors that prefetch and evict; the first one is ours.
         settings: Capacities and rules.
+        rivals: Readers of hidden states (`predictor.from_hidden`), which prefetch over LRU and over the first
+            predictor's eviction where a split has hidden states: the first of them at every capacity, the others at the
+            headline's.
 
     Raises:
         InputError: A split is of another model than the training split; a policy or device that is not known; a policy
@@ -164,15 +178,18 @@ def replay_splits(
     jobs: list[tuple[Case, Policy, bool]] = []
     prepared = []
     for trace in splits.values():
-        case = case_of(trace, settings)
+        # what hidden states say is asked beforehand: other processes need not have them
+        case = case_of(replace(trace, hidden=None), settings)
         predictions = [_predictions(charged, trace, case.events, popularity_LE) for charged in predictors]
         ablation = _ablation(predictions, settings)
-        every = [*listed, *_policies(predictions, settings)]
+        every = [policy.beside(trace) for policy in listed] + _policies(predictions, settings)
         every.sort(key=lambda policy: policy.knows_future)  # bounds last
-        jobs += [(case, policy, True) for policy in every]
         at_headline = replace(case, slots=(case.headline_slots,), timed_slots=(case.headline_slots,))
-        jobs += [(at_headline, policy, False) for _, policy in ablation]
-        prepared.append((case, predictions, ablation, len(every)))
+        own = [(case, policy, True) for policy in every]
+        for place, rival in enumerate(rivals if trace.hidden is not None else ()):
+            own += [(at_headline if place else case, policy, False) for policy in _guessing(rival, trace, predictions)]
+        jobs += [*own, *((at_headline, policy, False) for _, policy in ablation)]
+        prepared.append((case, predictions, ablation, len(own)))
     done = iter(_run(jobs, settings.workers))
     results: list[SplitReplays] = []
     for (name, trace), (case, predictions, ablation, count) in zip(splits.items(), prepared, strict=True):
@@ -214,7 +231,7 @@ def _choose(
     if not predictors or not settings.devices:
         return {}
     trace = first_tokens(validation, settings.choose_tokens)
-    case = case_of(trace, settings)
+    case = case_of(replace(trace, hidden=None), settings)
     if not case.events.is_decode_S.any():
         return {}
     ours = _predictions(predictors[0], trace, case.events, popularity_LE)
@@ -237,6 +254,20 @@ def _policies(predictions: Sequence[Predictions], settings: SimulateSettings) ->
             prefetch_width(one.trace.metadata, settings.step_tokens, settings.prefetch_width),
             settings.prefetch_threshold,
         )
+    ]
+
+
+def _guessing(rival: Charged, trace: Trace, predictions: Sequence[Predictions]) -> list[GuessPrefetch]:
+    """The ways of using a reader of hidden states: over LRU, and over the first predictor's eviction."""
+    reader = rival.predictor
+    if not isinstance(reader, FromHidden):
+        raise TypeError(f"{reader.name} reads no hidden states")
+    width = trace.metadata.top_k
+    guesses, name = Guesses.of(reader, trace, width), reader.name.replace(" ", "_").replace("-", "_")
+    evictions: list[Policy] = [Lru(), *(one.eviction() for one in predictions[:1])]
+    return [
+        GuessPrefetch.over(out, name, guesses, width, token_ms=rival.token_step_ms, layer_ms=rival.layer_step_ms)
+        for out in evictions
     ]
 
 

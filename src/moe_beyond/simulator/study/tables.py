@@ -115,8 +115,9 @@ def unlimited_link_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFr
             for replay in policy.replays
         ]
     # a column of nulls alone has no type of its own
-    types = dict.fromkeys((*interval_columns("hit_rate"), "decode_hit_rate"), pl.Float64)
-    return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"predictor": pl.String, **types})
+    types: dict[str, type[pl.DataType]] = dict.fromkeys(("predictor", "evicted_by", "gate"), pl.String)
+    types |= dict.fromkeys((*interval_columns("hit_rate"), "decode_hit_rate"), pl.Float64)
+    return pl.DataFrame(rows, infer_schema_length=None, schema_overrides=types)
 
 
 def ablation_table(splits: Sequence[SplitReplays], seed: int) -> pl.DataFrame:
