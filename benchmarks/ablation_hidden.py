@@ -120,9 +120,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         f"`ablation_hidden.csv`. Each fit saw {reference['train_prompts']} training prompts "
         f"({reference['train_tokens']:,} tokens) for {reference['epochs']} epochs: less",
         "than a full fit, so that all can be compared. Scores are recall@k in percent on the whole validation split of",
-        "the reference model; no test split was read. `token` is ahead of the token, `+1` to `+4` are layers ahead, over",
-        "all layers: where nothing is known yet, it is the token step's. Differences to the reference stand in brackets,",
-        f"in points; its {len(seeds)} seeds differ among themselves by up to "
+        "the reference model; no test split was read. `token` is ahead of the token, `+1` to `+4` are layers ahead,",
+        "over all layers: where nothing is known yet, it is the token step's. Differences to the reference stand in",
+        f"brackets, in points; its {len(seeds)} seeds differ among themselves by up to "
         f"{', '.join(f'{points:.2f}' for points in spread)}: smaller differences say nothing.",
         "",
         "| changed | token | +1 | +2 | +3 | +4 | parameters (M) |",

@@ -35,16 +35,20 @@ def main(root: Path, params: Params) -> None:
     # a source without a held-out domain leaves that split's folder empty
     present = [name for name in SPLITS if name.startswith(TEST) and store.has_working(root / DATA / name)]
     splits = {name: store.open_working(root / DATA / name) for name in present}
-    ours = OnnxPredictor(root / "models/predictor")
+    plain = OnnxPredictor(root / "models/predictor")
+    ours = plain.reading(training)
     # the table of counts prefetches by the same rule, so that learning is compared with counting, not with nothing
     predictors = [
-        Charged(ours, ours.charge.token_step_ms, ours.charge.layer_step_ms),
+        Charged.of(ours),
         Charged(TokenUnigram.fit(training), ours.charge.table_ms),
     ]
+    if ours.uses_hidden:
+        without = OnnxPredictor(root / "models/predictor", name="predictor without hidden states")
+        predictors.append(Charged.of(without, variant=True))
     rivals = [Charged.reader(one, training) for one in fit_from_hidden(training, validation, seed)]
     replays = replay_splits(splits, training, validation, predictors, settings, rivals=rivals)
     paper = [
-        rows_by_cache(name, trace, training, ours, resamples=settings.bootstrap_samples, seed=seed)
+        rows_by_cache(name, trace, training, plain, resamples=settings.bootstrap_samples, seed=seed)
         for name, trace in splits.items()
     ]
     write_tables(root / REPORTS / "tables", all_tables(replays, seed) | {"paper_replay": pl.concat(paper)})

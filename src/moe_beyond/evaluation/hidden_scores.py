@@ -90,12 +90,19 @@ def from_hidden(predictor: FromHidden) -> Candidate:
 
 
 def evaluate_hidden(
-    predictor: TwoSteps, splits: Mapping[str, Trace], missed: Callable[[Trace], Bools], *, resamples: int, seed: int
+    predictor: TwoSteps,
+    without: TwoSteps,
+    splits: Mapping[str, Trace],
+    missed: Callable[[Trace], Bools],
+    *,
+    resamples: int,
+    seed: int,
 ) -> pl.DataFrame | None:
     """The table of `hidden_table` over the test splits; None where the traces have no hidden states.
 
     Args:
-        predictor: What is to be shipped.
+        predictor: What is to be shipped, with hidden states.
+        without: The same without.
         splits: By name; baselines are fitted on `train`, `validation` chooses how smooth they are.
         missed: The choices of a trace that a cache missed, bool [T, L, K].
         resamples: As for `hidden_table`.
@@ -105,7 +112,8 @@ def evaluate_hidden(
     baselines = fit_from_hidden(splits["train"], splits["validation"], seed) if tests else []
     if not baselines:
         return None
-    candidates = [two_steps(predictor), token_step(TokenUnigram.fit(splits["train"])), *map(from_hidden, baselines)]
+    both = [two_steps(predictor), two_steps(without, f"{predictor.name} without hidden states")]
+    candidates = [*both, token_step(TokenUnigram.fit(splits["train"])), *map(from_hidden, baselines)]
     return pl.concat(
         hidden_table(candidates, name, trace, missed(trace), resamples=resamples, seed=seed)
         for name, trace in tests.items()

@@ -62,7 +62,7 @@ class PredictorModule(pl.LightningModule):
         previous_BTLM = batch.previous_BTLM.masked_fill(hidden_BTM[:, :, None], self.shape.num_experts)
         seen = batch._replace(tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
         (first, *further), hidden, later = predict(self.network, self.layer_step, seen, self.hidden_step)
-        loss = self._loss(*first) + later_loss(*later)
+        loss = self._loss(*first) + self.settings.later_loss_weight * later_loss(*later)
         for step in (further, hidden):
             # a model of few layers has none at the farthest horizons
             losses = [self._loss(*prediction) for prediction in step if prediction[0].numel()]

@@ -58,6 +58,8 @@ class TrainSettings(Settings):
     """Share of windows in which the token step sees no hidden states in training, so that it copes without them."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
+    later_loss_weight: float = Field(default=0.5, ge=0)
+    """Weight of the loss of later use, by which caches evict, beside that of the token's own use."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Of the arithmetic in training. A processor with bfloat16 instructions multiplies about five times faster in
     bf16-mixed, at no loss of recall that was measured; one without is slower."""

@@ -16,6 +16,7 @@ from moe_beyond.parallel import run_tasks
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.predictor.from_hidden import FromHidden
+from moe_beyond.predictor.runtime import OnnxPredictor
 from moe_beyond.simulator.bounds.belady import Belady
 from moe_beyond.simulator.bounds.hit_curves import belady_curve
 from moe_beyond.simulator.bounds.time_bound import TimeBound, time_bound
@@ -39,11 +40,24 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Charged:
-    """A predictor with what is charged for its steps, in milliseconds on one thread."""
+    """A predictor with what is charged for its steps, in milliseconds on one thread.
+
+    Attributes:
+        predictor: Predicts the experts.
+        token_step_ms: Charged ahead of every decoded token.
+        layer_step_ms: Charged after the router of every layer but the last.
+        variant: Whether it is the first predictor again, used in another way: no rival to it.
+    """
 
     predictor: Predictor
     token_step_ms: float
     layer_step_ms: float = 0.0
+    variant: bool = False
+
+    @classmethod
+    def of(cls, predictor: OnnxPredictor, *, variant: bool = False) -> Charged:
+        """With what is charged in its folder."""
+        return cls(predictor, predictor.charge.token_step_ms, predictor.charge.layer_step_ms, variant)
 
     @classmethod
     def reader(cls, predictor: FromHidden, training: Trace) -> Charged:
@@ -73,6 +87,7 @@ class SplitReplays:
         bounds: The clairvoyant bound of each device and capacity; empty where nothing is decoded.
         ablation: Ours put together piece by piece, at the headline capacity; empty without a predictor.
         predictions: Of each predictor.
+        own: Names of the first predictor and of its variants.
         chosen: The way of using the first predictor at each device and capacity, chosen on validation prompts.
     """
 
@@ -83,6 +98,7 @@ class SplitReplays:
     bounds: Mapping[Place, TimeBound]
     ablation: tuple[Ablated, ...]
     predictions: tuple[Predictions, ...]
+    own: tuple[str, ...]
     chosen: Mapping[Place, str]
 
     @property
@@ -130,8 +146,7 @@ class SplitReplays:
 
     def best_without_predictor(self, place: Place) -> TimedReplay | None:
         """The fastest policy that the first predictor does not drive."""
-        ours = self.predictions[0].name if self.predictions else None
-        return self.fastest(place, lambda facts: not facts.is_driven_by(ours))
+        return self.fastest(place, lambda facts: not any(map(facts.is_driven_by, self.own)))
 
     def fastest(self, place: Place, may_win: Callable[[Facts], bool]) -> TimedReplay | None:
         """The fastest policy at a place, chosen with hindsight on these very prompts; None: there is none.
@@ -195,7 +210,14 @@ def replay_splits(
     for (name, trace), (case, predictions, ablation, count) in zip(splits.items(), prepared, strict=True):
         policies = (*itertools.islice(done, count), *not_replayed)
         ablated = tuple(Ablated(added, next(done)) for added, _ in ablation)
-        results.append(SplitReplays(name, trace, case, policies, _bounds(case), ablated, tuple(predictions), chosen))
+        names = tuple(
+            one.name
+            for place, (one, charged) in enumerate(zip(predictions, predictors, strict=True))
+            if place == 0 or charged.variant
+        )
+        results.append(
+            SplitReplays(name, trace, case, policies, _bounds(case), ablated, tuple(predictions), names, chosen)
+        )
         if not results[-1].decoded_P.any():
             Console(stderr=True, soft_wrap=True).print(
                 f"{name}: nothing is decoded, so nothing is timed; simulate.prefill: token_by_token decodes all of it"
