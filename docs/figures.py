@@ -21,6 +21,9 @@ PREDICTORS = (
 )
 """Predictors of the README's table, their horizon, and what they are called there."""
 DEVICES = {
+    "phone_oneplus_15r": "phone, OnePlus 15R",
+    "laptop_ryzen4800h": "laptop, Ryzen 4800H",
+    "gpu_pcie4_wsl": "GPU, PCIe 4 under WSL",
     "phone_ufs": "phone, UFS flash",
     "laptop_nvme": "laptop, NVMe (no recording)",
     "gpu_pcie4": "GPU, PCIe 4 (no recording)",
