@@ -1,6 +1,7 @@
 """Models that compute with other experts than their routers chose do so exactly as the policy says."""
 
 import numpy as np
+import pytest
 import torch
 
 from moe_beyond.capture.discovery import moe_layers
@@ -8,7 +9,7 @@ from moe_beyond.live.decoding import decode
 from moe_beyond.live.likeness import measured_substitution
 from moe_beyond.simulator.policies.fewer_experts import CachePrior, MoBile
 from moe_beyond.simulator.policies.online_choices import OnlineCachePrior
-from moe_beyond.simulator.policies.pre_gated import PreGated
+from moe_beyond.simulator.policies.pre_gated import PreGated, PreGatedLru
 from moe_beyond.simulator.policies.prompt_sets import PreMoe
 from moe_beyond.simulator.policies.substitution import Substitution
 from tests.capture.tiny_models import tiny_model
@@ -50,7 +51,8 @@ def assert_changed_alike(case, live, want):
     assert case.difference(live) > 1e-2
 
 
-def test_pre_gated_is_the_model_with_its_gates_a_layer_earlier(tmp_path):
+@pytest.mark.parametrize("kind", [PreGated, PreGatedLru])
+def test_pre_gated_is_the_model_with_its_gates_a_layer_earlier(tmp_path, kind):
     case = LiveCase(lambda: tiny_model("olmoe"), tmp_path)
     gates = [case.model.get_submodule(layer.name.rpartition(".")[0]).gate for layer in moe_layers(case.model)]
     guess = []
@@ -60,7 +62,7 @@ def test_pre_gated_is_the_model_with_its_gates_a_layer_earlier(tmp_path):
         guess[:] = [gate(hidden)[1:] for gate in gates[index + 1 : index + 2]]
         return ids, weights
 
-    live, experts = case.run(PreGated(), 12)
+    live, experts = case.run(kind(), 12)
     assert_changed_alike(case, live, decoded_by_hand(case, earlier))
     assert experts.cache.result().decode.prefetches > 0
 

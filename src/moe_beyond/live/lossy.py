@@ -38,6 +38,7 @@ LOSSY = (
     "mote",
     "pre_moe",
     "pre_gated",
+    "pre_gated_lru",
 )
 _READ_TOKENS = 256
 

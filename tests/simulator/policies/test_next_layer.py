@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe_beyond.simulator.policies.next_layer import Fate, MixtralOffloading, NextLayerMap
-from moe_beyond.simulator.policies.pre_gated import PreGated
+from moe_beyond.simulator.policies.pre_gated import PreGated, PreGatedLru
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import when_routed
 from tests.simulator.policies.literal import literal, replayed
@@ -73,3 +73,12 @@ def test_pre_gated():
     # a batched prefill is loaded on demand
     mixed = replayed(PreGated(), make_trace(2, num_layers=3, num_experts=6, lengths=(9,), prefill=(8,)), 18)
     assert (mixed.prefill.prefetches, mixed.decode.prefetches) == (0, 2 * 2)
+
+
+def test_pre_gated_lru():
+    trace = make_trace(1, num_layers=4, num_experts=6, lengths=(20,), prefill=(0,))
+    kept, bare = replayed(PreGatedLru(), trace, 24).total, replayed(PreGated(), trace, 24).total
+    # what was loaded stays, so that a cache of the whole model loads each expert once
+    assert kept.loads <= 24 < bare.loads
+    assert kept.prefetches_useless == 0
+    assert PreGatedLru().needs_another_router

@@ -223,7 +223,7 @@ def test_readers_of_hidden_states_stand_beside_the_others_where_a_split_has_some
     assert not {*names} & {*bare.facts}
     assert [name for name in full.facts if name in names] == names
     sizes = {one.facts.policy: len(one.replays) for one in full.policies}
-    assert [sizes[name] for name in names] == [3, 3, 1, 1], "the first one at every capacity"
+    assert [sizes[name] for name in names] == [3, 1, 1, 1], "the first one over LRU at every capacity"
     assert full.facts[names[1]].evicted_by == "rival"
     assert full.facts[names[1]].is_driven_by("rival")
     assert not full.facts[names[0]].is_driven_by("rival")

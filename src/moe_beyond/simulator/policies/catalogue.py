@@ -31,7 +31,7 @@ from moe_beyond.simulator.policies.on_demand import (
     Lru,
     Random,
 )
-from moe_beyond.simulator.policies.pre_gated import PreGated
+from moe_beyond.simulator.policies.pre_gated import PreGated, PreGatedLru
 from moe_beyond.simulator.policies.prompt_sets import EMoe, PreMoe
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.policies.static import StaticPopularity
@@ -71,6 +71,7 @@ def known() -> Mapping[str, Factory]:
         ),
         Fate.name: lambda training, _settings: Fate(NextLayerMap.fit(training)),
         PreGated.name: lambda _training, _settings: PreGated(),
+        PreGatedLru.name: lambda _training, _settings: PreGatedLru(),
         Hobbit.name: lambda training, _settings: Hobbit(NextLayerMap.fit(training)),
         MoBile.name: lambda training, _settings: MoBile.fit(training),
         Substitution.name: lambda training, _settings: Substitution.fit(training),

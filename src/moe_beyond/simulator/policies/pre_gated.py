@@ -34,7 +34,7 @@ class PreGated(Policy):
     rank = staticmethod(last_use)
 
     @override
-    def most_experts(self, meta: TraceMetadata) -> int:
+    def most_experts(self, meta: TraceMetadata) -> int | None:
         return 2 * meta.top_k
 
     @override
@@ -50,3 +50,19 @@ class PreGated(Policy):
     @override
     def online(self, meta: TraceMetadata) -> Online:
         return OnlinePreGated(meta.num_layers, meta.num_experts)
+
+
+class PreGatedLru(PreGated):
+    """Speculates on the guess: runs the experts that the next gate named early, over LRU in the whole cache. Lossy.
+
+    The next layer computes with what its router chose for this layer's gate input, instead of what it would choose for
+    its own, so that no prefetch is ever wrong; the model stays as it was trained. What that does to its outputs only a
+    running model says (`live.quality`). A replay assumes that the routing is the traced one, as `PreGated` does.
+    """
+
+    name = "pre_gated_lru"
+    title = "Next gate's guess, run as it is"
+
+    @override
+    def most_experts(self, meta: TraceMetadata) -> None:
+        return None

@@ -178,8 +178,8 @@ def replay_splits(
         predictors: Predictors that prefetch and evict; the first one is ours.
         settings: Capacities and rules.
         rivals: Readers of hidden states (`predictor.from_hidden`), which prefetch over LRU and over the first
-            predictor's eviction where a split has hidden states: the first of them at every capacity, the others at the
-            headline's.
+            predictor's eviction where a split has hidden states, at the headline's capacity; the first of them over LRU
+            at every capacity.
 
     Raises:
         InputError: A split is of another model than the training split; a policy or device that is not known; a policy
@@ -202,7 +202,9 @@ def replay_splits(
         at_headline = replace(case, slots=(case.headline_slots,), timed_slots=(case.headline_slots,))
         own = [(case, policy, True) for policy in every]
         for place, rival in enumerate(rivals if trace.hidden is not None else ()):
-            own += [(at_headline if place else case, policy, False) for policy in _guessing(rival, trace, predictions)]
+            over_lru, *over_ours = _guessing(rival, trace, predictions)
+            own.append((at_headline if place else case, over_lru, False))
+            own += [(at_headline, policy, False) for policy in over_ours]
         jobs += [*own, *((at_headline, policy, False) for _, policy in ablation)]
         prepared.append((case, predictions, ablation, len(own)))
     done = iter(_run(jobs, settings.workers))
