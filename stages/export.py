@@ -40,10 +40,8 @@ def main(root: Path, params: Params) -> None:
         "calibration": evaluation.calibration,
         "published_protocol": protocol_table(predictor, splits, resamples, seed),
     }
-    reading = predictor.reading(splits["train"])
-    missed = partial(lru_missed_TLK, share=settings.missed_capacity)
-    if (hidden := evaluate_hidden(reading, predictor, splits, missed, resamples=resamples, seed=seed)) is not None:
-        tables["hidden"] = hidden
+    reading, missed = predictor.reading(splits["train"]), partial(lru_missed_TLK, share=settings.missed_capacity)
+    tables["hidden"] = evaluate_hidden(reading, predictor, splits, missed, resamples=resamples, seed=seed)
     write_tables(root / REPORTS / "tables", tables)
     write_json(root / REPORTS / "metrics.json", exported.metrics | evaluation.metrics())
     write_json(

@@ -108,11 +108,12 @@ def test_baselines_are_scored_where_test_splits_have_hidden_states():
     def missed(trace):
         return lru_missed_TLK(trace, 0.1)
 
-    assert evaluate_hidden(ByChance(), bare, missed, resamples=20, seed=7) is None
-    table = evaluate_hidden(ByChance(), bare | {"test_out_of_domain": hidden_trace(4)}, missed, resamples=20, seed=7)
+    ours = ByChance(), ByChance()
+    assert evaluate_hidden(*ours, bare, missed, resamples=20, seed=7).is_empty()
+    table = evaluate_hidden(*ours, bare | {"test_out_of_domain": hidden_trace(4)}, missed, resamples=20, seed=7)
     assert table["split"].unique().to_list() == ["test_out_of_domain"]
     readers = {"next gate", "default vectors", "shared adapter", "ridge", "pre-attention head"}
-    assert set(table["predictor"]) == {"ours", "token unigram", *readers}
+    assert set(table["predictor"]) == {"ours", "ours without hidden states", "token unigram", *readers}
     assert set(table.filter(pl.col("predictor") == "pre-attention head")["horizon"]) == {"attention"}
 
 

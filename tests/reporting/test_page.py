@@ -278,3 +278,22 @@ def test_the_page_says_what_pinning_was_worth_on_published_traces(tree):
     rows = next(rows for rows in tables_of(section(tree, "method")) if "Profile from" in rows[0])
     assert len(rows) == published_pinning().height
     assert [row["What to do"] for row in rows] == published_pinning()["verdict"].to_list()
+
+
+def test_hidden_states_stand_beside_the_same_predictor_without_and_the_next_gate(tree):
+    first, *folded = tables_of(section(tree, "hidden"))
+    assert [(row["Ahead"], row["Predictor"], row["recall@3"].split()[0]) for row in first] == [
+        ("before the token", "Predictor", "80.0"),
+        ("before the token", "Predictor without hidden states", "80.0"),
+        ("1 layer", "Predictor", "90.0"),
+        ("1 layer", "Predictor without hidden states", "84.0"),
+        ("1 layer", "Next gate", "80.0"),
+    ]
+    assert first[2]["On LRU's misses"].startswith("88.0")
+    assert {row["Text"] for rows in folded for row in rows if "Text" in row} == {"prefill", "decode"}
+
+
+def test_without_hidden_states_the_page_says_so(copy):
+    path = copy / "reports/export/tables/hidden.parquet"
+    pl.read_parquet(path).clear().write_parquet(path)
+    assert "carry no hidden states" in "".join(section(tree_of(copy), "hidden").itertext())

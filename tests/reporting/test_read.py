@@ -22,7 +22,7 @@ def test_each_missing_file_is_an_error_that_names_the_stage_to_run(copy):
         with pytest.raises(InputError, match=rf"{path.name}: not found; .*: dvc repro {stage}$"):
             run_of(copy)
         path.write_bytes(content)
-    assert len(files(copy)) == 33
+    assert len(files(copy)) == 34
 
 
 def test_no_run_measures_or_receipts_are_read(copy):

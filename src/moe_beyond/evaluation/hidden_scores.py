@@ -97,8 +97,8 @@ def evaluate_hidden(
     *,
     resamples: int,
     seed: int,
-) -> pl.DataFrame | None:
-    """The table of `hidden_table` over the test splits; None where the traces have no hidden states.
+) -> pl.DataFrame:
+    """The table of `hidden_table` over the test splits; empty where the traces have no hidden states.
 
     Args:
         predictor: What is to be shipped, with hidden states.
@@ -111,7 +111,7 @@ def evaluate_hidden(
     tests = {name: trace for name, trace in splits.items() if name.startswith(TEST) and trace.hidden is not None}
     baselines = fit_from_hidden(splits["train"], splits["validation"], seed) if tests else []
     if not baselines:
-        return None
+        return pl.DataFrame(schema=_COLUMNS)
     both = [two_steps(predictor), two_steps(without, f"{predictor.name} without hidden states")]
     candidates = [*both, token_step(TokenUnigram.fit(splits["train"])), *map(from_hidden, baselines)]
     return pl.concat(

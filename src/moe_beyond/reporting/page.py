@@ -21,7 +21,18 @@ from moe_beyond.files import replacing
 from moe_beyond.reporting.blocks import Figure, Section
 from moe_beyond.reporting.figures.theme import VEGA_LITE, chart_spec, figure_svg, svg_png, theme
 from moe_beyond.reporting.read import TOKEN, Run
-from moe_beyond.reporting.sections import live, method, paper, pays, policies, predictor, routing, timeline, verdict
+from moe_beyond.reporting.sections import (
+    hidden,
+    live,
+    method,
+    paper,
+    pays,
+    policies,
+    predictor,
+    routing,
+    timeline,
+    verdict,
+)
 from moe_beyond.reporting.settings import ReportSettings
 from moe_beyond.reporting.text import TEMPLATES
 
@@ -34,6 +45,7 @@ _SECTIONS = (
     timeline.timeline_section,
     live.live_section,
     predictor.predictor_section,
+    hidden.hidden_section,
     paper.paper_section,
     predictor.training_section,
     routing.routing_section,

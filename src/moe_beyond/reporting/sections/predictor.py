@@ -90,7 +90,7 @@ def _int8(run: Run) -> list[Text]:
     parts = [
         f"{name.replace('_', ' ')} {number(int8[f'{name}_bytes'] / _MIB)} MiB instead of "
         f"{number(whole[f'{name}_bytes'] / _MIB)}, {number(int8[f'{name}_lost_points'])} points of recall lost"
-        for name in ("token_step", "layer_step")
+        for name in ("token_step", "layer_step", "hidden_step")
         if f"{name}_bytes" in int8
     ]
     return [Text(f"In int8: {'; '.join(parts)}.")] if parts else []
