@@ -5,7 +5,9 @@
     python benchmarks/sizes.py --choices 1e9    # import, replay and assess of so many expert choices, an hour
 
 Traces are drawn from a seed. Each work is a process of its own; its memory is the largest resident set of it and of the
-processes that it started. `--out` names a CSV for the rows. Exits 1 if a promise is broken.
+processes that it started. `--out docs/figures/sizes.csv` keeps each row as soon as it is measured, in the place of an
+earlier one of the same work; `make docs` writes the table of docs/beyond-one-machine.md from it. Exits 1 if a promise is
+broken.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,7 @@ import polars as pl
 import yaml
 from drawn_traces import SHAPES, Shape, drawn_prompts  # type: ignore[import-not-found] # it lies beside this script
 
+from moe_beyond.files import replacing
 from moe_beyond.traces.columns import VARIABLE
 from moe_beyond.traces.schema import RoutedPrompt
 
@@ -90,6 +95,8 @@ def main() -> None:
             works = growth(chosen[0], folder)
         for row in works:
             rows.append(row)
+            if arguments.out:
+                keep(row, arguments.out)
             print(
                 f"| {row.shape} | {row.choices:,} | {row.work} | {row.seconds:.1f} s | {row.peak_gib:.2f} GiB |",
                 flush=True,
@@ -106,9 +113,23 @@ def main() -> None:
     for promise, value, most in promises:
         print(f"{promise} {value:.4g} <={most:.4g}")
         kept &= value <= most
-    if arguments.out:
-        pl.DataFrame([asdict(row) for row in rows]).write_csv(arguments.out)
     sys.exit(not kept)
+
+
+def keep(row: Row, path: Path) -> None:
+    """Put a row into a CSV, after those of other works."""
+    table, same = pl.DataFrame([asdict(row) | {"machine": machine()}]), ["shape", "choices", "work"]
+    if path.exists():
+        table = pl.concat([pl.read_csv(path, glob=False).join(table, on=same, how="anti"), table])
+    with replacing(path) as temporary:
+        table.write_csv(temporary, float_precision=2)
+
+
+def machine() -> str:
+    """Processor, the cores of it that may be used, and memory."""
+    usable, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return f"{named[1] if named else platform.machine()}, {usable} of {os.cpu_count()} cores, {memory / 2**30:.0f} GiB"
 
 
 def growth(shape: Shape, folder: Path) -> Iterator[Row]:
