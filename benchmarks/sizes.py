@@ -6,7 +6,7 @@
 
 Traces are drawn from a seed. Each work is a process of its own; its memory is the largest resident set of it and of the
 processes that it started. `--out docs/figures/sizes.csv` keeps each row as soon as it is measured, in the place of an
-earlier one of the same work; `make docs` writes the table of docs/beyond-one-machine.md from it. Exits 1 if a promise is
+earlier one of the same work; `make docs` makes the table of docs/beyond-one-machine.md of it. Exits 1 if a promise is
 broken.
 """
 
