@@ -292,9 +292,9 @@ def sizes_table(rows: pl.DataFrame) -> str:
         lines.append("| --- | --: | --- | --: | --: |")
         before = None
         for row in rows.filter(machine=machine).sort("choices", maintain_order=True).iter_rows(named=True):
-            trace = f"{row['shape']} | {row['choices'] / 1e6:,.3g} million"
-            shown = " | " if trace == before else trace
-            lines.append(f"| {shown} | {row['work']} | {row['seconds']:,.0f} | {row['peak_gib']:.2f} |")
+            trace = f"| {row['shape']} | {row['choices']:,} |"
+            shown = "| | |" if trace == before else trace
+            lines.append(f"{shown} {row['work']} | {row['seconds']:,.0f} | {row['peak_gib']:.2f} |")
             before = trace
     return "\n".join(lines[1:])
 
