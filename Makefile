@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 VENV ?= .venv
 PORT ?= 5000
 MINUTES ?= 5
+CASES ?=
 # folder of published traces: puffin, webglm, gpt-oss-20b, each a folder or a .tar.xz
 TRACES ?= ../shared/traces
 TORCH_INDEX ?=
@@ -66,9 +67,9 @@ test-oldest: $(VENV)/.ok  ## The exported predictor in the oldest onnxruntime th
 		"onnxruntime==$$(sed -n 's/^LEAST_ONNXRUNTIME = "\(.*\)"/\1/p' src/moe_beyond/predictor/graph_file.py).*"
 	OLDEST_PYTHON="$$PWD/$(OLDEST)/bin/python" pytest tests/predictor/test_oldest_runtime.py
 
-# an hour by hand before a release: MINUTES=60
-fuzz: $(VENV)/.ok  ## Damaged inputs of every format for MINUTES: a traceback, another result, 30 s or 2 GiB fail
-	python -W ignore -m tests.fuzz.run --minutes $(MINUTES) --seed $$(date +%s)
+# by hand before a release: CASES=2000, which takes as long as it takes, or MINUTES=60
+fuzz: $(VENV)/.ok  ## Damaged inputs of every format for MINUTES, or CASES of each: a traceback, another result, 30 s or 2 GiB fail
+	python -W ignore -m tests.fuzz.run $(if $(CASES),--cases $(CASES),--minutes $(MINUTES)) --seed $$(date +%s)
 
 smoke: $(VENV)/.ok  ## The whole pipeline with tiny parameters, in a temporary clone of the last commit
 	pytest -p no:randomly -m slow tests/test_end_to_end.py

@@ -5,7 +5,9 @@
     python benchmarks/sizes.py --choices 1e9    # import, replay and assess of so many expert choices, an hour
 
 Traces are drawn from a seed. Each work is a process of its own; its memory is the largest resident set of it and of the
-processes that it started. `--out` names a CSV for the rows. Exits 1 if a promise is broken.
+processes that it started. `--out docs/figures/sizes.csv` keeps each row as soon as it is measured, in the place of an
+earlier one of the same work; `make docs` makes the table of docs/beyond-one-machine.md of it. Exits 1 if a promise is
+broken.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,12 +32,12 @@ import polars as pl
 import yaml
 from drawn_traces import SHAPES, Shape, drawn_prompts  # type: ignore[import-not-found] # it lies beside this script
 
-from moe_beyond.traces import store
+from moe_beyond.files import replacing
 from moe_beyond.traces.columns import VARIABLE
-from moe_beyond.traces.schema import trace_of
+from moe_beyond.traces.schema import RoutedPrompt
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("assess", "split", "tune", "train", "export", "simulate")
+STAGES = ("reference", "extract", "assess", "split", "tune", "train", "export", "simulate", "verify", "report")
 PARAMS: dict[str, Any] = {
     "seed": 7,
     "tune": {
@@ -91,6 +95,8 @@ def main() -> None:
             works = growth(chosen[0], folder)
         for row in works:
             rows.append(row)
+            if arguments.out:
+                keep(row, arguments.out)
             print(
                 f"| {row.shape} | {row.choices:,} | {row.work} | {row.seconds:.1f} s | {row.peak_gib:.2f} GiB |",
                 flush=True,
@@ -107,9 +113,23 @@ def main() -> None:
     for promise, value, most in promises:
         print(f"{promise} {value:.4g} <={most:.4g}")
         kept &= value <= most
-    if arguments.out:
-        pl.DataFrame([asdict(row) for row in rows]).write_csv(arguments.out)
     sys.exit(not kept)
+
+
+def keep(row: Row, path: Path) -> None:
+    """Put a row into a CSV, after those of other works."""
+    table, same = pl.DataFrame([asdict(row) | {"machine": machine()}]), ["shape", "choices", "work"]
+    if path.exists():
+        table = pl.concat([pl.read_csv(path, glob=False).join(table, on=same, how="anti"), table])
+    with replacing(path) as temporary:
+        table.write_csv(temporary, float_precision=2)
+
+
+def machine() -> str:
+    """Processor, the cores of it that may be used, and memory."""
+    usable, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return f"{named[1] if named else platform.machine()}, {usable} of {os.cpu_count()} cores, {memory / 2**30:.0f} GiB"
 
 
 def growth(shape: Shape, folder: Path) -> Iterator[Row]:
@@ -124,28 +144,7 @@ def growth(shape: Shape, folder: Path) -> Iterator[Row]:
 def commands(shape: Shape, choices: int, folder: Path, chosen: Sequence[str] = ()) -> Iterator[Row]:
     """Import of requests as vLLM returns them, replays by a policy and by a bound, the assessment."""
     source, trace = folder / "requests", folder / "trace.parquet"
-    source.mkdir(parents=True)
-    config = {
-        "model_type": "qwen3_moe",
-        "num_hidden_layers": shape.num_layers,
-        "num_experts": shape.num_experts,
-        "num_experts_per_tok": shape.top_k,
-        "hidden_size": 64,
-        "moe_intermediate_size": 32,
-        "torch_dtype": "bfloat16",
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    }
-    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for number, prompt in enumerate(drawn_prompts(shape, choices // shape.activations, prompt_tokens=2048)):
-        ids = prompt.token_ids_T
-        assert ids is not None
-        np.savez(
-            source / f"{number}.npz",
-            routed_experts=prompt.experts_TLK,
-            prompt_token_ids=ids[: prompt.num_prefill],
-            token_ids=np.append(ids[prompt.num_prefill :], 0),
-        )
+    write_requests(shape, drawn_prompts(shape, choices // shape.activations, prompt_tokens=2048), source)
     capacity = str(shape.num_layers * shape.num_experts // 16)
     works = {
         "import": ["import", "vllm-npz", str(source), str(trace)],
@@ -159,13 +158,38 @@ def commands(shape: Shape, choices: int, folder: Path, chosen: Sequence[str] = (
         yield Row(shape.name, choices, work, *timed([sys.executable, "-c", _COMMAND, *words], folder))
 
 
+def write_requests(shape: Shape, prompts: Iterable[RoutedPrompt], source: Path) -> None:
+    """Requests as vLLM returns them, beside the model's config.json."""
+    source.mkdir(parents=True)
+    config = {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": shape.num_layers,
+        "num_experts": shape.num_experts,
+        "num_experts_per_tok": shape.top_k,
+        "hidden_size": 2048,
+        "moe_intermediate_size": 768,
+        "torch_dtype": "bfloat16",
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for number, prompt in enumerate(prompts):
+        ids = prompt.token_ids_T
+        assert ids is not None
+        np.savez(
+            source / f"{number}.npz",
+            routed_experts=prompt.experts_TLK,
+            prompt_token_ids=ids[: prompt.num_prefill],
+            token_ids=np.append(ids[prompt.num_prefill :], 0),
+        )
+
+
 def pipeline(shape: Shape, tokens: int, root: Path) -> Iterator[Row]:
-    """The stages after a trace of so many tokens, a seventh of them of a held-out domain."""
-    (root / "data/traces").mkdir(parents=True)
-    held_out = (replace(one, held_out=True) for one in drawn_prompts(shape, tokens // 7, seed=2, domain="other"))
-    prompts = chain(drawn_prompts(shape, tokens - tokens // 7, seed=1), held_out)
-    store.write_parquet(trace_of(shape.metadata(), prompts), root / "data/traces/drawn.parquet")
-    source = {"source": "transformers", "transformers": {"model": "drawn", "prompts": "drawn"}}
+    """Every stage on requests of so many tokens, a seventh of them of a held-out domain."""
+    folders = {"train": tokens - tokens // 7, "held_out": tokens // 7}
+    for seed, (folder, part) in enumerate(folders.items(), 1):
+        write_requests(shape, drawn_prompts(shape, part, seed=seed), root / folder)
+    source = {"source": "import", "import": {"format": "vllm-npz"} | {folder: folder for folder in folders}}
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"traces": source}), encoding="utf-8")
     for stage in STAGES:
         command = [sys.executable, "-c", _STAGE, str(ROOT / "stages" / f"{stage}.py")]

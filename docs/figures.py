@@ -287,6 +287,21 @@ def paper_table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sizes_table(rows: pl.DataFrame) -> str:
+    """What the works of benchmarks/sizes.py took, largest traces last, a table a machine."""
+    lines = []
+    for machine in rows["machine"].unique(maintain_order=True).to_list():
+        lines += ["", f"On {machine}:", "", "| shape | expert choices | work | seconds | peak GiB |"]
+        lines.append("| --- | --: | --- | --: | --: |")
+        before = None
+        for row in rows.filter(machine=machine).sort("choices", maintain_order=True).iter_rows(named=True):
+            trace = f"| {row['shape']} | {row['choices']:,} |"
+            shown = "| | |" if trace == before else trace
+            lines.append(f"{shown} {row['work']} | {row['seconds']:,.0f} | {row['peak_gib']:.2f} |")
+            before = trace
+    return "\n".join(lines[1:])
+
+
 def spread(found: dict[str, dict[str, float]]) -> str:
     """How far the default's figures spread over seeds, in a sentence."""
     shown = {

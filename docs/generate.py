@@ -14,10 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from pydantic.fields import FieldInfo
 
 from docs.card import example, known_models
-from docs.figures import block, figures, spread
+from docs.figures import block, figures, sizes_table, spread
 from moe_beyond.files import replacing, write_json
 from moe_beyond.params import Params
 from moe_beyond.settings import Settings
@@ -79,7 +80,9 @@ def main() -> None:
         if (root / "reports/simulate/tables/on_device.parquet").exists():
             write_json(FIGURES / f"{name}.json", figures(root))
     write(ROOT / "README.md", filled_readme((ROOT / "README.md").read_text(encoding="utf-8")))
-    write(ROOT / "docs/card.md", filled_card((ROOT / "docs/card.md").read_text(encoding="utf-8")))
+    for name, fill in (("card", filled_card), ("beyond-one-machine", filled_sizes)):
+        path = ROOT / "docs" / f"{name}.md"
+        write(path, fill(path.read_text(encoding="utf-8")))
     with replacing(ROOT / "docs/images/ms_per_token.png") as temporary:
         shutil.copy(ROOT / "reports/figures/ms_per_token.png", temporary)
 
@@ -95,6 +98,11 @@ def filled_readme(readme: str) -> str:
 def filled_card(text: str) -> str:
     """docs/card.md with its blocks written anew, from the tables that come with the package."""
     return filled(filled(text, "card", example()), "known models", known_models())
+
+
+def filled_sizes(text: str) -> str:
+    """docs/beyond-one-machine.md with the table of sizes written anew, from what benchmarks/sizes.py has kept."""
+    return filled(text, "sizes", sizes_table(pl.read_csv(FIGURES / "sizes.csv", glob=False)))
 
 
 def tree() -> str:

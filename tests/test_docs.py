@@ -41,6 +41,12 @@ def test_the_page_of_the_card_says_what_the_command_says():
     assert generate.filled_card(text) == text, "run `make docs`"
 
 
+def test_the_table_of_sizes_is_what_was_measured():
+    text = (ROOT / "docs/beyond-one-machine.md").read_text()
+    assert generate.filled_sizes(text) == text, "run `make docs`"
+    assert "<!-- figures sizes -->" in text
+
+
 def test_the_committed_figures_are_those_of_the_run_whose_metrics_are_committed():
     shown, metrics = generate.read("default"), json.loads(committed("reports/simulate/metrics.json"))
     tables = {f"reports/{stage}/tables" for stage in ("export", "simulate", "verify")}

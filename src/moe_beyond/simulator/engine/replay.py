@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moe_beyond.simulator.engine import cache, untimed_kernel
+from moe_beyond.simulator.engine import cache, orders, untimed_kernel
 from moe_beyond.simulator.engine.budget import Budget
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.policy_inputs import Common, Prepared, prepare
@@ -86,8 +86,13 @@ class Cache:
             ahead: What is fetched before each, as `Prefetches.just_in_time` has it.
             overrun: As for `replay`.
         """
-        arguments: list[Any] = [*common, *ahead, *self._tables, *self._seen]
-        misses_N = untimed_kernel.replay(self._policy.rank, self._policy.bypass, overrun, *arguments)
+        state, order = (*self._tables, *self._seen), orders.order_of(self._policy)
+        if order is None or len(ahead[1]):
+            arguments: list[Any] = [*common, *ahead, *state]
+            misses_N = untimed_kernel.replay(self._policy.rank, self._policy.bypass, overrun, *arguments)
+        else:
+            events = common.members_A, common.offsets_N, common.step_N, common.row_N, common.row_A, common.empties_N
+            misses_N = orders.replay(order, overrun, *events, *state)
         self._seen = self._seen[0] + len(common.step_N), self._seen[1] + len(common.members_A)
         return misses_N
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.orders import by_feature
 from moe_beyond.simulator.engine.policy import (
     ADMITTED,
     LAST_STEP,
@@ -16,22 +17,9 @@ from moe_beyond.simulator.engine.policy import (
     USES,
     USES_RESIDENT,
     Policy,
-    Rank,
 )
 from moe_beyond.simulator.jit import F32, F64, I32, RANK, compiled
 from moe_beyond.traces.schema import TraceMetadata
-
-
-def by_feature(feature: int) -> Rank:
-    """The rank function that reads one row of the features: the expert with the lowest value is evicted."""
-
-    @compiled(RANK)
-    def rank(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
-        for place, expert in enumerate(residents):
-            features_FM[RANKS, place] = features_FM[feature, expert]
-
-    return rank
-
 
 last_use = by_feature(LAST_USE)
 """Rank of the least recently used."""

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from moe_beyond.simulator.engine.online import Online
+from moe_beyond.simulator.engine.orders import by_feature
 from moe_beyond.simulator.engine.policy import SCORE, Policy
 from moe_beyond.simulator.jit import F32, F64
 from moe_beyond.simulator.policies.count_matrices import by_layer_share, finished_PM, replayed_PM, uses_A
-from moe_beyond.simulator.policies.on_demand import by_feature
 from moe_beyond.simulator.policies.online_choices import OnlinePreMoe
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import Trace, TraceMetadata

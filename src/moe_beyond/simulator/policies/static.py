@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.orders import by_feature
 from moe_beyond.simulator.engine.policy import SCORE, Policy
 from moe_beyond.simulator.jit import F32
 from moe_beyond.simulator.policies.count_matrices import finished_PM
-from moe_beyond.simulator.policies.on_demand import by_feature
 from moe_beyond.traces.schema import Trace, TraceMetadata
 
 

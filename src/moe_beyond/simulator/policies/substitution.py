@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 from typing_extensions import override
 
+from moe_beyond.simulator.engine.orders import by_feature
 from moe_beyond.simulator.engine.policy import FULL, LAYER, WEIGHT_SUM, Demand, Policy
 from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64
-from moe_beyond.simulator.policies.on_demand import by_feature
 from moe_beyond.traces.schema import Trace
 
 _LOW = 1.0
