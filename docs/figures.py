@@ -28,6 +28,7 @@ DEVICES = {
     "laptop_nvme": "laptop, NVMe (no recording)",
     "gpu_pcie4": "GPU, PCIe 4 (no recording)",
 }
+OURS = {"predictor": "ours with hidden states", "predictor without hidden states": "ours without"}
 CACHES = {
     "paper_lru": "the paper's replay, unchanged",
     "lru": "LRU, only uses renew",
@@ -76,10 +77,21 @@ def figures(root: Path) -> dict[str, Any]:
         "unlimited_link": unlimited.filter(pl.col("policy").is_in(["lru", "belady", *ours]))
         .select("title", "hit_rate", "hit_rate_low", "hit_rate_high")
         .to_dicts(),
+        "hidden": hidden(root, split),
         "paper": paper.filter(pl.col("split") == split).drop("split").to_dicts(),
         "live": live(root),
         "outs": outs((root / "dvc.lock").read_text(encoding="utf-8")),
     }
+
+
+def hidden(root: Path, split: str) -> list[dict[str, Any]]:
+    """What predictors recall that read hidden states, over all layers and phases; empty where the traces have none."""
+    rows = table(root, "export", "hidden").filter(
+        (pl.col("split") == split) & (pl.col("places") == "all") & (pl.col("phase") == "all")
+    )
+    measures = ("recall_at_k", "recall_on_misses")
+    names = (f"{measure}{end}" for measure in measures for end in ("", "_low", "_high"))
+    return rows.select("predictor", "horizon", *names, "recall_at_8", "recall_at_16", "exact_set").to_dicts()
 
 
 def live(root: Path) -> dict[str, Any]:
@@ -140,6 +152,7 @@ def block(name: str, found: dict[str, Any]) -> str:
     lines += [*device_table(found), "", *notes(found), ""]
     lines += [*live_table(found["live"]), ""] if found.get("live") else []
     lines += recall_table(found)
+    lines += ["", *hidden_table(found)] if found.get("hidden") else []
     if found["paper"]:
         lines += ["", *paper_table(found)]
     return "\n".join(lines)
@@ -184,7 +197,9 @@ def measured_beside(row: dict[str, Any], measured: dict[str, float]) -> str:
     if not token:
         return ""
     name = "token_step_ms" if row["predictor"] == "predictor" else "table_ms"
-    return f"{measured[name]:.2g}" + (f" + {measured['layer_step_ms']:.2g}" if layer else "")
+    # with hidden states where the predictor reads them
+    of_layer = measured.get("hidden_step_ms") or measured["layer_step_ms"]
+    return f"{measured[name]:.2g}" + (f" + {of_layer:.2g}" if layer else "")
 
 
 def notes(found: dict[str, Any]) -> list[str]:
@@ -265,6 +280,36 @@ def recall_table(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def hidden_table(found: dict[str, Any]) -> list[str]:
+    """Recall with hidden states by layers ahead, and on the misses of LRU."""
+    rows = {(row["predictor"], row["horizon"]): row for row in found["hidden"]}
+    ahead = sorted({horizon for _, horizon in rows if horizon.isdigit()}, key=int)
+    lines = [
+        f"| recall@{found['top_k']}, {split_words(found['split'])}: layers ahead | {' | '.join(ahead)} | "
+        "on LRU's misses, 1 ahead | all right, 1 ahead |",
+        "| --- " * (3 + len(ahead)) + "|",
+    ]
+    readers = dict.fromkeys(name for name, horizon in rows if horizon in ahead)
+    for name in sorted(readers, key=lambda name: -rows[name, ahead[0]]["recall_at_k"]):
+        cells = [interval(rows[name, h], "recall_at_k") if (name, h) in rows else "" for h in ahead]
+        one = rows[name, ahead[0]]
+        words = OURS.get(name, name)
+        misses = interval(one, "recall_on_misses")
+        lines.append(f"| {words} | {' | '.join(cells)} | {misses} | {one['exact_set']:.1%} |")
+    return [
+        *lines,
+        "",
+        "Over all layers: the first ones, which have no layer so far below, are predicted by our token step in every row. "
+        "The next gate is the later layer's own router on what this layer's has read. "
+        "[What each part is worth](docs/ablation_hidden.md).",
+    ]
+
+
+def interval(row: dict[str, Any], name: str) -> str:
+    """A share with its interval."""
+    return f"{row[name]:.1%} ({row[f'{name}_low']:.1%} to {row[f'{name}_high']:.1%})"
+
+
 def paper_table(found: dict[str, Any]) -> list[str]:
     """Ours and the paper's published predictions through the same caches, at most six experts ahead of a layer."""
     lines = [
@@ -318,7 +363,8 @@ def spread(found: dict[str, dict[str, float]]) -> str:
         parts.append(f"{form.format(min(values))} to {form.format(max(values))} {words}")
     return (
         f"Over {len(found)} seeds ({', '.join(found)}), each with a reference model, traces and predictor of its own: "
-        f"{'; '.join(parts)} (laptop, another domain). Another make of processor is another draw of this kind."
+        f"{'; '.join(parts)} (phone, another domain). "
+        "Another make of processor is another draw of this kind."
     )
 
 
