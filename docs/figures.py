@@ -299,7 +299,7 @@ def hidden_table(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "Over all layers: the first ones, which have no layer so far below, are predicted by our token step in each row. "
+        "Over all layers: the first ones, which have no layer so far below, are our token step's in each row. "
         "The next gate is the later layer's own router on what this layer's has read. "
         "[What each part is worth](docs/ablation_hidden.md).",
     ]

@@ -18,13 +18,14 @@ def test_token_by_token_equals_the_whole_prompt_beyond_the_window():
     step = network()
     tokens, letters, previous, _, _ = example_inputs(SHAPE, 2, 20, 0)
     with torch.no_grad():
-        whole, _, _, contexts = step(tokens, letters, previous, *step.empty_state(2))
+        whole, _, _, contexts, later = step(tokens, letters, previous, *step.empty_state(2))
         state = step.empty_state(2)
         for t in range(20):
             now = slice(t, t + 1)
-            logits, *state, context = step(tokens[:, now], letters[:, now], previous[:, now], *state)
+            logits, *state, context, later_now = step(tokens[:, now], letters[:, now], previous[:, now], *state)
             assert torch.allclose(logits[:, 0], whole[:, t], atol=1e-5)
             assert torch.allclose(context[:, 0], contexts[:, t], atol=1e-5)
+            assert torch.allclose(later_now[:, 0], later[:, t], atol=1e-5)
             assert state[0].shape[2] == min(t + 1, SHAPE.window - 1)
 
 

@@ -16,10 +16,12 @@ from tests.predictor.small import SHAPE
 from tests.traces.refusals import refused
 
 SIZES = dict.fromkeys(("num_layers", "top_k", "horizon", "reach", "window", "depth"), (1, 64))
+SIZES["hidden_horizon"] = (1, 64)
 SIZES |= dict.fromkeys(("num_experts", "width", "embedding_width", "layer_width", "layer_hidden"), (1, 4096))
+SIZES |= dict.fromkeys(("hidden_size", "hidden_rank", "hidden_units"), (1, 4096))
 SHAPES = st.builds(replace, st.just(SHAPE), **{name: st.integers(*limits) for name, limits in SIZES.items()})
 MS = st.one_of(st.just(0.0), st.floats(1e-6, 1e4), st.integers(1, 999).map(lambda n: n * 0.1), st.just(1.1000000000001))
-MEASURED = st.builds(Latency, MS, MS, MS)
+MEASURED = st.builds(Latency, MS, MS, MS, MS)
 
 
 @given(SHAPES, MEASURED)
@@ -36,9 +38,15 @@ def test_what_is_charged_is_what_was_measured_or_modelled_at_least_and_little_mo
 def test_the_line_is_the_sum_of_its_terms_raised():
     token, layer = latency.token_step_terms(SHAPE), latency.layer_step_terms(SHAPE)
     # 3 layers of 8 experts, width 16, depth 2, window 6, embedding 10, layer step 12 wide; 2 of 8 chosen, reach 2
-    weights = 3 * 24 * 16 + 16 * (10 + 12) + 12 * 2 * 16**2
+    weights = 4 * 24 * 16 + 16 * (10 + 12) + 12 * 2 * 16**2
     assert token == (1, 2, weights / 1e6, 0, 2 * 2 * 6 * 16 / 1e6)
     assert layer == (1, (2 * 12 * 20 + 12 * 2 * 8) / 1e6, 3 * (12 + 2 * 8) / 1e6)
+    # hidden states of 10, rank 4, 6 units, 3 layers ahead
+    reading = replace(SHAPE, hidden_size=10, hidden_rank=4, hidden_units=6, hidden_horizon=3)
+    weights = 2 * 12 * 20 + 4 * (10 + 12) + (12 + 4) * 6 + (12 + 4 + 6) * 3 * 8
+    assert latency.hidden_step_terms(reading) == (1, weights / 1e6, 3 * (12 + 3 * 8) / 1e6)
+    assert (modelled(SHAPE).hidden_step_ms, modelled(reading).layer_step_ms) == (0, modelled(SHAPE).layer_step_ms)
+    assert modelled(reading).with_hidden().layer_step_ms == modelled(reading).hidden_step_ms > 0
     # constants and blocks decide at this size
     assert modelled(SHAPE).token_step_ms == pytest.approx(latency.RAISED * (0.0252 + 2 * 0.0169), rel=0.1)
     assert modelled(SHAPE).layer_step_ms == pytest.approx(latency.RAISED * 0.0154, rel=0.1)

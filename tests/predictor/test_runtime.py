@@ -78,13 +78,14 @@ def test_the_graphs_take_prompts_and_tokens_in_batches(exported, validation_trac
     inputs = {"tokens": "tokens_T", "letters": "letters_TG", "previous_experts": "previous_TLM"}
     inputs = {name: np.stack([getattr(x, field)[:5] for x in features]) for name, field in inputs.items()}
     inputs["keys"], inputs["values"] = (np.repeat(state, 2, axis=0) for state in predictor.empty_state())
-    logits_BTLE, _, _, context_BTW = token.run(inputs)
+    logits_BTLE, _, _, context_BTW, later_BTLE = token.run(inputs)
     experts_BK = np.stack([prompt.experts_TLK[4, 0].astype(np.int64) for prompt in prompts])
     state = predictor.layer_state(logits_BTLE[:, 4], context_BTW[:, 4])
     together, _ = predictor.run_layer(0, experts_BK, state)
     for b, prompt in enumerate(prompts):
         alone_TLE, alone_HTLE = predictor.both_logits(prompt)
         assert np.allclose(logits_BTLE[b], alone_TLE[:5], atol=1e-5)
+        assert np.allclose(sigmoid(later_BTLE[b]), predictor.later_TLE(prompt)[:5], atol=1e-5)
         assert np.allclose(together[b, 0], alone_HTLE[0, 4, 1], atol=1e-5)
 
 
