@@ -11,6 +11,8 @@ from moe_beyond.network.settings import ExportSettings
 from moe_beyond.predictor.base import sigmoid
 from moe_beyond.predictor.recall import hits_at_k
 from moe_beyond.predictor.runtime import OnnxPredictor
+from moe_beyond.simulator.engine.online import Routing, Step
+from moe_beyond.simulator.policies.online_prediction import OnlinePrediction
 from moe_beyond.traces.hidden import HiddenStates
 from tests.traces.refusals import refused
 from tests.training.test_fit import small_fit
@@ -92,6 +94,7 @@ def test_no_layer_sees_its_own_gate_input_or_that_of_a_layer_within_its_horizon(
 def test_without_hidden_states_the_same_files_answer_from_strings_and_routing(directory, validation_trace):
     plain = OnnxPredictor(directory)
     assert plain.reading(validation_trace) is plain
+    assert (plain.uses_hidden, plain.beside_a_model().uses_hidden) == (False, True)
     some = with_hidden(validation_trace, kept=0.5)
     reading = plain.reading(some)
     (token, layers), (token_too, mixed) = plain.both_logits(some), reading.both_logits(some)
@@ -114,6 +117,32 @@ def test_gate_inputs_that_do_not_fit_are_refused(directory, exported, validation
         refused("gate input of layer 0: .* expected 12 finite numbers", stream.layer_step, 0, experts[0], wrong)
     stream.layer_step(0, experts[0], np.zeros(WIDTH))
     refused("layer 1: give gate inputs for all layers of a token, or for none", stream.layer_step, 1, experts[1])
+    assert not OnnxPredictor(exported[0]).beside_a_model().uses_hidden
     reads_none = OnnxPredictor(exported[0]).stream()
     reads_none.step("a", None)
     refused("expected 0 finite numbers", reads_none.layer_step, 0, experts[0], np.zeros(WIDTH))
+
+
+def test_beside_a_model_what_each_router_reads_decides_what_is_fetched(directory, validation_trace):
+    prompt = with_hidden(validation_trace).select(np.array([3]))
+    predictor = OnnxPredictor(directory).beside_a_model()
+    tokens, experts_TLK = prompt.token_texts.decode(), prompt.experts_TLK.astype(np.int64)
+    gates_LTZ = prompt.hidden.gates_LND(slice(None), 3)
+    online = OnlinePrediction(predictor, 2, 0.0, layers=True, popularity_M=None)
+    expected = predictor.stream()
+    expected.prefill(tokens[:2], experts_TLK[:2])
+    online.begin(Step(0, 0, decodes=False, starts_prompt=True, tokens=tuple(tokens[:2])))
+    online.end(Step(0, 0, decodes=False, starts_prompt=True, tokens=tuple(tokens[:2])), experts_TLK[:2])
+    step = Step(3, 0, decodes=True, starts_prompt=False, tokens=(tokens[2],))
+    online.begin(step)
+    expected.step(tokens[2], experts_TLK[1])
+    for layer in range(2):
+        routed = {"members_I": np.zeros(0, np.int32), "shares_I": np.zeros(0, np.float32)}
+        routing = Routing(3 + layer, layer, decodes=True, experts_TK=experts_TLK[2:3, layer], **routed)
+        with_gate = replace(routing, gate_input=lambda layer=layer: gates_LTZ[layer, 2])
+        requests = online.routed(with_gate)
+        ahead_HE = expected.layer_step(layer, experts_TLK[2, layer], gates_LTZ[layer, 2])
+        for h, request in enumerate(requests):
+            best = np.argsort(-ahead_HE[h], kind="stable")[:2] + (layer + 1 + h) * predictor.num_experts
+            assert (request.target, request.experts_W.tolist()) == (3 + layer + 1 + h, best.tolist())
+    refused("reads hidden states, which are not there", online.routed, replace(routing, layer=0))

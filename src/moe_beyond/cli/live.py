@@ -210,7 +210,7 @@ def _policy(  # noqa: PLR0917 - the options of `run`
             raise InputError(f"policy {name!r} needs a predictor; name its folder with --predictor")
         evicts = plan.policy == ANTICIPATE
         policy, online = predicted(
-            OnnxPredictor(predictor),
+            OnnxPredictor(predictor).beside_a_model(),
             meta,
             data.popularity_LE if evicts else None,
             None if evicts else data.fitted(plan.policy),

@@ -115,8 +115,12 @@ class OnnxPredictor:
                 f"{self.path}: reads hidden states of {self.hidden_size} numbers, the trace has "
                 f"{trace.hidden.width}; use a predictor of this model"
             )
+        return self.beside_a_model()
+
+    def beside_a_model(self) -> OnnxPredictor:
+        """The same predictor where a model runs, whose hidden states are at hand: with them if it reads them."""
         with_hidden = copy(self)
-        with_hidden.uses_hidden = True
+        with_hidden.uses_hidden = self.hidden_size > 0
         return with_hidden
 
     @cached_property
