@@ -168,8 +168,10 @@ def _train_step(
     loss = language + settings.balance_weight * balance_loss(output.router_logits, settings.top_k)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    # in deep models a gradient overflows now and then: such a step would undo all others
+    if torch.isfinite(norm):
+        optimizer.step()
     return float(language.detach())
 
 
