@@ -62,9 +62,11 @@ class HiddenStep(LayerStep):
     ) -> list[Tensor]:
         """As `LayerStep.informed`, with what each layer's router read."""
         chosen_LBE, x_LBW = self.so_far(experts_LBK, context_BW)
-        low_LBV = gate_inputs_LBD @ self.down
-        x_LBW = x_LBW + low_LBV @ self.to_context
+        # the last layer has none after it
+        last = self.shape.num_layers - 1
+        low_LBV = gate_inputs_LBD[:last] @ self.down[:last]
+        x_LBW = x_LBW[:last] + low_LBV @ self.to_context[:last]
         x_LBW = x_LBW + self.feed_forward(self.norm(x_LBW))
         both_LBY = torch.cat([self.norm(x_LBW), low_LBV], dim=-1)
-        units_LBU = nn.functional.gelu(both_LBY @ self.to_units + self.units_bias[:, None])
+        units_LBU = nn.functional.gelu(both_LBY @ self.to_units[:last] + self.units_bias[:last, None])
         return self.all_predicted(torch.cat([x_LBW, low_LBV, units_LBU], dim=-1), logits_LBE, chosen_LBE)

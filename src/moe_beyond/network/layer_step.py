@@ -107,6 +107,7 @@ class LayerStep(nn.Module):
             For each horizon h, logits [L - h - 1, B, E] of layers h + 1 to L - 1.
         """
         chosen_LBE, x_LBW = self.so_far(experts_LBK, context_BW)
+        x_LBW = x_LBW[: self.shape.num_layers - 1]
         return self.all_predicted(x_LBW + self.feed_forward(self.norm(x_LBW)), logits_LBE, chosen_LBE)
 
     def so_far(self, experts_LBK: Tensor, context_BW: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,14 +123,20 @@ class LayerStep(nn.Module):
         return chosen_LBE, summed_LBW + context_BW + self.layer_embedding[:, None]
 
     def all_predicted(self, x_LBX: Tensor, logits_LBE: Tensor, chosen_LBE: Tensor) -> list[Tensor]:
-        """As `predicted`, of all layers: what `informed` returns."""
+        """As `predicted`, of all layers that have later ones: what `informed` returns.
+
+        Args:
+            x_LBX: Inputs of the head; those of the last layer may be missing.
+            logits_LBE: The token step's.
+            chosen_LBE: As `so_far` gives them.
+        """
         shape = self.shape
-        head_LBY = x_LBX @ self.head
         predictions = []
         for h, evidence_LBE in enumerate(self._evidence(chosen_LBE, self._seen_LEX)):
             known = len(evidence_LBE)
             trusted_LBE = logits_LBE[shape.num_layers - known :] * self.trust[:known, h, None, None]
-            head_LBE = head_LBY[:known, :, h * shape.num_experts : (h + 1) * shape.num_experts]
+            # not what lies beyond the last layer: in a model of few layers that would be half of it
+            head_LBE = x_LBX[:known] @ self.head[:known, :, h * shape.num_experts : (h + 1) * shape.num_experts]
             predictions.append(trusted_LBE + evidence_LBE + head_LBE)
         return predictions
 
