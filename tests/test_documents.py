@@ -2,6 +2,8 @@
 
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moe_beyond.capture.prompts import read_prompts
@@ -9,7 +11,7 @@ from moe_beyond.devices import prefill
 from moe_beyond.devices.calibrate import calibrate
 from moe_beyond.devices.device import dump_device, load_device
 from moe_beyond.devices.recordings import read_recording
-from moe_beyond.documents import load_csv, load_json, read_plain
+from moe_beyond.documents import load_csv, load_json, read_plain, require_unpacked
 from moe_beyond.formats import importers
 from moe_beyond.formats.count_files import read_counts
 from moe_beyond.formats.headers import read_sizes
@@ -121,3 +123,30 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)
     refused("1,099,511,627,776 bytes, more than 256 MiB", read_plain, path)
+
+
+def unpacked(path):
+    with path.open("rb") as file:
+        return require_unpacked(file, str(path))
+
+
+@pytest.mark.parametrize("num_columns", [1, 40])
+def test_values_of_parquet_columns_are_those_that_pyarrow_counts(tmp_path, num_columns):
+    rows = [{f"c{n}": [[n] * (row % 3), None, [1.5]] for n in range(num_columns)} for row in range(50)]
+    rows = [row | {"text": "x" * 300, "flag": True, "none": None} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=7, write_page_index=True)
+    footer = pq.read_metadata(tmp_path / "x.parquet")
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    expected = [[group.column(n).num_values for n in range(group.num_columns)] for group in groups]
+    assert unpacked(tmp_path / "x.parquet") == expected
+
+
+def test_a_parquet_file_of_no_rows_has_no_values(tmp_path):
+    pq.write_table(pa.table({"a": pa.array([], pa.int8())}), tmp_path / "x.parquet")
+    assert sum(map(sum, unpacked(tmp_path / "x.parquet"))) == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 40])
+def test_a_footer_that_is_none_is_one_line(tmp_path, length):
+    (tmp_path / "x").write_bytes(b"\xff" * length + b"\x28\0\0\0PAR1")
+    refused("not readable as Parquet", unpacked, tmp_path / "x")

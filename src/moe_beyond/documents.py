@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from moe_beyond.errors import InputError, reason_of
 from moe_beyond.limits import limits
@@ -97,22 +98,80 @@ def _require_shallow(text: str, where: str) -> None:
         raise InputError(f"{where}: more than {most.depth} lists or objects within one another; is it damaged?")
 
 
-def require_unpacked(metadata: Any, size: int, where: str) -> None:
+def require_unpacked(file: IO[bytes], where: str) -> list[list[int]]:
     """Check what a Parquet file's columns unpack to before one is read: a value that repeats takes no place in it.
 
-    Args:
-        metadata: As pyarrow reads it.
-        size: Bytes of the file.
-        where: Names it in messages.
+    The footer is read here: pyarrow ends the process where it asks a damaged one for a column.
+
+    Returns:
+        Values of each column of each row group.
 
     Raises:
-        InputError: More than `Limits` allows.
+        InputError: More than `Limits` allows, or the footer is damaged.
     """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    values = sum(group.column(n).num_values for group in groups for n in range(group.num_columns))
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(0, size - 8 - length))
+    footer = file.read(length)
+    try:
+        if length > size - 8:
+            raise ValueError("too long")
+        # of the file its groups, of these their columns, of these what is known of them, and of that the values
+        groups = _thrift(footer, [0], 12, 0).get(4, [])
+        found = [[int(column[3][5]) for column in group[1]] for group in groups]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: not readable as Parquet (its footer is damaged); fetch it again") from error
+    values = sum(map(sum, found))
     # an expert's id takes one byte and more
-    if values > max(limits().small_bytes, limits().ratio * size):
+    if values > max(limits().small_bytes, limits().ratio * size) or min(map(min, filter(None, found)), default=0) < 0:
         raise InputError(f"{where}: {size:,} bytes hold {values:,} values; no trace does, is it damaged?")
+    return found
+
+
+def _thrift(data: bytes, at: list[int], kind: int, depth: int) -> Any:
+    """A value of Thrift's compact protocol; a struct is a dictionary by field. `at` is where it begins, then ends."""
+    if depth > 16:  # Parquet's are not deeper
+        raise ValueError("too deep")
+    if kind == 12:
+        struct, field = {}, 0
+        while head := _byte(data, at):
+            field = field + (head >> 4) if head >> 4 else _integer(data, at)
+            # the value of a truth is its type
+            struct[field] = head & 15 if head & 15 in {1, 2} else _thrift(data, at, head & 15, depth + 1)
+        return struct
+    if kind in {9, 10}:
+        head = _byte(data, at)
+        count = _unsigned(data, at) if head >> 4 == 15 else head >> 4
+        if count > len(data) - at[0]:  # none takes less than a byte
+            raise ValueError("too long")
+        return [_thrift(data, at, head & 15, depth + 1) for _ in range(count)]
+    if kind in {4, 5, 6}:
+        return _integer(data, at)
+    if kind in {1, 2, 3}:
+        return _byte(data, at)
+    if kind not in {7, 8}:  # Parquet has no others
+        raise ValueError("no such type")
+    length = 8 if kind == 7 else _unsigned(data, at)
+    at[0] += length
+    return None
+
+
+def _byte(data: bytes, at: list[int]) -> int:
+    at[0] += 1
+    return data[at[0] - 1]
+
+
+def _unsigned(data: bytes, at: list[int]) -> int:
+    value, shift = 0, 0
+    while (byte := _byte(data, at)) & 128 and shift < 63:
+        value, shift = value | (byte & 127) << shift, shift + 7
+    return value | byte << shift
+
+
+def _integer(data: bytes, at: list[int]) -> int:
+    word = _unsigned(data, at)
+    return (word >> 1) ^ -(word & 1)
 
 
 def load_csv(path: Path, *, comment: str | None = "#", **how: Any) -> pl.DataFrame:

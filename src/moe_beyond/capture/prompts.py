@@ -130,7 +130,7 @@ def _parquet(data: bytes, field: str, path: Path) -> pl.DataFrame:
 
     try:
         file = pq.ParquetFile(BytesIO(data))
-        require_unpacked(file.metadata, len(data), str(path))
+        require_unpacked(BytesIO(data), str(path))
         if (twice := repeated(file.schema_arrow.names)) is not None:
             raise InputError(f"{path}: column {twice!r:.60} is there twice; remove one of them")
         if field not in file.schema_arrow.names:

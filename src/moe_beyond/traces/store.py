@@ -149,9 +149,8 @@ def _digest(trace: Trace) -> str:
 def _batches(file: Path) -> Iterator[Trace]:
     """The prompts of a file, some at a time and at least once, not validated."""
     try:
-        reader = _opened(file)
+        reader, values = _opened(file)
         schema, rows = reader.schema_arrow, max(1, reader.metadata.num_rows)
-        values = sum(_num_values(reader.metadata.row_group(number)) for number in range(reader.num_row_groups))
         most = max(1, min(_ROW_GROUP_PROMPTS, most_choices() * rows // max(1, values)))
         empty = True
         # threads of Arrow's might decode the whole file ahead of a slow reader
@@ -162,11 +161,6 @@ def _batches(file: Path) -> Iterator[Trace]:
             yield _to_trace(schema.empty_table(), file)
     except _UNREADABLE as error:
         raise _unreadable(file, error) from error
-
-
-def _num_values(group: pq.RowGroupMetaData) -> int:
-    """Values of the largest column."""
-    return max((group.column(index).num_values for index in range(group.num_columns)), default=0)
 
 
 def _row_groups(trace: Trace) -> Iterator[slice]:
@@ -180,11 +174,12 @@ def _row_groups(trace: Trace) -> Iterator[slice]:
         start = end
 
 
-def _opened(file: Path) -> pq.ParquetFile:
+def _opened(file: Path) -> tuple[pq.ParquetFile, int]:
+    """The file, and the values of its largest columns."""
     # without a buffer of whole row groups
     reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-    require_unpacked(reader.metadata, file.stat().st_size, str(file))
-    return reader
+    with file.open("rb") as stream:
+        return reader, sum(max(values, default=0) for values in require_unpacked(stream, str(file)))
 
 
 def _files(path: Path) -> list[Path]:

@@ -95,7 +95,8 @@ def _open(path: Path) -> Any:
 
     try:
         file = pq.ParquetFile(path)
-        require_unpacked(file.metadata, path.stat().st_size, str(path))
+        with path.open("rb") as stream:
+            require_unpacked(stream, str(path))
         return file
     except InputError:
         raise

@@ -120,6 +120,7 @@ def read_window(folder: Path) -> tuple[Window, Measures]:
         LookupError,
         AttributeError,
         EOFError,
+        NotImplementedError,  # a way of packing that zipfile does not know
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
