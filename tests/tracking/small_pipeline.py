@@ -110,7 +110,7 @@ def check_whole(root, to=None):
     status = sorted((name, run.info.status) for name, run in runs(root, to))
     assert status == [("split", "FINISHED"), ("trial-0", "FINISHED"), ("trial-1", "KILLED"), ("trial-2", "FAILED")]
     run = only(root, "split", to)
-    assert run.data.params["split.test_fraction"] == "0.1"
+    assert run.data.params["split.test_fraction"] == "0.05"
     assert run.data.metrics["splits/train/prompts"] == 3
     assert points(to, run, "loss") == [(1, 2.0), (2, 1.0)]
     assert points(to, only(root, "trial-0", to), "loss") == [(0, 2.0), (1, 1.5)]

@@ -60,7 +60,7 @@ def test_bad_input_is_one_line_a_failed_run_and_no_receipt(project, capsys, monk
     [
         ("stages/split.py: FILES.items() -> missing", NameError, 1),
         ("dvc.yaml: - data/splits -> - data/more", InputError, 1),
-        ("params.yaml: test_fraction: 0.1 -> test_fraction: 2", InputError, 0),
+        ("params.yaml: test_fraction: 0.05 -> test_fraction: 2", InputError, 0),
         ("dvc.yaml: split: -> other:", InputError, 0),
     ],
 )

@@ -59,7 +59,7 @@ class TracesSettings(Settings):
 class ExtractSettings(Settings):
     """How live capture runs; `import` uses none of it but `privacy`."""
 
-    english_prompts: int = Field(default=500, ge=4)
+    english_prompts: int = Field(default=1300, ge=4)
     """Prompts cut from the reference model's held-out English; other models bring their own prompts."""
     code_prompts: int = Field(default=100, ge=1)
     """Prompts cut from Python code, the domain kept for testing only; reference model only."""

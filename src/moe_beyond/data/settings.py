@@ -12,10 +12,10 @@ from moe_beyond.settings import Settings
 class SplitSettings(Settings):
     """How prompts are divided. Held-out domains are never trained on."""
 
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Expected share of the groups of in-domain prompts; a hash of the content decides, so the share is not exact."""
-    test_fraction: float = Field(default=0.1, gt=0, lt=1)
-    gate_fraction: float = Field(default=0.1, gt=0, lt=1)
+    test_fraction: float = Field(default=0.05, gt=0, lt=1)
+    gate_fraction: float = Field(default=0.05, gt=0, lt=1)
     """For the gate alone, which chooses between predictors: no reported figure comes from these prompts."""
     gate_held_out_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Of the groups of a held-out domain, for the gate too; with 0 all of them are for the test."""

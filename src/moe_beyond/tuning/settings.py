@@ -29,7 +29,9 @@ class SearchSpace(Settings):
     depth: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
     """Number of transformer blocks."""
     heads: tuple[int, ...] = Field(default=(2, 4, 8), min_length=1)
-    train: dict[str, tuple[bool | int | float | str, ...]] = Field(default={"window": (32, 64)})
+    train: dict[str, tuple[bool | int | float | str, ...]] = Field(
+        default={"window": (32, 64), "hidden_rank": (32, 64), "hidden_horizon": (2, 4)}
+    )
     """Parameters of `train` to search beside the size, with the values to try: what is chosen is trained with."""
 
     @model_validator(mode="after")
@@ -65,7 +67,7 @@ class TuneSettings(Settings):
     of them if there are fewer."""
     epochs: int = Field(default=3, ge=1)
     """Epochs of a trial; every trial gets the same."""
-    max_prompts: int = Field(default=300, ge=1)
+    max_prompts: int = Field(default=250, ge=1)
     """At most this many training prompts in a trial, drawn by the seed."""
     workers: int | None = Field(default=None, ge=1)
     """Processes of this machine that try candidates at once; null: as many as it has cores, or one where `train` uses
