@@ -80,7 +80,7 @@ NO_SPACE = [
     ({"train": {"window": (4,)}}, "train.window: Input should be greater than or equal to 8 .found 4."),
     ({"train": {"window": ()}}, "train.window: no value to try"),
     ({"width": (0,)}, "must be at least 1"),
-    ({"width": (9,)}, "width 9 is not divisible by 2 heads"),
+    ({"width": (9,)}, "width 9 is not divisible by 4 heads"),
 ]
 
 

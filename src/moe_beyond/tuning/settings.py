@@ -24,13 +24,13 @@ _NOT_SEARCHED = (
 class SearchSpace(Settings):
     """Predictors that the study may choose from."""
 
-    width: tuple[int, ...] = Field(default=(64, 96, 128, 192), min_length=1)
+    width: tuple[int, ...] = Field(default=(128, 160), min_length=1)
     """Model width; must be divisible by every number of heads."""
-    depth: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    depth: tuple[int, ...] = Field(default=(2,), min_length=1)
     """Number of transformer blocks."""
-    heads: tuple[int, ...] = Field(default=(2, 4, 8), min_length=1)
+    heads: tuple[int, ...] = Field(default=(4, 8), min_length=1)
     train: dict[str, tuple[bool | int | float | str, ...]] = Field(
-        default={"window": (32, 64), "hidden_rank": (32, 64), "hidden_horizon": (2, 4)}
+        default={"window": (32,), "hidden_rank": (32, 64), "hidden_horizon": (4,)}
     )
     """Parameters of `train` to search beside the size, with the values to try: what is chosen is trained with."""
 
