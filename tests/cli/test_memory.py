@@ -63,7 +63,9 @@ def test_an_import_of_four_times_the_tokens_takes_no_more_memory(tmp_path):
         (source / "config.json").write_text(json.dumps(config))
         for number, experts_TLK in enumerate(np.split(routing(375 * 125 * times), 25 * times)):
             np.savez(source / f"{number}.npz", routed_experts=experts_TLK, prompt_routed_experts=experts_TLK[:1])
-        peaks.append(peak_mib("import", "vllm-npz", str(source), str(tmp_path / f"{times}.parquet")))
+        # the least of two: on a busy machine what libraries take at their loading varies by more than the difference
+        words = ("import", "vllm-npz", str(source), str(tmp_path / f"{times}.parquet"))
+        peaks.append(min(peak_mib(*words) for _ in range(2)))
     assert peaks[1] < peaks[0] + 20
 
 
