@@ -347,8 +347,9 @@ def sizes_table(rows: pl.DataFrame) -> str:
     return "\n".join(lines[1:])
 
 
-def spread(found: dict[str, dict[str, float]]) -> str:
-    """How far the default's figures spread over seeds, in a sentence."""
+def spread(document: dict[str, Any]) -> str:
+    """How far the default's figures spread over seeds, in a sentence after the document's note."""
+    found: dict[str, dict[str, float]] = document["seeds"]
     shown = {
         "ms_per_token": ("{:.1f}", 1, "ms per token with ours"),
         "lru_ms_per_token": ("{:.1f}", 1, "with LRU"),
@@ -362,9 +363,8 @@ def spread(found: dict[str, dict[str, float]]) -> str:
         values = [scale * run[name] for run in found.values()]
         parts.append(f"{form.format(min(values))} to {form.format(max(values))} {words}")
     return (
-        f"Over {len(found)} seeds ({', '.join(found)}), each with a reference model, traces and predictor of its own: "
-        f"{'; '.join(parts)} (phone, another domain). "
-        "Another make of processor is another draw of this kind."
+        f"{document['note']}Over {len(found)} seeds ({', '.join(found)}), each with a reference model, traces and "
+        f"predictor of its own: {'; '.join(parts)} (another domain). Another make of processor is another draw of this kind."
     )
 
 

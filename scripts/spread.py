@@ -27,7 +27,7 @@ def main() -> None:
         folders[seed] = ROOT / "build" / f"seed-{seed}"
     metrics = {seed: headline(folder) for seed, folder in folders.items()}
     path = ROOT / "docs" / "figures" / "spread.json"
-    path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"note": "", "seeds": metrics}, indent=2) + "\n", encoding="utf-8")
 
 
 def headline(folder: Path) -> dict[str, float]:

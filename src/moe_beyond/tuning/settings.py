@@ -62,7 +62,7 @@ class SearchSpace(Settings):
 class TuneSettings(Settings):
     """The search for the predictor that saves most time."""
 
-    trials: int = Field(default=8, ge=1)
+    trials: int = Field(default=6, ge=1)
     """Candidates to try, each once: drawn by the seed from those that are fast enough, so that they fill the space; all
     of them if there are fewer."""
     epochs: int = Field(default=3, ge=1)
