@@ -364,7 +364,7 @@ def spread(document: dict[str, Any]) -> str:
         parts.append(f"{form.format(min(values))} to {form.format(max(values))} {words}")
     return (
         f"{document['note']}Over {len(found)} seeds ({', '.join(found)}), each with a reference model, traces and "
-        f"predictor of its own: {'; '.join(parts)} (another domain). Another make of processor is another draw of this kind."
+        f"predictor of its own: {'; '.join(parts)} (another domain). Another make of processor is another such draw."
     )
 
 

@@ -86,9 +86,11 @@ def test_what_the_readme_claims_of_the_paper_is_so():
 
 
 def test_the_spread_is_that_of_three_seeds_and_holds_the_shown_run():
-    spread, shown = generate.read("spread"), json.loads(committed("reports/simulate/metrics.json"))
-    assert len(spread) == 3
-    for name, value in spread["7"].items():
+    document, shown = generate.read("spread"), json.loads(committed("reports/simulate/metrics.json"))
+    assert len(document["seeds"]) == 3
+    if document["note"]:
+        pytest.skip(f"the README says of which release it is: {document['note']}; run python -m scripts.spread")
+    for name, value in document["seeds"]["7"].items():
         assert value == pytest.approx(shown[name]["value"], rel=1e-12)
 
 
