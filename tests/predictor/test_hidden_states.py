@@ -108,6 +108,16 @@ def test_without_hidden_states_the_same_files_answer_from_strings_and_routing(di
     assert (reading.charge.layer_step_ms, plain.charge.hidden_step_ms) == (plain.charge.hidden_step_ms,) * 2
 
 
+def test_a_horizon_beyond_the_reach_is_exported_and_runs(train_trace, validation_trace, tmp_path):
+    traces = {"train": with_hidden(train_trace), "validation": with_hidden(validation_trace)}
+    fitted = small_fit(*traces.values(), tmp_path / "scratch", reach=2, hidden_horizon=4)
+    assert fitted.checkpoint.network.shape.reach == 4
+    path = tmp_path / "predictor"
+    export_predictor(fitted.checkpoint, path, traces, ExportSettings(parity_tokens=20, latency_repeats=10))
+    predictor = OnnxPredictor(path).reading(traces["validation"])
+    assert len(predictor.layer_probabilities_HTLE(traces["validation"])) == 4
+
+
 def test_gate_inputs_that_do_not_fit_are_refused(directory, exported, validation_trace):
     trace = with_hidden(validation_trace, width=5)
     refused("reads hidden states of 12 numbers, the trace has 5", OnnxPredictor(directory).reading, trace)

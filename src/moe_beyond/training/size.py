@@ -47,7 +47,7 @@ def read_choice(path: Path, settings: TrainSettings) -> tuple[Size, TrainSetting
 def network_shape(
     traced: TraceMetadata, num_tokens: int, size: Size, settings: TrainSettings, hidden_size: int = 0
 ) -> NetworkShape:
-    """Shapes of both steps.
+    """Shapes of all steps.
 
     Args:
         traced: The model whose routing is predicted.
@@ -58,12 +58,14 @@ def network_shape(
     """
     shared = {field.name for field in fields(NetworkShape)} & TrainSettings.model_fields.keys()
     sizes = {name: getattr(settings, name) for name in shared} | asdict(size)
-    sizes["reach"] = max(settings.reach, settings.horizon)
+    reads_hidden = hidden_size > 0 and settings.hidden_states
+    # both layer steps start from evidence of one size
+    sizes["reach"] = max(settings.reach, settings.horizon, settings.hidden_horizon if reads_hidden else 0)
     return NetworkShape(
         num_layers=traced.num_layers,
         num_experts=traced.num_experts,
         top_k=traced.top_k,
         num_tokens=num_tokens,
-        hidden_size=hidden_size if settings.hidden_states else 0,
+        hidden_size=hidden_size if reads_hidden else 0,
         **sizes,
     )
