@@ -54,8 +54,6 @@ class TrainSettings(Settings):
     """Units of the layer step's network that reads hidden states."""
     hidden_horizon: int = Field(default=4, ge=1)
     """Layers ahead that the layer step predicts with hidden states."""
-    hidden_dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of windows in which the token step sees no hidden states in training, so that it copes without them."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
     """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
     later_loss_weight: float = Field(default=0.5, ge=0)

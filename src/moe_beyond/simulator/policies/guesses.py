@@ -56,11 +56,11 @@ class Guesses:
         first_TL = self.experts_HTLW[0, ~trace.is_prefill_T, self.first_ahead :, 0]
         return float((first_TL >= 0).mean()) if first_TL.size else 0.0
 
-    def asked(self, events: Events, width: int) -> tuple[I64, I64, I64, I32]:
+    def request_columns(self, events: Events, width: int) -> tuple[I64, I64, I64, I32]:
         """Moment, event, number of experts and experts of each request, as `Prefetches.from_requests` takes them.
 
-        A step of several tokens asks for the experts that any of them names among its `width` best. Where nothing is
-        named there is no request: what was asked for earlier holds.
+        A step of several tokens requests the experts that any of them names among its `width` best. Where nothing is
+        named there is no request: an earlier one holds.
         """
         passes = LayerPasses.of(events)
         _, tokens_I, offsets_S = events.routed()
@@ -81,14 +81,14 @@ class Guesses:
                 min(width, named_TLW.shape[2]),
                 events.metadata.num_experts,
             )
-            asked_Q = counts_Q > 0
-            parts.append((known_Q[asked_Q], passes.first_V[target_Q][asked_Q], counts_Q[asked_Q], experts_X))
+            named_Q = counts_Q > 0
+            parts.append((known_Q[named_Q], passes.first_V[target_Q][named_Q], counts_Q[named_Q], experts_X))
         known_Q, target_Q, counts_Q, experts_X = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return known_Q, target_Q, counts_Q, experts_X
 
     def requests(self, events: Events, width: int) -> Prefetches:
         """Requests for the `width` first experts that are named, the nearest layer's first."""
-        return Prefetches.from_requests(events, *self.asked(events, width))
+        return Prefetches.from_requests(events, *self.request_columns(events, width))
 
 
 @compiled()
@@ -106,15 +106,15 @@ def _named(
     for step in step_Q:
         most += min(num_experts, width * (offsets_S[step + 1] - offsets_S[step]))
     experts_X, counts_Q = np.empty(most, np.int32), np.zeros(len(step_Q), np.int64)
-    asked_by_E = np.full(num_experts, -1, np.int64)
+    named_by_E = np.full(num_experts, -1, np.int64)
     end = 0
     for request in range(len(step_Q)):
         step, layer = step_Q[request], layer_Q[request]
         for place in range(width):
             for i in range(offsets_S[step], offsets_S[step + 1]):
                 expert = named_TLW[tokens_I[i], layer, place]
-                if expert >= 0 and asked_by_E[expert] != request:
-                    asked_by_E[expert] = request
+                if expert >= 0 and named_by_E[expert] != request:
+                    named_by_E[expert] = request
                     experts_X[end] = layer * num_experts + expert
                     counts_Q[request] += 1
                     end += 1

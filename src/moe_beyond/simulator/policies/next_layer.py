@@ -85,11 +85,11 @@ class NextLayerMap:
     def requests(self, events: Events, width: int) -> Prefetches:
         """Requests for each layer's `width` best experts once a layer below is routed; the first layer has none.
 
-        Where the real gate of the next layer is not known for any of a step's tokens, the map's answer stands in.
+        Where the real gate of the next layer is not known for any of a step's tokens, the map stands in.
         """
         if self.real is None:
             return self._mapped(events, width)
-        known_Q, target_Q, counts_Q, experts_X = self.real.asked(events, width)
+        known_Q, target_Q, counts_Q, experts_X = self.real.request_columns(events, width)
         if self.known_share < 1:
             mapped = self._mapped(events, width)
             nearest_Q = known_Q == when_routed(target_Q - 1)

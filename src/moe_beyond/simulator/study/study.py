@@ -193,7 +193,7 @@ def replay_splits(
     jobs: list[tuple[Case, Policy, bool]] = []
     prepared = []
     for trace in splits.values():
-        # what hidden states say is asked beforehand: other processes need not have them
+        # all predictions are made beforehand: other processes need no hidden states
         case = case_of(replace(trace, hidden=None), settings)
         predictions = [_predictions(charged, trace, case.events, popularity_LE) for charged in predictors]
         ablation = _ablation(predictions, settings)
