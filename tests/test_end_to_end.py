@@ -33,7 +33,8 @@ TINY = flatten(
         "tune": {"trials": 2, "epochs": 1, "space": {"width": "[16,32]", "depth": "[1]", "heads": "[2]"}},
         "train": {"epochs": 2, "window": 16},
         "export": {"parity_tokens": 40},
-        "simulate": {"capacities": "[0.25,0.5,0.75]", "headline_capacity": 0.5, "bootstrap_samples": 100},
+        "simulate": {"capacities": "[0.25,0.5,0.75]", "timed_capacities": "null", "headline_capacity": 0.5}
+        | {"bootstrap_samples": 100},
         "verify": {"prompts": 1, "tokens": 4, "quality_prompts": 2, "quality_prefill": 4, "quality_tokens": 8},
     }
 )

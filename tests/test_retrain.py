@@ -14,11 +14,11 @@ from mlflow.tracking import MlflowClient
 from moe_beyond.settings import flatten
 from tests.test_end_to_end import ROOT, TINY, call, stages_run
 
-NAME = "moe-beyond.moe-beyond-reference.laptop_nvme"
+NAME = "moe-beyond.moe-beyond-reference.phone_oneplus_15r"
 # one trial, and as few capacities as make a curve: the gate is what is tried here
 GATE = {"capacity": 0.5, "bootstrap_samples": 200, "latency_repeats": 20, "metric": "recall_at_k", "margin": 0.0}
 SEARCH = {"tune.trials": 1, "tune.space.width": "[32]"}
-REPLAYS = {"simulate.capacities": "[0.25,0.5]", "simulate.devices": "[laptop_nvme]"}
+REPLAYS = {"simulate.capacities": "[0.25,0.5]", "simulate.devices": "[phone_oneplus_15r]"}
 SMALLEST = TINY | SEARCH | REPLAYS | flatten({"publish": GATE})
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
