@@ -57,6 +57,7 @@ script["main"](Path.cwd(), read_params(Path("params.yaml"), script["Params"]))
 """
 _COMMAND = "from moe_beyond.cli import main; main()"
 GROWTH_CHOICES, GROWTH_MIB = 8_000_000, 32
+LONG_WORKS = ("import", "replay lru", "assess")  # Belady's bound searches its residents at each eviction
 MEMORY_GIB = {"shapes": 12.0, "choices": 4.0}
 
 
@@ -90,7 +91,7 @@ def main() -> None:
                 pipeline(shape, arguments.tokens, folder / shape.name) for shape in chosen
             )
         elif arguments.choices:
-            works = commands(chosen[0], int(arguments.choices), folder)
+            works = commands(chosen[0], int(arguments.choices), folder, LONG_WORKS)
         else:
             works = growth(chosen[0], folder)
         for row in works:

@@ -16,7 +16,15 @@ def hidden_step(shape=READING):
     with torch.no_grad():
         for parameter in step.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
+    step.set_routers(*routers(shape))
     return step
+
+
+def routers(shape):
+    """Weights, slopes and offsets."""
+    draw = torch.Generator().manual_seed(2)
+    sizes = ((shape.num_experts, shape.hidden_size), (shape.hidden_horizon,), (shape.hidden_horizon,))
+    return [torch.randn(shape.num_layers, *size, generator=draw) for size in sizes]
 
 
 def gates(shape, batch):
@@ -51,3 +59,18 @@ def test_a_layer_sees_what_the_routers_of_earlier_layers_read_and_nothing_later(
     changed_HL = (whole != other).any(dim=-1).any(dim=1)
     for h in range(3):
         assert changed_HL[h].nonzero().flatten().tolist() == ([2 + h] if 2 + h < READING.num_layers else [])
+
+
+def test_before_anything_is_learned_the_next_routers_speak_beside_the_token_step():
+    torch.manual_seed(0)
+    step, (experts, logits, context), inputs_LBD = HiddenStep(READING), inputs(READING, 4), gates(READING, 4)
+    weights_LED, slope_LH, offset_LH = routers(READING)
+    step.set_routers(weights_LED, slope_LH, offset_LH)
+    whole = step.all_layers(experts, logits, context, inputs_LBD)
+    for h in range(3):
+        for layer in range(READING.num_layers):
+            known, expected = layer - h - 1, logits[:, layer]
+            if known >= 0:
+                early = inputs_LBD[known] @ weights_LED[layer].T
+                expected = slope_LH[known, h] * early + offset_LH[known, h] + 0.25 * logits[:, layer]
+            assert torch.allclose(whole[h, :, layer], expected, atol=1e-4)

@@ -1,8 +1,9 @@
 """The layer step with hidden states: what the router of a layer read, beside what it chose.
 
 The traced model's residual stream changes little from layer to layer, so what one router read says much about what the
-next ones will read. A low-rank map brings it down; from there it reaches the next layers' logits in three ways:
-directly, through the context of the layer step, and through a small network that sees both.
+next ones will read. It reaches the next layers' logits in four ways: through those layers' own routers, run early, and
+brought down by a low-rank map directly, through the context of the layer step, and through a small network that sees
+both.
 
 Shape suffixes as in `layer_step`; D hidden size of the traced model, V rank, U units of the small network,
 X = W + V + U.
@@ -17,6 +18,9 @@ from typing_extensions import override
 from moe_beyond.network.layer_step import LayerStep
 from moe_beyond.predictor.shape import NetworkShape
 
+_FIRST_TRUST = 0.25
+"""In the token step's logits, where routers are run early."""
+
 
 class HiddenStep(LayerStep):
     """Logits for the next H layers, given experts and router inputs of the layers so far."""
@@ -29,6 +33,28 @@ class HiddenStep(LayerStep):
         self.to_units = nn.Parameter(torch.randn(layers, width + rank, units) * (width + rank) ** -0.5)
         self.units_bias = nn.Parameter(torch.zeros(layers, units))
         self.head = nn.Parameter(torch.zeros(layers, width + rank + units, self.horizon * shape.num_experts))
+        # the next layers' routers, run early: what they say comes first, what the token step says is learned
+        self.routers: Tensor
+        self.slope: Tensor
+        self.offset: Tensor
+        self.register_buffer("routers", torch.zeros(layers + self.horizon, shape.num_experts, shape.hidden_size))
+        self.register_buffer("slope", torch.zeros(layers, self.horizon))
+        self.register_buffer("offset", torch.zeros(layers, self.horizon))
+        self.router_trust = nn.Parameter(torch.ones(layers, self.horizon))
+
+    def set_routers(self, weights_LED: Tensor, slope_LH: Tensor, offset_LH: Tensor) -> None:
+        """Run the traced model's routers early.
+
+        Args:
+            weights_LED: Of the routers.
+            slope_LH: What a router's logit is multiplied with, by the layer known and the horizon, to be one of an
+                expert's being chosen.
+            offset_LH: What is added then.
+        """
+        self.routers[: len(weights_LED)] = weights_LED
+        self.slope.copy_(slope_LH)
+        self.offset.copy_(offset_LH)
+        nn.init.constant_(self.trust, _FIRST_TRUST)
 
     @override
     def forward(  # type: ignore[override]
@@ -54,7 +80,16 @@ class HiddenStep(LayerStep):
             both_BY @ self.to_units.index_select(0, layer)[0] + self.units_bias.index_select(0, layer)
         )
         x_BX = torch.cat([x_BW, low_BV, units_BU], dim=-1)
-        return self.predicted(layer, x_BX, logits_BLE, evidence_BRE), context_BW, evidence_BRE
+        guessed_BHE = self.predicted(layer, x_BX, logits_BLE, evidence_BRE) + self.run_early(layer, gate_input_BD)
+        return guessed_BHE, context_BW, evidence_BRE
+
+    def run_early(self, layer: Tensor, gate_input_BD: Tensor) -> Tensor:
+        """What the next layers' routers make of this layer's input, [B, H, E], as far as it is trusted."""
+        next_H = layer + 1 + torch.arange(self.horizon, device=layer.device)
+        weights_XD = self.routers.index_select(0, next_H).flatten(0, 1)
+        logits_BHE = (gate_input_BD @ weights_XD.T).unflatten(1, (self.horizon, self.shape.num_experts))
+        scale_LH1, shift_LH1 = ((x * self.router_trust).unsqueeze(-1) for x in (self.slope, self.offset))
+        return torch.as_tensor(logits_BHE * scale_LH1.index_select(0, layer) + shift_LH1.index_select(0, layer))
 
     @override
     def informed(  # type: ignore[override]
@@ -69,4 +104,11 @@ class HiddenStep(LayerStep):
         x_LBW = x_LBW + self.feed_forward(self.norm(x_LBW))
         both_LBY = torch.cat([self.norm(x_LBW), low_LBV], dim=-1)
         units_LBU = nn.functional.gelu(both_LBY @ self.to_units[:last] + self.units_bias[:last, None])
-        return self.all_predicted(torch.cat([x_LBW, low_LBV, units_LBU], dim=-1), logits_LBE, chosen_LBE)
+        learned = self.all_predicted(torch.cat([x_LBW, low_LBV, units_LBU], dim=-1), logits_LBE, chosen_LBE)
+        trust_LH11, predictions = self.router_trust[..., None, None], []
+        scale_LH11, shift_LH11 = (x[..., None, None] * trust_LH11 for x in (self.slope, self.offset))
+        for h, learned_LBE in enumerate(learned):
+            known = len(learned_LBE)
+            early_LBE = gate_inputs_LBD[:known] @ self.routers[1 + h : 1 + h + known].transpose(1, 2)
+            predictions.append(learned_LBE + early_LBE * scale_LH11[:known, h] + shift_LH11[:known, h])
+        return predictions

@@ -25,6 +25,9 @@ from moe_beyond.training.datamodule import Batch
 from moe_beyond.training.losses import LOSSES, later_loss, next_token_recall
 from moe_beyond.training.settings import TrainSettings
 
+_TRUST_PACE = 10
+"""Learning rate of trust, as a multiple of that of all else."""
+
 
 class PredictorModule(pl.LightningModule):
     """Trains a TokenStep and its LayerStep over real tokens; the layer step gets the true experts so far.
@@ -63,11 +66,13 @@ class PredictorModule(pl.LightningModule):
         seen = batch._replace(tokens_BT=tokens_BT, previous_BTLM=previous_BTLM)
         (first, *further), hidden, later = predict(self.network, self.layer_step, seen, self.hidden_step)
         loss = self._loss(*first) + self.settings.later_loss_weight * later_loss(*later)
-        for step in (further, hidden):
-            # a model of few layers has none at the farthest horizons
-            losses = [self._loss(*prediction) for prediction in step if prediction[0].numel()]
-            for layer_loss in losses:
-                loss = loss + layer_loss * (self.settings.layer_loss_weight / len(losses))
+        # a model of few layers has none at the farthest horizons
+        steps = [[prediction for prediction in step if prediction[0].numel()] for step in (further, hidden)]
+        steps = [step for step in steps if step]
+        for step in steps:
+            # shared: a second layer step takes nothing from the weight of the token step
+            weight = self.settings.layer_loss_weight / (len(steps) * len(step))
+            loss = loss + weight * torch.stack([self._loss(*prediction) for prediction in step]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}; lower train.learning_rate")
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=int(batch.real_BT.sum()))
@@ -112,7 +117,13 @@ class PredictorModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then cosine to zero, by step."""
         settings = self.settings
-        optimizer = torch.optim.AdamW(self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        # how far to trust a source is few numbers that have far to go
+        groups = [
+            {"params": [weight for name, weight in self.named_parameters() if name.endswith("trust") == trust]}
+            | {"lr": settings.learning_rate * (_TRUST_PACE if trust else 1)}
+            for trust in (False, True)
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, int(total * settings.warmup_fraction))
 

@@ -55,7 +55,8 @@ class TrainSettings(Settings):
     hidden_horizon: int = Field(default=4, ge=1)
     """Layers ahead that the layer step predicts with hidden states."""
     layer_loss_weight: float = Field(default=1.0, ge=0)
-    """Weight of the layer step's loss, the mean over its horizons, beside the token step's."""
+    """Weight of the layer step's loss, the mean over its horizons, beside the token step's; where hidden states are
+    there, of that with them and that without together."""
     later_loss_weight: float = Field(default=0.5, ge=0)
     """Weight of the loss of later use, by which caches evict, beside that of the token's own use."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
