@@ -1,6 +1,11 @@
 """The one exception that a user can fix: bad input, described in one line."""
 
+import pickle
 import re
+import tarfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +36,14 @@ class TamperedError(InputError):
 
 SYSTEM_ERRORS = (OSError, MemoryError, RecursionError, OverflowError)
 """What a path, a full disk or an impossible size raises anywhere: a user can mend these, too."""
+
+DAMAGE_ERRORS = (
+    *(*SYSTEM_ERRORS, zipfile.BadZipFile, tarfile.TarError, zlib.error, pickle.UnpicklingError, tokenize.TokenError),
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, EOFError, RuntimeError),
+    SyntaxError,
+)
+"""What readers of archives, arrays and pickles raise at bytes that are damaged or none of theirs. Catch `InputError`
+first where one may come from within."""
 
 
 def line_of(error: BaseException) -> str:

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -21,9 +22,10 @@ def hidden_step(shape=READING):
 
 
 def routers(shape):
-    """Weights, slopes and offsets."""
+    """Weights, what outputs move, slopes."""
     draw = torch.Generator().manual_seed(2)
-    sizes = ((shape.num_experts, shape.hidden_size), (shape.hidden_horizon,), (shape.hidden_horizon,))
+    experts, horizon = shape.num_experts, shape.hidden_horizon
+    sizes = ((experts, shape.hidden_size), (experts, horizon, experts), (horizon,))
     return [torch.randn(shape.num_layers, *size, generator=draw) for size in sizes]
 
 
@@ -64,13 +66,16 @@ def test_a_layer_sees_what_the_routers_of_earlier_layers_read_and_nothing_later(
 def test_before_anything_is_learned_the_next_routers_speak_beside_the_token_step():
     torch.manual_seed(0)
     step, (experts, logits, context), inputs_LBD = HiddenStep(READING), inputs(READING, 4), gates(READING, 4)
-    weights_LED, slope_LH, offset_LH = routers(READING)
-    step.set_routers(weights_LED, slope_LH, offset_LH)
+    weights_LED, moved_LEHE, slope_LH = given = routers(READING)
+    step.set_routers(*given)
     whole = step.all_layers(experts, logits, context, inputs_LBD)
-    for h in range(3):
-        for layer in range(READING.num_layers):
-            known, expected = layer - h - 1, logits[:, layer]
-            if known >= 0:
-                early = inputs_LBD[known] @ weights_LED[layer].T
-                expected = slope_LH[known, h] * early + offset_LH[known, h] + 0.25 * logits[:, layer]
-            assert torch.allclose(whole[h, :, layer], expected, atol=1e-4)
+    for b, h, layer in itertools.product(range(4), range(3), range(READING.num_layers)):
+        expected, known = logits[b, layer], layer - h - 1
+        if known >= 0:
+            chosen, read = experts[b, known], inputs_LBD[known, b]
+            shares = READING.top_k * torch.softmax((weights_LED[known] @ read)[chosen], dim=0)
+            early = weights_LED[layer] @ read + shares @ moved_LEHE[known, chosen, h]
+            falling = early.sort(descending=True).values
+            above = slope_LH[known, h] * (early - (falling[READING.top_k - 1] + falling[READING.top_k]) / 2)
+            expected = above / (1 + above.abs() / 30) + 0.25 * logits[b, layer]
+        assert torch.allclose(whole[h, b, layer], expected, atol=1e-4)

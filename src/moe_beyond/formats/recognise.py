@@ -17,7 +17,7 @@ from struct import error as struct_error
 from struct import unpack_from
 from typing import Literal
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import DAMAGE_ERRORS, InputError
 from moe_beyond.formats.importers.sources import members
 
 Kind = Literal["trace", "counts"]
@@ -107,7 +107,7 @@ def _zip(ending: str, member: str, content: bytes = b"") -> _Test:
                 # a pickle is looked through for a word, never loaded
                 if inner is None or (content and content not in archive.open(inner).read(_HEAD)):
                     return None
-        except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, NotImplementedError):
+        except DAMAGE_ERRORS:
             return None
         return f"holds {content.decode() or member.removesuffix('.npy')}"
 

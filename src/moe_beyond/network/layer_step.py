@@ -65,13 +65,19 @@ class LayerStep(nn.Module):
         return self.predicted(layer, x_BW, logits_BLE, evidence_BRE), context_BW, evidence_BRE
 
     def taken_in(
-        self, layer: Tensor, experts_BK: Tensor, context_BW: Tensor, evidence_BRE: Tensor
+        self,
+        layer: Tensor,
+        experts_BK: Tensor,
+        context_BW: Tensor,
+        evidence_BRE: Tensor,
+        share_BK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Context and evidence with what a layer's router chose."""
+        """Context and evidence with what a layer's router chose; `share_BK` as `so_far` has it."""
         shape = self.shape
         # written for few nodes: at one token, a node of the exported graph costs more than its arithmetic
         rows_BKX = nn.functional.embedding(layer * shape.num_experts + experts_BK, self.seen)
-        sum_BX = (self.slot_weight.unsqueeze(1).index_select(0, layer) @ rows_BKX).flatten(1)
+        weight_B1K = self.slot_weight.unsqueeze(1).index_select(0, layer)
+        sum_BX = ((weight_B1K if share_BK is None else weight_B1K * share_BK.unsqueeze(1)) @ rows_BKX).flatten(1)
         embedded_BW, direct_BY = sum_BX.split([shape.layer_width, self.reach * shape.num_experts], dim=1)
         # the row of this layer is used up; evidence for later ones moves up
         moved_BRE = nn.functional.pad(evidence_BRE[:, 1:], (0, 0, 0, 1))
@@ -110,10 +116,14 @@ class LayerStep(nn.Module):
         x_LBW = x_LBW[: self.shape.num_layers - 1]
         return self.all_predicted(x_LBW + self.feed_forward(self.norm(x_LBW)), logits_LBE, chosen_LBE)
 
-    def so_far(self, experts_LBK: Tensor, context_BW: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the chosen experts [L, B, E], and the context at each layer [L, B, W]."""
+    def so_far(self, experts_LBK: Tensor, context_BW: Tensor, share_LBK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights of the chosen experts [L, B, E], and the context at each layer [L, B, W].
+
+        `share_LBK` is what each chosen expert has of its layer's output, 1 in the mean, where that is known.
+        """
         shape = self.shape
         weights_LBK = self.slot_weight[:, None].expand(experts_LBK.shape)
+        weights_LBK = weights_LBK if share_LBK is None else weights_LBK * share_LBK
         nothing_LBE = weights_LBK.new_zeros(*experts_LBK.shape[:2], shape.num_experts)
         chosen_LBE = nothing_LBE.scatter(2, experts_LBK, weights_LBK)
         embedded_LBW = chosen_LBE @ self._seen_LEX[..., : shape.layer_width]

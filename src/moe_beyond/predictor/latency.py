@@ -103,10 +103,11 @@ def hidden_step_terms(shape: NetworkShape) -> tuple[float, ...]:
     """As `layer_step_terms`, of the layer step with hidden states."""
     width, rank, units = shape.layer_width, shape.hidden_rank, shape.hidden_units
     weights = 2 * width * shape.layer_hidden + rank * (shape.hidden_size + width) + (width + rank) * units
-    # the head, and the next layers' routers
-    weights += (width + rank + units + shape.hidden_size) * shape.hidden_horizon * shape.num_experts
+    # the head, the layer's own router and the next layers'
+    weights += (width + rank + units) * shape.hidden_horizon * shape.num_experts
+    weights += shape.hidden_size * (shape.hidden_horizon + 1) * shape.num_experts
     reach = max(shape.reach, shape.hidden_horizon)
-    gathered = (shape.top_k + 1) * (width + reach * shape.num_experts)
+    gathered = (shape.top_k + 1) * (width + (reach + shape.hidden_horizon) * shape.num_experts)
     return 1.0, weights / 1e6, gathered / 1e6
 
 

@@ -18,7 +18,7 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 # what the export stage's graphs consist of: none of them holds another graph, so that nothing can loop
 # fmt: off
 OPERATORS = frozenset([
-    "Add", "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Div",
+    "Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Div",
     "DynamicQuantizeLinear", "Equal", "Erf", "Expand", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
     "Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "MatMulInteger",
     "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu",

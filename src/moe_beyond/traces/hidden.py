@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, reason_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.columns import Column
 
@@ -257,7 +257,7 @@ def open_hidden(directory: Path, num_tokens: int, trace: str = "") -> HiddenStat
             routers = Routers(**weights, **described["routers"])  # type: ignore[arg-type]
         hidden = HiddenStates(layers=tuple(described["layers"]), routers=routers, **arrays)  # type: ignore[arg-type]
         _check(hidden, num_tokens)
-    except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except DAMAGE_ERRORS as error:
         reason = reason_of(error)
         raise InputError(f"{directory}: damaged hidden states ({reason}); write or fetch the trace again") from error
     return hidden

@@ -27,7 +27,7 @@ from moe_beyond.predictor.baselines import Popularity
 from moe_beyond.threads import keep_freed_memory, torch_threads
 from moe_beyond.traces.schema import Trace
 from moe_beyond.training.datamodule import RoutingData
-from moe_beyond.training.early_routers import log_odds
+from moe_beyond.training.early_routers import early_routers
 from moe_beyond.training.module import PredictorModule
 from moe_beyond.training.settings import TrainSettings
 from moe_beyond.training.size import Size, network_shape
@@ -135,7 +135,7 @@ def fit(
     module = PredictorModule(shape, settings, seed)
     module.network.set_class_prior(torch.from_numpy(Popularity.fit(train).popularity_LE))
     if module.hidden_step is not None and train.hidden is not None and (routers := train.hidden.routers) is not None:
-        early = log_odds(train, train.hidden, routers, shape.hidden_horizon)
+        early = early_routers(train, train.hidden, routers, shape.hidden_horizon)
         module.hidden_step.set_routers(*(torch.from_numpy(np.array(x)) for x in (routers.weights_LED, *early)))
     data = RoutingData(
         train,

@@ -119,11 +119,14 @@ class PredictorModule(pl.LightningModule):
         settings = self.settings
         # how far to trust a source is few numbers that have far to go
         groups = [
-            {"params": [weight for name, weight in self.named_parameters() if name.endswith("trust") == trust]}
-            | {"lr": settings.learning_rate * (_TRUST_PACE if trust else 1)}
-            for trust in (False, True)
+            {
+                "params": [weight for name, weight in self.named_parameters() if name.endswith("trust") == is_trust],
+                "lr": settings.learning_rate * (_TRUST_PACE if is_trust else 1),
+                "weight_decay": 0.0 if is_trust else settings.weight_decay,
+            }
+            for is_trust in (False, True)
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, int(total * settings.warmup_fraction))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.documents import repeated
-from moe_beyond.errors import InputError
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, reason_of
 from moe_beyond.formats.importers.sources import COUNTS, counts_are_no_trace
 from moe_beyond.limits import limits
 
@@ -45,7 +43,7 @@ def _unzip(data: bytes, wanted: Sequence[str], where: str) -> dict[str, bytes]:
             return {name: archive.read(f"{name}.npy") for name in found}
     except InputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except DAMAGE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
 
@@ -61,8 +59,8 @@ def _load_array(data: bytes, where: str) -> npt.NDArray[Any]:
         if read_header is None:
             raise ValueError(f"format version {version}")
         shape, fortran_order, dtype = read_header(stream)
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        raise InputError(f"{where}: not a NumPy array ({str(error).splitlines()[0]}); save it again") from error
+    except DAMAGE_ERRORS as error:
+        raise InputError(f"{where}: not a NumPy array ({reason_of(error)[:120]}); save it again") from error
     if dtype.kind not in "iuf" or fortran_order:
         raise InputError(
             f"{where}: {dtype} in {'Fortran' if fortran_order else 'C'} order, expected integers in C order"

@@ -9,14 +9,13 @@ import lzma
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from moe_beyond.documents import load_json, require_plain
-from moe_beyond.errors import InputError
+from moe_beyond.errors import DAMAGE_ERRORS, InputError
 from moe_beyond.limits import limits
 
 Item = TypeVar("Item")
@@ -27,10 +26,7 @@ _PACKED: dict[str, Callable[[IO[bytes]], _Stream]] = {
     ".xz": lzma.LZMAFile,
 }
 _ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
-# what decompressors raise for bytes that are cut short or damaged
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, MemoryError)
-# tarfile and zipfile also stumble over damaged headers: an ord() of nothing, an empty name, a place before the start
-_DAMAGED_HEADER = (*_DAMAGED, RuntimeError, ValueError, IndexError, TypeError)
+_DAMAGED = (*DAMAGE_ERRORS, lzma.LZMAError)
 # what columns and arrays are called that hold how often each expert was chosen
 COUNTS = ("count", "counts", "logical_count", "expert_counts", "num_tokens", "frequency", "hits")
 
@@ -139,7 +135,7 @@ def members(source: Path, suffix: str | tuple[str, ...], *, required: bool = Tru
                     yield name, readable
     except InputError:
         raise
-    except _DAMAGED_HEADER as error:
+    except _DAMAGED as error:
         raise _damaged(str(source), error) from error
     if not found and required:
         raise InputError(f"{source}: holds no file named *{' or *'.join(endings)}; check the path and the format")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from io import BytesIO
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, reason_of
 
 
 def load_pt(data: bytes, where: str) -> Any:
@@ -28,18 +27,7 @@ def load_pt(data: bytes, where: str) -> Any:
         return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except (
-        *(
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-            EOFError,
-            OSError,
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-        ),
-        *(LookupError, RuntimeError, TypeError, ValueError, NotImplementedError, RecursionError, MemoryError),
-    ) as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(
             f"{where}: no file of torch.save that holds tensors and plain values alone ({reason_of(error)[:120]})"
         ) from error

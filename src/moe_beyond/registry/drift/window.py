@@ -6,8 +6,6 @@ Shape suffixes: P prompts, L MoE layers, E experts in a layer.
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from moe_beyond.documents import load_csv, load_json, read_plain
-from moe_beyond.errors import SYSTEM_ERRORS, InputError, reason_of
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, reason_of
 from moe_beyond.files import replacing, write_json
 from moe_beyond.traces.schema import Trace, expert_counts_LE
 
@@ -113,17 +111,7 @@ def read_window(folder: Path) -> tuple[Window, Measures]:
         fits = counts_LE.shape == prompts_PLE.shape[1:] and len(counts_LE) == len(window.layer_numbers)
     except InputError:
         raise
-    except (
-        *SYSTEM_ERRORS,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        EOFError,
-        NotImplementedError,  # a way of packing that zipfile does not know
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(f"{folder}: a damaged window ({reason_of(error)}); publish the predictor again") from error
     if not fits or counts_LE.min(initial=0) < 0 or not counts_LE.any():
         raise InputError(f"{folder}: a window that counts nothing, or not its layers; publish the predictor again")
