@@ -62,7 +62,7 @@ def test_the_first_predictor_becomes_the_champion(story):
     assert story.verdict()["outcome"] == "first"
     assert story.aliases() == {"champion": "1", "challenger": "1"}
     report = (story.project / "reports/retrain.md").read_text()
-    words = ("the first champion", "| `train.epochs` | `20` | `2` |", "| ms_per_token | ", "(figures/ms_per_token.png)")
+    words = ("the first champion", "| `train.epochs` | `9` | `2` |", "| ms_per_token | ", "(figures/ms_per_token.png)")
     assert all(part in report for part in words)
 
 
@@ -84,7 +84,7 @@ def test_a_better_one_is_judged_before_its_merge_and_takes_over_after_it(story):
     better = {"train.learning_rate": 0.01, "train.epochs": 12, "train.patience": 12}
     story.retrain(better, gate="judge")
     verdict = story.verdict()
-    assert verdict["outcome"] == "promoted"
+    assert verdict["outcome"] == "promoted", verdict
     assert story.aliases() == {"champion": "1", "challenger": "3"}
     assert verdict["improvement"]["low"] > 0
     done = story.retrain()

@@ -22,6 +22,8 @@ _FIRST_TRUST = 0.25
 """In the token step's logits, where routers are run early."""
 _FARTHEST = 30.0
 """Log-odds of an early router are within it: where layers change little they would be in the hundreds."""
+_STEEPEST = 128.0
+"""A router's logit is multiplied with this at most: with more, what rounding does to it would be seen in log-odds."""
 
 
 class HiddenStep(LayerStep):
@@ -56,7 +58,7 @@ class HiddenStep(LayerStep):
         """
         self.routers[: len(weights_LED)] = weights_LED
         self.moved.copy_(moved_LEHE.flatten(0, 1).flatten(1))
-        self.slope.copy_(slope_LH)
+        self.slope.copy_(slope_LH.clamp(max=_STEEPEST))
         nn.init.constant_(self.trust, _FIRST_TRUST)
 
     @override
@@ -112,7 +114,7 @@ class HiddenStep(LayerStep):
         shape = self.shape
         last_X2 = logits_XE.topk(min(shape.top_k + 1, shape.num_experts), dim=-1).values[..., -2:]
         above_XE = logits_XE - last_X2.mean(dim=-1, keepdim=True)
-        return _FARTHEST * nn.functional.softsign(above_XE * (scale_X1 / _FARTHEST))
+        return _FARTHEST * nn.functional.softsign(above_XE * (scale_X1.clamp(max=_STEEPEST) / _FARTHEST))
 
     @override
     def informed(  # type: ignore[override]
