@@ -17,6 +17,7 @@ from tests.test_end_to_end import ROOT, TINY, call, stages_run
 NAME = "moe-beyond.moe-beyond-reference.phone_oneplus_15r"
 # one trial, and as few capacities as make a curve: the gate is what is tried here
 GATE = {"capacity": 0.5, "bootstrap_samples": 200, "latency_repeats": 20, "metric": "recall_at_k", "margin": 0.0}
+GATE |= {"max_worst_domain_loss": 0.2}  # at a few tokens hit rates say little
 SEARCH = {"tune.trials": 1, "tune.space.width": "[32]"}
 REPLAYS = {"simulate.capacities": "[0.25,0.5]", "simulate.devices": "[phone_oneplus_15r]"}
 SMALLEST = TINY | SEARCH | REPLAYS | flatten({"publish": GATE})
@@ -84,7 +85,7 @@ def test_a_better_one_is_judged_before_its_merge_and_takes_over_after_it(story):
     better = {"train.learning_rate": 0.01, "train.epochs": 12, "train.patience": 12}
     story.retrain(better, gate="judge")
     verdict = story.verdict()
-    assert verdict["outcome"] == "promoted", verdict
+    assert verdict["outcome"] == "promoted"
     assert story.aliases() == {"champion": "1", "challenger": "3"}
     assert verdict["improvement"]["low"] > 0
     done = story.retrain()
