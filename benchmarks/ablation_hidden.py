@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ class Variant:
         settings: Parameters of `train`.
         prompts: A multiple of the reference's training prompts, at as many steps.
         seed: Of the fit.
+        routers: Whether the layer step runs the next routers early.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     prompts: float = 1.0
     seed: int = 7
+    routers: bool = True
 
 
 VARIANTS = (
@@ -55,6 +57,7 @@ VARIANTS = (
     Variant("reference, another seed", seed=8),
     Variant("reference, a third seed", seed=9),
     Variant("no hidden states", {"hidden_states": False, "horizon": 4}),
+    Variant("no routers run early", routers=False),
     Variant("rank 16", {"hidden_rank": 16}),
     Variant("rank 96, that of the hidden states", {"hidden_rank": 96}),
     Variant("8 units", {"hidden_units": 8}),
@@ -90,6 +93,8 @@ def main() -> None:
 def measure(variant: Variant, train: Trace, validation: Trace, epochs: int) -> dict[str, Any]:
     """Fit a variant: a row of the table."""
     settings = TrainSettings(window=32, patience=100, **variant.settings)
+    if train.hidden is not None and not variant.routers:
+        train = replace(train, hidden=replace(train.hidden, routers=None))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         result = fit(train, validation, _SIZE, settings, epochs=epochs, seed=variant.seed, scratch=Path(scratch))

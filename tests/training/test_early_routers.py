@@ -53,6 +53,16 @@ def test_what_experts_put_out_moves_later_logits_by_as_much_as_it_does():
     assert (found.slope_LH[3], found.slope_LH[2, 1]) == (pytest.approx([0, 0]), 0)
 
 
+def test_a_bias_is_shared_among_the_chosen():
+    trace = hidden_trace(6, (60, 50), num_layers=4, num_experts=EXPERTS)
+    bias_LE = np.random.default_rng(2).standard_normal((4, EXPERTS)).astype(np.float32)
+    biased = replace(trace.hidden.routers, logit_bias_LE=bias_LE)
+    without, found = (early_routers(trace, trace.hidden, each, horizon=1) for each in (trace.hidden.routers, biased))
+    for layer in range(3):
+        added_EE = found.moved_LEHE[layer, :, 0] - without.moved_LEHE[layer, :, 0]
+        assert added_EE == pytest.approx(np.tile(bias_LE[layer + 1] / 2, (EXPERTS, 1)), abs=1e-4)
+
+
 def test_only_tokens_and_layers_with_states_count():
     trace = without_some(hidden_trace(6, (60, 50), num_layers=4, num_experts=EXPERTS))
     found = early_routers(trace, trace.hidden, trace.hidden.routers, horizon=1)

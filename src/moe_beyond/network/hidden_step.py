@@ -37,12 +37,12 @@ class HiddenStep(LayerStep):
         self.to_units = nn.Parameter(torch.randn(layers, width + rank, units) * (width + rank) ** -0.5)
         self.units_bias = nn.Parameter(torch.zeros(layers, units))
         self.head = nn.Parameter(torch.zeros(layers, width + rank + units, self.horizon * shape.num_experts))
-        # the next layers' routers, run early: what they say comes first, what the token step says is learned
+        # the traced model's own routers, with zeros beyond the last layer: nothing of them is learned
         self.routers: Tensor
         self.moved: Tensor
         self.slope: Tensor
-        self.register_buffer("routers", torch.zeros(layers + self.horizon, shape.num_experts, shape.hidden_size))
         experts = shape.num_experts
+        self.register_buffer("routers", torch.zeros(layers + self.horizon, experts, shape.hidden_size))
         self.register_buffer("moved", torch.zeros(layers * experts, self.horizon * experts))
         self.register_buffer("slope", torch.zeros(layers, self.horizon))
         self.router_trust = nn.Parameter(torch.ones(layers, self.horizon))
@@ -52,7 +52,8 @@ class HiddenStep(LayerStep):
 
         Args:
             weights_LED: Of the routers.
-            moved_LEHE: By how much a chosen expert's output moves the logits of the next layers' routers, the mean.
+            moved_LEHE: By how much a chosen expert's output moves the logits of the next layers' routers, the mean, and
+                its part of their biases.
             slope_LH: What the distance of a logit from the threshold is multiplied with, by the layer known and the
                 horizon, to be log-odds.
         """
@@ -87,10 +88,8 @@ class HiddenStep(LayerStep):
             both_BY @ self.to_units.index_select(0, layer)[0] + self.units_bias.index_select(0, layer)
         )
         x_BX = torch.cat([x_BW, low_BV, units_BU], dim=-1)
-        guessed_BHE = self.predicted(layer, x_BX, logits_BLE, evidence_BRE) + self.run_early(
-            layer, experts_BK, share_BK, gate_input_BD
-        )
-        return guessed_BHE, context_BW, evidence_BRE
+        early_BHE = self.run_early(layer, experts_BK, share_BK, gate_input_BD)
+        return self.predicted(layer, x_BX, logits_BLE, evidence_BRE) + early_BHE, context_BW, evidence_BRE
 
     def share(self, own_XE: Tensor, experts_XK: Tensor) -> Tensor:
         """What each chosen expert has of its layer's output, 1 in the mean, by the layer's own router's logits."""

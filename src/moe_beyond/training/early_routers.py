@@ -27,7 +27,8 @@ class EarlyRouters(NamedTuple):
     Attributes:
         moved_LEHE: By how much a chosen expert's output moves the logits of the next layers' routers, the mean: that of
             default vectors (arXiv 2603.19289) after the router. By least squares on the shares that chosen experts have
-            of the output, which are in the mean 1.
+            of the output, which are in the mean 1. A K-th of the later router's bias is in each, since shares add up
+            to K.
         slope_LH: Slope by which the distance of a logit from the threshold of the choice, half way from the K-th to the
             next, becomes log-odds of being chosen: logistic regression on that one number, over all experts.
     """
@@ -70,6 +71,8 @@ def early_routers(train: Trace, hidden: HiddenStates, routers: Routers, horizon:
             is_chosen_NE = np.zeros(above_NE.shape, bool)
             experts_NK = train.experts_TLK[tokens[some], later].astype(np.int64)
             np.put_along_axis(is_chosen_NE, experts_NK, values=True, axis=1)
+            if routers.logit_bias_LE is not None:
+                moved_LHEE[layer, ahead] += routers.logit_bias_LE[later] / meta.top_k
             slope_LH[layer, ahead] = log_odds_slope(above_NE.ravel(), is_chosen_NE.ravel())
     return EarlyRouters(np.ascontiguousarray(moved_LHEE.transpose(0, 2, 1, 3)), slope_LH)
 
@@ -77,10 +80,10 @@ def early_routers(train: Trace, hidden: HiddenStates, routers: Routers, horizon:
 def shares(routers: Routers, layer: int, inputs_ND: Floats, experts_NK: npt.NDArray[np.unsignedinteger]) -> Floats:
     """What each expert has of its layer's output, in the mean of those chosen 1, of the others 0; float32 [N, E].
 
-    By the softmax over the logits of those that were chosen: combine weights, where the model makes them so, and much
-    like them elsewhere.
+    By the softmax over the logits, without biases, of those that were chosen: combine weights, where the model makes
+    them so, and much like them elsewhere.
     """
-    logits_NE, chosen_NK = routers.logits_NE(layer, inputs_ND), experts_NK.astype(np.int64)
+    logits_NE, chosen_NK = inputs_ND @ routers.weights_LED[layer].T, experts_NK.astype(np.int64)
     share_NE = np.zeros(logits_NE.shape, np.float32)
     share_NK = softmax(np.take_along_axis(logits_NE, chosen_NK, axis=1), axis=1) * experts_NK.shape[1]
     np.put_along_axis(share_NE, chosen_NK, share_NK, axis=1)
