@@ -63,7 +63,7 @@ def test_the_first_predictor_becomes_the_champion(story):
     assert story.verdict()["outcome"] == "first"
     assert story.aliases() == {"champion": "1", "challenger": "1"}
     report = (story.project / "reports/retrain.md").read_text()
-    words = ("the first champion", "| `train.epochs` | `9` | `2` |", "| ms_per_token | ", "(figures/ms_per_token.png)")
+    words = ("the first champion", "| `train.epochs` | `8` | `2` |", "| ms_per_token | ", "(figures/ms_per_token.png)")
     assert all(part in report for part in words)
 
 

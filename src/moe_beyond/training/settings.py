@@ -12,7 +12,7 @@ from moe_beyond.settings import Settings
 class TrainSettings(Settings):
     """The fit of a predictor; trials of the search use it too, with their own number of epochs."""
 
-    epochs: int = Field(default=9, ge=1)
+    epochs: int = Field(default=8, ge=1)
     batch_size: int = Field(default=16, ge=1)
     """Windows a step."""
     window: int = Field(default=64, ge=8)

@@ -24,7 +24,7 @@ _NOT_SEARCHED = (
 class SearchSpace(Settings):
     """Predictors that the study may choose from."""
 
-    width: tuple[int, ...] = Field(default=(128, 160), min_length=1)
+    width: tuple[int, ...] = Field(default=(96, 128), min_length=1)
     """Model width; must be divisible by every number of heads."""
     depth: tuple[int, ...] = Field(default=(2,), min_length=1)
     """Number of transformer blocks."""
@@ -67,7 +67,7 @@ class TuneSettings(Settings):
     of them if there are fewer."""
     epochs: int = Field(default=3, ge=1)
     """Epochs of a trial; every trial gets the same."""
-    max_prompts: int = Field(default=250, ge=1)
+    max_prompts: int = Field(default=160, ge=1)
     """At most this many training prompts in a trial, drawn by the seed."""
     workers: int | None = Field(default=None, ge=1)
     """Processes of this machine that try candidates at once; null: as many as it has cores, or one where `train` uses
