@@ -38,7 +38,7 @@ def test_it_holds_what_decides_and_the_way_to_the_stages(state):
         for measure in ("ms_per_token", "hit_rate"):
             expected = list(rows.filter(policy=policy).select("capacity_experts", measure).iter_rows())
             assert points(client(state), run, f"{measure}_by_capacity/{name}") == expected
-    assert (run.data.params["chosen.width"], run.data.params["train.epochs"]) == ("16", "9")
+    assert (run.data.params["chosen.width"], run.data.params["train.epochs"]) == ("16", str(Params().train.epochs))
     assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["data.splits.train", "data.traces"]
     files = "reports/index.html", "reports/figures/a.png", "models/predictor/token_step.onnx"
     assert set(artifacts(client(state), run_id)) == set(files)
