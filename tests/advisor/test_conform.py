@@ -81,7 +81,9 @@ def test_what_would_make_them_equal_is_named(case):
     ("change", "message"),
     [
         (lambda rows: rows.drop("misses"), "expected hits"),
-        (lambda rows: rows.with_columns(pl.col("misses") + 0.5), "'misses': expected whole numbers from 0 up"),
+        (lambda rows: rows.with_columns(pl.col("misses") + 0.5), "'misses': expected whole numbers from 0 to 1"),
+        (lambda rows: rows.with_columns(accesses=10**12 + 1), "'accesses': expected whole numbers from 0"),
+        (lambda rows: rows.with_columns(misses=pl.col("accesses") + 1), "'misses': more of them than accesses"),
         (lambda rows: rows.with_columns(layer=77), "'layer': 77 is none of"),
         (lambda rows: rows.with_columns(step=0), "two rows of one step, layer"),
     ],

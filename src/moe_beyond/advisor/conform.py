@@ -24,6 +24,8 @@ from moe_beyond.traces.schema import Trace, TraceMetadata
 KEYS = ("step", "phase", "layer")
 _PHASES = ("prefill", "decode")
 _LISTED = 10
+_MOST = 10**12
+"""Hits of one row: sums of them stay whole numbers of 64 bits."""
 
 
 def read_rows(path: Path, meta: TraceMetadata) -> pl.DataFrame:
@@ -33,8 +35,8 @@ def read_rows(path: Path, meta: TraceMetadata) -> pl.DataFrame:
     as one; `phase` is prefill or decode; `layer` is the model's own number.
 
     Raises:
-        InputError: Not a CSV, no key or no hits, something other than whole numbers from 0 up, a phase or a layer that
-            is none of the model's, or two rows of one key.
+        InputError: Not a CSV, no key or no hits, something other than whole numbers from 0 to 10^12, more misses than
+            accesses, a phase or a layer that is none of the model's, or two rows of one key.
     """
     table = load_csv(path)
     keys = [key for key in KEYS if key in table.columns]
@@ -43,8 +45,11 @@ def read_rows(path: Path, meta: TraceMetadata) -> pl.DataFrame:
     counted = ["hits"] if "hits" in table.columns else ["accesses", "misses"]
     for column in {*keys, *counted} - {"phase"}:
         values = table[column]
-        if not values.dtype.is_integer() or values.null_count() or (values < 0).any():
-            raise InputError(f"{path}: column {column!r}: expected whole numbers from 0 up in every row")
+        whole = values.dtype.is_integer() and not values.null_count()
+        if not whole or (values < 0).any() or (values > _MOST).any():
+            raise InputError(f"{path}: column {column!r}: expected whole numbers from 0 to {_MOST} in every row")
+    if "misses" in counted and (table["misses"] > table["accesses"]).any():
+        raise InputError(f"{path}: column 'misses': more of them than accesses in a row")
     for column, allowed in (("phase", _PHASES), ("layer", meta.layer_numbers)):
         wrong = [] if column not in keys else table.filter(~pl.col(column).is_in(allowed))[column].to_list()
         if wrong:
