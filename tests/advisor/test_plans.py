@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,11 @@ FETCH = Fetch(2, 0.25)
         ("predictor_anticipate", Plan(ANTICIPATE)),
         ("prefetch_layer_lru", Plan("layer_lru", fetch=FETCH)),
         ("predictor_layer_prefetch_anticipate", Plan(ANTICIPATE, fetch=Fetch(2, 0.25, layers=True))),
+        ("next_token_prefetch_lru", Plan("lru", fetch=replace(FETCH, next_token=True))),
+        (
+            "predictor_next_token_layer_prefetch_anticipate",
+            Plan(ANTICIPATE, fetch=Fetch(2, 0.25, layers=True, next_token=True)),
+        ),
         ("layer_lru", Plan("layer_lru")),  # a policy of a single layer is no layer step
     ],
 )
@@ -39,6 +46,17 @@ def test_an_unknown_name_lists_all_of_them(name):
     with pytest.raises(InputError, match=message) as error:
         parse_plan(name, FETCH, None)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_prefetches_for_the_next_token_prefetches():
+    with pytest.raises(InputError, match="'next_token_lru': next_token_ stands before prefetch_ or layer_prefetch_"):
+        parse_plan("next_token_lru", FETCH, None)
+
+
+def test_nothing_is_prefetched_for_the_next_token_by_a_predictor_that_says_nothing_of_it():
+    predictions = Predictions(PartlyRight(1.0, name="by chance"), TRACE, events_of(TRACE))
+    with pytest.raises(InputError, match="by_chance: says nothing of later tokens"):
+        DATA.policy(Plan("lru", fetch=replace(FETCH, next_token=True)), predictions)
 
 
 def test_the_predictor_predicts_only_what_a_plan_needs(monkeypatch):

@@ -203,7 +203,7 @@ def test_replay_prefetches_by_a_predictor(trace_file, exported, slow):
     words = ("replay", trace_file, "--capacity", 20, "--predictor", exported[0])
     named = ("--policy", "prefetch_lru", "--width", 3, "--threshold", 0.2)
     ahead, unlimited = printed(*words, *named, "--device", slow), printed(*words, *named)
-    assert ahead["prefetch"] == {"width": 3, "threshold": 0.2, "layers": False}
+    assert ahead["prefetch"] == {"width": 3, "threshold": 0.2, "layers": False, "next_token": False}
     assert ahead["prefetches"] > 0
     layers = printed(*words, "--policy", "layer_prefetch_lru", "--device", "laptop_nvme")
     assert layers["policy"] == "predictor_layer_prefetch_lru"

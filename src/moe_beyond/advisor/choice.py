@@ -313,7 +313,7 @@ class Advisor:
             yield from (Plan(ANTICIPATE, "shared"), Plan(ANTICIPATE, "fitted"))
 
     def _search_fetch(self, eviction: Plan, data: TrainingData, *, layers: bool) -> list[Measured]:
-        """Thresholds at the router's width, then widths at the best of them."""
+        """Thresholds at the router's width, then widths at the best of them, then the best for the next token too."""
         k = prefetch_width(self.meta, self.settings.step_tokens)
         fetches = [Fetch(k, threshold, layers) for threshold in THRESHOLDS]
         found = [self._measure(replace(eviction, fetch=fetch), data, self.choose) for fetch in fetches]
@@ -321,6 +321,10 @@ class Advisor:
         for share in WIDTHS:
             width = scaled_width(self.meta, self.settings.step_tokens, share)
             found.append(self._measure(replace(eviction, fetch=replace(best, width=width)), data, self.choose))
+        if self.choose.predictions is not None and self.choose.predictions.later_TLE is not None:
+            plan = min(found, key=lambda measured: measured.ms_per_token).plan
+            assert plan.fetch is not None  # noqa: S101 - what is searched
+            found.append(self._measure(replace(plan, fetch=replace(plan.fetch, next_token=True)), data, self.choose))
         return found
 
     def _measure(self, plan: Plan, data: TrainingData, part: _Part) -> Measured:

@@ -20,6 +20,7 @@ from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.engine.results import MIB
 from moe_beyond.simulator.policies import catalogue
 from moe_beyond.simulator.policies.predictions import Predictions
+from moe_beyond.simulator.policies.prefetch import ACROSS
 from moe_beyond.simulator.policies.settings import PolicySettings
 from moe_beyond.simulator.schedule.events import Prefill, events_of
 from moe_beyond.traces.schema import Trace, TraceMetadata
@@ -39,11 +40,13 @@ class Fetch:
         width: Experts at most for each layer of a step.
         threshold: Least probability.
         layers: Whether the layer step predicts too, after every router.
+        next_token: Whether the likeliest expert of the next token's first layer is prefetched too.
     """
 
     width: int
     threshold: float = 0.0
     layers: bool = False
+    next_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Plan:
         if self.fetch is None:
             return text
         after = " and layer step" if self.fetch.layers else ""
+        after += ", one for the next token" if self.fetch.next_token else ""
         return f"{text}, prefetch {self.fetch.width} a layer from p >= {self.fetch.threshold:g} by token{after}"
 
 
@@ -157,7 +161,10 @@ class TrainingData:
         policy = predictions.eviction(self.popularity_LE) if evicts else self.fitted(plan.policy)
         if plan.fetch is None:
             return policy
-        return predictions.prefetch(policy, plan.fetch.width, plan.fetch.threshold, layers=plan.fetch.layers)
+        fetch = plan.fetch
+        return predictions.prefetch(
+            policy, fetch.width, fetch.threshold, layers=fetch.layers, next_token=fetch.next_token
+        )
 
     def budget(self, plan: Plan, policy: Policy, meta: TraceMetadata, size: CacheSize) -> Budget:
         """The budget of a plan.
@@ -184,8 +191,8 @@ class TrainingData:
 def parse_plan(name: str, fetch: Fetch, split: Split | None) -> Plan:
     """The plan of a name.
 
-    Names are those of the catalogue, `anticipate`, and any of these after `prefetch_` or `layer_prefetch_`; also those
-    of a predictor's policies in tables.
+    Names are those of the catalogue, `anticipate`, and any of these after `prefetch_` or `layer_prefetch_`, which
+    `next_token_` may stand before; also those of a predictor's policies in tables.
 
     Args:
         name: As written.
@@ -196,15 +203,19 @@ def parse_plan(name: str, fetch: Fetch, split: Split | None) -> Plan:
         InputError: There is no such policy.
     """
     rest = name.removeprefix("predictor_")
-    layers = rest.startswith("layer_prefetch_")
-    policy = rest.removeprefix("layer_prefetch_").removeprefix("prefetch_")
+    across = rest.removeprefix(ACROSS)
+    layers = across.startswith("layer_prefetch_")
+    policy = across.removeprefix("layer_prefetch_").removeprefix("prefetch_")
     if policy != ANTICIPATE and not catalogue.is_known(policy):
         raise InputError(
             f"policy {name!r} is not known; choose one of {catalogue.all_names()}; or with a predictor "
-            f"{ANTICIPATE}, or prefetch_ or layer_prefetch_ before any of these"
+            f"{ANTICIPATE}, or prefetch_ or layer_prefetch_ before any of these, and {ACROSS} before that"
         )
-    fetches = policy != rest
-    return Plan(policy, split or "shared", replace(fetch, layers=layers) if fetches else None)
+    if across == policy:
+        if across != rest:
+            raise InputError(f"policy {name!r}: {ACROSS} stands before prefetch_ or layer_prefetch_")
+        return Plan(policy, split or "shared")
+    return Plan(policy, split or "shared", replace(fetch, layers=layers, next_token=across != rest))
 
 
 class _NoTraining:

@@ -217,6 +217,7 @@ def _policy(  # noqa: PLR0917 - the options of `run`
             0 if plan.fetch is None else plan.fetch.width,
             threshold,
             layers=plan.fetch is not None and plan.fetch.layers,
+            next_token=plan.fetch is not None and plan.fetch.next_token,
         )
     return policy, online, data.budget(plan, policy, meta, size)
 

@@ -169,6 +169,7 @@ def ours(
                 width if isinstance(policy, Prefetch) else 0,
                 threshold,
                 layers=isinstance(policy, Prefetch) and policy.layers_HTLE is not None,
+                next_token=isinstance(policy, Prefetch) and policy.later_TLE is not None,
             )
             return policy, online
     raise AssertionError(f"{name}: no way of using the predictor")

@@ -133,6 +133,7 @@ class Case:
         requests: Of the policy, in any order.
         keep_warm: Whether the cache is kept from prompt to prompt.
         scores: No row, one for all steps, or one a step.
+        scores_ahead: What a router's choice makes known of a layer h + 1 ahead, at `[h][token][layer]`.
         bypass: Whether an event's own experts compete with the residents.
         overrun: Whether an event that alone exceeds the budget may keep all its experts.
         times: Milliseconds; None: loading takes no time, and there is some ahead of every event to prefetch in.
@@ -144,6 +145,7 @@ class Case:
     requests: Sequence[Request] = ()
     keep_warm: bool = True
     scores: Sequence[list[float]] = ()
+    scores_ahead: Sequence[list[list[list[float]]]] = ()
     bypass: bool = False
     overrun: bool = False
     times: Times | None = None
@@ -243,6 +245,7 @@ class _Replay:
         self.prefetch_for(self.layer_step_ms[event] - loading_ms)
 
         self.add_requests(known=2 * event + 1)
+        self.read_scores_ahead()
         all_loaded_ms = max(0.0, loading_ms - self.layer_step_ms[event])  # as what follows, from the layer step's end
         first_ms = min(all_loaded_ms, accelerator_ms - last_ms) if self.overlap else 0.0
         done_ms = max(all_loaded_ms + accelerator_ms - first_ms, host_ms)
@@ -278,7 +281,17 @@ class _Replay:
     def read_scores(self) -> None:
         rows = self.case.scores
         if rows:
-            self.past.scores = rows[0] if len(rows) == 1 else rows[self.steps[self.event]]
+            first = self.event == 0 or self.steps[self.event] != self.steps[self.event - 1]
+            if first:
+                self.past.scores = list(rows[0] if len(rows) == 1 else rows[self.steps[self.event]])
+
+    def read_scores_ahead(self) -> None:
+        token = int(self.case.events.token_S[self.steps[self.event]])
+        for ahead, said_TLE in enumerate(self.case.scores_ahead if token >= 0 else (), start=1):
+            layer = self.layers[self.event] + ahead
+            for expert, of in enumerate(self.layer_of):
+                if of == layer:
+                    self.past.scores[expert] = said_TLE[token][layer][expert - self.layer_of.index(layer)]
 
     def add_requests(self, known: int) -> None:
         for request in self.case.requests:
@@ -463,17 +476,13 @@ def anticipate(persistence: float, memory: float, rarest: float) -> Rank:
     return rank
 
 
-def anticipate_later(rarest: float) -> Rank:
-    """As `anticipate`, of a predictor that says how often the tokens to come use an expert."""
-
-    def rank(past: Past, expert: int, now: Now) -> float:
-        num_layers = max(past.layer_of) + 1
-        later = max(past.scores[len(past.layer_of) + expert], rarest)
-        if past.layer_of[expert] > now.layer:
-            return -(past.layer_of[expert] - now.layer + (1 - past.scores[expert]) * num_layers / later)
-        return -(num_layers - now.layer + past.layer_of[expert] + (1 - later) * num_layers / later)
-
-    return rank
+def anticipate_later(past: Past, expert: int, now: Now) -> float:
+    """The chance that this token or the next uses it, of a predictor that says how often the tokens to come do."""
+    by_next_token = past.scores[len(past.layer_of) + expert]
+    if past.layer_of[expert] <= now.layer:
+        return by_next_token
+    by_this_one = past.scores[expert]
+    return by_this_one + by_next_token - by_this_one * by_next_token
 
 
 RANKS: dict[str, Rank] = {
@@ -533,7 +542,9 @@ def most_probable(probabilities: Sequence[float], layer: int, width: int, thresh
 def predicted(events: Events, policy: Prefetch) -> list[Request]:
     """The requests of a predictor: by its token step, known before a token's first event, and by its layer step.
 
-    A layer step, one or more layers ahead, is known when the router so many layers before has chosen.
+    A layer step, one or more layers ahead, is known when the router so many layers before has chosen. Where it is for
+    the next token too, the likeliest expert of the first layer that comes is requested when a token's last router has
+    chosen.
     """
     steps, layers = events.step_N.tolist(), events.layer_N.tolist()
     layer_step = [] if policy.layers_HTLE is None else list(policy.layers_HTLE)
@@ -547,6 +558,11 @@ def predicted(events: Events, policy: Prefetch) -> list[Request]:
         for known, said_TLE in known_TLE if row >= 0 else ():
             experts = most_probable(said_TLE[row, layer].tolist(), layer, policy.width, policy.threshold)
             requests.append(Request(known, event, experts, [0.0] * len(experts)))
+        row_before = int(events.token_S[step - 1])
+        begins = layer == 0 and event > 0 and layers[event - 1] != 0
+        if policy.later_TLE is not None and begins and row_before >= 0:
+            experts = most_probable(policy.later_TLE[row_before, 0].tolist(), 0, 1, policy.threshold)
+            requests.append(Request(2 * event - 1, event, experts, [0.0] * len(experts)))
     return requests
 
 

@@ -27,7 +27,7 @@ from tests.simulator.strategies import make_trace, traces
 
 PREDICTED = {
     "anticipate": slow_clock.anticipate(PERSISTENCE, MEMORY, rarest=1e-3),
-    "anticipate_later": slow_clock.anticipate_later(rarest=1e-3),
+    "anticipate_later": slow_clock.anticipate_later,
 }
 RANKS = {**slow_clock.RANKS, **PREDICTED}
 POLICIES = {policy.name: policy for policy in (Lru, Lfu, LfuResident, Lfru, Fifo, LeastStale, Belady, BeladyForced)}
@@ -111,7 +111,9 @@ def cases(draw, ranks):
     policy = draw_policy(name, events, draw(RANDOMS), bypass=bypass)
     belady = slow_clock.belady(events, keep_warm=keep_warm)
     case = Case(events, draw(budgets(events.metadata)), RANKS.get(name, belady), (), keep_warm)
-    return replace(case, scores=policy.scores_SM(events).tolist(), bypass=bypass, overrun=overrun), policy
+    ahead = [] if policy.ahead_HTLE is None else policy.ahead_HTLE.tolist()
+    scores = policy.scores_SM(events).tolist()
+    return replace(case, scores=scores, scores_ahead=ahead, bypass=bypass, overrun=overrun), policy
 
 
 @st.composite
@@ -132,8 +134,13 @@ def draw_policy(rank, events, random, *, bypass):
         # eighths: some are equal, and their products are exact
         eighths = draw.integers(0, 9, (int(events.prompt_tokens_PF.sum()), meta.num_layers, meta.num_experts))
         later_TLE = events.by_step((eighths[::-1] / 8).astype(np.float32)) if rank == "anticipate_later" else None
+        ahead_HTLE = np.stack([np.roll(eighths, 1, axis=2), np.roll(eighths, 3, axis=0)]) / 8
         policy = Anticipate(
-            "drawn", events.by_step((eighths / 8).astype(np.float32)), popularity_LE, later_TLE=later_TLE
+            "drawn",
+            events.by_step((eighths / 8).astype(np.float32)),
+            popularity_LE,
+            later_TLE=later_TLE,
+            ahead_HTLE=events.by_step(ahead_HTLE.astype(np.float32), axis=1) if random.random() < 0.5 else None,
         )
     elif rank == "static":
         # few values, so that some are equal

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe_beyond.simulator.engine.policy import LAYER, NUM_FEATURES, RANKS, SCORE, SECOND_SCORE
-from moe_beyond.simulator.policies.anticipate import MEMORY, Anticipate, expected_wait_by_later_use
+from moe_beyond.simulator.policies.anticipate import MEMORY, Anticipate, chance_of_use
 from moe_beyond.simulator.schedule.events import events_of
 from tests.simulator.strategies import make_trace
 
@@ -41,14 +41,12 @@ def test_what_the_predictor_says_of_later_tokens_takes_the_place_of_rates_where_
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 1])
-def test_the_longest_expected_wait_is_ranked_lowest(layer):
-    """Against the definition: layers until the next chance, then a token a try at the later rate."""
+def test_what_is_least_likely_used_by_this_token_or_the_next_is_ranked_lowest(layer):
+    """Against drawn tokens: an expert of a layer that has run has one chance left, one of a layer to come two."""
     features_FM = np.zeros((NUM_FEATURES, 6))
     features_FM[LAYER] = [0, 0, 1, 1, 2, 2]
     features_FM[SCORE], features_FM[SECOND_SCORE] = [0.9, 0.1, 0.5, 0.0, 0.3, 1.0], [0.2, 0.8, 0.5, 0.0, 0.6, 0.9]
-    expected_wait_by_later_use(features_FM, np.arange(6, dtype=np.int32), 9, 3, layer)
-    for expert in range(6):
-        its_layer, rate = features_FM[LAYER, expert], max(features_FM[SECOND_SCORE, expert], 1e-3)
-        passed = its_layer <= layer
-        first, chance = its_layer - layer + (3 if passed else 0), rate if passed else features_FM[SCORE, expert]
-        assert -features_FM[RANKS, expert] == pytest.approx(first + (1 - chance) * 3 / rate)
+    chance_of_use(features_FM, np.arange(6, dtype=np.int32), 9, 3, layer)
+    this, following = np.random.default_rng(2).random((2, 200_000, 6)) < features_FM[[SCORE, SECOND_SCORE], None]
+    used = following | (this & (features_FM[LAYER] > layer))
+    assert features_FM[RANKS, :6] == pytest.approx(used.mean(axis=0), abs=5e-3)

@@ -18,7 +18,7 @@ from moe_beyond.simulator.policies.on_demand import Lru
 from moe_beyond.simulator.schedule.events import events_of
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
 from tests.simulator.engine import slow_clock
-from tests.simulator.strategies import make_trace, prefetching, traces
+from tests.simulator.strategies import drawn_TLE, make_trace, prefetching, traces
 
 
 @dataclass
@@ -38,12 +38,17 @@ class Requesting(Lru):
         return Prefetches.from_requests(events, known, target, counts, experts)
 
 
-@given(trace=traces(), batch=st.integers(1, 3), width=st.integers(0, 4), seed=st.integers(0, 99))
-def test_a_predictor_requests_what_is_most_probable_as_soon_as_it_is_known(trace, batch, width, seed):
+@given(trace=traces(), batch=st.integers(1, 3), width=st.integers(0, 4), seed=st.integers(0, 99), across=st.booleans())
+def test_a_predictor_requests_what_is_most_probable_as_soon_as_it_is_known(trace, batch, width, seed, across):
     events = events_of(trace, batch=batch)
     drawn = prefetching(trace, seed, width, 0.375, layers=True)
     layers_HTLE = events.by_step(drawn.layers_HTLE, axis=1)
-    policy = replace(drawn, probabilities_TLE=events.by_step(drawn.probabilities_TLE), layers_HTLE=layers_HTLE)
+    policy = replace(
+        drawn,
+        probabilities_TLE=events.by_step(drawn.probabilities_TLE),
+        layers_HTLE=layers_HTLE,
+        later_TLE=events.by_step(drawn_TLE(trace, seed + 3)) if across else None,
+    )
     made = policy.prefetches(events)
     named = [made.experts_X[a:b].tolist() for a, b in pairwise(made.offsets_Q)]
     expected = [(one.known, one.event, one.experts) for one in slow_clock.predicted(events, policy)]

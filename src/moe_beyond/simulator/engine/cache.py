@@ -7,7 +7,7 @@ counts the references to each array that it takes out of a tuple. They are the f
 counts [R, C].
 
 Shape suffixes: M experts of the model, F features, G groups that share a budget, R rows of counts, C counters,
-I places.
+I places, T tokens, L MoE layers, E experts in a layer, H layers ahead.
 """
 
 from __future__ import annotations
@@ -88,6 +88,18 @@ def set_scores(features: F64, scores: F32) -> None:
     features[SCORE] = scores[:num_experts]
     if len(scores) > num_experts:
         features[SECOND_SCORE] = scores[num_experts:]
+
+
+@compiled()
+def set_scores_ahead(features: F64, ahead_HTLE: F32, row: int, layer: int) -> None:
+    """A router has chosen in a layer: of the next H layers' experts a predictor says more now.
+
+    `row` is the token's in `ahead_HTLE`, whose first entry is of the next layer.
+    """
+    num_layers, num_experts = ahead_HTLE.shape[2:]
+    for ahead in range(min(len(ahead_HTLE), num_layers - 1 - layer)):
+        other = layer + 1 + ahead
+        features[SCORE, other * num_experts : (other + 1) * num_experts] = ahead_HTLE[ahead, row, other]
 
 
 @compiled()

@@ -91,10 +91,14 @@ class Routing:
 
 
 class Request(NamedTuple):
-    """Experts of a layer that a later event will use, model-wide ids in order of priority."""
+    """Experts of a layer that a later event will use, model-wide ids in order of priority.
+
+    With it may come a score of each of the layer's experts, float32, in place of the one that ranks have read so far.
+    """
 
     target: int
     experts_W: npt.NDArray[np.integer]
+    scores_E: F32 | None = None
 
 
 class Online:

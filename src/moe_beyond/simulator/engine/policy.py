@@ -4,7 +4,8 @@ A policy never counts and never changes the cache: the replay does. It ranks exp
 rank is evicted first. Its prefetch requests carry the moment from which they are known. It may use less than the router
 chose, for which the replay counts the router weight that was lost.
 
-Shape suffixes: N events, A accesses, M experts of the model, S steps, L MoE layers, I members of an event, F features.
+Shape suffixes: N events, A accesses, M experts of the model, S steps, L MoE layers, I members of an event, F features,
+T tokens, E experts in a layer, H layers ahead.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ ADMITTED = 4
 NEXT_USE = 5
 """Event of the next use: only bounds may read it."""
 SCORE = 6
-"""The policy's own `scores_SM` in this step; while its token step takes time, still of the step before."""
+"""The policy's own `scores_SM` in this step; while its token step takes time, still of the step before. Where it has
+`ahead_HTLE`, of the layers ahead what was said last."""
 LAYER = 7
 """Index of the expert's layer."""
 SECOND_SCORE = 8
@@ -145,6 +147,10 @@ class Policy:
 
     precisions: tuple[float, ...] = (1.0,)
     """Bytes of an expert at each precision as shares of the traced ones, falling; the first is the full one."""
+
+    ahead_HTLE: F32 | None = None
+    """What takes the place of SCORE for the experts of the next H layers when a router has chosen, a row as
+    `Events.token_S` names it: float32 [H, T, L, E], of which the first entry is of the next layer. None: nothing."""
 
     def beside(self, trace: Trace) -> Policy:
         """The same for a trace that is to be replayed: with what its hidden states say, where it has some."""

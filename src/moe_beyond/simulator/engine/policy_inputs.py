@@ -1,7 +1,8 @@
 """What a policy computes from a trace, once for all budgets, devices and latencies.
 
 Shape suffixes: N events, A accesses, M experts of the model, S steps, V precisions, R rows of counts (a prompt and a
-phase), P prompts, F phases, C counters, W ways of losing weight, G groups that share a budget.
+phase), P prompts, F phases, C counters, W ways of losing weight, G groups that share a budget, T tokens, L MoE layers,
+E experts in a layer, H layers ahead.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from moe_beyond.simulator.jit import F32, F64, I32, I64, Bools
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.traces.schema import TraceMetadata
 
+_NONE_AHEAD = np.zeros((0, 0, 0, 0), np.float32)
 _PARTS_OF_A_UNIT = 1000
 """Where experts of several sizes share a budget in slots, a slot is divided into this many parts."""
 
@@ -37,6 +39,8 @@ class Common(NamedTuple):
     empties_N: Bools
     next_use_A: I64
     scores_SM: F32
+    ahead_HTLE: F32
+    token_S: I64
     layer_M: I64
 
 
@@ -156,6 +160,8 @@ def prepare(events: Events, policy: Policy, *, keep_warm: bool) -> Prepared:
         empties_N=used.empties_N(keep_warm),
         next_use_A=used.next_use_A(within_prompt=not keep_warm) if policy.knows_future else np.zeros(0, np.int64),
         scores_SM=np.ascontiguousarray(policy.scores_SM(used), dtype=np.float32),
+        ahead_HTLE=_NONE_AHEAD if policy.ahead_HTLE is None else np.ascontiguousarray(policy.ahead_HTLE),
+        token_S=used.token_S,
         layer_M=np.arange(len(used.expert_bytes_M)) // used.metadata.num_experts,
     )
     size_VM = np.asarray(policy.precisions)[:, None] * change.bytes_share_M

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from moe_beyond.simulator.engine import cache, stepper
 from moe_beyond.simulator.engine.budget import Budget
-from moe_beyond.simulator.engine.policy import Policy
+from moe_beyond.simulator.engine.policy import SCORE, Policy
 from moe_beyond.simulator.engine.policy_inputs import units_of
 from moe_beyond.simulator.engine.results import Replay
 from moe_beyond.simulator.engine.stepper import BEGIN, NOTHING
@@ -150,11 +150,15 @@ class SteppedCache:
         """Make a row of the policy's scores readable for ranks: M values, or 2 M."""
         cache.set_scores(self._features, scores_M)
 
-    def request(self, target: int, experts_W: npt.NDArray[np.integer]) -> None:
+    def request(self, target: int, experts_W: npt.NDArray[np.integer], scores_E: F32 | None = None) -> None:
         """Request experts of a layer for an event that has not begun, in order of priority.
 
         It counts once the event is no more than the lookahead away, and replaces what was requested for it before.
+        Scores are those of the layer's experts from now on.
         """
+        if scores_E is not None:
+            layer, experts = target % self._meta.num_layers, self._meta.num_experts
+            self._features[SCORE, layer * experts : (layer + 1) * experts] = scores_E
         if target - self.event > self._lookahead:
             self._postponed[target] = experts_W.astype(np.int32)
             return

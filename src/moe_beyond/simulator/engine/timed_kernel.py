@@ -30,7 +30,7 @@ In detail:
   not the last one that is waited for.
 - Requests known before an event count from the end of its token step on, those known when its router has chosen from
   the end of its layer step on. Until the token step has ended the link prefetches by earlier requests, and ranks read
-  the scores of the step before.
+  the scores of the step before; what a layer step says of the next layers' experts, they read from its end on.
 - Of all requests the link looks at the next expert, which is the first that is neither resident nor under way; those
   passed over are not looked at again. If there is no space for it, its event has to wait until the next event, even if
   another request replaces this one. What was evicted to make space for it stays evicted all the same.
@@ -44,7 +44,8 @@ In detail:
   are removed then do not count as evictions.
 
 Shape suffixes: N events, A accesses, M experts of the model, Q requests, X requested experts, Z moments (two an event),
-L layers, V precisions, R rows of counts, C counters, G groups that share a budget, W ways of losing weight.
+L layers, V precisions, R rows of counts, C counters, G groups that share a budget, W ways of losing weight, T tokens,
+E experts in a layer, H layers ahead.
 """
 
 from __future__ import annotations
@@ -148,6 +149,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
     empties_N: Bools,
     next_use_A: I64,
     scores_SM: F32,
+    ahead_HTLE: F32,
+    token_S: I64,
     layer_M: I64,
     bytes_VM: I64,
     demand: Any,
@@ -314,6 +317,8 @@ def timed_replay(  # noqa: D417, PLR0912, PLR0915 - calls split it worse; up to 
             else:
                 expert_ms = max(expert_ms, cpu_ms - stall_ms)
                 time_ms = expert_ms - hidden_ms
+                if len(ahead_HTLE) and token_S[step] >= 0:
+                    cache.set_scores_ahead(features, ahead_HTLE, token_S[step], layer)
                 for request in range(request_offsets_Z[2 * event + 1], request_offsets_Z[2 * event + 2]):
                     target, first, last = target_Q[request], offsets_Q[request], offsets_Q[request + 1]
                     stepper.add_request(experts, link, requests, experts_X, layer_N[target], target, first, last)

@@ -6,7 +6,7 @@ misses are loaded for it. After it its experts are kept, and the policy's lowest
 kept again: never the event's own experts while there are others, unless the policy bypasses: then all compete.
 
 Shape suffixes: N events, A accesses, M experts of the model, F features, S steps, G groups that share a budget,
-R rows of counts, C counters, I places in a list.
+R rows of counts, C counters, I places in a list, T tokens, L MoE layers, E experts in a layer, H layers ahead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moe_beyond.simulator.jit import F32, F64, I32, I64, RANK, Bools, compiled
 
 # types of arguments
 _I4, _I8, _FLAGS = t.int32[::1], t.int64[::1], t.boolean[::1]
-COMMON: Any = (_I4, _I8, _I4, _I4, _I8, _I8, _FLAGS, _I8, t.float32[:, ::1], _I8)
+COMMON: Any = (_I4, _I8, _I4, _I4, _I8, _I8, _FLAGS, _I8, t.float32[:, ::1], t.float32[:, :, :, ::1], _I8, _I8)
 """Those from `members_A` to `layer_M`, which both loops take."""
 _TABLES: Any = (t.float64[:, ::1], t.int64[:, ::1], t.int64[:, ::1], t.int32[:, ::1], t.int64[:, ::1])
 _RANK = t.FunctionType(RANK)
@@ -75,6 +75,8 @@ def replay(
     empties_N: Bools,
     next_use_A: I64,
     scores_SM: F32,
+    ahead_HTLE: F32,
+    token_S: I64,
     layer_M: I64,
     prefetch_offsets_N: I64,
     prefetch_experts: I32,
@@ -101,6 +103,8 @@ def replay(
         empties_N: True where the cache and its memory are emptied before the event.
         next_use_A: Event of each accessed expert's next use; empty where the rank does not read it.
         scores_SM: The policy's scores: no row, one for all steps, or one a step; of M columns or 2 M.
+        ahead_HTLE: What takes the place of scores of the next H layers when a router has chosen; H may be 0.
+        token_S: Its row of each step; negative for steps that have none.
         layer_M: Layer of each expert.
         prefetch_offsets_N: Where the experts to fetch before each event begin and end.
         prefetch_experts: Experts to fetch, in order of priority.
@@ -157,4 +161,6 @@ def replay(
             )
         members = members_A[offsets_N[event] : offsets_N[event + 1]]
         cache.discount_unkept(features, experts, counts_RC, members, admissions, at[3])
+        if len(ahead_HTLE) and token_S[step] >= 0:
+            cache.set_scores_ahead(features, ahead_HTLE, token_S[step], layer)
     return misses_N

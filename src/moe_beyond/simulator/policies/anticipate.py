@@ -1,15 +1,18 @@
 # ruff: noqa: PLR0917 - compiled functions take positional arguments only
-"""Ours: the expert with the longest expected time until its next use is evicted, by the present token's prediction.
+"""Ours: eviction by the predicted next use.
 
 The predictor predicts all layers before a token's first one, so experts of the layers still to come are known with
 some probability. Of the layers that have passed, the next use lies in the next token at the earliest. A predictor that
-says how often the tokens to come will use each expert is taken at its word.
+says how often the tokens to come will use each expert is taken at its word: the expert that is least likely to be used
+in what is left of this token or in the next one is evicted.
 
-Of one that does not, that is the expert's rate, for the next token moved some way towards what this token's was. The
-rate starts from the popularity in the training split at each prompt, and follows what the prompt uses. Popularity alone
-does well on a stand-in model whose routing is lexical, and loses to LRU on real traces, which have locality.
+Of one that does not, it is the expert with the longest expected time until its next use. That is by the expert's rate,
+for the next token moved some way towards what this token's was. The rate starts from the popularity in the training
+split at each prompt, and follows what the prompt uses. Popularity alone does well on a stand-in model whose routing is
+lexical, and loses to LRU on real traces, which have locality.
 
-Shape suffixes: T tokens, S steps, N events, A accesses, L MoE layers, E routed experts in a layer, M = L * E experts.
+Shape suffixes: T tokens, S steps, N events, A accesses, L MoE layers, E routed experts in a layer, M = L * E experts,
+H layers ahead.
 """
 
 from __future__ import annotations
@@ -49,17 +52,16 @@ def expected_wait(features_FM: F64, residents: I32, now: int, step: int, layer: 
 
 
 @compiled(RANK)
-def expected_wait_by_later_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
-    """As `expected_wait`, where SECOND_SCORE is what the predictor says of the tokens to come."""
-    num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
+def chance_of_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
+    """Rank by the chance of a use in what is left of this token or in the next one: SECOND_SCORE is that of the next.
+
+    When within a token it would come is left out: tried on validation prompts, counting it gained nothing.
+    """
     for place, expert in enumerate(residents):
-        rate = max(features_FM[SECOND_SCORE, expert], _RAREST)
-        probability = features_FM[SCORE, expert]
-        chance_in = features_FM[LAYER, expert] - layer
-        if chance_in <= 0:
-            chance_in += num_layers
-            probability = rate
-        features_FM[RANKS, place] = -(chance_in + (1 - probability) * num_layers / rate)
+        unused = 1 - features_FM[SECOND_SCORE, expert]
+        if features_FM[LAYER, expert] > layer:
+            unused *= 1 - features_FM[SCORE, expert]
+        features_FM[RANKS, place] = 1 - unused
 
 
 @compiled()
@@ -100,6 +102,7 @@ class Anticipate(Policy):
         token_step_ms: Charged for the predictor's token step.
         later_TLE: How often the tokens after each one will use each expert, as `OnnxPredictor.later_TLE` says; None:
             the rates of this module.
+        ahead_HTLE: What its layer step says of the next layers, where that runs too; None: only the token step.
     """
 
     predictor: str = field()
@@ -108,11 +111,12 @@ class Anticipate(Policy):
     bypass: bool = True
     token_step_ms: float = 0.0
     later_TLE: F32 | None = None
+    ahead_HTLE: F32 | None = None
 
     @property
     @override
     def rank(self) -> Rank:  # type: ignore[override]
-        return expected_wait if self.later_TLE is None else expected_wait_by_later_use
+        return expected_wait if self.later_TLE is None else chance_of_use
 
     @property
     @override

@@ -42,6 +42,7 @@ class OnlinePrediction(Online):
         width: Experts requested at most for a layer; 0: only evictions read the predictor.
         threshold: An expert below this probability is not requested.
         layers: Whether the layer step runs.
+        next_token: Whether the likeliest expert of the next token's first layer is requested too.
         popularity_M: float32; how often a token of the training prompts used each expert; None where eviction reads no
             prediction.
         under: What another policy decides, over which this one prefetches.
@@ -55,6 +56,7 @@ class OnlinePrediction(Online):
     layers: bool
     popularity_M: F32 | None
     under: Online = field(default_factory=Online)
+    next_token: bool = False
     token_ms: float = 0.0
     layer_ms: float = 0.0
     _stream: Stream | None = None
@@ -73,7 +75,7 @@ class OnlinePrediction(Online):
             previous_LK = self._previous_LK if self._previous_LK.size else None
             probabilities_LE = self._stream.step(step.tokens[0], previous_LK)
             layers_L = np.arange(self.predictor.num_layers)
-            requests += self._requests(step.first_event + layers_L, probabilities_LE, layers_L)
+            requests += self._requests(step.first_event + layers_L, probabilities_LE, layers_L, self.width)
         if self.popularity_M is not None:
             # a prefill has no prediction: its experts are expected at their rate
             expected_M = self._rate_M if probabilities_LE is None else probabilities_LE.ravel()
@@ -89,7 +91,11 @@ class OnlinePrediction(Online):
     @override
     def routed(self, routing: Routing) -> list[Request]:
         layer, last = routing.layer, self.predictor.num_layers - 1
-        if not (self.layers and routing.decodes and layer < last and self._stream is not None):
+        if not routing.decodes or self._stream is None:
+            return []
+        if layer == last:
+            return self._for_the_next_token(routing.event) if self.next_token else []
+        if not self.layers:
             return []
         started = perf_counter()
         gate_input_Z = None
@@ -101,7 +107,12 @@ class OnlinePrediction(Online):
             gate_input_Z = routing.gate_input()
         probabilities_HE = self._stream.layer_step(layer, routing.experts_TK[0], gate_input_Z)[: last - layer]
         layers_H = layer + 1 + np.arange(len(probabilities_HE))
-        requests = self._requests(routing.event + 1 + np.arange(len(layers_H)), probabilities_HE, layers_H)
+        requests = self._requests(routing.event + 1 + np.arange(len(layers_H)), probabilities_HE, layers_H, self.width)
+        if self.popularity_M is not None:
+            requests = [
+                request._replace(scores_E=scores_E)
+                for request, scores_E in zip(requests, probabilities_HE, strict=True)
+            ]
         took_ms = 1e3 * (perf_counter() - started)
         self.token_ms += took_ms
         self.layer_ms += took_ms
@@ -118,13 +129,22 @@ class OnlinePrediction(Online):
             self._rate_M = _rates_after(self._rate_M, experts_TLK, self.predictor.num_experts)
         self.token_ms += 1e3 * (perf_counter() - started)
 
-    def _requests(self, targets_Q: I64, probabilities_QE: F32, layers_Q: I64) -> list[Request]:
+    def _for_the_next_token(self, event: int) -> list[Request]:
+        later_LE = None if self._stream is None else self._stream.later_logits_LE
+        if later_LE is None or self.predictor.num_layers == 1:
+            return []
+        started = perf_counter()
+        requests = self._requests(np.array([event + 1]), sigmoid(later_LE[:1]), np.zeros(1, np.int64), 1)
+        self.token_ms += 1e3 * (perf_counter() - started)
+        return requests
+
+    def _requests(self, targets_Q: I64, probabilities_QE: F32, layers_Q: I64, width: int) -> list[Request]:
         if not self.width:
             return []
         all_TLE = np.zeros((1, self.predictor.num_layers, self.predictor.num_experts), np.float32)
         all_TLE[0, layers_Q] = probabilities_QE
         token_Q = np.zeros(len(layers_Q), np.int64)
-        experts_X, counts_Q = most_probable(all_TLE, token_Q, layers_Q.astype(np.int32), self.width, self.threshold)
+        experts_X, counts_Q = most_probable(all_TLE, token_Q, layers_Q.astype(np.int32), width, self.threshold)
         ends_Q = np.cumsum(counts_Q)
         return [
             Request(int(target), experts_X[end - count : end])
@@ -141,6 +161,7 @@ def predicted(  # noqa: PLR0917 - what a plan holds
     threshold: float,
     *,
     layers: bool,
+    next_token: bool = False,
 ) -> tuple[Policy, Online]:
     """A policy by a predictor's streams, and its decisions beside a running model.
 
@@ -152,11 +173,15 @@ def predicted(  # noqa: PLR0917 - what a plan holds
         width: Experts prefetched at most for a layer; 0: none, the predictor only evicts.
         threshold: Least probability of those.
         layers: Whether the layer step runs too.
+        next_token: Whether the next token's first layer is prefetched for too.
 
     Raises:
-        InputError: The predictor is for another model, or `eviction` cannot decide beside a model.
+        InputError: The predictor is for another model, or says nothing of later tokens where one is prefetched for, or
+            `eviction` cannot decide beside a model.
     """
     predictor.require_model(meta)
+    if next_token and not predictor.predicts_later:
+        raise InputError(f"{predictor.path}: says nothing of later tokens, so nothing is prefetched for them")
     name, none_TLE = predictor.name.replace(" ", "_"), np.zeros((0, meta.num_layers, meta.num_experts), np.float32)
     under, popularity_M = Online(), None
     if eviction is not None:
@@ -167,11 +192,12 @@ def predicted(  # noqa: PLR0917 - what a plan holds
         popularity_M = np.ascontiguousarray(popularity_LE.ravel())
         later_TLE = none_TLE if predictor.predicts_later else None
         eviction = Anticipate(name, none_TLE, popularity_LE, later_TLE=later_TLE)
-    online = OnlinePrediction(predictor, width, threshold, layers, popularity_M, under)
+    online = OnlinePrediction(predictor, width, threshold, layers, popularity_M, under, next_token)
     if not width:
         return eviction, online
     layers_HTLE = none_TLE[None] if layers else None
-    return Prefetch(name, none_TLE, width, eviction, threshold, layers_HTLE), online
+    later_TLE = none_TLE if next_token else None
+    return Prefetch(name, none_TLE, width, eviction, threshold, layers_HTLE, later_TLE=later_TLE), online
 
 
 def _rates_after(rate_M: F32, experts_TLK: npt.NDArray[np.integer], num_experts: int) -> F32:

@@ -6,9 +6,10 @@ Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ah
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from moe_beyond.errors import InputError
 from moe_beyond.predictor.base import Predictor
 from moe_beyond.simulator.engine.policy import Policy
 from moe_beyond.simulator.jit import F32
@@ -102,8 +103,18 @@ class Predictions:
             later_TLE=self.later_TLE,
         )
 
-    def prefetch(self, eviction: Policy, width: int, threshold: float = 0.0, *, layers: bool = False) -> Prefetch:
-        """Prefetching of the most probable experts, by the token step or by both steps."""
+    def prefetch(
+        self, eviction: Policy, width: int, threshold: float = 0.0, *, layers: bool = False, next_token: bool = False
+    ) -> Prefetch:
+        """Prefetching of the most probable experts, by the token step or by both steps, and for the next token too.
+
+        Raises:
+            InputError: For the next token, by a predictor that says nothing of later tokens.
+        """
+        if next_token and self.later_TLE is None:
+            raise InputError(f"predictor {self.name}: says nothing of later tokens, so nothing is prefetched for them")
+        if layers and isinstance(eviction, Anticipate) and eviction.predictor == self.name:
+            eviction = replace(eviction, ahead_HTLE=self.layers_HTLE)
         return Prefetch(
             predictor=self.name,
             probabilities_TLE=self.token_TLE,
@@ -113,11 +124,17 @@ class Predictions:
             layers_HTLE=self.layers_HTLE if layers else None,
             token_step_ms=self.token_step_ms,
             layer_step_ms=self.layer_step_ms if layers else 0.0,
+            later_TLE=self.later_TLE if next_token else None,
         )
 
     def policies(self, width: int, threshold: float) -> list[Policy]:
-        """Prefetch over LRU and over the predicted eviction, by the token step and by both; the eviction alone."""
+        """Prefetch over LRU and over the predicted eviction, by the token step and by both; the eviction alone.
+
+        Of a predictor that says how later tokens use experts, also prefetch by all it has, for the next token too.
+        """
         steps = (False, True) if self.has_layer_step else (False,)
         evictions = (self.eviction(), Lru())
         fetching = [self.prefetch(out, width, threshold, layers=layers) for layers in steps for out in evictions]
+        if self.later_TLE is not None:
+            fetching.append(self.prefetch(evictions[0], width, threshold, layers=self.has_layer_step, next_token=True))
         return [*fetching, evictions[0]]

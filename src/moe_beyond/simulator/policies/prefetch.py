@@ -1,7 +1,8 @@
 """Prefetching by any predictor: fetch ahead the experts that a layer most probably uses.
 
 A token step predicts all layers before the token's first one. A layer step predicts the next few layers anew each time
-a router has chosen, and replaces requests for them that have not begun.
+a router has chosen, and replaces requests for them that have not begun. While a token's last layer computes, a link has
+time for one more expert, which the next token may use: that token's own predictions replace it if it has not begun.
 
 Shape suffixes: T tokens, L MoE layers, E routed experts in a layer, H layers ahead, N events, Q requests, X
 requested experts, W experts fetched at most (the width).
@@ -19,6 +20,9 @@ from moe_beyond.simulator.jit import F32, I32, I64, compiled
 from moe_beyond.simulator.policies.layer_passes import LayerPasses
 from moe_beyond.simulator.schedule.events import Events
 from moe_beyond.simulator.schedule.prefetches import before, when_routed
+
+ACROSS = "next_token_"
+"""Begins the names of policies that prefetch for the next token too."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Prefetch(Policy):
             along axis 1; None: the token step alone.
         token_step_ms: Charged for its token step.
         layer_step_ms: Charged for its layer step.
+        later_TLE: How often the tokens after each one will use each expert, as `Anticipate.later_TLE`: the most likely
+            expert of the next token's first layer is requested too. None: nothing across tokens.
     """
 
     predictor: str = field()
@@ -48,17 +54,20 @@ class Prefetch(Policy):
     layers_HTLE: F32 | None = None
     token_step_ms: float = 0.0
     layer_step_ms: float = 0.0
+    later_TLE: F32 | None = None
 
     @property
     @override
     def name(self) -> str:  # type: ignore[override]
         verb = "prefetch" if self.layers_HTLE is None else "layer_prefetch"
+        verb = verb if self.later_TLE is None else f"{ACROSS}{verb}"
         return f"{self.predictor}_{verb}_{self.eviction.name.removeprefix(f'{self.predictor}_')}"
 
     @property
     @override
     def title(self) -> str:  # type: ignore[override]
         steps = "" if self.layers_HTLE is None else " ahead of each layer"
+        steps += "" if self.later_TLE is None else " and of the next token"
         under = "predicted eviction" if self.eviction.predictor == self.predictor else self.eviction.title
         return f"{sentence(self.predictor)}: prefetch{steps}, {under}"
 
@@ -76,6 +85,11 @@ class Prefetch(Policy):
     @override
     def rank(self) -> Rank:  # type: ignore[override]
         return self.eviction.rank
+
+    @property
+    @override
+    def ahead_HTLE(self) -> F32 | None:  # type: ignore[override]
+        return self.eviction.ahead_HTLE
 
     @property
     @override
@@ -102,7 +116,9 @@ class Prefetch(Policy):
 
     @override
     def prefetches(self, events: Events) -> Prefetches:
-        requests = [token_step_requests(events, self.probabilities_TLE, self.width, self.threshold)]
+        # of requests for one event that are known at once the later in the list holds: the next token's own
+        requests = [] if self.later_TLE is None else [next_token_requests(events, self.later_TLE, self.threshold)]
+        requests.append(token_step_requests(events, self.probabilities_TLE, self.width, self.threshold))
         if self.layers_HTLE is not None:
             requests += layer_step_requests(events, self.layers_HTLE, self.width, self.threshold)
         known_Q, target_Q, counts_Q, experts_X = (np.concatenate(parts) for parts in zip(*requests, strict=True))
@@ -137,6 +153,20 @@ def layer_step_requests(events: Events, layers_HTLE: F32, width: int, threshold:
         experts_X, counts_Q = most_probable(ahead_TLE, token_Q, events.layer_N[target_Q], width, threshold)
         requests.append((when_routed(from_Q), target_Q, counts_Q, experts_X))
     return requests
+
+
+def next_token_requests(events: Events, later_TLE: F32, threshold: float) -> Requests:
+    """When a decoded token's last router has chosen: the likeliest expert of the first layer that comes next.
+
+    Whether the prompt ends with this token is not known, so what comes next may be another prompt. A model of one layer
+    has no time between its routers, and nothing is requested.
+    """
+    passes, last = LayerPasses.of(events), events.metadata.num_layers - 1
+    ends_V = passes.decode_V[:-1] & (passes.layer_V[:-1] == last)
+    from_Q, target_Q = passes.last_V[:-1][ends_V & (last > 0)], passes.first_V[1:][ends_V & (last > 0)]
+    token_Q = events.token_S[events.step_N[from_Q]]
+    experts_X, counts_Q = most_probable(later_TLE, token_Q, events.layer_N[target_Q], 1, threshold)
+    return when_routed(from_Q), target_Q, counts_Q, experts_X
 
 
 @compiled()
