@@ -69,7 +69,7 @@ def test_params_yaml_holds_known_parameters_with_their_defaults():
     # devices that are fits, and times fewer places on more of them
     named = {f"simulate.{name}" for name in ("devices", "headline_device", "timed_capacities", "bandwidths_gb_per_s")}
     # processes that a test does not want to wait for
-    named |= {"simulate.workers"}
+    named |= {"extract.workers"}
     named |= {"tune.device", "publish.device"}
     assert {name for name in written if written[name] != defaults[name]} == named
 

@@ -46,7 +46,8 @@ class Charged:
         predictor: Predicts the experts.
         token_step_ms: Charged ahead of every decoded token.
         layer_step_ms: Charged after the router of every layer but the last.
-        variant: Whether it is the first predictor again, used in another way: no rival to it.
+        variant: Whether it is the first predictor again with another layer step: no rival to it, and where its token
+            step works alone the same, so that it is not replayed again.
     """
 
     predictor: Predictor
@@ -197,7 +198,9 @@ def replay_splits(
         case = case_of(replace(trace, hidden=None), settings)
         predictions = [_predictions(charged, trace, case.events, popularity_LE) for charged in predictors]
         ablation = _ablation(predictions, settings)
-        every = [policy.beside(trace) for policy in listed] + _policies(predictions, settings)
+        every = [policy.beside(trace) for policy in listed]
+        for charged, one in zip(predictors, predictions, strict=True):
+            every += [way for way in _policies([one], settings) if not charged.variant or way.layer_step_ms > 0]
         every.sort(key=lambda policy: policy.knows_future)  # bounds last
         at_headline = replace(case, slots=(case.headline_slots,), timed_slots=(case.headline_slots,))
         own = [(case, policy, True) for policy in every]
