@@ -75,14 +75,19 @@ class _SaidOnce(event.Listener):
 event.register("numba:compile", _SaidOnce())
 
 
-def compiled(signature: Any = None) -> Callable[[Function], Function]:
+def compiled(signature: Any = None, *, borrows: bool = False) -> Callable[[Function], Function]:
     """Compile with numba: cached on disk beside the source, and without the interpreter's lock.
 
     Args:
         signature: Give one where the function is handed to another compiled function: it is then passed by address,
             so that one compiled replay, cached once, serves every policy.
+        borrows: It makes no array and returns none. Then numba counts no references to its arguments, which takes as
+            long as all else in a function that is called for every access, and longer where threads share an array. One
+            that makes an array all the same does not compile.
     """
-    return cast("Callable[[Function], Function]", njit(signature, cache=True, nogil=True, error_model="numpy"))
+    # numba's stubs leave the last one out
+    options: Any = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": not borrows}
+    return cast("Callable[[Function], Function]", njit(signature, **options))
 
 
 @intrinsic

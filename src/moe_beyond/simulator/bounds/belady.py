@@ -12,7 +12,7 @@ from moe_beyond.simulator.engine.policy import NEXT_USE, RANKS, Policy
 from moe_beyond.simulator.jit import F64, I32, I64, RANK, compiled
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def nearest_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank of the farthest next use: lowest where it is farthest."""
     for place, expert in enumerate(residents):

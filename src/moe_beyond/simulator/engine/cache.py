@@ -102,7 +102,7 @@ def set_scores_ahead(features: F64, ahead_HTLE: F32, row: int, layer: int) -> No
         features[SCORE, other * num_experts : (other + 1) * num_experts] = ahead_HTLE[ahead, row, other]
 
 
-@compiled()
+@compiled(borrows=True)
 def forget(features: F64, experts: I64, groups: I64) -> None:
     """Empty the cache and the history of its experts."""
     experts[PLACE] = ABSENT
@@ -116,7 +116,7 @@ def forget(features: F64, experts: I64, groups: I64) -> None:
     features[WEIGHT_SUM : USES_FULL + 1] = 0
 
 
-@compiled()
+@compiled(borrows=True)
 def count_useless(experts: I64, counts_RC: I64) -> None:
     """Count the residents that were prefetched and not used."""
     for row in experts[PREFETCH_ROW]:
@@ -124,7 +124,7 @@ def count_useless(experts: I64, counts_RC: I64) -> None:
             counts_RC[row, USELESS] += 1
 
 
-@compiled()
+@compiled(borrows=True)
 def admit(features: F64, experts: I64, groups: I64, residents: I32, expert: int, prefetch_row: int) -> None:
     """Admit an expert; `prefetch_row` is the row of counts of the prefetch that loads it, or DEMANDED."""
     group = experts[GROUP, expert]
@@ -139,7 +139,7 @@ def admit(features: F64, experts: I64, groups: I64, residents: I32, expert: int,
     features[USES_RESIDENT, expert] = 0
 
 
-@compiled()
+@compiled(borrows=True)
 def remove(
     features: F64,
     experts: I64,
@@ -167,7 +167,7 @@ def remove(
         groups[WASTED, 0] += 1
 
 
-@compiled()
+@compiled(borrows=True)
 def make_space(
     rank: Any,
     features: F64,
@@ -200,7 +200,7 @@ def make_space(
         remove(features, experts, groups, residents, counts_RC, residents[group, victim], at[3])
 
 
-@compiled()
+@compiled(borrows=True)
 def discount_unkept(features: F64, experts: I64, counts_RC: I64, members: I32, admissions: int, row: int) -> None:
     """Take back evictions of what an event loaded and did not keep: no resident was evicted.
 
@@ -217,14 +217,14 @@ def discount_unkept(features: F64, experts: I64, counts_RC: I64, members: I32, a
             counts_RC[row, EVICTIONS] -= 1
 
 
-@compiled()
+@compiled(borrows=True)
 def _goes_before(features: F64, expert: int, other: int) -> bool:
     """Of two experts of equal rank: the less recently used, and of two that have not been used yet the lower id."""
     mine, theirs = features[LAST_USE, expert], features[LAST_USE, other]
     return bool(mine < theirs or (mine == theirs and expert < other))
 
 
-@compiled()
+@compiled(borrows=True)
 def use(
     features: F64,
     experts: I64,

@@ -26,7 +26,7 @@ _I4, _I8, _TABLE = t.int32[::1], t.int64[::1], t.int64[:, ::1]
 def by_feature(feature: int) -> Rank:
     """The rank function that reads one row of the features: the expert with the lowest value is evicted."""
 
-    @compiled(RANK)
+    @compiled(RANK, borrows=True)
     def rank(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
         for place, expert in enumerate(residents):
             features_FM[RANKS, place] = features_FM[feature, expert]

@@ -27,7 +27,7 @@ def new(bytes_VM: I64, limit: int) -> I64:
     return pages
 
 
-@compiled()
+@compiled(borrows=True)
 def read(pages: I64, bytes_VM: I64, precision: int, expert: int) -> bool:
     """Read an expert; returns whether it lay there. It is kept as the latest, and the earliest go until all fit."""
     if pages[AMOUNTS, _LIMIT] == 0:
@@ -50,7 +50,7 @@ def read(pages: I64, bytes_VM: I64, precision: int, expert: int) -> bool:
     return bool(found)
 
 
-@compiled()
+@compiled(borrows=True)
 def _unlink(pages: I64, slot: int) -> None:
     before, after = pages[OLDER, slot], pages[NEWER, slot]
     pages[NEWER, before], pages[OLDER, after] = after, before

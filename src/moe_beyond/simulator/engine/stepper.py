@@ -60,7 +60,7 @@ def new_link(num_layers: int) -> tuple[I64, I64]:
     return np.array([NOTHING, 0, NOTHING]), requests
 
 
-@compiled(t.void(_I8_2, _I8))
+@compiled(t.void(_I8_2, _I8), borrows=True)
 def finish_prefetch(experts: I64, link: I64) -> None:
     """The expert under way is there."""
     experts[cache.PROTECTED, link[LOADING]] = link[UNTIL]
@@ -68,7 +68,7 @@ def finish_prefetch(experts: I64, link: I64) -> None:
     link[LOADING] = NOTHING
 
 
-@compiled()
+@compiled(borrows=True)
 def _drop(experts: I64, link: I64) -> None:
     """Cancel the prefetch under way, where its expert was evicted."""
     if link[LOADING] != NOTHING and experts[cache.PLACE, link[LOADING]] == cache.ABSENT:
@@ -85,7 +85,7 @@ def empty(features: F64, experts: I64, groups: I64, counts_RC: I64, link: I64, r
     requests[HEAD] = requests[END]
 
 
-@compiled()
+@compiled(borrows=True)
 def _protect(experts: I64, link: I64, named: I32, old: int, new: int) -> None:
     """Move the protection of experts that is `old` or less to `new`."""
     for expert in named:
@@ -95,7 +95,7 @@ def _protect(experts: I64, link: I64, named: I32, old: int, new: int) -> None:
             experts[cache.PROTECTED, expert] = new
 
 
-@compiled(t.void(_I8_2, _I8, _I8_2, _I4, _INT, _INT, _INT, _INT))
+@compiled(t.void(_I8_2, _I8, _I8_2, _I4, _INT, _INT, _INT, _INT), borrows=True)
 def add_request(
     experts: I64, link: I64, requests: I64, experts_X: I32, layer: int, target: int, begin: int, end: int
 ) -> None:
@@ -113,7 +113,7 @@ def add_request(
     _protect(experts, link, experts_X[begin:end], stamp, stamp)
 
 
-@compiled()
+@compiled(borrows=True)
 def _highest_priority(
     experts: I64, link: I64, requests: I64, experts_X: I32, priorities_X: F32, event: int, layer: int
 ) -> int:
@@ -134,7 +134,7 @@ def _highest_priority(
     return best
 
 
-@compiled(_INT(_RANK, *CACHE, _I8, _I8_2, _I4, _F4, _I8_2, _I8_2, _INT, _INT, _AT))
+@compiled(_INT(_RANK, *CACHE, _I8, _I8_2, _I4, _F4, _I8_2, _I8_2, _INT, _INT, _AT), borrows=True)
 def start_prefetch(
     rank: Any,
     features: F64,
@@ -183,7 +183,9 @@ _RULES: Any = (_RANK, _DEMAND, t.boolean, t.boolean, t.boolean)
 _EVENT: Any = (_I4, _F4, _I8, _I8, _INT, _INT, _INT, _INT, _INT, _INT, _INT)
 
 
-@compiled(t.void(*_RULES, *CACHE, _F8_2, _I8, _I8_2, _I8_2, _I8_2, _I8, *_EVENT, _I8, t.int8[::1], _I8, _I8))
+@compiled(
+    t.void(*_RULES, *CACHE, _F8_2, _I8, _I8_2, _I8_2, _I8_2, _I8, *_EVENT, _I8, t.int8[::1], _I8, _I8), borrows=True
+)
 def route(
     rank: Any,
     demand: Any,

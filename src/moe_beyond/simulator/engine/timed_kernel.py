@@ -67,7 +67,7 @@ from moe_beyond.simulator.jit import DEMAND, F32, F64, I32, I64, RANK, Bools, co
 TOKEN_STEP, BEFORE_EXPERTS, LAYER_STEP, EXPERTS = range(4)
 
 
-@compiled()
+@compiled(borrows=True)
 def _work(
     rank: Any,
     features: F64,

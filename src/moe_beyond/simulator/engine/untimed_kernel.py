@@ -28,7 +28,7 @@ _TABLES: Any = (t.float64[:, ::1], t.int64[:, ::1], t.int64[:, ::1], t.int32[:, 
 _RANK = t.FunctionType(RANK)
 
 
-@compiled()
+@compiled(borrows=True)
 def _prefetch(
     rank: Any,
     features: F64,

@@ -29,7 +29,7 @@ LOST_SKIPPED, LOST_SUBSTITUTED, LOST_PRECISION = range(3)
 NUM_LOSSES = 3
 
 
-@compiled(DEMAND)
+@compiled(DEMAND, borrows=True)
 def full_precision(
     features_FM: F64, precision_M: I64, members_I: I32, shares_I: F32, step: int, layer: int, actions_I: I64
 ) -> None:
@@ -37,7 +37,7 @@ def full_precision(
     actions_I[:] = FULL
 
 
-@compiled()
+@compiled(borrows=True)
 def resolve(experts: I64, members_I: I32, actions_I: I64, busy_M: I64, event: int, num_precisions: int) -> None:
     """Correct what a demand function has written: no replacement that is absent or in use, no unknown precision."""
     for place, expert in enumerate(members_I):
@@ -53,7 +53,7 @@ def resolve(experts: I64, members_I: I32, actions_I: I64, busy_M: I64, event: in
                 busy_M[other] = event
 
 
-@compiled()
+@compiled(borrows=True)
 def use_as_decided(
     features: F64,
     experts: I64,
@@ -115,7 +115,7 @@ def use_as_decided(
     return outcome, expert, precision
 
 
-@compiled()
+@compiled(borrows=True)
 def _load(
     features: F64,
     experts: I64,

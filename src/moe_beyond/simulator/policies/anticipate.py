@@ -35,7 +35,7 @@ _RAREST = 1e-3
 """A rate below this is taken as once in a thousand tokens: what was counted is finite."""
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def expected_wait(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by the layers until the expected next use, negated: the longest wait is lowest."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1
@@ -51,7 +51,7 @@ def expected_wait(features_FM: F64, residents: I32, now: int, step: int, layer: 
         features_FM[RANKS, place] = -(chance_in + (1 - probability) * num_layers / rate)
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def chance_of_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by the chance of a use in what is left of this token or in the next one: SECOND_SCORE is that of the next.
 

@@ -27,7 +27,7 @@ MARGIN = 1.5
 _PINNED = 4503599627370496.0
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def swapped(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Uses; of an expert that this event loaded, less the margin in a round, and below all others between rounds."""
     for place, expert in enumerate(residents):
@@ -37,7 +37,7 @@ def swapped(features_FM: F64, residents: I32, now: int, step: int, layer: int) -
         features_FM[RANKS, place] = uses
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def pinned_last(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Last use; pinned experts after all others."""
     for place, expert in enumerate(residents):

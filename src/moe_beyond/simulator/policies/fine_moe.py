@@ -41,7 +41,7 @@ DISTANCE = 6
 NONE = -1
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def probability_by_visits(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by the probability that the last match gave, times uses since admission, as a whole number."""
     for place, expert in enumerate(residents):

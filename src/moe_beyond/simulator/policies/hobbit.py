@@ -55,7 +55,7 @@ def by_weight_above(
             actions_I[i] = SKIP
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def four_grounds(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by recency + frequency + frequency at full precision + nearness of the layer's next run, each 0 to 1."""
     num_layers = features_FM[LAYER, features_FM.shape[1] - 1] + 1

@@ -31,7 +31,7 @@ _STEPS = 100
 _FIT_TOKENS = 20_000
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def soonest_use(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank by the predicted distance, negated: what the step has used already has the age of one token."""
     for place, expert in enumerate(residents):

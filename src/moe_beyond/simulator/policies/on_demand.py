@@ -25,14 +25,14 @@ last_use = by_feature(LAST_USE)
 """Rank of the least recently used."""
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def frequency_by_age(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank of LFRU: uses over the accesses since the last one."""
     for place, expert in enumerate(residents):
         features_FM[RANKS, place] = features_FM[USES, expert] / (now - features_FM[LAST_USE, expert])
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def stale_first(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """Rank of Least-Stale: experts that were not used in this step first, among equals the longest resident."""
     for place, expert in enumerate(residents):
@@ -41,7 +41,7 @@ def stale_first(features_FM: F64, residents: I32, now: int, step: int, layer: in
         features_FM[RANKS, place] = features_FM[ADMITTED, expert] + (4503599627370496.0 if fresh else 0.0)
 
 
-@compiled(RANK)
+@compiled(RANK, borrows=True)
 def shuffled(features_FM: F64, residents: I32, now: int, step: int, layer: int) -> None:
     """A random number that an expert keeps while it stays: splitmix64 of its admission and the seed in SCORE."""
     for place, expert in enumerate(residents):
