@@ -69,6 +69,11 @@ def reason_of(error: object) -> str:
     return shorten(masked(str(error)), _MOST, placeholder=" ...")
 
 
+def first_line_of(error: BaseException) -> str:
+    """What a library says first; the kind of its error where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put the file that was read before the message of an `InputError` that names none."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import resolve_revision
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, first_line_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def in_one_line(source: ModelSource) -> Iterator[None]:
             if Path(source.location).exists()
             else "check the id, the network and, for a private model, HF_TOKEN; or give a local folder"
         )
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line_of(error).rstrip(".:")
         raise InputError(f"{source.location}: cannot be loaded ({reason}); {fix}") from error
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from moe_beyond.documents import load_json, read_plain, repeated, require_unpacked
-from moe_beyond.errors import InputError, reason_of
+from moe_beyond.errors import InputError, first_line_of, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,8 +115,8 @@ def _table_rows(data: bytes, text: str, field: str, path: Path) -> list[tuple[st
             else pl.read_csv(text.encode(), separator=separator, infer_schema=False)
         )
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable {'CSV' if separator else 'Parquet'} file ({reason})") from error
+        kind = "CSV" if separator else "Parquet"
+        raise InputError(f"{path}: not a readable {kind} file ({first_line_of(error)})") from error
     if field not in table.columns:
         raise InputError(f"{path}: no column {field!r} among {table.columns}; name one as prompt_field")
     kept = table.select(name for name in (field, "id", "domain") if name in table.columns)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from moe_beyond.errors import DAMAGE_ERRORS, InputError
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, first_line_of
 from moe_beyond.files import replacing
 from moe_beyond.traces.hidden import open_hidden, write_hidden
 from moe_beyond.traces.schema import TokenTexts, Trace, TraceMetadata
@@ -92,8 +92,7 @@ def _map(path: Path) -> npt.NDArray[Any]:
     try:
         mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except DAMAGE_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable array ({reason}); run the split stage again") from error
+        raise InputError(f"{path}: not a readable array ({first_line_of(error)}); run the split stage again") from error
     return mapped
 
 

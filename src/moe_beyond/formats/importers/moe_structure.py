@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from moe_beyond.errors import InputError
+from moe_beyond.errors import InputError, first_line_of
 from moe_beyond.formats.importers.expert_bytes import Expert, Matrix
 from moe_beyond.formats.importers.layer_keys import integer, layers_by_keys
 
@@ -125,7 +125,7 @@ def _by_transformers(config: dict[str, Any], where: str) -> tuple[dict[str, Any]
         *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
         *(ValueError, StrictDataclassError),
     ) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line_of(error)
         log.warning(
             "%s: transformers builds no %s of it (%s: %.80s); its keys decide",
             where,

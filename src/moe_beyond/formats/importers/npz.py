@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_beyond.documents import repeated
-from moe_beyond.errors import DAMAGE_ERRORS, InputError, reason_of
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, first_line_of, reason_of
 from moe_beyond.formats.importers.sources import COUNTS, counts_are_no_trace
 from moe_beyond.limits import limits
 
@@ -44,8 +44,7 @@ def _unzip(data: bytes, wanted: Sequence[str], where: str) -> dict[str, bytes]:
     except InputError:
         raise
     except DAMAGE_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where}: not a readable .npz ({reason}); save it again") from error
+        raise InputError(f"{where}: not a readable .npz ({first_line_of(error)}); save it again") from error
 
 
 def _load_array(data: bytes, where: str) -> npt.NDArray[Any]:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from moe_beyond.documents import load_json, require_plain
-from moe_beyond.errors import DAMAGE_ERRORS, InputError
+from moe_beyond.errors import DAMAGE_ERRORS, InputError, first_line_of
 from moe_beyond.limits import limits
 
 Item = TypeVar("Item")
@@ -288,5 +288,4 @@ class _Guarded(io.RawIOBase):
 
 
 def _damaged(where: str, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"{where}: damaged or cut short ({reason}); fetch it again")
+    return InputError(f"{where}: damaged or cut short ({first_line_of(error)}); fetch it again")
