@@ -85,13 +85,6 @@ def figures(root: Path) -> dict[str, Any]:
     }
 
 
-def hidden_figures(root: Path) -> dict[str, Any]:
-    """What the README shows of a run whose hidden states alone are shown, on its last test split."""
-    split = table(root, "export", "hidden")["split"][-1]
-    card = json.loads((root / "reports/assess/card.json").read_text(encoding="utf-8"))
-    return {"top_k": card["top_k"], "split": split, "hidden": hidden(root, split)}
-
-
 def hidden(root: Path, split: str) -> list[dict[str, Any]]:
     """What predictors recall that read hidden states, over all layers and phases; empty where the traces have none."""
     rows = table(root, "export", "hidden").filter(

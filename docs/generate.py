@@ -18,18 +18,14 @@ import polars as pl
 from pydantic.fields import FieldInfo
 
 from docs.card import example, known_models
-from docs.figures import block, figures, hidden_figures, hidden_table, sizes_table, spread
+from docs.figures import block, figures, sizes_table, spread
 from moe_beyond.files import replacing, write_json
 from moe_beyond.params import Params
 from moe_beyond.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
-RUNS = {"default": ROOT, "deepseek": ROOT / "build" / "deepseek", "gpt-oss": ROOT / "build" / "gpt-oss"}
-
-
-LARGER = ROOT / "build" / "larger"
-"""Where `make larger` runs."""
+RUNS = {"default": ROOT, **{name: ROOT / "build" / name for name in ("larger", "deepseek", "gpt-oss")}}
 
 
 def parameters() -> str:
@@ -83,8 +79,6 @@ def main() -> None:
     for name, root in RUNS.items():
         if (root / "reports/simulate/tables/on_device.parquet").exists():
             write_json(FIGURES / f"{name}.json", figures(root))
-    if (LARGER / "reports/export/tables/hidden.parquet").exists():
-        write_json(FIGURES / "larger.json", hidden_figures(LARGER))
     write(ROOT / "README.md", filled_readme((ROOT / "README.md").read_text(encoding="utf-8")))
     for name, fill in (("card", filled_card), ("beyond-one-machine", filled_sizes)):
         path = ROOT / "docs" / f"{name}.md"
@@ -97,7 +91,6 @@ def filled_readme(readme: str) -> str:
     """The README with every block written anew from the committed figures."""
     for name in RUNS:
         readme = filled(readme, name, block(name, read(name)))
-    readme = filled(readme, "larger", "\n".join(hidden_table(read("larger"))))
     readme = filled(readme, "spread", spread(read("spread")))
     return filled(readme, "tree", tree())
 
