@@ -52,7 +52,7 @@ def figures(root: Path) -> dict[str, Any]:
     quality = table(root, "export", "quality").filter((pl.col("phase") == "all") & (pl.col("layer") == "all"))
     unlimited = table(root, "simulate", "unlimited_link")
     unlimited = unlimited.filter((pl.col("split") == split) & (pl.col("capacity_experts") == slots))
-    # where the link has no limit, ways that differ in when they ask are one: that of the first device stands for them
+    # where the link has no limit, ways that differ in when they request are one: that of the first device
     ours = rows.filter("ours")["policy"][0]
     paper = table(root, "simulate", "paper_replay")
     pays = table(root, "simulate", "pays").filter((pl.col("split") == split) & (pl.col("capacity_experts") == slots))

@@ -280,10 +280,9 @@ class _Replay:
 
     def read_scores(self) -> None:
         rows = self.case.scores
-        if rows:
-            first = self.event == 0 or self.steps[self.event] != self.steps[self.event - 1]
-            if first:
-                self.past.scores = list(rows[0] if len(rows) == 1 else rows[self.steps[self.event]])
+        step_begins = self.event == 0 or self.steps[self.event] != self.steps[self.event - 1]
+        if rows and step_begins:
+            self.past.scores = list(rows[0] if len(rows) == 1 else rows[self.steps[self.event]])
 
     def read_scores_ahead(self) -> None:
         token = int(self.case.events.token_S[self.steps[self.event]])

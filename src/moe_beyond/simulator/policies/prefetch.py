@@ -162,8 +162,8 @@ def next_token_requests(events: Events, later_TLE: F32, threshold: float) -> Req
     has no time between its routers, and nothing is requested.
     """
     passes, last = LayerPasses.of(events), events.metadata.num_layers - 1
-    ends_V = passes.decode_V[:-1] & (passes.layer_V[:-1] == last)
-    from_Q, target_Q = passes.last_V[:-1][ends_V & (last > 0)], passes.first_V[1:][ends_V & (last > 0)]
+    ends_V = passes.decode_V[:-1] & (passes.layer_V[:-1] == last) & (last > 0)
+    from_Q, target_Q = passes.last_V[:-1][ends_V], passes.first_V[1:][ends_V]
     token_Q = events.token_S[events.step_N[from_Q]]
     experts_X, counts_Q = most_probable(later_TLE, token_Q, events.layer_N[target_Q], 1, threshold)
     return when_routed(from_Q), target_Q, counts_Q, experts_X
